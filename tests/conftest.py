@@ -1,0 +1,55 @@
+import os
+
+# Before anything imports TensorFlow or matplotlib.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import sys
+
+import hypothesis
+import pytest
+from absl import flags
+
+# Tracing a graph takes seconds: no deadline. In CI the examples are always the
+# same ones, so that what fails there is the change, not the draw.
+hypothesis.settings.register_profile(
+    "tf_dpfp", deadline=None, derandomize=bool(os.environ.get("CI"))
+)
+hypothesis.settings.load_profile("tf_dpfp")
+
+
+def pytest_configure(config):
+    del config
+    # absltest and the examples read flags, which pytest does not parse.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True)
+def _restore_global_settings():
+    """No test hands its dtype policy or eager mode on to the next one."""
+    before = _global_settings()
+    yield
+    if _global_settings() == before:
+        return
+    policy, image_data_format, eager = before or ("float32", None, False)
+    import keras
+    import tensorflow as tf
+
+    keras.config.set_dtype_policy(policy)
+    keras.config.set_image_data_format(image_data_format or "channels_last")
+    tf.config.run_functions_eagerly(eager)
+
+
+def _global_settings():
+    # Of libraries that are there already: not every test needs them.
+    if "keras" not in sys.modules or "tensorflow" not in sys.modules:
+        return None
+    import keras
+    import tensorflow as tf
+
+    return (
+        keras.config.dtype_policy(),
+        keras.config.image_data_format(),
+        tf.config.functions_run_eagerly(),
+    )

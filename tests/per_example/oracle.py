@@ -1,0 +1,245 @@
+"""Per-example gradients by a loop over examples: the truth to compare with.
+
+The loop runs the real layer on batches of one in float64; nothing of the
+package takes part in it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_dpfp import per_example
+
+# Half precision rounds every product; everything else must agree closely.
+TOLERANCES = {
+    "float32": 2e-4,
+    "float64": 1e-9,
+    "mixed_float16": 2e-2,
+    "mixed_bfloat16": 8e-2,
+}
+
+
+def weights_like(outputs) -> list[tf.Tensor]:
+    """Fixed random weights that make a loss of the outputs, per example."""
+    rng = np.random.default_rng(7)
+    return [
+        tf.constant(rng.normal(size=t.shape[1:]), t.dtype)
+        for t in tf.nest.flatten(outputs)
+    ]
+
+
+def losses_of(outputs, weights) -> tf.Tensor:
+    """One loss for every example: curved, so that gradients differ."""
+    total = 0.0
+    for tensor, weight in zip(tf.nest.flatten(outputs), weights, strict=True):
+        tensor = tf.cast(tensor, tf.float64 if is_double(tensor) else "float32")
+        term = tf.cast(weight, tensor.dtype) * (tensor + 0.1 * tensor**2)
+        total += tf.reduce_sum(term, axis=list(range(1, tensor.shape.rank)))
+    return total
+
+
+def is_double(tensor) -> bool:
+    return tensor.dtype == tf.float64
+
+
+def in_double(layer: keras.layers.Layer, inputs) -> keras.layers.Layer:
+    """A copy of the layer with the same weights, computing in float64."""
+
+    def widen(config):
+        if isinstance(config, dict):
+            if config.get("class_name") == "DTypePolicy" or (
+                config.get("class_name") == "DTypePolicyMap"
+            ):
+                return "float64"
+            return {
+                k: "float64" if k == "dtype" else widen(v)
+                for k, v in config.items()
+            }
+        if isinstance(config, (list, tuple)):
+            return type(config)(widen(v) for v in config)
+        return config
+
+    copy = type(layer).from_config(widen(layer.get_config()))
+    copy(as_double(inputs))
+    for mine, theirs in zip(copy.variables, layer.variables, strict=True):
+        if mine.dtype == theirs.dtype and "float" not in mine.dtype:
+            continue
+        mine.assign(tf.cast(theirs.value, tf.float64))
+    return copy
+
+
+def as_double(inputs):
+    return tf.nest.map_structure(
+        lambda x: tf.cast(x, tf.float64) if x.dtype.is_floating else x, inputs
+    )
+
+
+def loop(
+    layer: keras.layers.Layer,
+    inputs,
+    weights,
+    call: Callable[[keras.layers.Layer, Any], Any] = lambda m, x: m(x),
+) -> list[np.ndarray]:
+    """Gradients of every trainable variable, example by example.
+
+    Args:
+        layer: A layer that computes in float64.
+        inputs: A batch, or a nested structure of batches.
+        weights: What `weights_like` returned.
+        call: How the layer is called.
+
+    Returns:
+        One array of shape `(batch, *variable.shape)` for every trainable
+        variable.
+    """
+    batch = tf.nest.flatten(inputs)[0].shape[0]
+    rows = [[] for _ in layer.trainable_variables]
+    values = [v.value for v in layer.trainable_variables]
+    for i in range(batch):
+        one = tf.nest.map_structure(lambda x, i=i: x[i : i + 1], inputs)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(losses_of(call(layer, one), weights))
+        found = tape.gradient(
+            loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        for row, gradient in zip(rows, found, strict=True):
+            row.append(tf.convert_to_tensor(gradient).numpy())
+    return [np.stack(row) for row in rows]
+
+
+def recorded(
+    layer: keras.layers.Layer,
+    inputs,
+    weights,
+    call: Callable[[keras.layers.Layer, Any], Any] = lambda m, x: m(x),
+) -> dict[int, per_example.PerExampleGradient]:
+    """What the rules say, by the position of the trainable variable."""
+    units = per_example.find_units(layer)
+    with (
+        per_example.record_calls(units) as calls,
+        tf.GradientTape(persistent=True) as tape,
+    ):
+        tape.watch(inputs)
+        loss = tf.reduce_sum(losses_of(call(layer, inputs), weights))
+    parts: dict[int, list] = {}
+    order = {id(v): i for i, v in enumerate(layer.trainable_variables)}
+    for layer_call in calls:
+        found = tape.gradient(
+            loss,
+            layer_call.sources,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        for variable, part in layer_call.rule.gradients(
+            layer_call, tuple(found)
+        ):
+            if id(variable) in order:
+                parts.setdefault(order[id(variable)], []).append(part)
+    return {i: per_example.add(p) for i, p in parts.items()}
+
+
+@dataclasses.dataclass
+class Result:
+    """Everything that a `PerExampleGradient` answers, for every variable."""
+
+    materialized: list[np.ndarray]
+    squared_norms: list[np.ndarray]
+    sums: list[np.ndarray]
+    outputs: Any
+
+
+def answers(
+    layer: keras.layers.Layer,
+    inputs,
+    factors,
+    mode: str = "eager",
+    call: Callable[[keras.layers.Layer, Any], Any] = lambda m, x: m(x),
+) -> Result:
+    """Runs the rules in eager mode ("eager"), in a graph of unknown batch size
+    ("graph") or compiled ("xla")."""
+    weights = weights_like(call(layer, inputs))
+    count = len(layer.trainable_variables)
+
+    def run(inputs, factors):
+        found = recorded(layer, inputs, weights, call)
+        assert sorted(found) == list(range(count)), "a variable was missed"
+        ordered = [found[i] for i in range(count)]
+        return (
+            [p.materialize() for p in ordered],
+            [p.squared_norms() for p in ordered],
+            [p.weighted_sum(tf.cast(factors, "float32")) for p in ordered],
+        )
+
+    if mode != "eager":
+        unknown = mode == "graph"
+        specs = tf.nest.map_structure(
+            lambda x: tf.TensorSpec(
+                [None if unknown else x.shape[0], *x.shape[1:]], x.dtype
+            ),
+            (inputs, factors),
+        )
+        run = tf.function(run, input_signature=specs, jit_compile=not unknown)
+    materialized, norms, sums = run(inputs, factors)
+    as_numpy = lambda ts: [tf.cast(t, tf.float64).numpy() for t in ts]  # noqa: E731
+    return Result(as_numpy(materialized), as_numpy(norms), as_numpy(sums), None)
+
+
+def check(
+    layer: keras.layers.Layer,
+    inputs,
+    *,
+    policy: str = "float32",
+    mode: str = "eager",
+    call: Callable[[keras.layers.Layer, Any], Any] = lambda m, x: m(x),
+    double: keras.layers.Layer | None = None,
+) -> None:
+    """Compares the rules with the loop; raises AssertionError if they differ.
+
+    Args:
+        layer: A built layer of the given policy.
+        inputs: A batch; random factors with zeros are drawn for it.
+        policy: Sets the tolerance.
+        mode: As in `answers`.
+        call: How the layer is called.
+        double: The layer in float64, if `get_config` does not tell.
+    """
+    if double is None:
+        double = in_double(layer, inputs)
+    # Half-precision layers see rounded inputs; so must the oracle.
+    truth = loop(
+        double, as_double(inputs), weights_like(call(layer, inputs)), call
+    )
+    batch = tf.nest.flatten(inputs)[0].shape[0]
+    rng = np.random.default_rng(3)
+    factors = rng.uniform(0.1, 1.0, size=batch).astype("float32")
+    factors[:: max(2, batch // 2)] = 0.0
+    found = answers(layer, inputs, tf.constant(factors), mode, call)
+    tolerance = TOLERANCES[policy]
+    for i, expected in enumerate(truth):
+        name = layer.trainable_variables[i].path
+        scale = np.max(np.abs(expected)) + 1e-12
+        np.testing.assert_allclose(
+            found.materialized[i] / scale,
+            expected / scale,
+            atol=tolerance,
+            err_msg=f"{name}: gradients",
+        )
+        # The norm is of what is summed: exact up to the stated slack.
+        own = np.sum(found.materialized[i] ** 2, axis=tuple(range(1, expected.ndim)))
+        slack = 1e-9 if policy == "float64" else 3e-6
+        assert np.all(found.squared_norms[i] >= own * (1 - slack)), (
+            f"{name}: a norm below the true one"
+        )
+        np.testing.assert_allclose(
+            found.squared_norms[i], own, rtol=2e-3, atol=1e-30, err_msg=name
+        )
+        shape = [-1] + [1] * (expected.ndim - 1)
+        np.testing.assert_allclose(
+            found.sums[i] / scale,
+            np.sum(expected * factors.reshape(shape), axis=0) / scale,
+            atol=3 * tolerance,
+            err_msg=f"{name}: sum",
+        )

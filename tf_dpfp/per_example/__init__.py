@@ -1,0 +1,46 @@
+"""Recording layer calls and turning them into per-example gradients.
+
+This package knows layers and nothing of privacy: no norms are compared with a
+threshold here, no noise is drawn.
+"""
+
+# Importing a module of rules registers them.
+from tf_dpfp.per_example import convolution as _convolution
+from tf_dpfp.per_example import dense as _dense
+from tf_dpfp.per_example import depthwise_convolution as _depthwise_convolution
+from tf_dpfp.per_example import einsum_dense as _einsum_dense
+from tf_dpfp.per_example import embedding as _embedding
+from tf_dpfp.per_example import normalization as _normalization
+from tf_dpfp.per_example import scale as _scale
+from tf_dpfp.per_example.generic import GenericRule
+from tf_dpfp.per_example.gradients import Materialized
+from tf_dpfp.per_example.gradients import OuterProduct
+from tf_dpfp.per_example.gradients import PerExampleGradient
+from tf_dpfp.per_example.gradients import RowGather
+from tf_dpfp.per_example.gradients import add
+from tf_dpfp.per_example.recording import Unit
+from tf_dpfp.per_example.recording import find_units
+from tf_dpfp.per_example.recording import record_calls
+from tf_dpfp.per_example.rules import GradientRule
+from tf_dpfp.per_example.rules import LayerCall
+from tf_dpfp.per_example.rules import register_gradient_rule
+from tf_dpfp.per_example.rules import rule_for
+
+del _convolution, _dense, _depthwise_convolution, _einsum_dense, _embedding
+del _normalization, _scale
+
+__all__ = [
+    "GenericRule",
+    "GradientRule",
+    "LayerCall",
+    "Materialized",
+    "OuterProduct",
+    "PerExampleGradient",
+    "RowGather",
+    "Unit",
+    "add",
+    "find_units",
+    "record_calls",
+    "register_gradient_rule",
+    "rule_for",
+]

@@ -1,0 +1,309 @@
+"""Gradient rules of convolutions.
+
+A convolution multiplies every patch of its input by one matrix, so its
+per-example gradient is an outer product whose positions are patches. What
+this module adds is the patches, in the layout of the kernel, and a sum over
+examples that needs none of them.
+"""
+
+import dataclasses
+import itertools
+import math
+
+import keras
+import tensorflow as tf
+
+from tf_dpfp.per_example import dense
+from tf_dpfp.per_example import gradients
+from tf_dpfp.per_example import rules
+
+# Patches of up to this many numbers are cut by a convolution with an identity
+# matrix (its cost grows with the square), longer ones by slices.
+_IDENTITY_KERNEL_LIMIT = 96
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """How a convolution walks over its input, channels last.
+
+    Attributes:
+        kernel_size: Of every spatial axis.
+        strides: Of every spatial axis.
+        dilation_rate: Of every spatial axis.
+        padding: "valid", "same" or "causal".
+    """
+
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation_rate: tuple[int, ...]
+    padding: str
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """How many inputs the kernel spans on every spatial axis."""
+        return tuple(
+            (size - 1) * rate + 1
+            for size, rate in zip(
+                self.kernel_size, self.dilation_rate, strict=True
+            )
+        )
+
+
+def geometry_of(layer: keras.layers.Layer) -> Geometry:
+    """The geometry of a Keras convolution layer."""
+    return Geometry(
+        tuple(layer.kernel_size),
+        tuple(layer.strides),
+        tuple(layer.dilation_rate),
+        layer.padding,
+    )
+
+
+def channels_last(layer: keras.layers.Layer, tensor: tf.Tensor) -> tf.Tensor:
+    """The layer's input or output with its channels as the last axis."""
+    if layer.data_format == "channels_last":
+        return tensor
+    return tf.transpose(tensor, [0, *range(2, tensor.shape.rank), 1])
+
+
+def _sizes(tensor: tf.Tensor) -> list:
+    """Sizes of the spatial axes: integers where they are known."""
+    static = tensor.shape.as_list()[1:-1]
+    if None not in static:
+        return static
+    dynamic = tf.shape(tensor)
+    return [
+        dynamic[axis] if size is None else size
+        for axis, size in enumerate(static, start=1)
+    ]
+
+
+def _at_least_zero(size):
+    return tf.maximum(size, 0) if tf.is_tensor(size) else max(size, 0)
+
+
+def _pad_before(geometry: Geometry, sizes: list, counts: list) -> list:
+    """How many zeros the convolution sees before each spatial axis."""
+    if geometry.padding == "valid":
+        return [0] * len(sizes)
+    if geometry.padding == "causal":
+        return [extent - 1 for extent in geometry.extents]
+    return [
+        _at_least_zero((count - 1) * stride + extent - size) // 2
+        for size, count, stride, extent in zip(
+            sizes, counts, geometry.strides, geometry.extents, strict=True
+        )
+    ]
+
+
+def _phases(inputs: tf.Tensor, geometry: Geometry, counts: list) -> tf.Tensor:
+    """Pads the input and splits every spatial axis by its stride.
+
+    A slice with a stride is many times slower than one without; after this
+    split every window is a slice without.
+
+    Returns:
+        Tensor of shape `(batch, n_1, stride_1, ..., n_r, stride_r, channels)`.
+    """
+    sizes = _sizes(inputs)
+    before = _pad_before(geometry, sizes, counts)
+    lengths = [
+        count + (extent - 1) // stride
+        for count, extent, stride in zip(
+            counts, geometry.extents, geometry.strides, strict=True
+        )
+    ]
+    ends = [
+        length * stride - start
+        for length, stride, start in zip(
+            lengths, geometry.strides, before, strict=True
+        )
+    ]
+    inputs = inputs[(slice(None), *(slice(0, end) for end in ends))]
+    after = [
+        _at_least_zero(end - size)
+        for end, size in zip(ends, sizes, strict=True)
+    ]
+    if any(tf.is_tensor(n) or n for n in before + after):
+        inputs = tf.pad(
+            inputs, [[0, 0], *zip(before, after, strict=True), [0, 0]]
+        )
+    split = itertools.chain(*zip(lengths, geometry.strides, strict=True))
+    batch = inputs.shape[0]
+    batch = tf.shape(inputs)[0] if batch is None else batch
+    return tf.reshape(inputs, [batch, *split, inputs.shape[-1]])
+
+
+def windows(
+    inputs: tf.Tensor, geometry: Geometry, outputs: tf.Tensor
+) -> list[tf.Tensor]:
+    """What every element of the kernel is multiplied with.
+
+    Args:
+        inputs: Input of the convolution, channels last.
+        geometry: Of the convolution.
+        outputs: Anything of the shape of the output, channels last.
+
+    Returns:
+        For every kernel position, in row-major order, a tensor of shape
+        `(batch, *output_positions, input_channels)`.
+    """
+    counts = _sizes(outputs)
+    split = _phases(inputs, geometry, counts)
+    result = []
+    for offsets in itertools.product(*map(range, geometry.kernel_size)):
+        index = [slice(None)]
+        for offset, count, stride, rate in zip(
+            offsets,
+            counts,
+            geometry.strides,
+            geometry.dilation_rate,
+            strict=True,
+        ):
+            start, phase = divmod(offset * rate, stride)
+            index += [slice(start, start + count), phase]
+        result.append(split[tuple(index)])
+    return result
+
+
+def _cut_by_convolution(inputs: tf.Tensor, geometry: Geometry) -> tf.Tensor:
+    if geometry.padding == "causal":
+        before = [[extent - 1, 0] for extent in geometry.extents]
+        inputs = tf.pad(inputs, [[0, 0], *before, [0, 0]])
+    channels = inputs.shape[-1]
+    size = math.prod(geometry.kernel_size) * channels
+    return tf.nn.convolution(
+        inputs,
+        tf.reshape(
+            tf.eye(size, dtype=inputs.dtype),
+            [*geometry.kernel_size, channels, size],
+        ),
+        strides=geometry.strides,
+        padding="SAME" if geometry.padding == "same" else "VALID",
+        dilations=geometry.dilation_rate,
+    )
+
+
+def patches(
+    inputs: tf.Tensor, geometry: Geometry, outputs: tf.Tensor
+) -> tf.Tensor:
+    """The patches that a convolution multiplies by its kernel.
+
+    Args:
+        inputs: Input of the convolution, channels last.
+        geometry: Of the convolution.
+        outputs: Anything of the shape of the output, channels last.
+
+    Returns:
+        Tensor of shape `(batch, positions, prod(kernel_size) * channels)`.
+    """
+    size = math.prod(geometry.kernel_size) * inputs.shape[-1]
+    if math.prod(geometry.kernel_size) == 1 or size > _IDENTITY_KERNEL_LIMIT:
+        cut = tf.concat(windows(inputs, geometry, outputs), axis=-1)
+    else:
+        cut = _cut_by_convolution(inputs, geometry)
+    return dense.rows(cut)
+
+
+class _ConvolutionKernel(gradients.OuterProduct):
+    """Patches times output gradients, summed over examples without patches.
+
+    Args:
+        inputs: Input of the convolution, channels last.
+        output_gradient: Gradient of its output, channels last.
+        geometry: Of the convolution.
+        kernel_shape: Of the kernel.
+    """
+
+    def __init__(self, inputs, output_gradient, geometry, kernel_shape):
+        kernel_shape = tuple(kernel_shape)
+        super().__init__(
+            patches(inputs, geometry, output_gradient),
+            dense.rows(output_gradient),
+            lambda matrix: tf.reshape(
+                matrix, [*([-1] * (matrix.shape.rank - 2)), *kernel_shape]
+            ),
+            layout=kernel_shape,
+        )
+        self._inputs = inputs
+        self._output_gradient = output_gradient
+        self._geometry = geometry
+        self._kernel_shape = kernel_shape
+
+    def weighted_sum(self, factors):
+        if self._is_rank_one() or self._prefers_matrix():
+            return super().weighted_sum(factors)
+        present = tf.cast(tf.not_equal(factors, 0.0), factors.dtype)
+        inputs = gradients.scale_examples(self._inputs, present)
+        right = gradients.scale_examples(self._output_gradient, factors)
+        if self._geometry.padding == "causal":
+            before = [[extent - 1, 0] for extent in self._geometry.extents]
+            inputs = tf.pad(inputs, [[0, 0], *before, [0, 0]])
+        kernel = tf.zeros(self._kernel_shape, inputs.dtype)
+        with tf.GradientTape() as tape:
+            tape.watch(kernel)
+            outputs = tf.nn.convolution(
+                inputs,
+                kernel,
+                strides=self._geometry.strides,
+                padding="SAME" if self._geometry.padding == "same" else "VALID",
+                dilations=self._geometry.dilation_rate,
+            )
+        return tape.gradient(outputs, kernel, output_gradients=right)
+
+
+def _grouped_kernel(inputs, output_gradient, geometry, kernel_shape, groups):
+    """Every group of channels has a kernel of its own, side by side."""
+    left = patches(inputs, geometry, output_gradient)
+    right = dense.rows(output_gradient)
+    *kernel_size, channels, filters = kernel_shape
+    positions = tf.shape(left)[1] if left.shape[1] is None else left.shape[1]
+    batch = tf.shape(left)[0]
+    area = math.prod(kernel_size)
+    left = tf.reshape(left, [batch, positions, area, groups, channels])
+    left = tf.transpose(left, [0, 3, 2, 4, 1])
+    left = tf.reshape(left, [batch, groups, area * channels, positions])
+    right = tf.reshape(right, [batch, positions, groups, filters // groups])
+    products = tf.matmul(left, tf.transpose(right, [0, 2, 1, 3]))
+    products = tf.transpose(products, [0, 2, 1, 3])
+    return gradients.Materialized(
+        tf.reshape(products, [batch, *kernel_size, channels, filters])
+    )
+
+
+class _ConvolutionRule(rules.GradientRule):
+    """`patches W + b`, at every position of the output."""
+
+    def supports(self, layer):
+        return not getattr(layer, "lora_enabled", False)
+
+    def record(self, layer, call, args, kwargs):
+        return rules.record_before_activation(self, layer, call, args, kwargs)
+
+    def gradients(self, call, output_gradients):
+        layer, (gradient,) = call.layer, output_gradients
+        dtype = gradients.accumulation_dtype(call.inputs, gradient)
+        inputs = tf.cast(channels_last(layer, call.inputs), dtype)
+        gradient = tf.cast(channels_last(layer, gradient), dtype)
+        geometry, kernel = geometry_of(layer), layer._kernel
+        if layer.groups == 1:
+            product = _ConvolutionKernel(
+                inputs, gradient, geometry, kernel.shape
+            )
+        else:
+            product = _grouped_kernel(
+                inputs, gradient, geometry, kernel.shape, layer.groups
+            )
+        result = [(kernel, product)]
+        if layer.bias is not None:
+            bias = gradients.Materialized(dense.sum_positions(gradient))
+            result.append((layer.bias, bias))
+        return result
+
+
+for _layer_type in (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+):
+    rules.register_gradient_rule(_layer_type)(_ConvolutionRule)

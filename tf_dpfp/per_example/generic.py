@@ -1,0 +1,122 @@
+"""The generic rule: exact per-example gradients of any layer.
+
+The layer is called once for every example, vectorised, with a copy of its
+trainable weights for each: the gradient with respect to copy `i` is the
+gradient of example `i`. There is one forward pass and one backward pass, so
+nothing random is drawn twice. Every example gets its own random stream:
+dropout masks differ between examples, as they do in an ordinary batch.
+
+Costs the memory of `batch` copies of the layer's weights; a layer with many
+weights deserves a rule of its own.
+"""
+
+import keras
+import tensorflow as tf
+from keras import tree
+
+from tf_dpfp.per_example import gradients
+from tf_dpfp.per_example import keras_layers
+from tf_dpfp.per_example import rules
+
+
+def _batch_of(args: tuple, kwargs: dict) -> tf.Tensor:
+    for leaf in tree.flatten((args, kwargs)):
+        if tf.is_tensor(leaf) and leaf.shape.rank:
+            return leaf
+    raise ValueError("expected a tensor among the layer's arguments")
+
+
+def _is_per_example(leaf, reference: tf.Tensor) -> bool:
+    """Whether a tensor argument has the batch as its first axis."""
+    if not tf.is_tensor(leaf) or not leaf.shape.rank:
+        return False
+    return leaf.shape[0] == reference.shape[0]
+
+
+def _copies(variable: keras.Variable, batch_size) -> tf.Tensor:
+    value = tf.convert_to_tensor(variable.value)
+    shape = tf.concat([[batch_size], tf.shape(value)], axis=0)
+    copies = tf.broadcast_to(value[None], shape)
+    copies.set_shape([None, *value.shape])
+    # A tensor of its own, so that the tape stops here.
+    return tf.identity(copies)
+
+
+def _example_seeds(variable: keras.Variable, batch_size) -> tf.Tensor:
+    """A seed for each example; the generator moves on by one draw."""
+    state = tf.convert_to_tensor(variable.value)
+    spread = tf.random.stateless_uniform(
+        tf.stack([batch_size, 2]),
+        seed=tf.cast(state, tf.int64),
+        minval=0,
+        maxval=2**31 - 1,
+        dtype=tf.int32,
+    )
+    variable.assign(state + tf.constant([0, 1], dtype=state.dtype))
+    return tf.cast(spread, state.dtype)
+
+
+class GenericRule(rules.GradientRule):
+    """Exact gradients of any layer, by one vectorised call per example.
+
+    Works for custom layers, recurrent layers and layers that own weights
+    beside sublayers. A layer that mixes examples, or that keeps statistics of
+    what it sees, is refused.
+    """
+
+    def record(self, layer, call, args, kwargs):
+        reference = _batch_of(args, kwargs)
+        batch_size = tf.shape(reference)[0]
+        trainable = layer.trainable_variables
+        copies = tuple(_copies(v, batch_size) for v in trainable)
+        is_seed = keras_layers.is_seed_variable
+        others = layer.non_trainable_variables
+        seed_states = [v for v in others if is_seed(v)]
+        statistics = [v for v in others if not is_seed(v)]
+        seeds = [_example_seeds(v, batch_size) for v in seed_states]
+        flat = tree.flatten((args, kwargs))
+        mapped = [_is_per_example(leaf, reference) for leaf in flat]
+
+        def call_one(elements):
+            weights, example_seeds, leaves = elements
+            leaves = iter(leaves)
+            merged = [
+                next(leaves)[None] if is_mapped else leaf
+                for leaf, is_mapped in zip(flat, mapped)
+            ]
+            one_args, one_kwargs = tree.pack_sequence_as((args, kwargs), merged)
+            mapping = list(zip(trainable, weights))
+            mapping += zip(seed_states, example_seeds)
+            with keras.StatelessScope(state_mapping=mapping) as scope:
+                outputs = call(*one_args, **one_kwargs)
+            _refuse_statistics(layer, statistics, scope)
+            return tree.map_structure(lambda t: tf.squeeze(t, 0), outputs)
+
+        outputs = tf.vectorized_map(
+            call_one,
+            (copies, seeds, [f for f, m in zip(flat, mapped) if m]),
+        )
+        return outputs, rules.LayerCall(
+            layer, self, rules.first(args, kwargs), copies, trainable
+        )
+
+    def gradients(self, call, output_gradients):
+        return [
+            (variable, gradients.Materialized(gradient))
+            for variable, gradient in zip(call.saved, output_gradients)
+            if gradient is not None
+        ]
+
+
+def _refuse_statistics(layer, variables, scope) -> None:
+    for variable in variables:
+        if scope.get_current_value(variable) is not None:
+            raise ValueError(
+                f"Layer '{layer.name}' ({type(layer).__name__}) updates "
+                f"'{variable.path}' while it trains: statistics of the data "
+                "would leave without noise. Replace the layer, or set "
+                "`layer.trainable = False`."
+            )
+
+
+GENERIC_RULE = GenericRule()

@@ -1,0 +1,328 @@
+"""Per-example gradients as algebra: what a gradient rule returns.
+
+A batch of per-example gradients of one variable is rarely worth writing out.
+A dense kernel's is a product of two thin matrices per example, an embedding
+table's is a handful of rows. The classes here keep that structure and answer
+three questions about it:
+
+* `squared_norms()`: the squared L2 norm of every example's gradient;
+* `weighted_sum(factors)`: the sum over examples, each times its factor;
+* `materialize()`: the gradients themselves (tests, combinations).
+
+**Numerical contract.** Clipping bounds the sensitivity only if the norm that
+is computed is never below the norm of what is summed. A Gram-matrix ("ghost")
+norm loses that by cancellation: with `|x| |g|` huge and `x^T g` small, rounding
+makes the computed norm meaningless, and the rounding of the fused sum itself
+is as large. `squared_norms()` therefore adds `SLACK * (sum_t |x_t| |g_t|)^2`
+wherever the sum is not taken over the very numbers whose norm was taken. The
+slack is 2^-20, about 16 units in the last place of float32: it changes an
+ordinary norm by less than 1e-4 of itself and bounds every product that enters
+the sum by 1024 clip norms.
+
+An example with a factor of exactly zero contributes exactly zero, whatever
+its numbers are (NaN and infinity included).
+
+Reference:
+    Goodfellow, 2015, arXiv 1510.01799 (norms of outer products);
+    Li et al., 2021, arXiv 2110.05679 (Gram matrices over positions);
+    Bu et al., 2022, arXiv 2205.10683 (choosing the cheaper form by shape).
+"""
+
+import abc
+from typing import Callable, Sequence
+
+import tensorflow as tf
+
+SLACK = 2.0**-20
+
+# A materialised gradient may take this many times the memory of the layer's
+# own input and output gradient; past it the factored form is kept.
+_MATERIALIZE_MEMORY_RATIO = 2.0
+# Reading and writing one float costs about as much as this many multiply-adds
+# of a large matrix product (measured on AVX-512 CPU cores).
+_MEMORY_COST = 60.0
+
+
+def accumulation_dtype(*tensors: tf.Tensor) -> tf.DType:
+    """float64 if any of the tensors is, else float32 (never half precision)."""
+    if any(t.dtype == tf.float64 for t in tensors):
+        return tf.float64
+    return tf.float32
+
+
+def scale_examples(values: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
+    """`values * factors` per example; a zero factor gives zero, even of NaN."""
+    factors = tf.cast(factors, values.dtype)
+    factors = tf.reshape(factors, [-1] + [1] * (values.shape.rank - 1))
+    return tf.math.multiply_no_nan(values, factors)
+
+
+def _sum_squares(values: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(
+        tf.square(values), axis=list(range(1, values.shape.rank))
+    )
+
+
+class PerExampleGradient(abc.ABC):
+    """The gradients of one variable, one for every example of a batch."""
+
+    @abc.abstractmethod
+    def squared_norms(self) -> tf.Tensor:
+        """Squared L2 norms, shape `(batch,)`; never below the true ones."""
+
+    @abc.abstractmethod
+    def weighted_sum(self, factors: tf.Tensor) -> tf.Tensor:
+        """`sum_i factors[i] * gradient[i]`, of the variable's shape.
+
+        Args:
+            factors: Tensor of shape `(batch,)`, finite. A factor of zero
+                removes the example even if its gradient is not finite.
+        """
+
+    @abc.abstractmethod
+    def materialize(self) -> tf.Tensor:
+        """The gradients, shape `(batch, *variable_shape)`."""
+
+
+class Materialized(PerExampleGradient):
+    """Gradients that are written out.
+
+    Args:
+        values: Tensor of shape `(batch, *variable_shape)`.
+    """
+
+    def __init__(self, values: tf.Tensor):
+        self.values = tf.cast(values, accumulation_dtype(values))
+
+    def squared_norms(self) -> tf.Tensor:
+        return _sum_squares(self.values)
+
+    def weighted_sum(self, factors: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(scale_examples(self.values, factors), axis=0)
+
+    def materialize(self) -> tf.Tensor:
+        return self.values
+
+
+class OuterProduct(PerExampleGradient):
+    """`left^T right` per example, summed over positions.
+
+    The gradient of anything that multiplies rows by a matrix: dense and
+    einsum kernels (rows are positions), convolutions (rows are patches).
+
+    Args:
+        left: Tensor of shape `(batch, positions, d)`.
+        right: Tensor of shape `(batch, positions, p)`.
+        to_variable: Maps a tensor of shape `(..., d, p)` to
+            `(..., *variable_shape)`; only reshapes and transposes.
+        layout: Hashable that is equal for two products whose `to_variable`
+            is the same map; such products can be added by concatenation.
+    """
+
+    def __init__(
+        self,
+        left: tf.Tensor,
+        right: tf.Tensor,
+        to_variable: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        layout: object = None,
+    ):
+        dtype = accumulation_dtype(left, right)
+        self.left = tf.cast(left, dtype)
+        self.right = tf.cast(right, dtype)
+        self._to_variable = to_variable or (lambda matrix: matrix)
+        self.layout = layout
+        self._matrix = None
+
+    @property
+    def _sizes(self) -> tuple[int | None, int, int]:
+        return self.left.shape[1], self.left.shape[2], self.right.shape[2]
+
+    def _is_rank_one(self) -> bool:
+        return self._sizes[0] == 1
+
+    def _prefers_matrix(self) -> bool:
+        """Whether writing the products out is cheaper than Gram matrices."""
+        positions, d, p = self._sizes
+        if positions is None:
+            return d * p <= 64 * (d + p)
+        if d * p > _MATERIALIZE_MEMORY_RATIO * positions * (d + p):
+            return False
+        return 3 * _MEMORY_COST * d * p <= positions**2 * (d + p)
+
+    def _products(self) -> tf.Tensor:
+        if self._matrix is None:
+            self._matrix = tf.matmul(self.left, self.right, transpose_a=True)
+        return self._matrix
+
+    def squared_norms(self) -> tf.Tensor:
+        if self._is_rank_one():
+            return _sum_squares(self.left) * _sum_squares(self.right)
+        if self._prefers_matrix():
+            return _sum_squares(self._products())
+        left = tf.matmul(self.left, self.left, transpose_b=True)
+        right = tf.matmul(self.right, self.right, transpose_b=True)
+        norms = tf.reduce_sum(left * right, axis=(1, 2))
+        bound = tf.reduce_sum(
+            tf.sqrt(tf.linalg.diag_part(left) * tf.linalg.diag_part(right)),
+            axis=1,
+        )
+        return tf.maximum(norms, 0.0) + SLACK * tf.square(bound)
+
+    def weighted_sum(self, factors: tf.Tensor) -> tf.Tensor:
+        if not self._is_rank_one() and self._prefers_matrix():
+            matrix = tf.reduce_sum(
+                scale_examples(self._products(), factors), axis=0
+            )
+            return self._to_variable(matrix)
+        _, d, p = self._sizes
+        present = tf.cast(tf.not_equal(factors, 0.0), factors.dtype)
+        # The factor goes to the thinner side; both sides must be free of NaN.
+        if d < p:
+            left, right = (
+                scale_examples(self.left, factors),
+                scale_examples(self.right, present),
+            )
+        else:
+            left, right = (
+                scale_examples(self.left, present),
+                scale_examples(self.right, factors),
+            )
+        matrix = tf.matmul(
+            tf.reshape(left, [-1, d]),
+            tf.reshape(right, [-1, p]),
+            transpose_a=True,
+        )
+        return self._to_variable(matrix)
+
+    def materialize(self) -> tf.Tensor:
+        return self._to_variable(self._products())
+
+
+class RowGather(PerExampleGradient):
+    """A few rows of a table per example: the gradient of a lookup.
+
+    Args:
+        ids: Integer tensor of shape `(batch, positions)`; may repeat.
+        values: Tensor of shape `(batch, positions, width)`.
+        num_rows: Rows of the table.
+    """
+
+    def __init__(self, ids: tf.Tensor, values: tf.Tensor, num_rows: int):
+        self.ids = ids
+        self.values = tf.cast(values, accumulation_dtype(values))
+        self.num_rows = num_rows
+
+    def squared_norms(self) -> tf.Tensor:
+        if self.values.shape[1] == 1:
+            return _sum_squares(self.values)
+        gram = tf.matmul(self.values, self.values, transpose_b=True)
+        same = tf.equal(self.ids[:, :, None], self.ids[:, None, :])
+        norms = tf.reduce_sum(
+            tf.where(same, gram, tf.zeros_like(gram)), axis=(1, 2)
+        )
+        bound = tf.reduce_sum(tf.sqrt(tf.linalg.diag_part(gram)), axis=1)
+        return tf.maximum(norms, 0.0) + SLACK * tf.square(bound)
+
+    def weighted_sum(self, factors: tf.Tensor) -> tf.Tensor:
+        values = scale_examples(self.values, factors)
+        return tf.math.unsorted_segment_sum(
+            tf.reshape(values, [-1, self.values.shape[2]]),
+            tf.reshape(self.ids, [-1]),
+            self.num_rows,
+        )
+
+    def materialize(self) -> tf.Tensor:
+        one_hot = tf.one_hot(self.ids, self.num_rows, dtype=self.values.dtype)
+        return tf.matmul(one_hot, self.values, transpose_a=True)
+
+
+class _TiedTable(PerExampleGradient):
+    """Lookups in a table and products with the same table, added exactly.
+
+    The gradient of a table E that is read by rows and that also projects:
+    `onehot(ids)^T values + left^T right`, with left `(batch, s, num_rows)`.
+    The cross term of the norm is a gather of `left` at the ids.
+    """
+
+    def __init__(self, rows: RowGather, product: OuterProduct):
+        self.rows = rows
+        self.product = product
+
+    def squared_norms(self) -> tf.Tensor:
+        # (batch, s, t): left at the id of every lookup.
+        picked = tf.gather(
+            self.product.left, self.rows.ids, axis=2, batch_dims=1
+        )
+        inner = tf.matmul(
+            self.product.right, self.rows.values, transpose_b=True
+        )
+        cross = tf.reduce_sum(picked * inner, axis=(1, 2))
+        own = self.rows.squared_norms() + self.product.squared_norms()
+        # The sum of two is at most twice as long as its parts are together:
+        # rounding is relative to those, not to what is left of them.
+        return tf.maximum(own + 2.0 * cross, 0.0) + 4.0 * SLACK * own
+
+    def weighted_sum(self, factors: tf.Tensor) -> tf.Tensor:
+        return self.rows.weighted_sum(factors) + self.product.weighted_sum(
+            factors
+        )
+
+    def materialize(self) -> tf.Tensor:
+        return self.rows.materialize() + self.product.materialize()
+
+
+def _concatenate(parts, make):
+    first = parts[0]
+    return first if len(parts) == 1 else make(parts)
+
+
+def _add_products(parts: Sequence[OuterProduct]) -> OuterProduct:
+    return OuterProduct(
+        tf.concat([p.left for p in parts], axis=1),
+        tf.concat([p.right for p in parts], axis=1),
+        parts[0]._to_variable,
+        parts[0].layout,
+    )
+
+
+def _add_rows(parts: Sequence[RowGather]) -> RowGather:
+    return RowGather(
+        tf.concat([tf.cast(p.ids, tf.int64) for p in parts], axis=1),
+        tf.concat([p.values for p in parts], axis=1),
+        parts[0].num_rows,
+    )
+
+
+def add(parts: Sequence[PerExampleGradient]) -> PerExampleGradient:
+    """The exact sum of per-example gradients of one variable.
+
+    A variable that several calls read (a layer called twice, tied
+    embeddings) has one gradient per example, the sum; its norm is not the
+    sum of the norms.
+
+    Args:
+        parts: Per-example gradients of the same variable and batch.
+
+    Returns:
+        One `PerExampleGradient`. Products of one layout and lookups keep
+        their factored form; anything else is materialised.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    products = [p for p in parts if isinstance(p, OuterProduct)]
+    rows = [p for p in parts if isinstance(p, RowGather)]
+    same_layout = len({p.layout for p in products}) <= 1
+    if same_layout and len(products) + len(rows) == len(parts):
+        product = _concatenate(products, _add_products) if products else None
+        row = _concatenate(rows, _add_rows) if rows else None
+        if row is None:
+            return product
+        if product is None:
+            return row
+        if product.layout == TABLE_LAYOUT:
+            return _TiedTable(row, product)
+    return Materialized(tf.add_n([p.materialize() for p in parts]))
+
+
+# The layout of products that land in a lookup table: (num_rows, width).
+TABLE_LAYOUT = "table"

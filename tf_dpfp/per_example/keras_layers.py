@@ -1,0 +1,51 @@
+"""What this package needs to know of Keras layers beyond the public API.
+
+Keras has no public way to ask a layer for its direct sublayers or whether it
+is quantized; the answers live here and nowhere else, with tests that fail
+when Keras changes them.
+"""
+
+import keras
+
+
+def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers that a layer holds directly, each once."""
+    return layer._flatten_layers(include_self=False, recursive=False)
+
+
+def all_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """A layer and everything it holds, at any depth, each once."""
+    return layer._flatten_layers(include_self=True, recursive=True)
+
+
+def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The variables that a layer owns itself, not through sublayers."""
+    below = {id(v) for sub in sublayers(layer) for v in sub.variables}
+    return [v for v in layer.variables if id(v) not in below]
+
+
+def is_quantized(layer: keras.layers.Layer) -> bool:
+    """Whether `call` is bypassed in favour of quantized arithmetic."""
+    return getattr(layer, "quantization_mode", None) is not None
+
+
+def is_rematerialized(layer: keras.layers.Layer) -> bool:
+    """Whether the layer was built under a `keras.RematScope`."""
+    return getattr(layer, "_remat_mode", None) is not None
+
+
+def is_seed_variable(variable: keras.Variable) -> bool:
+    """Whether a variable is the state of a `keras.random.SeedGenerator`."""
+    return variable.name == "seed_generator_state"
+
+
+def mask_of(tensor) -> object:
+    """The Keras mask that travels with a tensor, or `None`."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def with_mask(tensor, mask):
+    """Attaches a Keras mask to a tensor, as layers do."""
+    if mask is not None:
+        tensor._keras_mask = mask
+    return tensor

@@ -1,0 +1,165 @@
+"""Recording the layer calls of a forward pass.
+
+`find_units` cuts a model into the pieces that a gradient rule covers;
+`record_calls` watches those pieces during one forward pass, in eager mode,
+while a `tf.function` is traced, and in several threads at once
+(`tf.distribute.MirroredStrategy` traces every replica in a thread of its own
+over the same layer objects).
+"""
+
+import contextlib
+import dataclasses
+import threading
+from typing import Iterator, Sequence
+
+import keras
+import tensorflow as tf
+
+from tf_dpfp.per_example import generic
+from tf_dpfp.per_example import keras_layers
+from tf_dpfp.per_example import rules
+
+# Layers that call what they hold inside a loop: the tensors of the loop's body
+# are out of reach, so the whole layer is one unit.
+_LOOPING_LAYERS = (keras.layers.RNN, keras.layers.TimeDistributed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A layer whose calls are recorded, and the rule that does it."""
+
+    layer: keras.layers.Layer
+    rule: rules.GradientRule
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        return self.layer.trainable_variables
+
+
+def find_units(root: keras.layers.Layer) -> list[Unit]:
+    """Cuts a built model into units, each covered by one gradient rule.
+
+    A layer with a registered rule is a unit. A layer without one is a unit
+    under the generic rule if it owns trainable weights itself, or if it
+    calls its sublayers inside a loop; otherwise its sublayers are looked at.
+    Layers without trainable weights are left alone and cost nothing.
+
+    Args:
+        root: A built model or layer.
+
+    Returns:
+        The units, in the order in which Keras lists the layers. Every
+        trainable variable of `root` is in at least one unit.
+    """
+    units: list[Unit] = []
+    seen: set[int] = set()
+
+    def visit(layer: keras.layers.Layer) -> None:
+        if id(layer) in seen or not layer.trainable_variables:
+            return
+        seen.add(id(layer))
+        rule = rules.rule_for(layer)
+        if rule is not None:
+            units.append(Unit(layer, rule))
+            return
+        owns_weights = any(
+            v.trainable for v in keras_layers.own_variables(layer)
+        )
+        if owns_weights or isinstance(layer, _LOOPING_LAYERS):
+            units.append(Unit(layer, generic.GENERIC_RULE))
+            return
+        for sublayer in keras_layers.sublayers(layer):
+            visit(sublayer)
+
+    visit(root)
+    return units
+
+
+class _Recorder(threading.local):
+    """The recording of the current thread: calls, or `None`."""
+
+    calls: list[rules.LayerCall] | None = None
+    graph: object = None
+
+
+_RECORDER = _Recorder()
+_PATCH_LOCK = threading.RLock()
+_patch_counts: dict[int, int] = {}
+
+
+def _current_graph() -> object:
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+def _patched_call(unit: Unit):
+    original = unit.layer.call
+
+    def call(*args, **kwargs):
+        calls = _RECORDER.calls
+        if calls is None:
+            return original(*args, **kwargs)
+        if _current_graph() is not _RECORDER.graph:
+            raise ValueError(
+                f"Layer '{unit.layer.name}' ({type(unit.layer).__name__}) is "
+                "called inside a loop or a function of another layer, where "
+                "its per-example gradients are out of reach. Register a "
+                "gradient rule for the outer layer: "
+                "`tf_dpfp.register_gradient_rule(OuterLayer)"
+                "(tf_dpfp.GenericRule)`."
+            )
+        # A unit's own sublayers are the rule's affair.
+        _RECORDER.calls = None
+        try:
+            outputs, recorded = unit.rule.record(
+                unit.layer, original, args, kwargs
+            )
+        finally:
+            _RECORDER.calls = calls
+        calls.append(recorded)
+        return outputs
+
+    return call
+
+
+def _patch(units: Sequence[Unit]) -> None:
+    with _PATCH_LOCK:
+        for unit in units:
+            count = _patch_counts.get(id(unit.layer), 0)
+            if count == 0:
+                object.__setattr__(unit.layer, "call", _patched_call(unit))
+            _patch_counts[id(unit.layer)] = count + 1
+
+
+def _unpatch(units: Sequence[Unit]) -> None:
+    with _PATCH_LOCK:
+        for unit in units:
+            count = _patch_counts.pop(id(unit.layer)) - 1
+            if count:
+                _patch_counts[id(unit.layer)] = count
+            else:
+                object.__delattr__(unit.layer, "call")
+
+
+@contextlib.contextmanager
+def record_calls(units: Sequence[Unit]) -> Iterator[list[rules.LayerCall]]:
+    """Records every call of the units made by this thread.
+
+    Args:
+        units: What `find_units` returned.
+
+    Yields:
+        A list that fills with `LayerCall`s as the model is called.
+
+    Raises:
+        RuntimeError: If this thread is recording already.
+    """
+    if _RECORDER.calls is not None:
+        raise RuntimeError("`record_calls` does not nest in one thread.")
+    calls: list[rules.LayerCall] = []
+    _patch(units)
+    _RECORDER.calls, _RECORDER.graph = calls, _current_graph()
+    try:
+        yield calls
+    finally:
+        _RECORDER.calls, _RECORDER.graph = None, None
+        _unpatch(units)

@@ -1,0 +1,214 @@
+"""Gradient rules: what a layer type knows about its per-example gradients.
+
+A rule sees one call of one layer. While the call runs it decides which
+tensor's gradient it wants back from the single backward pass (`record`); when
+that gradient has come it turns it into `PerExampleGradient`s, one for every
+variable the call read (`gradients`). Everything after that (adding up shared
+variables, norms, clipping) is the same for all layers.
+
+A rule is found by the exact class, or for a subclass that overrides neither
+`call` nor `build`; any other layer that owns weights gets the generic rule.
+"""
+
+import abc
+import dataclasses
+from typing import Any, Callable
+
+import keras
+import tensorflow as tf
+
+from tf_dpfp.per_example import gradients
+
+
+@dataclasses.dataclass
+class LayerCall:
+    """One recorded call of one layer.
+
+    Attributes:
+        layer: The layer.
+        rule: The rule that recorded the call.
+        inputs: The first positional argument of the call.
+        sources: The tensors whose gradients the rule asks for.
+        saved: Whatever else the rule needs to keep until then.
+    """
+
+    layer: keras.layers.Layer
+    rule: "GradientRule"
+    inputs: Any
+    sources: tuple[tf.Tensor, ...]
+    saved: Any = None
+
+
+class GradientRule(abc.ABC):
+    """Per-example gradients of one layer type.
+
+    Subclass it and decorate the subclass with
+    `register_gradient_rule(LayerType)`.
+
+    Example:
+
+    ```python
+    class Scale(keras.layers.Layer):
+        def build(self, input_shape):
+            self.scale = self.add_weight(shape=(input_shape[-1],))
+
+        def call(self, x):
+            return x * self.scale
+
+    @tf_dpfp.register_gradient_rule(Scale)
+    class ScaleRule(tf_dpfp.GradientRule):
+        def gradients(self, call, output_gradients):
+            per_position = call.inputs * output_gradients[0]
+            return [(call.layer.scale,
+                     tf_dpfp.Materialized(sum_positions(per_position)))]
+    ```
+    """
+
+    def supports(self, layer: keras.layers.Layer) -> bool:
+        """Whether this instance is covered; if not, the generic rule is used.
+
+        A rule must cover every trainable variable of the layer and its
+        sublayers, or say `False` here.
+        """
+        del layer
+        return True
+
+    def record(
+        self,
+        layer: keras.layers.Layer,
+        call: Callable[..., Any],
+        args: tuple,
+        kwargs: dict,
+    ) -> tuple[Any, LayerCall]:
+        """Runs the layer and says which tensor's gradient is wanted.
+
+        Args:
+            layer: The layer that is called.
+            call: Its original `call` method.
+            args: Positional arguments of this call.
+            kwargs: Keyword arguments of this call.
+
+        Returns:
+            The layer's outputs, exactly what `call` would have returned, and
+            the `LayerCall`. By default the wanted tensor is the output.
+        """
+        outputs = call(*args, **kwargs)
+        return outputs, LayerCall(layer, self, first(args, kwargs), (outputs,))
+
+    @abc.abstractmethod
+    def gradients(
+        self, call: LayerCall, output_gradients: tuple[tf.Tensor, ...]
+    ) -> list[tuple[keras.Variable, gradients.PerExampleGradient]]:
+        """Per-example gradients of the variables that the call read.
+
+        Args:
+            call: What `record` returned.
+            output_gradients: Gradients of the sum of the per-example losses
+                with respect to `call.sources`. Row `i` of each belongs to
+                example `i`.
+
+        Returns:
+            Pairs of a variable and its `PerExampleGradient`. Variables that
+            are not trainable may be included; they are left out later.
+        """
+
+
+def first(args: tuple, kwargs: dict) -> Any:
+    """The first argument of a call, however it was passed."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def record_before_activation(
+    rule: GradientRule,
+    layer: keras.layers.Layer,
+    call: Callable[..., Any],
+    args: tuple,
+    kwargs: dict,
+) -> tuple[Any, LayerCall]:
+    """Records the input of `layer.activation` instead of the output.
+
+    The layer's own `call` runs unchanged; for its duration `activation` is a
+    function that notes its argument.
+    """
+    activation = layer.activation
+    if activation is None:
+        outputs = call(*args, **kwargs)
+        return outputs, LayerCall(layer, rule, first(args, kwargs), (outputs,))
+    seen = []
+
+    def note_and_activate(x):
+        seen.append(x)
+        return activation(x)
+
+    # Past Keras's attribute tracking: this is undone before anyone looks.
+    object.__setattr__(layer, "activation", note_and_activate)
+    try:
+        outputs = call(*args, **kwargs)
+    finally:
+        object.__setattr__(layer, "activation", activation)
+    if len(seen) != 1:
+        raise RuntimeError(
+            f"Layer '{layer.name}' applied its activation {len(seen)} times in "
+            "one call; expected once. Register a gradient rule for "
+            f"{type(layer).__name__} with `register_gradient_rule`."
+        )
+    return outputs, LayerCall(layer, rule, first(args, kwargs), (seen[0],))
+
+
+_RULES: dict[type, GradientRule] = {}
+
+
+def register_gradient_rule(
+    layer_type: type,
+) -> Callable[[type[GradientRule]], type[GradientRule]]:
+    """Class decorator: use this rule for the given layer type.
+
+    A later registration replaces an earlier one. A rule that is wrong makes
+    the guarantee wrong: check it with `tf_dpfp.validation.check_gradients`,
+    which compares it with a loop over examples.
+
+    Args:
+        layer_type: Subclass of `keras.layers.Layer`.
+
+    Returns:
+        The decorator.
+
+    Raises:
+        TypeError: If `layer_type` is not a layer class, or what is decorated
+            is not a `GradientRule` class.
+    """
+    if not (
+        isinstance(layer_type, type)
+        and issubclass(layer_type, keras.layers.Layer)
+    ):
+        raise TypeError(
+            "`register_gradient_rule` takes a subclass of keras.layers.Layer. "
+            f"Received: {layer_type!r}"
+        )
+
+    def decorate(rule_type: type[GradientRule]) -> type[GradientRule]:
+        if not (
+            isinstance(rule_type, type) and issubclass(rule_type, GradientRule)
+        ):
+            raise TypeError(
+                "`register_gradient_rule` decorates a subclass of "
+                f"GradientRule. Received: {rule_type!r}"
+            )
+        _RULES[layer_type] = rule_type()
+        return rule_type
+
+    return decorate
+
+
+def rule_for(layer: keras.layers.Layer) -> GradientRule | None:
+    """The rule of a layer's type, or `None` if only the generic one fits."""
+    for base in type(layer).__mro__:
+        rule = _RULES.get(base)
+        if rule is None:
+            continue
+        inherits = type(layer).call is base.call and (
+            type(layer).build is base.build
+            or type(layer).build.__qualname__ == base.build.__qualname__
+        )
+        return rule if inherits and rule.supports(layer) else None
+    return None

@@ -1,0 +1,64 @@
+"""How a data set's batches were drawn, known only from who made it."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from typing import Any
+
+import tensorflow as tf
+
+from tf_dpfp.accounting.mechanisms import PoissonSampling
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingInfo:
+    """The law of the batches of one data set.
+
+    Attributes:
+        sampling: the mechanism, with its rate, as the accountant takes it.
+        expected_batch_size: mean number of examples in a batch.
+        population: number of examples the batches are drawn from.
+        steps_per_epoch: number of batches in one iteration.
+        capacity: rows of every batch when batches are padded, else `None`.
+        seeded: whether a seed was given, so that whoever knows it knows which
+            examples are in which batch.
+    """
+
+    sampling: PoissonSampling
+    expected_batch_size: float
+    population: int
+    steps_per_epoch: int
+    capacity: int | None = None
+    seeded: bool = False
+
+
+# Keyed by the identity of the data set rather than kept as its attribute: a
+# transformed data set is another object, and must not inherit the claim.
+_INFO: weakref.WeakKeyDictionary[tf.data.Dataset, SamplingInfo] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def register(dataset: tf.data.Dataset, info: SamplingInfo) -> tf.data.Dataset:
+    """Records how `dataset` draws its batches, and returns it."""
+    _INFO[dataset] = info
+    return dataset
+
+
+def sampling_of(dataset: Any) -> SamplingInfo | None:
+    """Says how the batches of a data set were drawn, if that is known.
+
+    Args:
+        dataset: anything that can be passed to `fit`.
+
+    Returns:
+        The `SamplingInfo` of a data set returned by `poisson_batches`. `None`
+        for anything else, a data set derived from such a one included: after
+        `map`, `take`, `shuffle`, `repeat` and the like nothing is proved about
+        the batches. Use the argument `map_fn` of `poisson_batches` to transform
+        batches and keep the proof.
+    """
+    if not isinstance(dataset, tf.data.Dataset):
+        return None
+    return _INFO.get(dataset)

@@ -1,0 +1,25 @@
+"""Private training of Keras models."""
+
+from tf_dpfp.training.callbacks import PrivacyBudget
+from tf_dpfp.training.private_model import DPModel
+from tf_dpfp.training.private_model import DPSequential
+from tf_dpfp.training.private_model import clipped_gradients
+from tf_dpfp.training.private_model import is_private
+from tf_dpfp.training.private_model import make_private
+from tf_dpfp.training.private_model import sampled_steps
+from tf_dpfp.training.reports import epsilon
+from tf_dpfp.training.reports import ledger
+from tf_dpfp.training.reports import privacy_statement
+
+__all__ = [
+    "DPModel",
+    "DPSequential",
+    "PrivacyBudget",
+    "clipped_gradients",
+    "epsilon",
+    "is_private",
+    "ledger",
+    "make_private",
+    "privacy_statement",
+    "sampled_steps",
+]

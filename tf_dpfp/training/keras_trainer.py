@@ -1,0 +1,97 @@
+"""What this package needs to know of `keras.Model` beyond the public API.
+
+Each function stands for one private thing of Keras; the tests beside it fail
+when Keras changes it.
+"""
+
+import inspect
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.trainers import compile_utils
+
+
+def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
+    """The metric behind the `loss` entry of the logs."""
+    return model._loss_tracker
+
+
+def structured_loss(
+    loss: Any, loss_weights: Any, output_names: list[str] | None
+) -> keras.losses.Loss:
+    """Keras's own matching of losses to outputs and labels.
+
+    Args:
+        loss: Losses, nested as in `compile`.
+        loss_weights: Weights, nested as in `compile`, or `None`.
+        output_names: The model's output names, if it has any.
+
+    Returns:
+        An object to call with `(y_true, y_pred, sample_weight)`: the weighted
+        sum of whatever the losses return.
+    """
+    return compile_utils.CompileLoss(
+        loss, loss_weights, output_names=output_names
+    )
+
+
+def has_compiled_loss(model: keras.Model) -> bool:
+    """Whether `compile` was given a loss."""
+    return getattr(model, "_compile_loss", None) is not None
+
+
+def compiled_loss_arguments(model: keras.Model) -> tuple[Any, Any]:
+    """The `loss` and `loss_weights` that `compile` was given."""
+    compile_loss = model._compile_loss
+    return compile_loss._user_loss, compile_loss._user_loss_weights
+
+
+def track_output_losses(model: keras.Model, y, y_pred, sample_weight) -> None:
+    """Updates the loss of each output, where the model has several."""
+    if len(model._compile_loss.metrics) or keras.tree.is_nested(y_pred):
+        model._compile_loss(y, y_pred, sample_weight)
+
+
+def update_metrics(
+    model: keras.Model, x, y, y_pred, sample_weight, rows: tf.Tensor | None
+) -> dict:
+    """Updates the compiled metrics, leaving out rows of padding.
+
+    Args:
+        model: The model.
+        x: Inputs.
+        y: Labels.
+        y_pred: Predictions.
+        sample_weight: Sample weights, or `None`.
+        rows: Boolean, `(batch,)`: which rows are examples. `None` if all are.
+
+    Returns:
+        The logs of the step.
+    """
+    metrics = model._compile_metrics
+    plain = type(model).compute_metrics is keras.Model.compute_metrics
+    if rows is None or metrics is None or not plain:
+        return model.compute_metrics(x, y, y_pred, sample_weight)
+    if not metrics.built:
+        metrics.build(y, y_pred)
+    weights = tf.cast(rows, keras.config.floatx())
+    flat_y, flat_y_pred = metrics._flatten_y(y), metrics._flatten_y(y_pred)
+    flat_weights = [sample_weight] * len(flat_y)
+    if keras.tree.is_nested(sample_weight):
+        flat_weights = metrics._flatten_y(sample_weight)
+    for group, chosen in (
+        (metrics._flat_metrics, [weights] * len(flat_y)),
+        (metrics._flat_weighted_metrics, flat_weights),
+    ):
+        for metric, y_t, y_p, weight in zip(group, flat_y, flat_y_pred, chosen):
+            if metric is not None:
+                metric.update_state(
+                    y_t, y_p, weights if weight is None else weight
+                )
+    return model.get_metrics_result()
+
+
+def takes_training(model: keras.Model) -> bool:
+    """Whether the model's `call` has a `training` argument."""
+    return "training" in inspect.signature(type(model).call).parameters

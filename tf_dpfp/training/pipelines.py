@@ -1,0 +1,101 @@
+"""What can be told of an input pipeline before training starts."""
+
+import dataclasses
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import tree
+
+from tf_dpfp import accounting
+from tf_dpfp import sampling as sampling_lib
+
+_KERAS_BATCH_SIZE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """How the batches of a `fit` come about.
+
+    Attributes:
+        name: What it is, for messages.
+        sampling: What is proved about the sampling.
+        expected_batch_size: Mean number of examples of a batch; `None` if it
+            was not asked for or can't be told.
+        population: Number of examples, if known.
+        seeded: Whether the sampling can be reproduced from a seed.
+        is_dataset: Whether it is a data set that `poisson_batches` made.
+    """
+
+    name: str
+    sampling: accounting.Sampling
+    expected_batch_size: float | None
+    population: int | None = None
+    seeded: bool = False
+    is_dataset: bool = False
+
+
+def describe(arguments: dict[str, Any], need_batch_size: bool) -> Pipeline:
+    """Describes the data that `fit` was given.
+
+    Only a data set made by `poisson_batches` proves anything. An ordinary
+    pipeline is described as unknown sampling: each example may be in every
+    step.
+
+    Args:
+        arguments: The bound arguments of `fit`.
+        need_batch_size: Whether to look into an ordinary pipeline for its
+            batch size, which reads its first batch.
+
+    Returns:
+        A `Pipeline`.
+    """
+    x = arguments["x"]
+    info = sampling_lib.sampling_of(x)
+    if info is not None:
+        return Pipeline(
+            "the Poisson-sampled data set",
+            info.sampling,
+            info.expected_batch_size,
+            info.population,
+            info.seeded,
+            is_dataset=True,
+        )
+    if isinstance(x, tf.data.Dataset):
+        size = _dataset_batch_size(x) if need_batch_size else None
+        return Pipeline("the data set", accounting.UnknownSampling(), size)
+    if isinstance(x, keras.utils.PyDataset):
+        size = len(tree.flatten(x[0])[0]) if need_batch_size else None
+        return Pipeline("the PyDataset", accounting.UnknownSampling(), size)
+    return _describe_arrays(x, arguments, need_batch_size)
+
+
+def _describe_arrays(x, arguments, need_batch_size: bool) -> Pipeline:
+    leaves = [leaf for leaf in tree.flatten(x) if leaf is not None]
+    if not leaves or not all(hasattr(leaf, "shape") for leaf in leaves):
+        # A generator: its first batch can't be read and put back.
+        return Pipeline("the generator", accounting.UnknownSampling(), None)
+    count = int(leaves[0].shape[0])
+    held_out = arguments.get("validation_split") or 0.0
+    count -= int(count * held_out)
+    batch_size = min(arguments.get("batch_size") or _KERAS_BATCH_SIZE, count)
+    return Pipeline(
+        "the arrays",
+        accounting.UnknownSampling(count, batch_size)
+        if count
+        else accounting.UnknownSampling(),
+        float(batch_size) if need_batch_size and batch_size else None,
+        count or None,
+    )
+
+
+def _dataset_batch_size(dataset: tf.data.Dataset) -> float | None:
+    specs = tree.flatten(
+        tf.nest.flatten(dataset.element_spec, expand_composites=False)
+    )
+    static = specs[0].shape[0] if specs and specs[0].shape.rank else None
+    if static is not None:
+        return float(static)
+    for batch in dataset.take(1):
+        return float(tf.nest.flatten(batch)[0].shape[0])
+    return None

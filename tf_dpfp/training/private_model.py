@@ -1,0 +1,452 @@
+"""Making a Keras model train privately.
+
+`PrivateTraining` holds the four methods that private training changes:
+`compile` (takes private optimizers only), `fit` and `train_on_batch` (tell
+the ledger how the examples were sampled) and `train_step`. `make_private`
+binds them to one model, whose class stays what it was; `DPModel` and
+`DPSequential` inherit them.
+"""
+
+import contextlib
+import inspect
+import types
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import tree
+
+from tf_dpfp import accounting
+from tf_dpfp import optimizers
+from tf_dpfp import validation
+from tf_dpfp.training import keras_trainer
+from tf_dpfp.training import losses as losses_lib
+from tf_dpfp.training import pipelines
+from tf_dpfp.training import probe
+from tf_dpfp.training import private_step
+
+
+_STATE = "_tf_dpfp_state"
+_METHODS = ("compile", "fit", "train_on_batch", "train_step")
+
+
+class _State:
+    """What a private model remembers; not tracked or saved by Keras."""
+
+    def __init__(self):
+        self.loss = None
+        self.probed = False
+        self.populations: set[int] = set()
+        self.seeded_sampling = False
+
+
+def is_private(model: keras.Model) -> bool:
+    """Whether a model trains privately."""
+    return isinstance(model, PrivateTraining) or hasattr(model, _STATE)
+
+
+def _state(model) -> _State:
+    if not hasattr(model, _STATE):
+        object.__setattr__(model, _STATE, _State())
+    return getattr(model, _STATE)
+
+
+def state_of(model: keras.Model) -> _State:
+    """The private state of a model, for reports.
+
+    Raises:
+        NotPrivateError: If the model was not made private.
+    """
+    if not is_private(model):
+        raise optimizers.NotPrivateError(
+            f"Model '{model.name}' is not private. Call "
+            "tf_dpfp.make_private(model) first."
+        )
+    return _state(model)
+
+
+def _ordinary(model: keras.Model, name: str):
+    """The model's own method, as if it were not private."""
+    classes = list(type(model).__mro__)
+    if PrivateTraining in classes:
+        classes = classes[classes.index(PrivateTraining) + 1 :]
+    for cls in classes:
+        if name in vars(cls):
+            return types.MethodType(vars(cls)[name], model)
+    raise AttributeError(name)
+
+
+def require_private_optimizer(model: keras.Model):
+    """The model's optimizer, which must be private.
+
+    Raises:
+        NotPrivateError: If it is not.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if isinstance(optimizer, optimizers.PrivateOptimizer):
+        return optimizer
+    raise optimizers.NotPrivateError(
+        f"Model '{model.name}' is private and is compiled with "
+        f"{type(optimizer).__name__}, which adds no noise. Compile it with a "
+        "private optimizer, for example optimizer=tf_dpfp.DPAdam(...)."
+    )
+
+
+class PrivateTraining:
+    """The methods of `keras.Model` that private training changes."""
+
+    def compile(self, *args, **kwargs):
+        """As `keras.Model.compile`, for private optimizers only."""
+        before = getattr(self, "optimizer", None)
+        ordinary = _ordinary(self, "compile")
+        kwargs["auto_scale_loss"] = False
+        if "jit_compile" not in kwargs and not _has_accelerator():
+            # Where Keras itself turns XLA on, private steps are slower on CPU.
+            kwargs["jit_compile"] = False
+        _refuse_plain_optimizer(self, args, kwargs, ordinary)
+        ordinary(*args, **kwargs)
+        optimizer = require_private_optimizer(self)
+        _check_same_model(self, optimizer)
+        if (
+            isinstance(before, optimizers.PrivateOptimizer)
+            and before is not optimizer
+        ):
+            # What was released under the old optimizer stays released.
+            optimizer.absorb_ledger(before.ledger_entries)
+        _state(self).loss = None
+
+    def fit(self, *args, **kwargs):
+        """As `keras.Model.fit`; the ledger learns how batches are drawn."""
+        optimizer = _ready(self)
+        pipeline = pipelines.describe(
+            _bound(_ordinary(self, "fit"), args, kwargs),
+            need_batch_size=optimizer.expected_batch_size is None,
+        )
+        if pipeline.expected_batch_size is not None:
+            optimizer.set_expected_batch_size(
+                pipeline.expected_batch_size, pipeline.name
+            )
+        elif optimizer.expected_batch_size is None:
+            raise ValueError(
+                f"The batch size of {pipeline.name} can't be told before "
+                "training. Give the optimizer `expected_batch_size=`."
+            )
+        state = _state(self)
+        if pipeline.population is not None:
+            state.populations.add(pipeline.population)
+        state.seeded_sampling |= pipeline.seeded
+        if pipeline.is_dataset:
+            # Keras would warn that it can't shuffle a data set.
+            kwargs.setdefault("shuffle", False)
+        _build_optimizer(self, optimizer)
+        with _sampled(optimizer, pipeline.sampling):
+            return _ordinary(self, "fit")(*args, **kwargs)
+
+    def train_on_batch(self, *args, **kwargs):
+        """As `keras.Model.train_on_batch`; counted without amplification."""
+        optimizer = _ready(self)
+        if optimizer.expected_batch_size is None:
+            x = _bound(_ordinary(self, "train_on_batch"), args, kwargs)["x"]
+            optimizer.set_expected_batch_size(
+                len(tree.flatten(x)[0]), "the first batch"
+            )
+        with _sampled(optimizer, accounting.UnknownSampling()):
+            return _ordinary(self, "train_on_batch")(*args, **kwargs)
+
+    def train_step(self, data):
+        """One private step: see `training.private_step`."""
+        optimizer = require_private_optimizer(self)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        plan = build_plan(self, x, y, sample_weight)
+
+        def update_logs(x, y, sample_weight, rows, result):
+            present = rows & losses_lib.nonzero_rows(
+                sample_weight, tf.shape(rows)[0]
+            )
+            keras_trainer.loss_tracker(self).update_state(
+                tf.where(present, result.losses, tf.zeros_like(result.losses)),
+                sample_weight=tf.cast(present, result.losses.dtype),
+            )
+            keras_trainer.track_output_losses(
+                self, y, result.y_pred, sample_weight
+            )
+            keras_trainer.update_metrics(
+                self, x, y, result.y_pred, sample_weight, present
+            )
+
+        sums = private_step.clipped_batch(
+            self,
+            plan,
+            x,
+            y,
+            sample_weight,
+            optimizer.microbatch_size,
+            update_logs,
+        )
+        _, regularization = private_step.regularization_gradients(
+            plan.variables
+        )
+        optimizer.compiled_with_xla(bool(self.jit_compile))
+        optimizer.apply(
+            private_step.as_clipped_gradients(plan, sums, regularization)
+        )
+        return self.get_metrics_result()
+
+
+def _has_accelerator() -> bool:
+    return any(
+        device.device_type != "CPU"
+        for device in tf.config.list_physical_devices()
+    )
+
+
+def _refuse_plain_optimizer(model, args, kwargs, ordinary) -> None:
+    """Before anything is changed, where the argument can be seen."""
+    optimizer = _bound(ordinary, args, kwargs).get("optimizer")
+    if not isinstance(optimizer, optimizers.PrivateOptimizer):
+        shown = (
+            optimizer
+            if isinstance(optimizer, str)
+            else type(optimizer).__name__
+        )
+        raise optimizers.NotPrivateError(
+            f"Model '{model.name}' is private and can't be compiled with "
+            f"optimizer={shown!r}, which adds no noise. Use a private "
+            "optimizer, for example optimizer=tf_dpfp.DPAdam(...)."
+        )
+
+
+def _check_same_model(model, optimizer) -> None:
+    if not optimizer.built or not model.built:
+        return
+    mine = {id(v) for v in model.variables}
+    theirs = optimizer.updated_variables
+    if any(id(v) not in mine for v in theirs):
+        raise ValueError(
+            f"The optimizer '{optimizer.name}' was built for another model. "
+            "Make a new optimizer for each model: its ledger belongs to one."
+        )
+
+
+def _bound(method, args: tuple, kwargs: dict) -> dict[str, Any]:
+    signature = inspect.signature(method)
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _ready(model: keras.Model):
+    """Checks everything that can be checked before the first step."""
+    if not getattr(model, "compiled", False):
+        raise ValueError(
+            f"Model '{model.name}' is not compiled. Call model.compile("
+            "optimizer=tf_dpfp.DPAdam(...), loss=...) first."
+        )
+    optimizer = require_private_optimizer(model)
+    if not keras_trainer.has_compiled_loss(model):
+        raise ValueError(
+            f"Model '{model.name}' is compiled without a loss. Private "
+            "training needs one loss per example: give `loss=` to `compile`."
+        )
+    validation.raise_if_invalid(model, made_private=True)
+    return optimizer
+
+
+def _build_optimizer(model, optimizer) -> None:
+    """Early, so that callbacks can restore the optimizer's state."""
+    if model.built and not optimizer.built and model.trainable_variables:
+        optimizer.build(model.trainable_variables)
+
+
+@contextlib.contextmanager
+def _sampled(optimizer, sampling: accounting.Sampling):
+    optimizer.open_ledger(sampling)
+    try:
+        yield
+    finally:
+        # Steps taken outside `fit` must not inherit its claim.
+        optimizer.open_ledger(accounting.UnknownSampling())
+
+
+def build_plan(model: keras.Model, x, y, sample_weight) -> private_step.Plan:
+    """Builds what is not built, checks the model once, and makes a plan.
+
+    Args:
+        model: A private, compiled model.
+        x: Inputs of a batch; only shapes matter.
+        y: Labels.
+        sample_weight: Sample weights, or `None`.
+
+    Returns:
+        The `Plan` of the step.
+
+    Raises:
+        ValueError: If the model can't be trained privately.
+    """
+    optimizer = require_private_optimizer(model)
+    state = _state(model)
+    if not model.built:
+        model(x)
+        validation.raise_if_invalid(model, made_private=True)
+    if not keras_trainer.has_compiled_loss(model):
+        raise ValueError(
+            f"Model '{model.name}' is compiled without a loss. Private "
+            "training needs one loss per example: give `loss=` to `compile`."
+        )
+    if state.loss is None:
+        loss, loss_weights = keras_trainer.compiled_loss_arguments(model)
+        state.loss = keras_trainer.structured_loss(
+            losses_lib.per_example(loss),
+            loss_weights,
+            getattr(model, "output_names", None),
+        )
+        state.probed = False
+    plan = private_step.make_plan(model, optimizer, state.loss)
+    if not state.probed:
+        state.probed = True
+        with tf.init_scope():
+            probe.check(model, plan, (x, y, sample_weight))
+    return plan
+
+
+def make_private(model: keras.Model) -> keras.Model:
+    """Makes a Keras model train with differential privacy, in place.
+
+    The model keeps its class, its weights, its `evaluate`, `predict` and
+    `save`; a saved file loads as the ordinary model it was. Compile it with a
+    private optimizer afterwards.
+
+    Example:
+
+    ```python
+    tf_dpfp.make_private(model)
+    model.compile(
+        optimizer=tf_dpfp.DPAdam(1e-3, l2_norm_clip=1.0, noise_multiplier=1.1),
+        loss="sparse_categorical_crossentropy",
+    )
+    model.fit(tf_dpfp.poisson_batches(x, y, expected_batch_size=256))
+    ```
+
+    Args:
+        model: A Keras model: functional, sequential, subclassed or a KerasHub
+            task, built or not.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError: If `model` is not a Keras model.
+        ValueError: If the model is private already, has a training step of
+            its own, or holds layers that can't be trained privately; the
+            message lists every problem and the way out.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"`make_private` takes a keras.Model. Received: {model!r}"
+        )
+    validation.raise_if_invalid(model, made_private=False)
+    _state(model)
+    for name in _METHODS:
+        method = types.MethodType(vars(PrivateTraining)[name], model)
+        object.__setattr__(model, name, method)
+    # A step that was compiled before is an ordinary one.
+    model.train_function = None
+    optimizer = getattr(model, "optimizer", None)
+    if isinstance(optimizer, optimizers.PrivateOptimizer):
+        _check_same_model(model, optimizer)
+    return model
+
+
+@keras.saving.register_keras_serializable(package="tf_dpfp")
+class DPModel(PrivateTraining, keras.Model):
+    """A `keras.Model` that trains privately.
+
+    `DPModel(inputs, outputs)` or a subclass with a `call` of its own. The
+    same as `make_private(keras.Model(...))`, except that a saved file needs
+    this package to load.
+    """
+
+
+@keras.saving.register_keras_serializable(package="tf_dpfp")
+class DPSequential(PrivateTraining, keras.Sequential):
+    """A `keras.Sequential` that trains privately.
+
+    The same as `make_private(keras.Sequential(...))`, except that a saved
+    file needs this package to load.
+    """
+
+
+def clipped_gradients(
+    model: keras.Model, x, y, sample_weight=None
+) -> optimizers.ClippedGradients:
+    """Clipped gradients of one batch, for a custom training loop.
+
+    Example:
+
+    ```python
+    @tf.function
+    def step(x, y):
+        optimizer.apply(tf_dpfp.clipped_gradients(model, x, y))
+    ```
+
+    Steps of a custom loop are counted without amplification by sampling,
+    unless the loop runs inside `tf_dpfp.sampled_steps(model, batches)`.
+
+    Args:
+        model: A private model, compiled with a private optimizer and a loss.
+        x: Inputs of the batch.
+        y: Labels.
+        sample_weight: Sample weights, or `None`.
+
+    Returns:
+        `ClippedGradients` to pass to `model.optimizer.apply`. The numbers in
+        it are private until then.
+
+    Raises:
+        NotPrivateError: If the model or its optimizer is not private.
+    """
+    state_of(model)
+    optimizer = require_private_optimizer(model)
+    plan = build_plan(model, x, y, sample_weight)
+    sums = private_step.clipped_batch(
+        model,
+        plan,
+        x,
+        y,
+        sample_weight,
+        optimizer.microbatch_size,
+        lambda *_: None,
+    )
+    _, regularization = private_step.regularization_gradients(plan.variables)
+    return private_step.as_clipped_gradients(plan, sums, regularization)
+
+
+@contextlib.contextmanager
+def sampled_steps(model: keras.Model, batches: tf.data.Dataset):
+    """Says that the steps inside draw their batches from `batches`.
+
+    For custom loops. The claim is the caller's: inside, every step must use
+    the next batch of `batches`, whole and unchanged, once.
+
+    Args:
+        model: A private model, compiled with a private optimizer.
+        batches: A data set made by `poisson_batches`.
+
+    Raises:
+        ValueError: If nothing is known of how `batches` was drawn.
+    """
+    state = state_of(model)
+    optimizer = require_private_optimizer(model)
+    pipeline = pipelines.describe({"x": batches}, need_batch_size=False)
+    if not isinstance(pipeline.sampling, accounting.PoissonSampling):
+        raise ValueError(
+            "`sampled_steps` takes the data set that tf_dpfp.poisson_batches "
+            "returned, itself: a data set derived from it proves nothing."
+        )
+    optimizer.set_expected_batch_size(
+        pipeline.expected_batch_size, pipeline.name
+    )
+    state.seeded_sampling |= pipeline.seeded
+    state.populations.add(pipeline.population)
+    with _sampled(optimizer, pipeline.sampling):
+        yield

@@ -1,0 +1,311 @@
+"""One private training step, from a batch to an update.
+
+    physical micro-batches -> forward pass, calls recorded -> one loss per
+    example -> one backward pass to the recorded tensors -> per-example norms
+    -> clip factors -> clipped sums, added over micro-batches -> optimizer
+    (noise, division by the expected batch size, ledger, update)
+
+This module strings the rooms together and decides nothing about any of them.
+"""
+
+import dataclasses
+from typing import Any, Sequence
+
+import keras
+import tensorflow as tf
+from keras import tree
+
+from tf_dpfp import clipping as clipping_lib
+from tf_dpfp import per_example
+from tf_dpfp import sampling as sampling_lib
+from tf_dpfp.optimizers import ClippedGradients
+from tf_dpfp.per_example import keras_layers
+from tf_dpfp.training import keras_trainer
+from tf_dpfp.training import losses as losses_lib
+
+# Half precision underflows without scaling; a power of two costs no accuracy.
+# It is fixed: a scale that follows the data would tell about the data.
+_FLOAT16_LOSS_SCALE = 2.0**10
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a step needs to know of a built model.
+
+    Attributes:
+        units: The layers whose calls are recorded.
+        variables: The trainable variables.
+        groups: Which of them are clipped together.
+        loss: Maps `(y, y_pred, sample_weight)` to one loss per example.
+        loss_scale: The loss is multiplied by this in the backward pass.
+    """
+
+    units: Sequence[per_example.Unit]
+    variables: Sequence[keras.Variable]
+    groups: Sequence[clipping_lib.Group]
+    loss: Any
+    loss_scale: float
+
+
+def make_plan(model: keras.Model, optimizer, loss) -> Plan:
+    """Cuts a built model into units and groups.
+
+    Args:
+        model: A built model.
+        optimizer: A private optimizer.
+        loss: What `losses.per_example` and Keras made of the compiled loss.
+
+    Returns:
+        The `Plan`.
+
+    Raises:
+        ValueError: If nothing is trainable.
+    """
+    variables = model.trainable_variables
+    if not variables:
+        raise ValueError(
+            f"Model '{model.name}' has no trainable weights: nothing to train."
+        )
+    units = per_example.find_units(model)
+    half = any(u.layer.compute_dtype == "float16" for u in units)
+    scale = optimizer.fixed_loss_scale or (_FLOAT16_LOSS_SCALE if half else 1.0)
+    return Plan(
+        units=units,
+        variables=variables,
+        groups=optimizer.groups(owned_variables(model)),
+        loss=loss,
+        loss_scale=scale,
+    )
+
+
+def owned_variables(
+    model: keras.Model,
+) -> list[clipping_lib.OwnedVariable]:
+    """Every trainable variable with the layer that owns it."""
+    owners: dict[int, keras.layers.Layer] = {}
+    for layer in keras_layers.all_layers(model):
+        for variable in keras_layers.own_variables(layer):
+            owners.setdefault(id(variable), layer)
+    return [
+        clipping_lib.OwnedVariable(v, owners[id(v)])
+        for v in model.trainable_variables
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class MicrobatchResult:
+    """What one micro-batch gives.
+
+    Attributes:
+        sums: Clipped sums; private.
+        losses: One loss per example, `(batch,)`.
+        y_pred: Predictions.
+    """
+
+    sums: Sequence[tf.Tensor | None]
+    losses: tf.Tensor
+    y_pred: Any
+
+
+def forward(model: keras.Model, x):
+    """Calls the model in training mode."""
+    if keras_trainer.takes_training(model):
+        return model(x, training=True)
+    return model(x)
+
+
+def clipped_microbatch(
+    model: keras.Model, plan: Plan, x, y, sample_weight, rows: tf.Tensor
+) -> MicrobatchResult:
+    """Clipped sums of one physical batch.
+
+    Args:
+        model: The model.
+        plan: Its plan.
+        x: Inputs.
+        y: Labels.
+        sample_weight: Sample weights, or `None`.
+        rows: Boolean, `(batch,)`: false for padding.
+
+    Returns:
+        A `MicrobatchResult`.
+
+    Raises:
+        ValueError: If the loss depends on a trainable variable through a call
+            that was not recorded.
+    """
+    with tf.GradientTape() as tape:
+        with per_example.record_calls(plan.units) as calls:
+            y_pred = forward(model, x)
+        losses = plan.loss(y, y_pred, sample_weight)
+        _check_losses(losses, rows)
+        total = tf.reduce_sum(tf.where(rows, losses, tf.zeros_like(losses)))
+        total *= tf.cast(plan.loss_scale, total.dtype)
+    _check_no_added_losses(model)
+    sources = [call.sources for call in calls]
+    recorded = {id(v) for call in calls for v in _variables_of(call)}
+    unseen = [v for v in plan.variables if id(v) not in recorded]
+    source_gradients, unseen_gradients = tape.gradient(
+        total, [sources, [v.value for v in unseen]]
+    )
+    _check_unseen(unseen, unseen_gradients)
+    present = (
+        rows
+        & losses_lib.nonzero_rows(sample_weight, tf.shape(rows)[0])
+        & tf.math.is_finite(losses)
+    )
+    gradients = clipping_lib.gather_gradients(
+        calls, _unscale(source_gradients, plan.loss_scale), plan.variables
+    )
+    sums = clipping_lib.clip_and_sum(gradients, plan.groups, present)
+    return MicrobatchResult(sums, losses, y_pred)
+
+
+def _variables_of(call: per_example.LayerCall) -> list[keras.Variable]:
+    return call.layer.trainable_variables
+
+
+def _unscale(source_gradients, scale: float):
+    def unscale(gradient):
+        if gradient is None:
+            return None
+        if isinstance(gradient, tf.IndexedSlices):
+            gradient = tf.convert_to_tensor(gradient)
+        if gradient.dtype == tf.float16:
+            gradient = tf.cast(gradient, tf.float32)
+        return gradient if scale == 1.0 else gradient / scale
+
+    return [[unscale(g) for g in group] for group in source_gradients]
+
+
+def _check_losses(losses: tf.Tensor, rows: tf.Tensor) -> None:
+    if losses.shape.rank != 1:
+        raise ValueError(
+            "The loss did not reduce to one number per example: its shape is "
+            f"{tuple(losses.shape)}."
+        )
+    losses.shape.assert_is_compatible_with(rows.shape)
+
+
+def _check_no_added_losses(model: keras.Model) -> None:
+    expected = sum(v.regularizer is not None for v in model.trainable_variables)
+    if len(model.losses) > expected:
+        raise ValueError(
+            "A layer added a loss of its own (`add_loss` or an "
+            "`activity_regularizer`): one number for the whole batch, which "
+            "can't be clipped per example. Remove it, or move it into the "
+            "`loss` of `compile`."
+        )
+
+
+def _check_unseen(variables, gradients) -> None:
+    for variable, gradient in zip(variables, gradients):
+        if gradient is not None:
+            raise ValueError(
+                f"The loss depends on '{variable.path}', but not through a "
+                "call of the layer that owns it: its per-example gradients "
+                "are out of reach. Call the layer instead of reading its "
+                "weights, or set `layer.trainable = False`."
+            )
+
+
+def regularization_gradients(
+    variables: Sequence[keras.Variable],
+) -> tuple[tf.Tensor | None, list[tf.Tensor | None]]:
+    """The weight regularisers: they read no data and need no noise.
+
+    Args:
+        variables: The trainable variables.
+
+    Returns:
+        The total penalty (`None` without regularisers), and its gradient for
+        each variable.
+    """
+    penalized = [v for v in variables if v.regularizer is not None]
+    if not penalized:
+        return None, [None] * len(variables)
+    with tf.GradientTape() as tape:
+        penalty = tf.add_n([v.regularizer(v) for v in penalized])
+    return penalty, tape.gradient(penalty, [v.value for v in variables])
+
+
+def clipped_batch(
+    model: keras.Model,
+    plan: Plan,
+    x,
+    y,
+    sample_weight,
+    microbatch_size: int | None,
+    after_microbatch,
+) -> list[tf.Tensor | None]:
+    """Clipped sums of a batch of any size.
+
+    Args:
+        model: The model.
+        plan: Its plan.
+        x: Inputs.
+        y: Labels.
+        sample_weight: Sample weights, or `None`.
+        microbatch_size: Physical batch, or `None` for the whole at once.
+        after_microbatch: Called for every micro-batch with
+            `(x, y, sample_weight, rows, result)`: metrics.
+
+    Returns:
+        The clipped sum for each variable; private.
+    """
+    data = (x, y, sample_weight)
+    data, rows = sampling_lib.pad_to_multiple(data, microbatch_size or 1)
+    if microbatch_size is None:
+        result = clipped_microbatch(model, plan, *data, rows)
+        after_microbatch(*data, rows, result)
+        return list(result.sums)
+    pieces = sampling_lib.split_microbatches((data, rows), microbatch_size)
+    count = tf.shape(pieces[1])[0]
+
+    def at(index):
+        return tree.map_structure(
+            lambda t: None if t is None else t[index], pieces
+        )
+
+    def run(index):
+        piece, piece_rows = at(index)
+        result = clipped_microbatch(model, plan, *piece, piece_rows)
+        after_microbatch(*piece, piece_rows, result)
+        used = [i for i, s in enumerate(result.sums) if s is not None]
+        return used, [result.sums[i] for i in used]
+
+    # Piece 0 outside the loop: it shows which variables get a sum, and builds
+    # whatever Keras builds on first use.
+    used, totals = run(0)
+    if pieces[1].shape[0] != 1:
+
+        def body(index, *totals):
+            _, sums = run(index)
+            return (index + 1, *[a + b for a, b in zip(totals, sums)])
+
+        _, *totals = tf.while_loop(
+            lambda index, *_: index < count,
+            body,
+            (tf.constant(1), *totals),
+            shape_invariants=(
+                tf.TensorShape([]),
+                *[t.shape for t in totals],
+            ),
+            parallel_iterations=1,
+        )
+    sums: list[tf.Tensor | None] = [None] * len(plan.variables)
+    for index, total in zip(used, totals):
+        sums[index] = total
+    return sums
+
+
+def as_clipped_gradients(
+    plan: Plan, sums: Sequence[tf.Tensor | None], regularization
+) -> ClippedGradients:
+    """Packs clipped sums for the optimizer."""
+    return ClippedGradients(
+        sums=tuple(sums),
+        variables=tuple(plan.variables),
+        groups=tuple(plan.groups),
+        regularization=tuple(regularization),
+    )

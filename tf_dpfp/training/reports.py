@@ -1,0 +1,75 @@
+"""What a model's training has cost: epsilon, and the statement in words."""
+
+from typing import Sequence
+
+import keras
+
+from tf_dpfp import accounting
+from tf_dpfp.training import private_model
+
+
+def ledger(model: keras.Model) -> Sequence[accounting.LedgerEntry]:
+    """What a private model has released so far.
+
+    Args:
+        model: A private, compiled model.
+
+    Returns:
+        One `LedgerEntry` for each kind of step that ran: how its examples
+        were sampled, its noise multiplier, and how many steps there were.
+
+    Raises:
+        NotPrivateError: If the model or its optimizer is not private.
+    """
+    private_model.state_of(model)
+    return private_model.require_private_optimizer(model).ledger_entries
+
+
+def epsilon(model: keras.Model, delta: float, accountant: str = "rdp") -> float:
+    """The epsilon of everything a model's training has released.
+
+    Adjacency: one example added or removed. Only what is proved counts: steps
+    on `poisson_batches` are amplified by sampling, others are not.
+
+    Args:
+        model: A private, compiled model.
+        delta: Probability with which the guarantee may fail, in (0, 1); below
+            one over the number of examples to mean anything.
+        accountant: `"rdp"` or `"pld"` (tighter, slower).
+
+    Returns:
+        Epsilon; 0 before the first step, infinity if a step added no noise.
+
+    Raises:
+        NotPrivateError: If the model or its optimizer is not private.
+        ValueError: If `delta` or `accountant` is out of range.
+    """
+    return accounting.compute_epsilon(ledger(model), delta, accountant)
+
+
+def privacy_statement(
+    model: keras.Model, delta: float, accountant: str = "rdp"
+) -> str:
+    """Says in words what a model's training guarantees and what it does not.
+
+    Args:
+        model: A private, compiled model.
+        delta: Probability with which the guarantee may fail, in (0, 1).
+        accountant: `"rdp"` or `"pld"`.
+
+    Returns:
+        Plain text.
+
+    Raises:
+        NotPrivateError: If the model or its optimizer is not private.
+        ValueError: If `delta` or `accountant` is out of range.
+    """
+    state = private_model.state_of(model)
+    optimizer = private_model.require_private_optimizer(model)
+    return accounting.statement(
+        optimizer.ledger_entries,
+        delta,
+        accountant=accountant,
+        population=max(state.populations, default=None),
+        seeded=optimizer.seed is not None or state.seeded_sampling,
+    )

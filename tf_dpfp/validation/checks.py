@@ -1,0 +1,200 @@
+"""What can't be trained privately, and why: checks that read no data."""
+
+import dataclasses
+from typing import Callable, Iterator
+
+import keras
+
+from tf_dpfp.per_example import keras_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One reason why a model can't be trained privately.
+
+    Attributes:
+        where: Path of the layer, or the model's name.
+        reason: What is wrong.
+        fix: The way out.
+        fixable: Whether `tf_dpfp.fix` mends it.
+    """
+
+    where: str
+    reason: str
+    fix: str
+    fixable: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason} {self.fix}"
+
+
+def _classes(*names: str) -> tuple[type, ...]:
+    """Those Keras layer classes that this Keras has."""
+    return tuple(
+        getattr(keras.layers, name)
+        for name in names
+        if hasattr(keras.layers, name)
+    )
+
+
+_MIX_EXAMPLES = _classes("MixUp", "CutMix")
+_REWRITE_WEIGHTS = _classes("SpectralNormalization")
+
+
+def _batch_normalization(layer) -> Problem | None:
+    if not isinstance(layer, keras.layers.BatchNormalization):
+        return None
+    if not layer.trainable:
+        return None
+    return Problem(
+        layer.path,
+        "BatchNormalization mixes the examples of a batch and keeps "
+        "statistics of the data without noise.",
+        "Replace it with GroupNormalization (`tf_dpfp.fix(model)` does), or "
+        "set `layer.trainable = False` to use its statistics as they are.",
+        fixable=True,
+    )
+
+
+def _mixing_layer(layer) -> Problem | None:
+    if not isinstance(layer, _MIX_EXAMPLES):
+        return None
+    return Problem(
+        layer.path,
+        f"{type(layer).__name__} mixes the examples of a batch.",
+        "Remove it: an example's gradient must depend on that example alone.",
+    )
+
+
+def _rewriting_layer(layer) -> Problem | None:
+    if not isinstance(layer, _REWRITE_WEIGHTS) or not layer.trainable:
+        return None
+    return Problem(
+        layer.path,
+        f"{type(layer).__name__} writes to its weights during the forward "
+        "pass, beside the optimizer.",
+        "Use the wrapped layer by itself.",
+    )
+
+
+def _activity_regularizer(layer) -> Problem | None:
+    if getattr(layer, "activity_regularizer", None) is None:
+        return None
+    return Problem(
+        layer.path,
+        "its activity_regularizer is one number for the whole batch and "
+        "can't be clipped per example.",
+        "Remove it, or add the term to the `loss` of `compile`.",
+    )
+
+
+def _quantized(layer) -> Problem | None:
+    if not keras_layers.is_quantized(layer):
+        return None
+    if not any(v.trainable for v in keras_layers.own_variables(layer)):
+        return None
+    return Problem(
+        layer.path,
+        "it is quantized and has trainable weights.",
+        "Train in floating point and quantize afterwards, or set "
+        "`layer.trainable = False`.",
+    )
+
+
+def _rematerialized(layer) -> Problem | None:
+    if not keras_layers.is_rematerialized(layer):
+        return None
+    if not layer.trainable_variables:
+        return None
+    return Problem(
+        layer.path,
+        "it was built under a RematScope, which computes its forward pass "
+        "twice, out of reach of per-example gradients.",
+        "Build it without the scope and bound memory with the optimizer's "
+        "`microbatch_size`.",
+    )
+
+
+_LAYER_CHECKS: tuple[Callable[..., Problem | None], ...] = (
+    _batch_normalization,
+    _mixing_layer,
+    _rewriting_layer,
+    _activity_regularizer,
+    _quantized,
+    _rematerialized,
+)
+
+
+def _model_problems(
+    model: keras.Model, made_private: bool
+) -> Iterator[Problem]:
+    cls = type(model)
+    private = hasattr(model, "_tf_dpfp_state") or cls.train_step.__module__ in (
+        "tf_dpfp.training.private_model",
+    )
+    if private and not made_private:
+        yield Problem(
+            model.name,
+            "the model is private already.",
+            "Call `make_private` once.",
+        )
+    inherited = (keras.Model.train_step, keras.Sequential.train_step)
+    if cls.train_step not in inherited and not private:
+        yield Problem(
+            model.name,
+            f"{cls.__name__} has a train_step of its own, which would be "
+            "replaced.",
+            "Write a custom loop with `tf_dpfp.clipped_gradients`, or leave "
+            "train_step to Keras and pass the loss to `compile`.",
+        )
+    if cls.compute_loss is not keras.Model.compute_loss:
+        yield Problem(
+            model.name,
+            f"{cls.__name__} has a compute_loss of its own, which returns one "
+            "number for the whole batch.",
+            "Pass a loss of single examples to `compile` instead.",
+        )
+
+
+def validate(model: keras.Model) -> list[Problem]:
+    """Lists everything that keeps a model from being trained privately.
+
+    Reads no data. What only shows when the model runs (a custom layer that
+    mixes examples or keeps statistics) is checked once more, on made-up
+    inputs, before the first step.
+
+    Args:
+        model: A Keras model, private or not.
+
+    Returns:
+        The problems, an empty list if there are none.
+    """
+    return _validate(model, made_private=True)
+
+
+def _validate(model: keras.Model, made_private: bool) -> list[Problem]:
+    problems = list(_model_problems(model, made_private))
+    for layer in keras_layers.all_layers(model):
+        for check in _LAYER_CHECKS:
+            problem = check(layer)
+            if problem is not None:
+                problems.append(problem)
+    return problems
+
+
+def raise_if_invalid(model: keras.Model, made_private: bool) -> None:
+    """Raises if a model can't be trained privately.
+
+    Args:
+        model: The model.
+        made_private: Whether the model may be private already.
+
+    Raises:
+        ValueError: With every problem and the way out of each.
+    """
+    problems = _validate(model, made_private)
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise ValueError(
+            f"Model '{model.name}' can't be trained privately:\n{listed}"
+        )

@@ -1,0 +1,3 @@
+"""The version of the package, readable without importing TensorFlow."""
+
+__version__ = "0.1.0"
