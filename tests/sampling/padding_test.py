@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings
 from hypothesis import strategies as st
 
-from tf_dpfp.sampling import pad_to_multiple, split_microbatches
+from tf_dpfp.sampling import pad_to_multiple
+from tf_dpfp.sampling import split_microbatches
 
 
 def _pad_and_split(tree, size):

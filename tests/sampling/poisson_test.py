@@ -11,8 +11,10 @@ import tensorflow as tf
 from scipy import stats
 
 from tf_dpfp.accounting.mechanisms import PoissonSampling
-from tf_dpfp.sampling import SamplingInfo, poisson_batches, sampling_of
+from tf_dpfp.sampling import SamplingInfo
 from tf_dpfp.sampling import poisson as poisson_lib
+from tf_dpfp.sampling import poisson_batches
+from tf_dpfp.sampling import sampling_of
 
 # A true sampler fails one statistical check with this probability (the checks
 # of `draw` itself are seeded, so they do not fail at random at all); the wrong

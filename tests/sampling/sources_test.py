@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_dpfp.sampling import poisson_batches, sampling_of
+from tf_dpfp.sampling import poisson_batches
+from tf_dpfp.sampling import sampling_of
 
 N = 57
 X = np.arange(N * 6, dtype=np.float32).reshape(N, 2, 3)

@@ -34,6 +34,10 @@ _MOMENT_ROUNDING = 1e-12
 # epsilon): squares of larger values overflow.
 _MAX_NOISE_MULTIPLIER = 1e9
 
+# With less noise than this no amplification is claimed: dp_accounting's series
+# would meet infinities, and may then never end.
+_MIN_SAMPLED_NOISE_MULTIPLIER = 1e-6
+
 # PLD grid, the epsilon up to which it is that fine, and the most points one
 # step may take on it.
 _PLD_INTERVAL = 1e-4
@@ -269,7 +273,10 @@ def _rdp_of_step(sampling_rate: float, noise_multiplier: float) -> np.ndarray:
     noise_multiplier = min(noise_multiplier, _MAX_NOISE_MULTIPLIER)
     with np.errstate(all="ignore"):
         vector = _orders() / 2.0 / noise_multiplier / noise_multiplier
-        if sampling_rate < 1.0:
+        if (
+            sampling_rate < 1.0
+            and noise_multiplier >= _MIN_SAMPLED_NOISE_MULTIPLIER
+        ):
             sampled = _sampled_rdp(sampling_rate, noise_multiplier)
             # fmin takes the other value where one is NaN.
             vector = np.fmin(sampled, vector)

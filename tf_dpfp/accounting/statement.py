@@ -353,8 +353,8 @@ def _round_up(epsilon: float) -> str:
     """Formats epsilon so that the printed figure is never below it."""
     if math.isinf(epsilon):
         return "infinite"
-    # Doubles beyond this are whole numbers.
-    if epsilon >= 2.0**40:
-        return f"{math.ceil(epsilon):.3e}"
+    if epsilon >= 1e12:
+        # More than the half unit by which the last digit may be rounded down.
+        return f"{epsilon * 1.001:.3e}"
     rounded = math.ceil(epsilon * 1000.0) / 1000.0
     return f"{rounded:.3f}"

@@ -67,7 +67,14 @@ def clip_and_sum(
         if not members:
             continue
         norms = [gradients[i].squared_norms() for i in members]
-        squared_norms = tf.add_n([tf.cast(n, norms[0].dtype) for n in norms])
+        # Reshaped, for a layer whose rows are not the examples must fail: with
+        # one example in the batch it would broadcast, and clip row by row.
+        squared_norms = tf.add_n(
+            [
+                tf.reshape(tf.cast(n, norms[0].dtype), tf.shape(present))
+                for n in norms
+            ]
+        )
         factors = factors_lib.clip_factors(
             squared_norms, group.threshold, present
         )

@@ -3,11 +3,11 @@
 from tf_dpfp.noise.allocation import global_standard_deviations
 from tf_dpfp.noise.allocation import sensitivity
 from tf_dpfp.noise.gaussian import NoiseSource
-from tf_dpfp.noise.gaussian import standard_normal
+from tf_dpfp.noise.gaussian import gaussian as gaussian_noise
 
 __all__ = [
     "NoiseSource",
+    "gaussian_noise",
     "global_standard_deviations",
     "sensitivity",
-    "standard_normal",
 ]

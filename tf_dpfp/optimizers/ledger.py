@@ -1,10 +1,10 @@
-"""The ledger of an optimizer: what was released, in Keras variables.
+"""The ledger of an optimizer: what was released, in a Keras variable.
 
 What ran is a small table: one row for each kind of step (sampling and noise
-multiplier) and a count of steps for each row. Both are optimizer variables,
-so every way of saving an optimizer saves the ledger. The compiled step only
-adds one to the count of the current row; which row that is, is set from
-Python before training starts and is never saved.
+multiplier) with a count of its steps. It is one optimizer variable, so every
+way of saving an optimizer saves the ledger, and nothing restores half of it.
+The compiled step only adds one to the count of the current row; which row
+that is, is set from Python before training starts and is never saved.
 """
 
 from typing import Iterable
@@ -15,48 +15,62 @@ import tensorflow as tf
 from tf_dpfp import accounting
 from tf_dpfp.accounting import ledger as table
 
+# The count stands behind the description; float64 counts exactly to 2^53.
+_COUNT = table.WIDTH
+
 
 class Ledger:
     """Counts private steps by kind.
 
     Args:
-        optimizer: The optimizer that owns the variables.
+        optimizer: The optimizer that owns the variable.
         noise_multiplier: Its noise multiplier, part of every row written.
     """
 
     def __init__(self, optimizer, noise_multiplier: float):
         self._noise_multiplier = noise_multiplier
-        self._rows = optimizer.add_variable(
-            shape=(table.MAX_ROWS, table.WIDTH),
+        self._sampling: accounting.Sampling | None = None
+        self._table = optimizer.add_variable(
+            shape=(table.MAX_ROWS, table.WIDTH + 1),
             initializer="zeros",
             dtype="float64",
             aggregation="only_first_replica",
-            name="privacy_rows",
-        )
-        self._steps = optimizer.add_variable(
-            shape=(table.MAX_ROWS,),
-            initializer="zeros",
-            dtype="int64",
-            aggregation="only_first_replica",
-            name="privacy_steps",
+            name="privacy_ledger",
         )
         with tf.init_scope():
             self._current = tf.Variable(
                 -1, trainable=False, dtype=tf.int32, name="privacy_row"
             )
+        self._watch_restores()
+
+    def _watch_restores(self) -> None:
+        """Makes `tf.train.Checkpoint` keep the greater counts, too.
+
+        It restores variable by variable, past `load_own_variables`.
+        """
+        restore = self._table._restore_from_tensors
+
+        def restore_and_keep(restored_tensors):
+            known = self.entries()
+            result = restore(restored_tensors)
+            self.keep_greater(known)
+            return result
+
+        self._table._restore_from_tensors = restore_and_keep
 
     def entries(self) -> list[accounting.LedgerEntry]:
         """What ran so far; reads the counts from the device."""
+        values = self._table.numpy().astype(np.float64)
         entries = table.decode_table(
-            self._rows.numpy().astype(np.float64), self._steps.numpy()
+            np.ascontiguousarray(values[:, :_COUNT]),
+            values[:, _COUNT].astype(np.int64),
         )
         return [entry for entry in entries if entry.steps]
 
     def current(self) -> accounting.LedgerEntry:
         """The kind of the next step, with a count of zero."""
-        self._ensure_open()
-        row = int(self._current.numpy())
-        return table.decode(self._rows.numpy()[row].astype(np.float64), 0)
+        sampling = self._sampling or accounting.UnknownSampling()
+        return accounting.LedgerEntry(sampling, self._noise_multiplier, 0)
 
     def open(self, sampling: accounting.Sampling) -> None:
         """Sets the kind of the steps that follow.
@@ -70,26 +84,31 @@ class Ledger:
         wanted = table.encode(
             accounting.LedgerEntry(sampling, self._noise_multiplier, 0)
         )
-        rows = self._rows.numpy()
-        for index, row in enumerate(rows):
-            if np.array_equal(row, wanted) or not row.any():
-                rows[index] = wanted
-                break
-        else:
+        values = self._table.numpy().astype(np.float64)
+        free = [
+            index
+            for index, row in enumerate(values[:, :_COUNT])
+            if np.array_equal(row, wanted) or not row.any()
+        ]
+        if not free:
             raise ValueError(
                 f"The privacy ledger holds {table.MAX_ROWS} kinds of steps "
                 "and is full. Use the same sampling and noise multiplier for "
                 "longer, or start with a new model."
             )
-        self._rows.assign(rows)
-        self._current.assign(index)
+        values[free[0], :_COUNT] = wanted
+        self._table.assign(values)
+        self._current.assign(free[0])
+        self._sampling = sampling
 
     def count_step(self) -> None:
         """Adds one step of the current kind; part of the compiled step."""
-        self._ensure_open()
-        self._steps.assign_add(
-            tf.one_hot(self._current, table.MAX_ROWS, dtype=tf.int64)
-        )
+        if self._sampling is None:
+            with tf.init_scope():
+                self.open(accounting.UnknownSampling())
+        row = tf.one_hot(self._current, table.MAX_ROWS, dtype=tf.float64)
+        column = tf.one_hot(_COUNT, table.WIDTH + 1, dtype=tf.float64)
+        self._table.assign_add(row[:, None] * column[None, :])
 
     def absorb(self, earlier: Iterable[accounting.LedgerEntry]) -> None:
         """Adds what ran under another optimizer on the same model.
@@ -117,12 +136,7 @@ class Ledger:
 
     def _write(self, entries: Iterable[accounting.LedgerEntry]) -> None:
         rows, steps = table.encode_table(entries)
-        self._rows.assign(rows)
-        self._steps.assign(steps)
-        # Rows may have moved: say anew what the next step is.
-        self._current.assign(-1)
-
-    def _ensure_open(self) -> None:
-        with tf.init_scope():
-            if int(self._current.numpy()) < 0:
-                self.open(accounting.UnknownSampling())
+        self._table.assign(np.concatenate([rows, steps[:, None]], axis=1))
+        # Rows may have moved: find the current one again.
+        if self._sampling is not None:
+            self.open(self._sampling)

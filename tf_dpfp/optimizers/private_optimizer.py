@@ -32,6 +32,8 @@ from tf_dpfp.accounting import Sampling
 from tf_dpfp.optimizers import ledger as ledger_lib
 
 _MARKER = "tf_dpfp_ledger"
+# Squares of shorter gradients may vanish in float32, and with them the norm.
+_LEAST_CLIP = 1e-10
 
 
 class NotPrivateError(RuntimeError):
@@ -162,7 +164,9 @@ class PrivateOptimizer:
         if isinstance(kwargs.get("learning_rate"), int):
             kwargs["learning_rate"] = float(kwargs["learning_rate"])
         settings = dict(
-            l2_norm_clip=_finite("l2_norm_clip", l2_norm_clip, 0.0, True),
+            l2_norm_clip=_finite(
+                "l2_norm_clip", l2_norm_clip, _LEAST_CLIP, False
+            ),
             noise_multiplier=_finite(
                 "noise_multiplier", noise_multiplier, 0.0, False
             ),
@@ -190,8 +194,6 @@ class PrivateOptimizer:
         )
         self._ledger = ledger_lib.Ledger(self, settings["noise_multiplier"])
         self._noise_source = noise_lib.NoiseSource(seed)
-        # Set by the training step, which knows how it is compiled.
-        self._under_xla = False
 
     # Read-only: a compiled step would not notice a change.
     @property
@@ -227,7 +229,8 @@ class PrivateOptimizer:
     @property
     def expected_batch_size(self) -> float | None:
         """What the noised sum is divided by, `None` while unknown."""
-        value = float(self._batch_size.numpy())
+        with tf.init_scope():  # Also while a step is traced.
+            value = float(self._batch_size.numpy())
         return value if value > 0 else None
 
     @property
@@ -252,10 +255,6 @@ class PrivateOptimizer:
     def open_ledger(self, sampling: Sampling) -> None:
         """Says how the examples of the steps that follow are chosen."""
         self._ledger.open(sampling)
-
-    def compiled_with_xla(self, under_xla: bool) -> None:
-        """Says how the step is compiled; it only decides how noise is drawn."""
-        self._under_xla = under_xla
 
     def set_expected_batch_size(self, size: float, source: str) -> None:
         """Takes the expected batch size from a pipeline.
@@ -284,6 +283,7 @@ class PrivateOptimizer:
         """The groups of the trainable variables, with their thresholds."""
         return self.clipping.groups(variables, self.l2_norm_clip)
 
+    @tf.autograph.experimental.do_not_convert
     def apply(self, grads, trainable_variables=None):
         """Adds noise to clipped sums and updates the variables.
 
@@ -327,7 +327,6 @@ class PrivateOptimizer:
             self.noise_multiplier,
             self._noise_source,
             self._iterations,
-            self._under_xla,
         )
         divisor = tf.convert_to_tensor(self._batch_size.value)
         gradients = [
@@ -390,7 +389,6 @@ def _add_noise(
     noise_multiplier: float,
     source: noise_lib.NoiseSource,
     iteration,
-    under_xla: bool,
 ) -> list[tf.Tensor | None]:
     """The released sums: each clipped sum plus its group's noise."""
     deviations = noise_lib.global_standard_deviations(
@@ -404,10 +402,10 @@ def _add_noise(
             if total is None or deviation == 0.0:
                 released[index] = total
                 continue
-            normals = noise_lib.standard_normal(
-                total.shape, source.key_of(step_key, index), under_xla
+            noise = noise_lib.gaussian_noise(
+                total.shape, deviation, source.key_of(step_key, index)
             )
-            released[index] = total + tf.cast(deviation * normals, total.dtype)
+            released[index] = total + tf.cast(noise, total.dtype)
     return released
 
 

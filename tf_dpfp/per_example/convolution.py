@@ -19,7 +19,7 @@ from tf_dpfp.per_example import rules
 
 # Patches of up to this many numbers are cut by a convolution with an identity
 # matrix (its cost grows with the square), longer ones by slices.
-_IDENTITY_KERNEL_LIMIT = 96
+_IDENTITY_KERNEL_LIMIT = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,22 +166,32 @@ def windows(
     return result
 
 
-def _cut_by_convolution(inputs: tf.Tensor, geometry: Geometry) -> tf.Tensor:
+def _convolve(
+    inputs: tf.Tensor, kernel: tf.Tensor, geometry: Geometry
+) -> tf.Tensor:
+    """The convolution itself, without groups."""
     if geometry.padding == "causal":
         before = [[extent - 1, 0] for extent in geometry.extents]
         inputs = tf.pad(inputs, [[0, 0], *before, [0, 0]])
-    channels = inputs.shape[-1]
-    size = math.prod(geometry.kernel_size) * channels
     return tf.nn.convolution(
         inputs,
-        tf.reshape(
-            tf.eye(size, dtype=inputs.dtype),
-            [*geometry.kernel_size, channels, size],
-        ),
+        kernel,
         strides=geometry.strides,
         padding="SAME" if geometry.padding == "same" else "VALID",
+        # Spelled out: Conv3D's gradient needs it in eager mode.
+        data_format=("NWC", "NHWC", "NDHWC")[len(geometry.strides) - 1],
         dilations=geometry.dilation_rate,
     )
+
+
+def _cut_by_convolution(inputs: tf.Tensor, geometry: Geometry) -> tf.Tensor:
+    channels = inputs.shape[-1]
+    size = math.prod(geometry.kernel_size) * channels
+    kernel = tf.reshape(
+        tf.eye(size, dtype=inputs.dtype),
+        [*geometry.kernel_size, channels, size],
+    )
+    return _convolve(inputs, kernel, geometry)
 
 
 def patches(
@@ -236,19 +246,10 @@ class _ConvolutionKernel(gradients.OuterProduct):
         present = tf.cast(tf.not_equal(factors, 0.0), factors.dtype)
         inputs = gradients.scale_examples(self._inputs, present)
         right = gradients.scale_examples(self._output_gradient, factors)
-        if self._geometry.padding == "causal":
-            before = [[extent - 1, 0] for extent in self._geometry.extents]
-            inputs = tf.pad(inputs, [[0, 0], *before, [0, 0]])
         kernel = tf.zeros(self._kernel_shape, inputs.dtype)
         with tf.GradientTape() as tape:
             tape.watch(kernel)
-            outputs = tf.nn.convolution(
-                inputs,
-                kernel,
-                strides=self._geometry.strides,
-                padding="SAME" if self._geometry.padding == "same" else "VALID",
-                dilations=self._geometry.dilation_rate,
-            )
+            outputs = _convolve(inputs, kernel, self._geometry)
         return tape.gradient(outputs, kernel, output_gradients=right)
 
 

@@ -87,9 +87,12 @@ class GenericRule(rules.GradientRule):
             one_args, one_kwargs = tree.pack_sequence_as((args, kwargs), merged)
             mapping = list(zip(trainable, weights))
             mapping += zip(seed_states, example_seeds)
-            with keras.StatelessScope(state_mapping=mapping) as scope:
+            with keras.StatelessScope(
+                state_mapping=mapping, collect_losses=True
+            ) as scope:
                 outputs = call(*one_args, **one_kwargs)
             _refuse_statistics(layer, statistics, scope)
+            _refuse_added_losses(layer, scope)
             return tree.map_structure(lambda t: tf.squeeze(t, 0), outputs)
 
         outputs = tf.vectorized_map(
@@ -102,7 +105,8 @@ class GenericRule(rules.GradientRule):
 
     def gradients(self, call, output_gradients):
         return [
-            (variable, gradients.Materialized(gradient))
+            # A gather in the layer makes its gradient an `IndexedSlices`.
+            (variable, gradients.Materialized(tf.convert_to_tensor(gradient)))
             for variable, gradient in zip(call.saved, output_gradients)
             if gradient is not None
         ]
@@ -117,6 +121,16 @@ def _refuse_statistics(layer, variables, scope) -> None:
                 "would leave without noise. Replace the layer, or set "
                 "`layer.trainable = False`."
             )
+
+
+def _refuse_added_losses(layer, scope) -> None:
+    if scope.losses:
+        raise ValueError(
+            f"Layer '{layer.name}' ({type(layer).__name__}) or one it holds "
+            "adds a loss of its own (`add_loss` or an "
+            "`activity_regularizer`), which can't be clipped per example. "
+            "Remove it, or move it into the `loss` of `compile`."
+        )
 
 
 GENERIC_RULE = GenericRule()

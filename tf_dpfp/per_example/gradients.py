@@ -33,14 +33,18 @@ from typing import Callable, Sequence
 
 import tensorflow as tf
 
+from tf_dpfp import compilation
+
 SLACK = 2.0**-20
 
 # A materialised gradient may take this many times the memory of the layer's
 # own input and output gradient; past it the factored form is kept.
 _MATERIALIZE_MEMORY_RATIO = 2.0
-# Reading and writing one float costs about as much as this many multiply-adds
-# of a large matrix product (measured on AVX-512 CPU cores).
-_MEMORY_COST = 60.0
+# Costs in multiply-adds of a large matrix product, measured on AVX-512 cores:
+# of one number of a materialised gradient (norm, selection, weighted sum) and
+# of one number of the factors of a product (selection, scaling).
+_MATRIX_COST = 40.0
+_FACTOR_COST = 20.0
 
 
 def accumulation_dtype(*tensors: tf.Tensor) -> tf.DType:
@@ -57,9 +61,39 @@ def scale_examples(values: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
     return tf.math.multiply_no_nan(values, factors)
 
 
+def _flat(values: tf.Tensor) -> tf.Tensor:
+    """`(batch, size)`; a reduction of one axis is faster than of several."""
+    size = values.shape[1:].num_elements()
+    if size is None:
+        size = tf.reduce_prod(tf.shape(values)[1:])
+    return tf.reshape(values, tf.stack([tf.shape(values)[0], size]))
+
+
 def _sum_squares(values: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_sum(
-        tf.square(values), axis=list(range(1, values.shape.rank))
+    """Squared norms of the rows; overflow gives infinity, never a wrap."""
+    flat = _flat(values)
+    if compilation.target() is compilation.Target.KERNELS:
+        # One pass over the numbers, where squaring and summing take two.
+        return tf.square(tf.math.reduce_euclidean_norm(flat, axis=1))
+    return tf.reduce_sum(tf.square(flat), axis=1)
+
+
+def _present_rows(values: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
+    """The rows, with zeros for those whose factor is zero."""
+    # The first `Select` of TensorFlow copies whole rows; `tf.where` would
+    # look at every number.
+    return tf.raw_ops.Select(
+        condition=tf.not_equal(factors, 0.0), x=values, y=tf.zeros_like(values)
+    )
+
+
+def _weighted_rows(values: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
+    """`sum_i factors[i] * values[i]`, without rows whose factor is zero."""
+    flat = _present_rows(_flat(values), factors)
+    total = tf.matmul(tf.cast(factors, flat.dtype)[None], flat)
+    shape = values.shape[1:]
+    return tf.reshape(
+        total, shape if shape.is_fully_defined() else tf.shape(values)[1:]
     )
 
 
@@ -98,7 +132,7 @@ class Materialized(PerExampleGradient):
         return _sum_squares(self.values)
 
     def weighted_sum(self, factors: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_sum(scale_examples(self.values, factors), axis=0)
+        return _weighted_rows(self.values, factors)
 
     def materialize(self) -> tf.Tensor:
         return self.values
@@ -147,12 +181,29 @@ class OuterProduct(PerExampleGradient):
             return d * p <= 64 * (d + p)
         if d * p > _MATERIALIZE_MEMORY_RATIO * positions * (d + p):
             return False
-        return 3 * _MEMORY_COST * d * p <= positions**2 * (d + p)
+        gram_cost = (positions**2 + _FACTOR_COST * positions) * (d + p)
+        return _MATRIX_COST * d * p <= gram_cost
 
     def _products(self) -> tf.Tensor:
+        """The gradients, shape `(batch, min(d, p), max(d, p))`.
+
+        A batched product with long rows is up to twice as fast as its
+        transpose.
+        """
         if self._matrix is None:
-            self._matrix = tf.matmul(self.left, self.right, transpose_a=True)
+            _, d, p = self._sizes
+            first, second = (
+                (self.left, self.right) if d <= p else (self.right, self.left)
+            )
+            self._matrix = tf.matmul(first, second, transpose_a=True)
         return self._matrix
+
+    def _shaped(self, products: tf.Tensor) -> tf.Tensor:
+        """From the layout of `_products` to the variable's."""
+        _, d, p = self._sizes
+        if d > p:
+            products = tf.linalg.matrix_transpose(products)
+        return self._to_variable(products)
 
     def squared_norms(self) -> tf.Tensor:
         if self._is_rank_one():
@@ -170,23 +221,15 @@ class OuterProduct(PerExampleGradient):
 
     def weighted_sum(self, factors: tf.Tensor) -> tf.Tensor:
         if not self._is_rank_one() and self._prefers_matrix():
-            matrix = tf.reduce_sum(
-                scale_examples(self._products(), factors), axis=0
-            )
-            return self._to_variable(matrix)
+            return self._shaped(_weighted_rows(self._products(), factors))
         _, d, p = self._sizes
-        present = tf.cast(tf.not_equal(factors, 0.0), factors.dtype)
         # The factor goes to the thinner side; both sides must be free of NaN.
         if d < p:
-            left, right = (
-                scale_examples(self.left, factors),
-                scale_examples(self.right, present),
-            )
+            left = scale_examples(self.left, factors)
+            right = _present_rows(self.right, factors)
         else:
-            left, right = (
-                scale_examples(self.left, present),
-                scale_examples(self.right, factors),
-            )
+            left = _present_rows(self.left, factors)
+            right = scale_examples(self.right, factors)
         matrix = tf.matmul(
             tf.reshape(left, [-1, d]),
             tf.reshape(right, [-1, p]),
@@ -195,7 +238,7 @@ class OuterProduct(PerExampleGradient):
         return self._to_variable(matrix)
 
     def materialize(self) -> tf.Tensor:
-        return self._to_variable(self._products())
+        return self._shaped(self._products())
 
 
 class RowGather(PerExampleGradient):

@@ -6,12 +6,14 @@ that gradient has come it turns it into `PerExampleGradient`s, one for every
 variable the call read (`gradients`). Everything after that (adding up shared
 variables, norms, clipping) is the same for all layers.
 
-A rule is found by the exact class, or for a subclass that overrides neither
-`call` nor `build`; any other layer that owns weights gets the generic rule.
+A rule is found by the exact class, or for a subclass that overrides nothing
+of what its base computes; any other layer that owns weights gets the generic
+rule.
 """
 
 import abc
 import dataclasses
+import threading
 from typing import Any, Callable
 
 import keras
@@ -118,6 +120,11 @@ def first(args: tuple, kwargs: dict) -> Any:
     return args[0] if args else next(iter(kwargs.values()))
 
 
+# Swapping `activation` and calling the layer must not interleave with another
+# thread that does the same: it would put back the wrong function.
+_ACTIVATION_LOCK = threading.RLock()
+
+
 def record_before_activation(
     rule: GradientRule,
     layer: keras.layers.Layer,
@@ -130,22 +137,27 @@ def record_before_activation(
     The layer's own `call` runs unchanged; for its duration `activation` is a
     function that notes its argument.
     """
-    activation = layer.activation
-    if activation is None:
+    if layer.activation is None:
         outputs = call(*args, **kwargs)
         return outputs, LayerCall(layer, rule, first(args, kwargs), (outputs,))
     seen = []
+    recording_thread = threading.get_ident()
 
-    def note_and_activate(x):
-        seen.append(x)
-        return activation(x)
+    with _ACTIVATION_LOCK:
+        activation = layer.activation
 
-    # Past Keras's attribute tracking: this is undone before anyone looks.
-    object.__setattr__(layer, "activation", note_and_activate)
-    try:
-        outputs = call(*args, **kwargs)
-    finally:
-        object.__setattr__(layer, "activation", activation)
+        def note_and_activate(x):
+            # A thread that does not record may call the layer meanwhile.
+            if threading.get_ident() == recording_thread:
+                seen.append(x)
+            return activation(x)
+
+        # Past Keras's attribute tracking: this is undone before anyone looks.
+        object.__setattr__(layer, "activation", note_and_activate)
+        try:
+            outputs = call(*args, **kwargs)
+        finally:
+            object.__setattr__(layer, "activation", activation)
     if len(seen) != 1:
         raise RuntimeError(
             f"Layer '{layer.name}' applied its activation {len(seen)} times in "
@@ -200,15 +212,42 @@ def register_gradient_rule(
     return decorate
 
 
+# A subclass may say these anew and still compute what its base computes.
+_HARMLESS_OVERRIDES = frozenset(
+    (
+        "compute_output_shape",
+        "compute_output_spec",
+        "from_config",
+        "get_build_config",
+        "build_from_config",
+        "get_config",
+        "load_own_variables",
+        "save_own_variables",
+    )
+)
+
+
+def _computes_like(layer_type: type, base: type) -> bool:
+    """Whether a subclass overrides nothing that its base's `call` may use."""
+    for cls in layer_type.__mro__:
+        if cls is base:
+            return True
+        for name in vars(cls):
+            if (
+                hasattr(base, name)
+                and not name.startswith(("__", "_abc_", "_api_export"))
+                and name not in _HARMLESS_OVERRIDES
+            ):
+                return False
+    return False
+
+
 def rule_for(layer: keras.layers.Layer) -> GradientRule | None:
     """The rule of a layer's type, or `None` if only the generic one fits."""
     for base in type(layer).__mro__:
         rule = _RULES.get(base)
         if rule is None:
             continue
-        inherits = type(layer).call is base.call and (
-            type(layer).build is base.build
-            or type(layer).build.__qualname__ == base.build.__qualname__
-        )
+        inherits = _computes_like(type(layer), base)
         return rule if inherits and rule.supports(layer) else None
     return None

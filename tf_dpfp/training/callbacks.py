@@ -52,6 +52,7 @@ class PrivacyBudget(keras.callbacks.Callback):
         self.delta = delta
         self.accountant = accountant
         self._spent_before: list[accounting.LedgerEntry] = []
+        self._started = False
         self._allowed: float = math.inf
         self._taken = 0
         self._shown = 0.0
@@ -66,8 +67,20 @@ class PrivacyBudget(keras.callbacks.Callback):
                 f"examples ({population}): it would allow giving away one "
                 "example whole. Choose a smaller delta."
             )
+        self._start(optimizer)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        # A callback after this one may have restored a checkpoint.
+        optimizer = private_model.require_private_optimizer(self.model)
+        if not self._started:
+            if optimizer.ledger_entries != self._spent_before:
+                self._start(optimizer)
+            self._started = True
+
+    def _start(self, optimizer) -> None:
         self._spent_before = optimizer.ledger_entries
         self._next = optimizer.next_entry
+        self._started = False
         self._taken = 0
         self._allowed = math.inf
         if math.isfinite(self.epsilon):

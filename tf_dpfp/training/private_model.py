@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp import accounting
+from tf_dpfp import compilation
 from tf_dpfp import optimizers
 from tf_dpfp import validation
 from tf_dpfp.training import keras_trainer
@@ -155,42 +156,50 @@ class PrivateTraining:
 
     def train_step(self, data):
         """One private step: see `training.private_step`."""
-        optimizer = require_private_optimizer(self)
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        plan = build_plan(self, x, y, sample_weight)
+        under_xla = bool(self.jit_compile) and not self.run_eagerly
+        target = (
+            compilation.Target.XLA
+            if under_xla
+            else (compilation.Target.KERNELS)
+        )
+        with compilation.tracing_for(target):
+            return _train_step(self, data)
 
-        def update_logs(x, y, sample_weight, rows, result):
-            present = rows & losses_lib.nonzero_rows(
-                sample_weight, tf.shape(rows)[0]
-            )
-            keras_trainer.loss_tracker(self).update_state(
-                tf.where(present, result.losses, tf.zeros_like(result.losses)),
-                sample_weight=tf.cast(present, result.losses.dtype),
-            )
-            keras_trainer.track_output_losses(
-                self, y, result.y_pred, sample_weight
-            )
-            keras_trainer.update_metrics(
-                self, x, y, result.y_pred, sample_weight, present
-            )
 
-        sums = private_step.clipped_batch(
-            self,
-            plan,
-            x,
-            y,
-            sample_weight,
-            optimizer.microbatch_size,
-            update_logs,
+def _train_step(model: keras.Model, data) -> dict:
+    optimizer = require_private_optimizer(model)
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    plan = build_plan(model, x, y, sample_weight)
+
+    def update_logs(x, y, sample_weight, rows, result):
+        present = rows & losses_lib.nonzero_rows(
+            sample_weight, tf.shape(rows)[0]
         )
-        _, regularization = private_step.regularization_gradients(
-            plan.variables
+        keras_trainer.loss_tracker(model).update_state(
+            tf.where(present, result.losses, tf.zeros_like(result.losses)),
+            sample_weight=tf.cast(present, result.losses.dtype),
         )
-        optimizer.compiled_with_xla(bool(self.jit_compile))
-        optimizer.apply(
-            private_step.as_clipped_gradients(plan, sums, regularization)
+        keras_trainer.track_output_losses(
+            model, y, result.y_pred, sample_weight
         )
-        return self.get_metrics_result()
+        keras_trainer.update_metrics(
+            model, x, y, result.y_pred, sample_weight, present
+        )
+
+    sums = private_step.clipped_batch(
+        model,
+        plan,
+        x,
+        y,
+        sample_weight,
+        optimizer.microbatch_size,
+        update_logs,
+    )
+    _, regularization = private_step.regularization_gradients(plan.variables)
+    optimizer.apply(
+        private_step.as_clipped_gradients(plan, sums, regularization)
+    )
+    return model.get_metrics_result()
 
 
 def _has_accelerator() -> bool:
@@ -243,6 +252,7 @@ def _ready(model: keras.Model):
             "optimizer=tf_dpfp.DPAdam(...), loss=...) first."
         )
     optimizer = require_private_optimizer(model)
+    _check_same_model(model, optimizer)
     if not keras_trainer.has_compiled_loss(model):
         raise ValueError(
             f"Model '{model.name}' is compiled without a loss. Private "
@@ -303,9 +313,8 @@ def build_plan(model: keras.Model, x, y, sample_weight) -> private_step.Plan:
         state.probed = False
     plan = private_step.make_plan(model, optimizer, state.loss)
     if not state.probed:
+        probe.check(model, plan, (x, y, sample_weight))
         state.probed = True
-        with tf.init_scope():
-            probe.check(model, plan, (x, y, sample_weight))
     return plan
 
 
@@ -376,6 +385,7 @@ class DPSequential(PrivateTraining, keras.Sequential):
     """
 
 
+@tf.autograph.experimental.do_not_convert
 def clipped_gradients(
     model: keras.Model, x, y, sample_weight=None
 ) -> optimizers.ClippedGradients:

@@ -138,7 +138,7 @@ def clipped_microbatch(
         with per_example.record_calls(plan.units) as calls:
             y_pred = forward(model, x)
         losses = plan.loss(y, y_pred, sample_weight)
-        _check_losses(losses, rows)
+        losses = _one_per_row(losses, rows)
         total = tf.reduce_sum(tf.where(rows, losses, tf.zeros_like(losses)))
         total *= tf.cast(plan.loss_scale, total.dtype)
     _check_no_added_losses(model)
@@ -178,13 +178,16 @@ def _unscale(source_gradients, scale: float):
     return [[unscale(g) for g in group] for group in source_gradients]
 
 
-def _check_losses(losses: tf.Tensor, rows: tf.Tensor) -> None:
-    if losses.shape.rank != 1:
+def _one_per_row(losses: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    if losses.shape.rank != 1 or not losses.shape.is_compatible_with(
+        rows.shape
+    ):
         raise ValueError(
             "The loss did not reduce to one number per example: its shape is "
-            f"{tuple(losses.shape)}."
+            f"{tuple(losses.shape)} for a batch of {rows.shape[0]}."
         )
-    losses.shape.assert_is_compatible_with(rows.shape)
+    # Fails where the sizes are known only now, instead of broadcasting.
+    return tf.reshape(losses, tf.shape(rows))
 
 
 def _check_no_added_losses(model: keras.Model) -> None:

@@ -4,7 +4,8 @@ Static checks can't see what a custom layer computes. The probe runs the real
 forward pass on random numbers and looks at three things that the guarantee
 rests on:
 
-* what comes out for one example does not depend on the others;
+* what comes out for one example does not depend on the others, and neither
+  does what it contributes to the gradient;
 * the per-example gradients add up to what automatic differentiation gives,
   so no path from a weight to the loss was missed;
 * no variable but the random state changes, so no statistics are kept.
@@ -12,7 +13,9 @@ rests on:
 The inputs are drawn from a fixed seed: nothing here depends on the data.
 """
 
+import concurrent.futures
 import contextlib
+import dataclasses
 import warnings
 from typing import Any
 
@@ -62,7 +65,24 @@ def _restored(variables):
             variable.assign(value)
 
 
-def _run(model, plan: private_step.Plan, data):
+@dataclasses.dataclass(frozen=True)
+class _Trial:
+    """What one forward and backward pass gave.
+
+    Attributes:
+        outputs: Predictions and losses.
+        contribution: What the first example adds to every gradient.
+        expected: The gradients by automatic differentiation.
+        found: The sums of the per-example gradients.
+    """
+
+    outputs: Any
+    contribution: list[tf.Tensor | None]
+    expected: list[tf.Tensor | None]
+    found: list[tf.Tensor | None]
+
+
+def _run(model, plan: private_step.Plan, data) -> _Trial:
     x, y, sample_weight = data
     variables = [v.value for v in plan.variables]
     with tf.GradientTape(persistent=True) as tape:
@@ -76,11 +96,20 @@ def _run(model, plan: private_step.Plan, data):
     gathered = clipping_lib.gather_gradients(
         calls, _dense(sources), plan.variables
     )
-    found = [
-        None if g is None else g.weighted_sum(tf.ones([_ROWS]))
-        for g in gathered
-    ]
-    return y_pred, losses, _dense(expected), found
+    _check_rows(plan, gathered)
+
+    def weighted(factors):
+        return [
+            None if g is None else g.weighted_sum(tf.constant(factors))
+            for g in gathered
+        ]
+
+    return _Trial(
+        (y_pred, losses),
+        weighted([1.0] + [0.0] * (_ROWS - 1)),
+        _dense(expected),
+        weighted([1.0] * _ROWS),
+    )
 
 
 def _dense(gradients):
@@ -102,6 +131,14 @@ def check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
         ValueError: If examples influence each other, gradients are missed or
             wrong, or statistics are kept.
     """
+    # A thread of its own is in eager mode whatever is traced in this one.
+    # (`tf.init_scope` would leave the graph too, but tapes record nothing in
+    # it.)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as executor:
+        executor.submit(_check, model, plan, data).result()
+
+
+def _check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
     rng = np.random.default_rng(0)
     state = model.non_trainable_variables
     statistics = [v for v in state if not keras_layers.is_seed_variable(v)]
@@ -140,8 +177,26 @@ def check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
             for layer in keras_layers.all_layers(model)
         ]
     )
-    _check_company(result[:2], company[:2], tolerance)
-    _check_gradients(plan, result[2], result[3], tolerance)
+    first_rows = tree.map_structure(
+        lambda t: t[0], (result.outputs, company.outputs)
+    )
+    _check_company(*first_rows, tolerance)
+    _check_company(result.contribution, company.contribution, tolerance)
+    _check_gradients(plan, result.expected, result.found, tolerance)
+
+
+def _check_rows(plan: private_step.Plan, gathered) -> None:
+    for variable, gradient in zip(plan.variables, gathered):
+        if gradient is None:
+            continue
+        rows = gradient.squared_norms().shape[0]
+        if rows != _ROWS:
+            raise ValueError(
+                f"The layer of '{variable.path}' is called with {rows} rows "
+                f"for a batch of {_ROWS} examples, so its rows are not the "
+                "examples. Keep the batch in the first axis, without merging "
+                "others into it: layers take further axes as they are."
+            )
 
 
 def _check_statistics(changed) -> None:
@@ -156,7 +211,9 @@ def _check_statistics(changed) -> None:
 
 def _check_company(mine, theirs, tolerance: float) -> None:
     for a, b in zip(tree.flatten(mine), tree.flatten(theirs)):
-        a, b = (np.asarray(t[0], dtype=np.float64) for t in (a, b))
+        if a is None or b is None:
+            continue
+        a, b = (np.asarray(t, dtype=np.float64) for t in (a, b))
         scale = np.max(np.abs(a), initial=1e-6, where=np.isfinite(a))
         if not np.allclose(
             a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True
@@ -170,17 +227,20 @@ def _check_company(mine, theirs, tolerance: float) -> None:
 
 
 def _check_gradients(plan, expected, found, tolerance: float) -> None:
-    for variable, a, b in zip(plan.variables, expected, found):
-        if a is None and b is None:
-            continue
-        a = np.zeros(variable.shape) if a is None else np.asarray(a, np.float64)
-        b = np.zeros(variable.shape) if b is None else np.asarray(b, np.float64)
+    pairs = [
+        (variable, _array(a, variable), _array(b, variable))
+        for variable, a, b in zip(plan.variables, expected, found, strict=True)
+        if a is not None or b is not None
+    ]
+    finite = [np.abs(a) for _, a, _ in pairs if np.all(np.isfinite(a))]
+    # Some gradients are zero but for rounding (an attention key's bias): what
+    # rounding is, the largest gradient tells.
+    rounding = 1e-5 * max((np.max(a, initial=0.0) for a in finite), default=0.0)
+    for variable, a, b in pairs:
         if not np.all(np.isfinite(a)):
             continue
-        scale = np.max(np.abs(a), initial=1e-6)
-        if a.shape != b.shape or not np.allclose(
-            a, b, rtol=0.0, atol=tolerance * scale
-        ):
+        atol = tolerance * np.max(np.abs(a), initial=1e-6) + rounding
+        if a.shape != b.shape or not np.allclose(a, b, rtol=0.0, atol=atol):
             raise ValueError(
                 f"The per-example gradients of '{variable.path}' do not add "
                 "up to its gradient: the loss depends on it outside the "
@@ -188,3 +248,9 @@ def _check_gradients(plan, expected, found, tolerance: float) -> None:
                 "is wrong. Call the layer instead of reading its weights, or "
                 "mend the rule."
             )
+
+
+def _array(gradient, variable) -> np.ndarray:
+    if gradient is None:
+        return np.zeros(variable.shape)
+    return np.asarray(gradient, dtype=np.float64)

@@ -66,7 +66,7 @@ def privacy_statement(
     """
     state = private_model.state_of(model)
     optimizer = private_model.require_private_optimizer(model)
-    return accounting.statement(
+    return accounting.privacy_statement(
         optimizer.ledger_entries,
         delta,
         accountant=accountant,

@@ -1,0 +1,116 @@
+"""The models that the benchmarks train, and made-up data for them.
+
+The numbers that flow through a step do not change what it costs, so the data
+are random; the shapes are those of real tasks.
+"""
+
+import dataclasses
+from typing import Callable
+
+import keras
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A model and a batch for it.
+
+    Attributes:
+        name: Name on the command line.
+        make_model: Returns a fresh, uncompiled model.
+        make_batch: Returns `(x, y)` for a number of examples.
+        batch_size: Examples of a step.
+    """
+
+    name: str
+    make_model: Callable[[], keras.Model]
+    make_batch: Callable[[int], tuple[np.ndarray, np.ndarray]]
+    batch_size: int
+
+
+def mlp() -> keras.Model:
+    """784-1024-1024-10, 1.9 million weights."""
+    return keras.Sequential(
+        [
+            keras.Input((784,)),
+            keras.layers.Dense(1024, activation="relu"),
+            keras.layers.Dense(1024, activation="relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+
+
+def tutorial_cnn() -> keras.Model:
+    """The convolutional network of TF-Privacy's MNIST tutorial."""
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Conv2D(
+                16, 8, strides=2, padding="same", activation="relu"
+            ),
+            keras.layers.MaxPool2D(2, 1),
+            keras.layers.Conv2D(
+                32, 4, strides=2, padding="valid", activation="relu"
+            ),
+            keras.layers.MaxPool2D(2, 1),
+            keras.layers.Flatten(),
+            keras.layers.Dense(32, activation="relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+
+
+def transformer(
+    num_layers: int = 4,
+    width: int = 256,
+    num_heads: int = 8,
+    length: int = 128,
+    vocabulary: int = 8000,
+    num_classes: int = 10,
+) -> keras.Model:
+    """A pre-norm transformer encoder with mean pooling."""
+    tokens = keras.Input((length,), dtype="int32")
+    positions = keras.ops.cumsum(keras.ops.ones_like(tokens), axis=1) - 1
+    x = keras.layers.Embedding(vocabulary, width)(tokens)
+    x += keras.layers.Embedding(length, width)(positions)
+    for _ in range(num_layers):
+        h = keras.layers.LayerNormalization()(x)
+        x += keras.layers.MultiHeadAttention(num_heads, width // num_heads)(
+            h, h
+        )
+        h = keras.layers.LayerNormalization()(x)
+        h = keras.layers.Dense(4 * width, activation="gelu")(h)
+        x += keras.layers.Dense(width)(h)
+    x = keras.layers.LayerNormalization()(x)
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    return keras.Model(tokens, keras.layers.Dense(num_classes)(x))
+
+
+def _images(*shape: int):
+    def make(count: int):
+        rng = np.random.default_rng(0)
+        x = rng.random((count, *shape), dtype=np.float32)
+        return x, rng.integers(0, 10, count)
+
+    return make
+
+
+def _tokens(length: int, vocabulary: int):
+    def make(count: int):
+        rng = np.random.default_rng(0)
+        x = rng.integers(0, vocabulary, (count, length)).astype(np.int32)
+        return x, rng.integers(0, 10, count)
+
+    return make
+
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload("transformer", transformer, _tokens(128, 8000), 16),
+        Workload("mlp_256", mlp, _images(784), 256),
+        Workload("mlp_2048", mlp, _images(784), 2048),
+        Workload("cnn_256", tutorial_cnn, _images(28, 28, 1), 256),
+        Workload("cnn_2048", tutorial_cnn, _images(28, 28, 1), 2048),
+    )
+}

@@ -1,0 +1,105 @@
+"""Trains an image classifier with differential privacy.
+
+`python -m examples.train` trains a small CNN on MNIST to epsilon 2.93 at delta
+1e-5, and leaves in its output folder the model, the privacy statement, the
+history, a plot, and checkpoints. The same command, after a kill, resumes.
+"""
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import app
+from absl import flags
+
+from examples import datasets
+from examples import models
+from examples import training
+
+
+def _define_flags() -> None:
+    default = training.Config()
+    flags.DEFINE_string(
+        "dataset", default.dataset, "mnist, fashion_mnist or tfds:NAME."
+    )
+    flags.DEFINE_enum("model", default.model, models.NAMES, "The model.")
+    flags.DEFINE_enum(
+        "clipping", default.clipping, ["flat", "per_layer"], "What is clipped."
+    )
+    flags.DEFINE_float(
+        "epsilon",
+        None,
+        f"The budget; the noise follows. {training.DEFAULT_EPSILON} unless "
+        "--noise_multiplier is given.",
+    )
+    flags.DEFINE_float("delta", default.delta, "Delta of the guarantee.")
+    flags.DEFINE_float("noise_multiplier", None, "The noise, not --epsilon.")
+    flags.DEFINE_enum(
+        "accountant", default.accountant, ["rdp", "pld"], "PLD is tighter."
+    )
+    flags.DEFINE_float("l2_norm_clip", default.l2_norm_clip, "Clip norm.")
+    flags.DEFINE_integer(
+        "batch_size", default.batch_size, "Expected size of a Poisson batch."
+    )
+    flags.DEFINE_integer(
+        "microbatch_size", None, "Physical batch; bounds memory."
+    )
+    flags.DEFINE_integer("epochs", default.epochs, "Passes over the data.")
+    flags.DEFINE_float(
+        "learning_rate", None, "Default: by optimizer; SGD: 2 / l2_norm_clip."
+    )
+    flags.DEFINE_enum(
+        "optimizer",
+        default.optimizer,
+        list(training.OPTIMIZERS),
+        "The optimizer.",
+    )
+    flags.DEFINE_integer(
+        "seed", None, "Repeats a run; not for a model that is released."
+    )
+    flags.DEFINE_string(
+        "output_dir", None, "Default: a folder under runs/ by the settings."
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Args:
+        argv: The command line, flags taken out.
+
+    Returns:
+        The exit code: 0, or 2 if the flags do not make sense.
+    """
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"Not a flag: {argv[1]!r}.")
+        names = [field.name for field in dataclasses.fields(training.Config)]
+        config = training.Config(
+            **{name: flags.FLAGS[name].value for name in names}
+        )
+        prepared = training.prepare(config)
+    except (ValueError, OSError, datasets.DatasetUnavailableError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if prepared.epochs_done >= config.epochs:
+        print(
+            f"{config.folder} holds this training, finished. For another one, "
+            "remove it or choose another --output_dir.\n"
+        )
+    elif prepared.resumed:
+        print(f"Resuming after epoch {prepared.epochs_done}.\n")
+    start = time.monotonic()
+    result = training.run(prepared)
+    print(f"\n{training.report(result, config)}")
+    print(f"This took {time.monotonic() - start:.0f} s.")
+    return 0
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main)

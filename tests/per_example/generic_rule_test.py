@@ -1,0 +1,244 @@
+"""The generic rule and whole models, against a float64 loop over examples."""
+
+import keras
+import numpy as np
+import oracle
+import pytest
+import tensorflow as tf
+
+from tf_dpfp import per_example
+
+L = keras.layers
+
+
+@keras.saving.register_keras_serializable("tf_dpfp_test")
+class Mixer(L.Layer):
+    """Owns a weight beside a sublayer, and uses both."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = L.Dense(3, activation="tanh", dtype=self.dtype_policy)
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.gate = self.add_weight(shape=(3,), name="gate")
+
+    def call(self, x):
+        return self.dense(x) * self.gate
+
+
+@keras.saving.register_keras_serializable("tf_dpfp_test")
+class Noisy(L.Layer):
+    """A weight whose gradient is the dropout mask it was multiplied with."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dropout = L.Dropout(0.5, seed=1)
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, x, training=True):
+        return self.dropout(x * self.scale, training=training)
+
+
+def _inputs(*shape, dtype="float32"):
+    return tf.constant(np.random.default_rng(1).normal(size=shape), dtype)
+
+
+def _randomize(layer):
+    rng = np.random.default_rng(2)
+    for v in layer.trainable_variables:
+        v.assign(v + tf.cast(0.3 * rng.normal(size=v.shape), v.dtype))
+
+
+GENERIC = [
+    pytest.param(Mixer, (3, 4, 5), id="weights-beside-sublayers"),
+    pytest.param(lambda: L.LSTM(3), (3, 4, 5), id="lstm"),
+    pytest.param(
+        lambda: L.GRU(3, return_sequences=True), (3, 4, 5), id="gru"
+    ),
+    pytest.param(lambda: L.SimpleRNN(3), (3, 4, 5), id="simple-rnn"),
+    pytest.param(
+        lambda: L.Bidirectional(L.LSTM(2)), (3, 4, 5), id="bidirectional"
+    ),
+    pytest.param(
+        lambda: L.TimeDistributed(L.Dense(2)), (3, 4, 5), id="time-distributed"
+    ),
+    pytest.param(
+        lambda: L.ConvLSTM1D(2, 3), (2, 3, 5, 2), id="conv-lstm"
+    ),
+    pytest.param(
+        lambda: L.Conv2DTranspose(3, 3, strides=2, padding="same"),
+        (3, 4, 5, 2),
+        id="conv2d-transpose",
+    ),
+    pytest.param(
+        lambda: L.Conv1DTranspose(3, 3), (3, 5, 2), id="conv1d-transpose"
+    ),
+]
+
+
+def _in_double(layer, inputs):
+    return oracle.in_double(layer, inputs)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize(("make", "shape"), GENERIC)
+def test_generic_rule_is_exact(make, shape, mode):
+    layer, inputs = make(), _inputs(*shape)
+    layer(inputs)
+    _randomize(layer)
+    (unit,) = per_example.find_units(layer)
+    assert isinstance(unit.rule, per_example.GenericRule)
+    oracle.check(layer, inputs, mode=mode)
+
+
+def test_generic_rule_compiled():
+    layer, inputs = Mixer(), _inputs(3, 4, 5)
+    layer(inputs)
+    _randomize(layer)
+    oracle.check(layer, inputs, mode="xla")
+
+
+def test_generic_rule_of_a_list_of_inputs():
+    layer = L.Attention(use_scale=True)
+    inputs = [_inputs(3, 4, 5), _inputs(3, 6, 5)]
+    layer(inputs)
+    _randomize(layer)
+    oracle.check(layer, inputs)
+
+
+def test_lora_is_exact():
+    layer, inputs = L.Conv2D(4, 3), _inputs(3, 5, 6, 2)
+    layer(inputs)
+    layer.enable_lora(2)
+    _randomize(layer)
+    (unit,) = per_example.find_units(layer)
+    assert isinstance(unit.rule, per_example.GenericRule)
+    twin = L.Conv2D(4, 3, dtype="float64")
+    twin(oracle.as_double(inputs))
+    twin.enable_lora(2)
+    for mine, theirs in (
+        (twin._kernel, layer._kernel),
+        (twin.bias, layer.bias),
+        (twin.lora_kernel_a, layer.lora_kernel_a),
+        (twin.lora_kernel_b, layer.lora_kernel_b),
+    ):
+        mine.assign(tf.cast(theirs.value, mine.dtype))
+    oracle.check(layer, inputs, double=twin)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_dropout_in_a_generic_unit_is_drawn_once(graph):
+    layer, inputs = Noisy(), tf.ones([6, 20])
+    layer(inputs)
+    units = per_example.find_units(layer)
+    assert isinstance(units[0].rule, per_example.GenericRule)
+
+    def run(x):
+        with (
+            per_example.record_calls(units) as calls,
+            tf.GradientTape() as tape,
+        ):
+            outputs = layer(x, training=True)
+            loss = tf.reduce_sum(outputs)
+        (call,) = calls
+        (found,) = call.rule.gradients(
+            call, tape.gradient(loss, call.sources)
+        )
+        return outputs, found[1].materialize()
+
+    if graph:
+        run = tf.function(
+            run, input_signature=[tf.TensorSpec([None, 20], tf.float32)]
+        )
+    outputs, gradients = run(inputs)
+    # The gradient is the very mask that the forward pass used.
+    np.testing.assert_array_equal(outputs, gradients)
+    masks = outputs.numpy()
+    assert set(np.unique(masks)) == {0.0, 2.0}
+    assert len({m.tobytes() for m in masks}) == len(masks)
+    again, _ = run(inputs)
+    assert np.any(again.numpy() != masks)
+
+
+def test_statistics_of_the_data_are_refused():
+    layer = L.BatchNormalization()
+    layer.build((None, 3))
+    units = per_example.find_units(layer)
+    with (
+        per_example.record_calls(units),
+        pytest.raises(ValueError, match="statistics"),
+    ):
+        layer(_inputs(4, 3), training=True)
+
+
+class Twice(keras.Model):
+    """One dense layer and one table, each read more than once."""
+
+    def __init__(self, dtype="float32"):
+        super().__init__(dtype=dtype)
+        self.table = L.Embedding(5, 4, dtype=dtype)
+        self.dense = L.Dense(4, activation="tanh", dtype=dtype)
+        self.convolution = L.Conv1D(4, 3, padding="same", dtype=dtype)
+
+    def call(self, ids):
+        x = self.table(ids) + self.table(ids[:, ::-1]) ** 2
+        x = self.convolution(self.convolution(x))
+        return self.dense(self.dense(x))
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+def test_layers_called_twice_are_exact(mode):
+    ids = tf.constant([[0, 1, 1], [2, 2, 2], [4, 3, 0]])
+    model, twin = Twice(), Twice("float64")
+    model(ids)
+    twin(ids)
+    _randomize(model)
+    twin.set_weights([w.astype("float64") for w in model.get_weights()])
+    oracle.check(model, ids, mode=mode, double=twin)
+
+
+def _attention(kind, dtype="float32"):
+    query, value = (
+        keras.Input((4, 6), dtype=dtype),
+        keras.Input((5, 6), dtype=dtype),
+    )
+    if kind == "multi-head":
+        layer = L.MultiHeadAttention(2, 3, value_dim=4, dtype=dtype)
+    else:
+        layer = L.GroupQueryAttention(3, 4, 2, dtype=dtype)
+    return keras.Model([query, value], layer(query, value))
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("kind", ["multi-head", "group-query"])
+def test_attention_through_its_parts(kind, mode):
+    model, twin = _attention(kind), _attention(kind, "float64")
+    _randomize(model)
+    twin.set_weights([w.astype("float64") for w in model.get_weights()])
+    units = per_example.find_units(model)
+    assert {type(u.layer) for u in units} == {L.EinsumDense}
+    inputs = [_inputs(3, 4, 6), _inputs(3, 5, 6)]
+    oracle.check(model, inputs, mode=mode, double=twin)
+
+
+def _image_model(dtype="float32"):
+    image = keras.Input((12, 12, 1), dtype=dtype)
+    x = L.Conv2D(4, 4, strides=2, padding="same", dtype=dtype)(image)
+    x = L.GroupNormalization(2, dtype=dtype)(x)
+    x = L.PReLU(shared_axes=[1, 2], dtype=dtype)(x)
+    x = L.MaxPool2D(2, 1)(x)
+    x = L.SeparableConv2D(6, 3, activation="tanh", dtype=dtype)(x)
+    x = x + L.DepthwiseConv2D(3, padding="same", dtype=dtype)(x)
+    x = L.LayerNormalization(dtype=dtype)(L.Flatten()(x))
+    return keras.Model(image, L.Dense(3, dtype=dtype)(x))
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_a_whole_model(mode):
+    model, twin = _image_model(), _image_model("float64")
+    _randomize(model)
+    twin.set_weights([w.astype("float64") for w in model.get_weights()])
+    oracle.check(model, _inputs(4, 12, 12, 1), mode=mode, double=twin)

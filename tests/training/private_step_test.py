@@ -1,0 +1,394 @@
+"""A whole private step against a float64 loop over examples."""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import tf_dpfp
+from tests.training import reference
+
+BATCH = 6
+CLIP = 0.7
+LEARNING_RATE = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model and its data; `data(rng, count)` gives (x, y, weights)."""
+
+    build: Callable[[], keras.Model]
+    data: Callable
+    compile: Callable[[], dict] = lambda: {"loss": "mse"}
+    fit: Callable[[], dict] = dict
+
+
+def _mlp():
+    return keras.Sequential(
+        [
+            keras.Input((5,)),
+            layers.Dense(7, activation="tanh"),
+            layers.Dense(3),
+        ]
+    )
+
+
+def _mlp_data(rng, count):
+    x = rng.normal(size=(count, 5)).astype("float32") * 3
+    return x, rng.integers(0, 3, count), None
+
+
+def _logits():
+    return {
+        "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    }
+
+
+def _cnn():
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            layers.Conv2D(4, 3, strides=2, padding="same", activation="relu"),
+            layers.GroupNormalization(groups=2),
+            layers.DepthwiseConv2D(3),
+            layers.MaxPooling2D(2),
+            layers.Flatten(),
+            layers.Dense(3),
+        ]
+    )
+
+
+def _cnn_data(rng, count):
+    x = rng.normal(size=(count, 8, 8, 2)).astype("float32")
+    return x, rng.integers(0, 3, count), None
+
+
+def _transformer():
+    ids = keras.Input((5,), dtype="int32")
+    h = layers.Embedding(11, 8)(ids)
+    attended = layers.MultiHeadAttention(2, 4)(h, h, use_causal_mask=True)
+    h = layers.LayerNormalization()(layers.Add()([h, attended]))
+    h = layers.Dense(8, activation="gelu")(h)
+    return keras.Model(ids, layers.Dense(11)(h))
+
+
+def _token_data(rng, count):
+    x = rng.integers(1, 11, (count, 5)).astype("int32")
+    return x, rng.integers(0, 11, (count, 5)), None
+
+
+def _masked_data(rng, count):
+    x, y, _ = _token_data(rng, count)
+    for i in range(count):
+        x[i, 1 + i % 5 :] = 0
+    return x, y, rng.uniform(0.5, 2.0, (count, 5)).astype("float32")
+
+
+def _masked_lstm():
+    return keras.Sequential(
+        [
+            keras.Input((5,), dtype="int32"),
+            layers.Embedding(11, 4, mask_zero=True),
+            layers.LSTM(3, return_sequences=True),
+            layers.Dense(11),
+        ]
+    )
+
+
+def _two_headed():
+    a, b = keras.Input((4,), name="a"), keras.Input((3,), name="b")
+    shared = layers.Dense(3, activation="tanh", name="shared")
+    frozen = layers.Dense(3, name="frozen")
+    frozen.trainable = False
+    h = layers.Concatenate()(
+        [shared(a), shared(layers.Dense(4)(b)), frozen(b)]
+    )
+    return keras.Model(
+        {"a": a, "b": b},
+        {
+            "number": layers.Dense(2, name="number")(h),
+            "class": layers.Dense(3, name="class")(h),
+        },
+    )
+
+
+def _two_headed_data(rng, count):
+    x = {
+        "a": rng.normal(size=(count, 4)).astype("float32"),
+        "b": rng.normal(size=(count, 3)).astype("float32"),
+    }
+    y = {
+        "number": rng.normal(size=(count, 2)).astype("float32"),
+        "class": rng.integers(0, 3, count),
+    }
+    weights = {
+        "number": rng.uniform(0.1, 3, count).astype("float32"),
+        "class": rng.uniform(0.1, 3, count).astype("float32"),
+    }
+    return x, y, weights
+
+
+def _two_headed_compile():
+    return {
+        "loss": {
+            "number": "mae",
+            "class": keras.losses.SparseCategoricalCrossentropy(
+                from_logits=True
+            ),
+        },
+        "loss_weights": {"number": 0.3, "class": 1.7},
+    }
+
+
+def _regularized():
+    return keras.Sequential(
+        [
+            keras.Input((5,)),
+            layers.Dense(
+                4,
+                activation="tanh",
+                kernel_regularizer=keras.regularizers.L2(0.3),
+                bias_regularizer="l1",
+            ),
+            layers.Dense(3, kernel_regularizer="l2"),
+        ]
+    )
+
+
+def _weighted_mlp_data(rng, count):
+    x, y, _ = _mlp_data(rng, count)
+    weights = rng.uniform(0.0, 2.0, count).astype("float32")
+    weights[1::4] = 0.0
+    return x, y, weights
+
+
+CASES = {
+    "mlp": Case(_mlp, _mlp_data, _logits),
+    "cnn": Case(_cnn, _cnn_data, _logits),
+    "transformer": Case(_transformer, _token_data, _logits),
+    "masked_lstm": Case(_masked_lstm, _masked_data, _logits),
+    "two_headed": Case(_two_headed, _two_headed_data, _two_headed_compile),
+    "regularized": Case(_regularized, _weighted_mlp_data, _logits),
+}
+CLIPPING = {
+    "flat": reference.flat_group,
+    "per_layer": reference.layer_groups,
+}
+
+
+def _private(case, clipping="flat", optimizer=None, build=None, **arguments):
+    keras.utils.set_random_seed(1)
+    model = tf_dpfp.make_private((build or case.build)())
+    # Biases start at zero and would hide a wrong gradient.
+    for v in model.trainable_variables:
+        v.assign_add(keras.random.normal(v.shape, stddev=0.2, seed=5))
+    kwargs = dict(
+        l2_norm_clip=CLIP,
+        noise_multiplier=0.0,
+        clipping=clipping,
+        expected_batch_size=4.0,
+    )
+    for name in ("microbatch_size", "expected_batch_size"):
+        if name in arguments:
+            kwargs[name] = arguments.pop(name)
+    optimizer = optimizer or tf_dpfp.DPSGD
+    model.compile(
+        optimizer=optimizer(LEARNING_RATE, **kwargs),
+        **case.compile(),
+        **arguments,
+    )
+    return model
+
+
+def _fit(model, data, batch_size=BATCH, **kwargs):
+    x, y, weights = data
+    return model.fit(
+        x,
+        y,
+        sample_weight=weights,
+        batch_size=batch_size,
+        shuffle=False,
+        verbose=0,
+        **kwargs,
+    )
+
+
+def _reference(case, model, clipping, optimizer=None):
+    return reference.Reference(
+        case.build,
+        model,
+        optimizer or (lambda: keras.optimizers.SGD(LEARNING_RATE)),
+        CLIPPING[clipping],
+        CLIP,
+        4.0,
+        case.compile,
+    )
+
+
+@pytest.mark.parametrize("clipping", CLIPPING)
+@pytest.mark.parametrize("name", CASES)
+def test_steps_equal_the_loop_over_examples(name, clipping):
+    case = CASES[name]
+    data = case.data(np.random.default_rng(0), 2 * BATCH)
+    model = _private(case, clipping)
+    truth = _reference(case, model, clipping)
+    _fit(model, data)
+    for start in (0, BATCH):
+        piece = reference.rows(data, slice(start, start + BATCH))
+        truth.step(*piece)
+    truth.assert_weights_equal(model)
+
+
+def test_the_clip_is_active_in_the_cases():
+    # Equality with the loop says little about clipping if nothing is clipped.
+    for name, case in CASES.items():
+        data = case.data(np.random.default_rng(0), BATCH)
+        model = _private(case)
+        total, _ = _reference(case, model, "flat").clipped_sum(*data)
+        unclipped = reference.Reference(
+            case.build,
+            model,
+            lambda: keras.optimizers.SGD(1.0),
+            reference.flat_group,
+            1e9,
+            1.0,
+            case.compile,
+        )
+        free, _ = unclipped.clipped_sum(*data)
+        norm = lambda ts: np.sqrt(sum(np.sum(t**2) for t in ts))  # noqa: E731
+        assert norm(free) > 1.2 * norm(total), name
+
+
+@pytest.mark.parametrize(
+    ("private", "plain"),
+    [
+        (
+            lambda lr, **k: tf_dpfp.DPAdam(lr * 0.05, amsgrad=True, **k),
+            lambda: keras.optimizers.Adam(LEARNING_RATE * 0.05, amsgrad=True),
+        ),
+        (
+            lambda lr, **k: tf_dpfp.DPSGD(
+                keras.optimizers.schedules.ExponentialDecay(lr, 1, 0.5),
+                momentum=0.9,
+                weight_decay=0.1,
+                global_clipnorm=0.2,
+                **k,
+            ),
+            lambda: keras.optimizers.SGD(
+                keras.optimizers.schedules.ExponentialDecay(
+                    LEARNING_RATE, 1, 0.5
+                ),
+                momentum=0.9,
+                weight_decay=0.1,
+                global_clipnorm=0.2,
+            ),
+        ),
+    ],
+    ids=["adam", "schedule"],
+)
+def test_the_update_is_the_keras_optimizers(private, plain):
+    case = CASES["mlp"]
+    data = case.data(np.random.default_rng(0), 3 * BATCH)
+    model = _private(case, optimizer=private)
+    truth = _reference(case, model, "flat", plain)
+    _fit(model, data)
+    for start in range(0, 3 * BATCH, BATCH):
+        truth.step(*reference.rows(data, slice(start, start + BATCH)))
+    truth.assert_weights_equal(model)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        # 6 rows in pieces of 4: the last is half padding.
+        {"microbatch_size": 4},
+        {"microbatch_size": 1},
+        {"jit_compile": True},
+        {"jit_compile": True, "microbatch_size": 4},
+        {"run_eagerly": True},
+        {"steps_per_execution": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["mlp", "transformer"])
+def test_how_the_step_runs_changes_no_result(name, arguments):
+    case = CASES[name]
+    data = case.data(np.random.default_rng(0), 2 * BATCH)
+    expected = _private(case, "per_layer")
+    found = _private(case, "per_layer", **arguments)
+    _fit(expected, data)
+    _fit(found, data)
+    for a, b in zip(expected.weights, found.weights, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-5)
+    assert tf_dpfp.ledger(found) == tf_dpfp.ledger(expected)
+
+
+def test_microbatches_with_masks_weights_and_several_outputs():
+    for name in ("masked_lstm", "two_headed"):
+        case = CASES[name]
+        data = case.data(np.random.default_rng(0), BATCH)
+        expected, found = _private(case), _private(case, microbatch_size=4)
+        _fit(expected, data)
+        _fit(found, data)
+        for a, b in zip(expected.weights, found.weights, strict=True):
+            np.testing.assert_allclose(
+                a.numpy(), b.numpy(), atol=1e-5, err_msg=name
+            )
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_custom_loop_equals_fit(graph):
+    case = CASES["regularized"]
+    data = case.data(np.random.default_rng(0), 2 * BATCH)
+    fitted, looped = _private(case), _private(case, microbatch_size=4)
+
+    def step(x, y, weights):
+        looped.optimizer.apply(
+            tf_dpfp.clipped_gradients(looped, x, y, weights)
+        )
+
+    step = tf.function(step) if graph else step
+    _fit(fitted, data)
+    for start in (0, BATCH):
+        step(*(tf.constant(d[start : start + BATCH]) for d in data))
+    for a, b in zip(fitted.weights, looped.weights, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-5)
+    assert [e.steps for e in tf_dpfp.ledger(looped)] == [2]
+
+
+def test_class_weight_is_a_weight_of_the_example():
+    case = CASES["mlp"]
+    x, y, _ = case.data(np.random.default_rng(0), BATCH)
+    class_weight = {0: 0.2, 1: 1.0, 2: 3.0}
+    by_class, by_example = _private(case), _private(case)
+    _fit(by_class, (x, y, None), class_weight=class_weight)
+    weights = np.array([class_weight[k] for k in y], "float32")
+    _fit(by_example, (x, y, weights))
+    for a, b in zip(by_class.weights, by_example.weights, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-6)
+
+
+def test_frozen_layers_stay_and_cost_nothing():
+    case = CASES["two_headed"]
+    model = _private(case)
+    frozen = model.get_layer("frozen")
+    before = frozen.get_weights()
+    _fit(model, case.data(np.random.default_rng(0), BATCH))
+    for a, b in zip(before, frozen.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_microbatches_under_xla_with_an_empty_batch():
+    case = CASES["mlp"]
+    model = _private(case, microbatch_size=2, expected_batch_size=4.0)
+    before = model.get_weights()
+    x, y, _ = case.data(np.random.default_rng(0), BATCH)
+    model.train_on_batch(x[:0], y[:0])
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # Nobody was in the batch; the step was released all the same.
+    assert [e.steps for e in tf_dpfp.ledger(model)] == [1]
