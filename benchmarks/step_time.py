@@ -14,7 +14,6 @@ steps; the row also says what that process held before its first step.
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -130,7 +129,12 @@ def _time(workload: workloads.Workload, modes: list[str]) -> list[dict]:
 
 
 def _peak_mebibytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not `getrusage`: its maximum is inherited from the parent process.
+    with open("/proc/self/status", encoding="ascii") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    raise RuntimeError("the kernel does not tell this process's peak memory")
 
 
 def _memory_child(workload: workloads.Workload, mode: str) -> None:

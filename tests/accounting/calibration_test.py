@@ -44,7 +44,7 @@ class CalibrateTest(parameterized.TestCase):
         by_pld = calibration.calibrate(1.0, 1e-6, 1.0, 1, "pld")
         self.assertBetween(by_pld, 4.2246789, 4.2266)
 
-    @hypothesis.settings(max_examples=10, deadline=None)
+    @hypothesis.settings(max_examples=6, deadline=None)
     @hypothesis.given(
         st.floats(0.05, 50.0),
         st.floats(-10.0, -2.0).map(lambda power: 10.0**power),

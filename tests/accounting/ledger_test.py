@@ -70,6 +70,10 @@ class LedgerTest(parameterized.TestCase):
         )
         self.assertEqual(ledger.merge([_entry(), padded]), [_entry(), padded])
 
+    def test_merge_keeps_noise_apart_however_close(self):
+        entries = [_entry(1, 1.0), _entry(1, np.nextafter(1.0, 2.0))]
+        self.assertEqual(ledger.merge(entries), entries)
+
     def test_codes_of_saved_models_do_not_change(self):
         np.testing.assert_array_equal(
             ledger.encode(

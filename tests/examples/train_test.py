@@ -3,6 +3,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import runpy
 import signal
 import subprocess
@@ -169,8 +170,9 @@ def test_everything_is_written(finished):
 
 def test_the_saved_model_is_an_ordinary_one_with_the_accuracy(finished):
     _, result = finished
-    model = keras.models.load_model(result.paths["model"], compile=False)
+    model = keras.models.load_model(result.paths["model"])
     assert type(model) is keras.Sequential
+    assert not model.compiled
     _, (x, y) = _synthetic()
     predicted = np.argmax(model.predict(x, verbose=0), axis=-1)
     assert np.mean(predicted == y) == pytest.approx(result.accuracy)
@@ -191,7 +193,8 @@ def test_the_report_names_accuracy_epsilon_and_paths(finished):
     text = training.report(result, config)
     assert text.startswith(result.statement)
     assert f"{100 * result.accuracy:.2f} %" in text
-    assert f"{result.epsilon:.4f} at delta 0.0001 (RDP" in text
+    (printed,) = re.findall(r"Epsilon +([0-9.]+) at delta 0.0001 \(RDP", text)
+    assert result.epsilon <= float(printed) < result.epsilon + 1e-4
     assert all(str(path) in text for path in result.paths.values())
 
 
@@ -217,7 +220,7 @@ def test_without_noise_epsilon_is_infinite_everywhere(tmp_path):
     config = _config(tmp_path, epsilon=None, noise_multiplier=0.0, epochs=1)
     result = training.run(training.prepare(config))
     assert math.isinf(result.epsilon)
-    assert "inf at delta" in training.report(result, config)
+    assert "infinite at delta" in training.report(result, config)
     assert matplotlib.image.imread(result.paths["plot"]).size
 
 
@@ -311,12 +314,13 @@ _PROGRAM = """
             self.epoch = epoch
 
     prepared = training.prepare({config!r})
-    fit = prepared.model.fit
+    model = prepared.network.classifier
+    fit = model.fit
 
     def slow_fit(*args, callbacks, **kwargs):
         return fit(*args, callbacks=[*callbacks, Slow()], **kwargs)
 
-    object.__setattr__(prepared.model, "fit", slow_fit)
+    object.__setattr__(model, "fit", slow_fit)
     training.run(prepared)
 """
 
@@ -332,7 +336,7 @@ def test_a_killed_training_resumes_with_its_ledger(tmp_path):
             [sys.executable, "-c", program], stdout=stream, stderr=stream
         )
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             while "hanging" not in log.read_text():
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
@@ -344,15 +348,16 @@ def test_a_killed_training_resumes_with_its_ledger(tmp_path):
     assert not (config.folder / "model.keras").exists()
 
     resumed = training.prepare(config)
+    model = resumed.network.classifier
     assert resumed.epochs_done == 2
-    (entry,) = tf_dpfp.ledger(resumed.model)
+    (entry,) = tf_dpfp.ledger(model)
     # Four steps an epoch; the two of the third epoch were never released.
     assert entry.steps == 8
     assert entry.sampling == accounting.PoissonSampling(0.25)
     result = training.run(resumed)
-    (entry,) = tf_dpfp.ledger(resumed.model)
+    (entry,) = tf_dpfp.ledger(model)
     assert entry.steps == 16
-    assert int(resumed.model.optimizer.iterations.numpy()) == 16
+    assert int(model.optimizer.iterations.numpy()) == 16
     assert [row["epoch"] for row in result.history] == [1, 2, 3, 4]
     expected = accounting.compute_epsilon([entry], config.delta)
     assert result.history[-1]["epsilon"] == pytest.approx(expected)

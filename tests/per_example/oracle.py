@@ -148,7 +148,6 @@ class Result:
     materialized: list[np.ndarray]
     squared_norms: list[np.ndarray]
     sums: list[np.ndarray]
-    outputs: Any
 
 
 def answers(
@@ -158,8 +157,18 @@ def answers(
     mode: str = "eager",
     call: Callable[[keras.layers.Layer, Any], Any] = lambda m, x: m(x),
 ) -> Result:
-    """Runs the rules in eager mode ("eager"), in a graph of unknown batch size
-    ("graph") or compiled ("xla")."""
+    """Runs the rules.
+
+    Args:
+        layer: The layer or model.
+        inputs: A batch.
+        factors: Of the weighted sum.
+        mode: "eager", "graph" (of unknown batch size) or "xla" (compiled).
+        call: How the layer is called.
+
+    Returns:
+        The `Result`.
+    """
     weights = weights_like(call(layer, inputs))
     count = len(layer.trainable_variables)
 
@@ -183,8 +192,11 @@ def answers(
         )
         run = tf.function(run, input_signature=specs, jit_compile=not unknown)
     materialized, norms, sums = run(inputs, factors)
-    as_numpy = lambda ts: [tf.cast(t, tf.float64).numpy() for t in ts]  # noqa: E731
-    return Result(as_numpy(materialized), as_numpy(norms), as_numpy(sums), None)
+
+    def as_numpy(tensors):
+        return [tf.cast(t, tf.float64).numpy() for t in tensors]
+
+    return Result(as_numpy(materialized), as_numpy(norms), as_numpy(sums))
 
 
 def check(
@@ -218,9 +230,12 @@ def check(
     factors[:: max(2, batch // 2)] = 0.0
     found = answers(layer, inputs, tf.constant(factors), mode, call)
     tolerance = TOLERANCES[policy]
+    # Some gradients are zero but for rounding (the bias of attention keys):
+    # they are compared on the scale of the others.
+    largest = max(np.max(np.abs(t), initial=0.0) for t in truth)
     for i, expected in enumerate(truth):
         name = layer.trainable_variables[i].path
-        scale = np.max(np.abs(expected)) + 1e-12
+        scale = max(np.max(np.abs(expected)), 1e-2 * largest) + 1e-12
         np.testing.assert_allclose(
             found.materialized[i] / scale,
             expected / scale,
@@ -228,13 +243,19 @@ def check(
             err_msg=f"{name}: gradients",
         )
         # The norm is of what is summed: exact up to the stated slack.
-        own = np.sum(found.materialized[i] ** 2, axis=tuple(range(1, expected.ndim)))
+        own = np.sum(
+            found.materialized[i] ** 2, axis=tuple(range(1, expected.ndim))
+        )
         slack = 1e-9 if policy == "float64" else 3e-6
         assert np.all(found.squared_norms[i] >= own * (1 - slack)), (
             f"{name}: a norm below the true one"
         )
         np.testing.assert_allclose(
-            found.squared_norms[i], own, rtol=2e-3, atol=1e-30, err_msg=name
+            found.squared_norms[i],
+            own,
+            rtol=2e-3,
+            atol=1e-6 * scale**2,
+            err_msg=name,
         )
         shape = [-1] + [1] * (expected.ndim - 1)
         np.testing.assert_allclose(

@@ -248,7 +248,9 @@ def test_compiled(make, shape, kind, rule):
     oracle.check(layer, inputs, mode="xla")
 
 
-@pytest.mark.parametrize("policy", ["float64", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy", ["float64", "mixed_float16", "mixed_bfloat16"]
+)
 @pytest.mark.parametrize(("make", "shape", "kind", "rule"), COMPILED)
 def test_other_precisions(make, shape, kind, rule, policy):
     del rule
@@ -314,9 +316,7 @@ def test_empty_batch_and_batch_of_one(make, shape, kind, rule, size):
             (3, 2, 5, 7),
             id="depthwise",
         ),
-        pytest.param(
-            of(L.SeparableConv2D, 4, 3), (3, 2, 5, 7), id="separable"
-        ),
+        pytest.param(of(L.SeparableConv2D, 4, 3), (3, 2, 5, 7), id="separable"),
     ],
 )
 def test_channels_first(make, shape):
@@ -356,9 +356,7 @@ def test_convolution_of_unknown_image_size(padding, channels):
         oracle.in_double(layer, inputs), oracle.as_double(inputs), weights
     )
 
-    @tf.function(
-        input_signature=[tf.TensorSpec([None, None, None, channels])]
-    )
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, channels])])
     def run(x):
         (found, _) = oracle.recorded(layer, x, weights).values()
         return (

@@ -105,6 +105,7 @@ class Reference:
             penalties = [tf.zeros([], tf.float64), *self.model.losses]
             penalty = tf.add_n([tf.cast(p, tf.float64) for p in penalties])
             data_loss = tf.cast(loss, tf.float64) - penalty
+
         def gradients(target):
             found = tape.gradient(
                 target,

@@ -51,23 +51,29 @@ def gaussian(
     """
     shape = tf.TensorShape(shape).as_list()
     size = math.prod(shape)
-    half = (size + 1) // 2
     deviation = tf.cast(standard_deviation, tf.float32)
     if compilation.target() is compilation.Target.XLA:
-        normals = _fused_normals(half, deviation, key)
-    elif size >= _LEAST_COMPILED:
-        normals = _compiled_normals(half, deviation, key)
-    else:
-        normals = _kernel_normals(half, deviation, key)
-    return tf.reshape(normals[:size], shape)
+        normals = _fused_normals((size + 1) // 2, deviation, key, 0)
+        return tf.reshape(normals[:size], shape)
+    # Pieces of one size: one compilation serves them all, and each stays in
+    # the cache of a core.
+    pieces = [
+        _compiled_normals(_PIECE // 2, deviation, key, tf.constant(piece))
+        for piece in range(size // _PIECE)
+    ]
+    rest = size % _PIECE
+    if rest:
+        pieces.append(_kernel_normals((rest + 1) // 2, deviation, key)[:rest])
+    normals = pieces[0] if len(pieces) == 1 else tf.concat(pieces, axis=0)
+    return tf.reshape(normals, shape)
 
 
-def _bits(half: int, key: tf.Tensor, algorithm: int) -> tf.Tensor:
+def _bits(half: int, key: tf.Tensor, algorithm: int, counter) -> tf.Tensor:
     """int32 bits of shape `(2, half)`."""
     return tf.raw_ops.StatelessRandomUniformFullIntV2(
         shape=[2, half],
         key=tf.reshape(key, [1]),
-        counter=tf.zeros([1 if algorithm == _THREEFRY else 2], tf.uint64),
+        counter=counter,
         alg=algorithm,
         dtype=tf.int32,
     )
@@ -80,15 +86,21 @@ def _radius(bits: tf.Tensor, deviation: tf.Tensor) -> tf.Tensor:
 
 
 def _kernel_normals(half: int, deviation, key) -> tf.Tensor:
-    bits = _bits(half, key, _PHILOX)
+    bits = _bits(half, key, _PHILOX, tf.zeros([2], tf.uint64))
     radius = _radius(bits[0], deviation)
     angle = tf.cast(bits[1], tf.float32) * (math.pi * 2.0**-31)
     return tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], axis=0)
 
 
-def _fused_normals(half: int, deviation, key) -> tf.Tensor:
-    """For XLA, whose sine and cosine are slow: polynomials instead."""
-    bits = _bits(half, key, _THREEFRY)
+def _fused_normals(half: int, deviation, key, piece) -> tf.Tensor:
+    """For XLA, whose sine and cosine are slow: polynomials instead.
+
+    Each piece of a tensor counts from a multiple of 2^32, far beyond where
+    the piece before it ends.
+    """
+    start = tf.cast(piece, tf.int64) * 2**32
+    counter = tf.bitcast(tf.reshape(start, [1]), tf.uint64)
+    bits = _bits(half, key, _THREEFRY, counter)
     radius = _radius(bits[0], deviation)
     # Sine and cosine of half the angle, in [-pi/2, pi/2], then doubled. The
     # Taylor polynomials are exact to float32 there.
@@ -109,8 +121,7 @@ _compiled_normals = tf.function(
     _fused_normals, jit_compile=True, autograph=False
 )
 
-# Below this, compiling costs more than it saves.
-_LEAST_COMPILED = 2**15
+_PIECE = 2**16
 _SINE = [
     (-1) ** k * math.pi ** (2 * k + 1) / math.factorial(2 * k + 1)
     for k in range(7)

@@ -395,17 +395,24 @@ def _add_noise(
         [group.threshold for group in clipped.groups], noise_multiplier
     )
     step_key = source.next_step(tf.convert_to_tensor(iteration.value))
-    released: list[tf.Tensor | None] = [None] * len(clipped.sums)
-    for group, deviation in zip(clipped.groups, deviations):
-        for index in group.members:
-            total = clipped.sums[index]
-            if total is None or deviation == 0.0:
-                released[index] = total
-                continue
-            noise = noise_lib.gaussian_noise(
-                total.shape, deviation, source.key_of(step_key, index)
-            )
-            released[index] = total + tf.cast(noise, total.dtype)
+    released: list[tf.Tensor | None] = list(clipped.sums)
+    deviation_of = {
+        index: deviation
+        for group, deviation in zip(clipped.groups, deviations, strict=True)
+        for index in group.members
+    }
+    # One after the other, when the sum is there: all the noise of a large
+    # model must not wait in memory. The last variables have their sums first.
+    before: list[tf.Tensor] = []
+    for index in sorted(deviation_of, reverse=True):
+        total, deviation = clipped.sums[index], deviation_of[index]
+        if total is None or deviation == 0.0:
+            continue
+        with tf.control_dependencies([total, *before]):
+            key = tf.identity(source.key_of(step_key, index))
+        noise = noise_lib.gaussian_noise(total.shape, deviation, key)
+        released[index] = total + tf.cast(noise, total.dtype)
+        before = [released[index]]
     return released
 
 

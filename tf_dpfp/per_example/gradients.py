@@ -19,6 +19,10 @@ slack is 2^-20, about 16 units in the last place of float32: it changes an
 ordinary norm by less than 1e-4 of itself and bounds every product that enters
 the sum by 1024 clip norms.
 
+Squares below 2^-126 are flushed to zero in float32, and a product with the
+square of something huge would hide them: wherever sums of squares are
+multiplied, what may have been flushed is added first.
+
 An example with a factor of exactly zero contributes exactly zero, whatever
 its numbers are (NaN and infinity included).
 
@@ -29,13 +33,14 @@ Reference:
 """
 
 import abc
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
 from tf_dpfp import compilation
 
 SLACK = 2.0**-20
+_LEAST_NORMAL = 2.0**-126
 
 # A materialised gradient may take this many times the memory of the layer's
 # own input and output gradient; past it the factored form is kept.
@@ -85,6 +90,14 @@ def _present_rows(values: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
     return tf.raw_ops.Select(
         condition=tf.not_equal(factors, 0.0), x=values, y=tf.zeros_like(values)
     )
+
+
+def _not_flushed(
+    squares: tf.Tensor, of: tf.Tensor, times: float = 1.0
+) -> tf.Tensor:
+    """Adds what sums of squares over the last axis may have lost to zero."""
+    size = of.shape[-1] if of.shape[-1] is not None else tf.shape(of)[-1]
+    return squares + tf.cast(size, squares.dtype) * (times * _LEAST_NORMAL)
 
 
 def _weighted_rows(values: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
@@ -207,16 +220,19 @@ class OuterProduct(PerExampleGradient):
 
     def squared_norms(self) -> tf.Tensor:
         if self._is_rank_one():
-            return _sum_squares(self.left) * _sum_squares(self.right)
+            return _not_flushed(
+                _sum_squares(self.left), self.left
+            ) * _not_flushed(_sum_squares(self.right), self.right)
         if self._prefers_matrix():
             return _sum_squares(self._products())
         left = tf.matmul(self.left, self.left, transpose_b=True)
         right = tf.matmul(self.right, self.right, transpose_b=True)
         norms = tf.reduce_sum(left * right, axis=(1, 2))
-        bound = tf.reduce_sum(
-            tf.sqrt(tf.linalg.diag_part(left) * tf.linalg.diag_part(right)),
-            axis=1,
-        )
+        # Over the slack, for what flushing loses must survive it whole.
+        lengths = _not_flushed(
+            tf.linalg.diag_part(left), self.left, 1.0 / SLACK
+        ) * _not_flushed(tf.linalg.diag_part(right), self.right, 1.0 / SLACK)
+        bound = tf.reduce_sum(tf.sqrt(lengths), axis=1)
         return tf.maximum(norms, 0.0) + SLACK * tf.square(bound)
 
     def weighted_sum(self, factors: tf.Tensor) -> tf.Tensor:

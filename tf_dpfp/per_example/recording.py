@@ -10,7 +10,7 @@ over the same layer objects).
 import contextlib
 import dataclasses
 import threading
-from typing import Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import keras
 import tensorflow as tf

@@ -126,6 +126,11 @@ class PerExampleLoss(keras.losses.Loss):
             values = self._loss.call(y_true, y_pred)
         else:
             values = self._loss(*_same_rank(y_true, y_pred))
+        # Of values the loss itself leaves out (`ignore_class`).
+        own = keras_layers.mask_of(values)
+        if own is not None:
+            own = tf.cast(own, tf.bool)
+            mask = own if mask is None else tf.cast(mask, tf.bool) & own
         return reduce_rows(values, sample_weight, mask, self._loss_reduction)
 
     def _one_by_one(self, y_true, y_pred, sample_weight):

@@ -1,0 +1,34 @@
+import inspect
+
+import pytest
+
+import tf_dpfp
+
+NAMES = """
+Clipping ClippedGradients DPAdagrad DPAdam DPAdamW DPLion DPModel DPRMSprop
+DPSGD DPSequential Flat GenericRule GradientRule Materialized NotPrivateError
+OuterProduct PerLayer PrivacyBudget Problem RowGather calibrate
+clipped_gradients epsilon fix is_private ledger make_private poisson_batches
+privacy_statement private_optimizer_class register_gradient_rule sampled_steps
+validate
+""".split()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_public_names_are_there_and_documented(name):
+    thing = getattr(tf_dpfp, name)
+    assert inspect.getdoc(thing), name
+    assert thing.__doc__, f"{name} inherits its docstring"
+
+
+def test_nothing_else_is_public():
+    public = {
+        name
+        for name, thing in vars(tf_dpfp).items()
+        if not name.startswith("_") and not inspect.ismodule(thing)
+    }
+    assert public == set(NAMES)
+
+
+def test_version():
+    assert tf_dpfp.__version__.count(".") == 2

@@ -1,0 +1,90 @@
+import math
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import tf_dpfp
+from tf_dpfp import clipping
+from tf_dpfp.training import private_step
+
+
+def _model():
+    ids = keras.Input((5,), dtype="int32")
+    h = layers.Embedding(11, 8)(ids)
+    h = layers.MultiHeadAttention(2, 4)(h, h)
+    h = layers.LayerNormalization()(h)
+    return keras.Model(ids, layers.Dense(3)(h))
+
+
+def _groups(grouping, l2_norm_clip=2.0):
+    owned = private_step.owned_variables(_model())
+    return owned, grouping.groups(owned, l2_norm_clip)
+
+
+def test_flat_is_one_group_at_the_bound():
+    owned, groups = _groups(tf_dpfp.Flat())
+    assert len(groups) == 1
+    assert groups[0].members == tuple(range(len(owned)))
+    assert groups[0].threshold == 2.0
+
+
+def test_per_layer_groups_kernel_and_bias_of_one_layer():
+    owned, groups = _groups(tf_dpfp.PerLayer())
+    # Embedding, query, key, value, output, norm, dense.
+    assert len(groups) == 7
+    for group in groups:
+        parents = {
+            owned[i].variable.path.rsplit("/", 1)[0] for i in group.members
+        }
+        assert len(parents) == 1
+    members = sorted(i for group in groups for i in group.members)
+    assert members == list(range(len(owned)))
+
+
+@pytest.mark.parametrize("grouping", [tf_dpfp.Flat(), tf_dpfp.PerLayer()])
+@pytest.mark.parametrize("bound", [1e-3, 1.0, 37.0])
+def test_thresholds_add_up_to_the_bound_in_squares(grouping, bound):
+    _, groups = _groups(grouping, bound)
+    total = math.sqrt(math.fsum(g.threshold**2 for g in groups))
+    assert total == pytest.approx(bound, rel=1e-12)
+    assert len({g.threshold for g in groups}) == 1
+
+
+def test_layers_of_the_same_name_are_groups_of_their_own():
+    class Block(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.first = layers.Dense(3, name="same")
+            self.second = layers.Dense(3, name="same")
+
+        def call(self, x):
+            return self.second(self.first(x))
+
+    model = keras.Sequential([keras.Input((3,)), Block()])
+    groups = tf_dpfp.PerLayer().groups(private_step.owned_variables(model), 1.0)
+    assert sorted(g.members for g in groups) == [(0, 1), (2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("flat", tf_dpfp.Flat()),
+        ("per_layer", tf_dpfp.PerLayer()),
+        (tf_dpfp.PerLayer(), tf_dpfp.PerLayer()),
+        (
+            keras.saving.serialize_keras_object(tf_dpfp.PerLayer()),
+            tf_dpfp.PerLayer(),
+        ),
+    ],
+    ids=str,
+)
+def test_get(given, expected):
+    assert clipping.get(given) == expected
+
+
+@pytest.mark.parametrize("given", ["layer", None, 1.0, tf_dpfp.Flat, np.pi])
+def test_get_refuses_anything_else(given):
+    with pytest.raises(ValueError, match="`clipping` is one of"):
+        clipping.get(given)

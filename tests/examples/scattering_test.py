@@ -1,0 +1,120 @@
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from scipy import signal
+
+import tf_dpfp
+from examples import models
+from examples import scattering
+
+
+def _moduli(plane, scale, size):
+    """One map for each angle, from the definition, in double precision."""
+    half = size // 2
+    row, column = np.mgrid[-half : half + 1, -half : half + 1]
+    maps = []
+    for turn in range(8):
+        angle = np.pi * turn / 8
+        along = row * np.cos(angle) + column * np.sin(angle)
+        across = column * np.cos(angle) - row * np.sin(angle)
+        deviation = 0.8 * 2**scale
+        envelope = np.exp(-(along**2 + across**2 / 4) / (2 * deviation**2))
+        carrier = np.exp(0.75j * np.pi * along / 2**scale)
+        wave = envelope * (
+            carrier - np.sum(envelope * carrier) / envelope.sum()
+        )
+        wave /= np.abs(wave).sum()
+        # scipy's correlation conjugates the second argument; a modulus does
+        # not mind, for the plane is real.
+        maps.append(np.abs(signal.correlate2d(plane, wave, "same")))
+    return np.stack(maps)
+
+
+def _average(planes, spread):
+    window = np.exp(-(np.asarray(spread) ** 2) / (2 * 1.6**2))
+    window = np.outer(window, window) / window.sum() ** 2
+    return np.stack(
+        [signal.correlate2d(plane, window, "same") for plane in planes]
+    )
+
+
+def _normalised(planes, epsilon):
+    return (planes - planes.mean()) / np.sqrt(planes.var() + epsilon)
+
+
+def _oracle(image):
+    fine, coarse = _moduli(image, 0, 7), _moduli(image, 1, 13)
+    every = range(-4, 5)
+    pieces = [
+        _normalised(_average([image], every)[:, 2::4, 2::4], 1e-4),
+        _normalised(_average(fine, every)[:, 2::4, 2::4], 4e-6),
+        _normalised(_average(coarse, every)[:, 2::4, 2::4], 6e-6),
+    ]
+    for plane in fine:
+        second = _moduli(plane, 1, 13)[:, 1::2, 1::2]
+        averages = _average(second, range(-4, 5, 2))[:, 1::2, 1::2]
+        pieces.append(_normalised(averages, 4e-7))
+    return np.moveaxis(np.concatenate(pieces), 0, -1)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).uniform(0, 1, (3, 12, 12, 1))
+
+
+def test_features_are_those_of_the_definition(images):
+    found = scattering.features((12, 12, 1)).predict(images, verbose=0)
+    expected = np.stack([_oracle(image[..., 0]) for image in images])
+    assert found.shape == (3, 3, 3, 81)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_nothing_is_learned_and_images_do_not_meet(images):
+    model = scattering.features((12, 12, 1))
+    assert not model.trainable_weights
+    together = model.predict(images, verbose=0)
+    alone = model.predict(images[1:2], verbose=0)
+    np.testing.assert_allclose(together[1:2], alone, atol=1e-4)
+
+
+def test_colours_are_transformed_one_by_one(images):
+    colours = np.concatenate(list(images), axis=-1)[None]
+    found = scattering.features((12, 12, 3)).predict(colours, verbose=0)
+    assert found.shape == (1, 3, 3, 243)
+    fine = np.stack([_oracle(image[..., 0])[..., 1:9] for image in images])
+    for colour in range(3):
+        first = 3 + 8 * colour
+        np.testing.assert_allclose(
+            found[0, ..., first : first + 8], fine[colour], atol=1e-3
+        )
+
+
+def test_a_blank_image_has_finite_features():
+    model = scattering.features((12, 12, 1))
+    found = model.predict(np.zeros((1, 12, 12, 1)), verbose=0)
+    assert np.all(np.isfinite(found))
+
+
+def test_the_whole_model_takes_images_and_loads_anywhere(tmp_path):
+    images = np.random.default_rng(0).uniform(0, 1, (3, 16, 16, 1))
+    network = models.build("scattering", (16, 16, 1), 10)
+    tf_dpfp.make_private(network.classifier)
+    optimizer = tf_dpfp.DPSGD(1.0, noise_multiplier=1.0)
+    network.classifier.compile(optimizer=optimizer, loss="mse")
+    expected = network.classifier.predict(network.transform(images), verbose=0)
+    network.for_images().save(tmp_path / "whole.keras")
+    with zipfile.ZipFile(tmp_path / "whole.keras") as archive:
+        config = archive.read("config.json")
+    assert b"tf_dpfp" not in config and b"examples" not in config
+    # Safe mode is the default: standard layers only, no code in the file.
+    whole = keras.models.load_model(tmp_path / "whole.keras")
+    np.testing.assert_allclose(
+        whole.predict(images, verbose=0), expected, atol=1e-5
+    )
+
+
+def test_sides_that_are_not_divisible_by_four_are_refused():
+    with pytest.raises(ValueError, match="divisible by 4.*12 x 30"):
+        models.build("scattering", (12, 30, 1), 10)

@@ -1,0 +1,185 @@
+import math
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import tf_dpfp
+
+X = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
+Y = X.sum(axis=1, keepdims=True)
+DELTA = 1e-3
+
+
+def _model(noise_multiplier=1.0, **kwargs):
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+    tf_dpfp.make_private(model)
+    model.compile(
+        tf_dpfp.DPSGD(0.01, noise_multiplier=noise_multiplier),
+        loss="mse",
+        **kwargs,
+    )
+    return model
+
+
+def _batches(steps=10):
+    return tf_dpfp.poisson_batches(
+        X, Y, expected_batch_size=10, steps_per_epoch=steps
+    )
+
+
+def _steps(model):
+    return sum(entry.steps for entry in tf_dpfp.ledger(model))
+
+
+def _affordable(epsilon, noise_multiplier=1.0):
+    entry = tf_dpfp.accounting.LedgerEntry(
+        tf_dpfp.accounting.PoissonSampling(10 / 500), noise_multiplier, 1
+    )
+    return tf_dpfp.accounting.max_steps(
+        [], entry.sampling, noise_multiplier, epsilon, DELTA, "rdp"
+    )
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 4])
+def test_training_stops_at_the_last_step_the_budget_allows(
+    steps_per_execution,
+):
+    budget = 0.9
+    allowed = _affordable(budget)
+    assert 5 < allowed < 95
+    model = _model(steps_per_execution=steps_per_execution)
+    callback = tf_dpfp.PrivacyBudget(budget, DELTA)
+    model.fit(_batches(12), epochs=20, verbose=0, callbacks=[callback])
+    assert tf_dpfp.epsilon(model, DELTA) <= budget
+    assert allowed - steps_per_execution < _steps(model) <= allowed
+    # Nothing is left for another session, and nothing is spent by asking.
+    before = _steps(model)
+    if steps_per_execution == 1:
+        with pytest.raises(ValueError, match="does not allow the next"):
+            model.fit(_batches(), verbose=0, callbacks=[callback])
+        assert _steps(model) == before
+
+
+def test_earlier_sessions_count(tmp_path):
+    budget = 0.9
+    model = _model()
+    model.fit(_batches(), verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = tf_dpfp.make_private(
+        keras.models.load_model(tmp_path / "model.keras")
+    )
+    again.fit(
+        _batches(),
+        epochs=30,
+        verbose=0,
+        callbacks=[tf_dpfp.PrivacyBudget(budget, DELTA)],
+    )
+    assert _steps(again) == _affordable(budget)
+
+
+def test_epsilon_is_in_the_progress_bar_the_history_and_the_logs(capsys):
+    seen = []
+
+    class Note(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(logs["epsilon"])
+
+    model = _model()
+    history = model.fit(
+        _batches(5),
+        epochs=2,
+        verbose=1,
+        callbacks=[tf_dpfp.PrivacyBudget(None, DELTA), Note()],
+    )
+    assert "epsilon: " in capsys.readouterr().out
+    assert len(seen) == 10 and all(np.diff(seen) > 0)
+    assert history.history["epsilon"] == [seen[4], seen[9]]
+    assert seen[9] == tf_dpfp.epsilon(model, DELTA)
+
+
+def test_pld_is_shown_once_per_epoch():
+    model = _model()
+    callback = tf_dpfp.PrivacyBudget(3.0, DELTA, accountant="pld")
+    history = model.fit(_batches(3), verbose=0, callbacks=[callback])
+    assert history.history["epsilon"] == [
+        pytest.approx(tf_dpfp.epsilon(model, DELTA, "pld"), rel=1e-6)
+    ]
+
+
+def test_without_noise_epsilon_is_infinite_and_no_budget_is_enough():
+    model = _model(noise_multiplier=0.0)
+    with pytest.raises(ValueError, match="does not allow"):
+        model.fit(
+            _batches(),
+            verbose=0,
+            callbacks=[tf_dpfp.PrivacyBudget(100.0, DELTA)],
+        )
+    assert _steps(model) == 0
+    history = model.fit(
+        _batches(2),
+        verbose=0,
+        callbacks=[tf_dpfp.PrivacyBudget(math.inf, DELTA)],
+    )
+    assert history.history["epsilon"] == [math.inf]
+
+
+def test_a_delta_of_one_over_the_examples_is_refused():
+    model = _model()
+    for batches in (_batches(), None):
+        data = (batches,) if batches else (X, Y)
+        with pytest.raises(ValueError, match="not below one over"):
+            model.fit(
+                *data,
+                verbose=0,
+                callbacks=[tf_dpfp.PrivacyBudget(3.0, 1 / 500)],
+            )
+    assert _steps(model) == 0
+
+
+def test_a_costly_history_restored_after_the_budget_looked(tmp_path):
+    path = tmp_path / "w.weights.h5"
+    model = _model()
+    model.fit(X, Y, batch_size=500, verbose=0)
+    model.save_weights(path)
+
+    class Restore(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.model.load_weights(path)
+
+    again = _model()
+    budget = 5.9
+    assert tf_dpfp.epsilon(model, DELTA) < budget
+    again.fit(
+        _batches(20),
+        epochs=20,
+        verbose=0,
+        callbacks=[tf_dpfp.PrivacyBudget(budget, DELTA), Restore()],
+    )
+    assert tf_dpfp.epsilon(again, DELTA) <= budget
+    assert len(tf_dpfp.ledger(again)) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"epsilon": 0.0, "delta": DELTA},
+        {"epsilon": -1.0, "delta": DELTA},
+        {"epsilon": math.nan, "delta": DELTA},
+        {"epsilon": 1.0, "delta": 0.0},
+        {"epsilon": 1.0, "delta": 1.0},
+        {"epsilon": 1.0, "delta": math.nan},
+        {"epsilon": 1.0, "delta": DELTA, "accountant": "moments"},
+    ],
+    ids=str,
+)
+def test_wrong_arguments(arguments):
+    with pytest.raises(ValueError):
+        tf_dpfp.PrivacyBudget(**arguments)
+
+
+def test_config_round_trip():
+    callback = tf_dpfp.PrivacyBudget(2.0, 1e-5, accountant="pld")
+    again = tf_dpfp.PrivacyBudget(**callback.get_config())
+    assert again.get_config() == callback.get_config()

@@ -1,0 +1,297 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import tf_dpfp
+
+X = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+Y = X.sum(axis=1, keepdims=True)
+
+
+def _sequential(*middle):
+    return keras.Sequential([keras.Input((4,)), *middle, layers.Dense(1)])
+
+
+def _reasons(model):
+    return [problem.reason for problem in tf_dpfp.validate(model)]
+
+
+def test_a_sound_model_has_no_problems():
+    model = _sequential(layers.Dense(3), layers.Dropout(0.1))
+    assert tf_dpfp.validate(model) == []
+    assert tf_dpfp.validate(tf_dpfp.make_private(model)) == []
+
+
+def test_every_problem_is_listed_at_once():
+    model = _sequential(
+        layers.BatchNormalization(name="bn"),
+        layers.Dense(3, activity_regularizer="l2", name="active"),
+        layers.SpectralNormalization(layers.Dense(2), name="spectral"),
+    )
+    problems = tf_dpfp.validate(model)
+    assert {p.where.split("/")[-1] for p in problems} == {
+        "bn",
+        "active",
+        "spectral",
+    }
+    assert [p.fixable for p in problems].count(True) == 1
+    with pytest.raises(ValueError) as error:
+        tf_dpfp.make_private(model)
+    for problem in problems:
+        assert str(problem) in str(error.value)
+    assert not tf_dpfp.is_private(model)
+
+
+def test_frozen_batch_normalization_is_allowed():
+    model = _sequential(layers.BatchNormalization())
+    model.layers[0].trainable = False
+    tf_dpfp.make_private(model)
+    model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), loss="mse")
+    statistics = [v.numpy() for v in model.layers[0].variables]
+    model.fit(X, Y, verbose=0)
+    for variable, before in zip(
+        model.layers[0].variables, statistics, strict=True
+    ):
+        np.testing.assert_array_equal(variable.numpy(), before)
+
+
+def test_mixup_is_refused():
+    if not hasattr(layers, "MixUp"):
+        pytest.skip("this Keras has no MixUp")
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), layers.MixUp(), layers.Flatten()]
+    )
+    assert "mixes the examples" in _reasons(model)[0]
+
+
+def test_a_train_step_or_compute_loss_of_its_own_is_refused():
+    class Step(keras.Sequential):
+        def train_step(self, data):
+            return {}
+
+    class Loss(keras.Sequential):
+        def compute_loss(self, *args, **kwargs):
+            return 0.0
+
+    for cls, reason in ((Step, "train_step"), (Loss, "compute_loss")):
+        model = cls([keras.Input((4,)), layers.Dense(1)])
+        assert reason in _reasons(model)[0]
+        with pytest.raises(ValueError, match=reason):
+            tf_dpfp.make_private(model)
+
+
+def test_private_twice_is_refused():
+    model = tf_dpfp.make_private(_sequential())
+    with pytest.raises(ValueError, match="private already"):
+        tf_dpfp.make_private(model)
+    with pytest.raises(ValueError, match="private already"):
+        tf_dpfp.make_private(
+            tf_dpfp.DPSequential([keras.Input((4,)), layers.Dense(1)])
+        )
+
+
+def test_fix_replaces_and_copies():
+    model = _sequential(
+        layers.Dense(6, name="first"), layers.BatchNormalization(name="bn")
+    )
+    model.layers[0].trainable = False
+    fixed = tf_dpfp.fix(model)
+    assert isinstance(fixed.get_layer("bn"), layers.GroupNormalization)
+    assert fixed.get_layer("bn").groups == 6
+    for name in ("first", model.layers[-1].name):
+        for a, b in zip(
+            model.get_layer(name).get_weights(),
+            fixed.get_layer(name).get_weights(),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(a, b)
+    assert not fixed.get_layer("first").trainable
+    # The given model stays as it was.
+    assert isinstance(model.get_layer("bn"), layers.BatchNormalization)
+    tf_dpfp.make_private(fixed)
+
+
+def test_fix_says_what_it_can_not_replace():
+    with pytest.raises(ValueError, match="activity_regularizer"):
+        tf_dpfp.fix(_sequential(layers.Dense(3, activity_regularizer="l2")))
+
+    class Subclassed(keras.Model):
+        pass
+
+    with pytest.raises(ValueError, match="rebuilds functional"):
+        tf_dpfp.fix(Subclassed())
+
+
+def _refused(model, match, loss="mse", **arguments):
+    """Refused at the first try and at every other, with nothing spent."""
+    tf_dpfp.make_private(model)
+    model.compile(
+        tf_dpfp.DPSGD(0.1, noise_multiplier=1.0, expected_batch_size=8),
+        loss=loss,
+        **arguments,
+    )
+    before = model.get_weights()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=match):
+            model.fit(X, Y, verbose=0)
+        with pytest.raises(ValueError, match=match):
+            tf_dpfp.clipped_gradients(model, X, Y)
+    assert tf_dpfp.ledger(model) == []
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+class Centre(layers.Layer):
+    """Takes the mean of the batch away."""
+
+    def call(self, x):
+        return x - tf.reduce_mean(x, axis=0, keepdims=True)
+
+
+class StoppedCentre(layers.Layer):
+    def call(self, x):
+        return x - tf.stop_gradient(tf.reduce_mean(x, axis=0, keepdims=True))
+
+
+class BackwardCentre(layers.Layer):
+    """Mixes examples in the backward pass only."""
+
+    def call(self, x):
+        @tf.custom_gradient
+        def identity(x):
+            return tf.identity(
+                x
+            ), lambda g: g - tf.reduce_mean(g, axis=0, keepdims=True)
+
+        return identity(x)
+
+
+@pytest.mark.parametrize("layer", [Centre, StoppedCentre, BackwardCentre])
+def test_layers_that_mix_examples_are_caught(layer):
+    _refused(_sequential(layers.Dense(3), layer()), "depends on the other")
+
+
+def test_a_loss_across_the_batch_is_caught():
+    _refused(
+        _sequential(),
+        "depends on the other",
+        loss=keras.losses.CosineSimilarity(axis=0),
+    )
+
+
+class Counting(layers.Layer):
+    """Keeps a running mean of what it sees."""
+
+    def build(self, shape):
+        self.mean = self.add_weight(shape=(shape[-1],), trainable=False)
+
+    def call(self, x):
+        self.mean.assign(0.9 * self.mean + 0.1 * tf.reduce_mean(x, axis=0))
+        return x
+
+
+class CountingWithWeights(Counting):
+    def build(self, shape):
+        super().build(shape)
+        self.scale = self.add_weight(shape=(shape[-1],))
+
+    def call(self, x):
+        return super().call(x) * self.scale
+
+
+@pytest.mark.parametrize("layer", [Counting, CountingWithWeights])
+def test_layers_that_keep_statistics_are_caught(layer):
+    _refused(_sequential(layer()), "statistics of the data")
+
+
+def test_a_weight_used_outside_its_layers_call_is_caught():
+    class Reader(layers.Layer):
+        def __init__(self, other):
+            super().__init__()
+            object.__setattr__(self, "other", other)
+
+        def call(self, x):
+            return x + tf.reduce_sum(self.other.kernel)
+
+    dense = layers.Dense(4)
+    _refused(_sequential(dense, Reader(dense)), "do not add up|out of reach")
+
+
+def test_a_wrong_rule_is_caught():
+    class Scale(layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+        def call(self, x):
+            return x * self.scale
+
+    @tf_dpfp.register_gradient_rule(Scale)
+    class Half(tf_dpfp.GradientRule):
+        def gradients(self, call, output_gradients):
+            values = 0.5 * call.inputs * output_gradients[0]
+            return [(call.layer.scale, tf_dpfp.Materialized(values))]
+
+    del Half
+    _refused(_sequential(Scale()), "do not add up")
+
+
+@pytest.mark.parametrize("with_weights", [False, True])
+def test_a_loss_that_a_layer_adds_is_caught(with_weights):
+    class Adds(layers.Layer):
+        def build(self, shape):
+            if with_weights:
+                self.scale = self.add_weight(shape=(shape[-1],))
+
+        def call(self, x):
+            self.add_loss(tf.reduce_sum(x))
+            return x * self.scale if with_weights else x
+
+    _refused(_sequential(Adds()), "loss of its own")
+
+
+def test_what_can_be_refused_before_the_first_step_is():
+    model = tf_dpfp.make_private(_sequential())
+    with pytest.raises(ValueError, match="not compiled"):
+        model.fit(X, Y)
+    for optimizer in ("adam", keras.optimizers.SGD(), None):
+        with pytest.raises(tf_dpfp.NotPrivateError, match="adds no noise"):
+            model.compile(optimizer=optimizer, loss="mse")
+    assert getattr(model, "optimizer", None) is None
+    model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0))
+    with pytest.raises(ValueError, match="without a loss"):
+        model.fit(X, Y)
+    frozen = tf_dpfp.make_private(_sequential())
+    frozen.trainable = False
+    frozen.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), loss="mse")
+    with pytest.raises(ValueError, match="no trainable weights"):
+        frozen.fit(X, Y, verbose=0)
+    with pytest.raises(TypeError, match="keras.Model"):
+        tf_dpfp.make_private(layers.Dense(1))
+
+
+def test_labels_out_of_range_do_no_damage():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    tf_dpfp.make_private(model)
+    model.compile(
+        tf_dpfp.DPSGD(1.0, noise_multiplier=1.0),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    before = model.get_weights()
+    # On CPU TensorFlow refuses the label before anything is released.
+    with pytest.raises(tf.errors.InvalidArgumentError, match="label value"):
+        model.fit(X, np.array([0, 1, 0, 1, 0, 7, 1, 1]), verbose=0)
+    np.testing.assert_array_equal(before[0], model.get_weights()[0])
+
+
+def test_reports_refuse_models_that_are_not_private():
+    model = _sequential()
+    for report in (
+        tf_dpfp.ledger,
+        lambda m: tf_dpfp.epsilon(m, 1e-5),
+        lambda m: tf_dpfp.privacy_statement(m, 1e-5),
+        lambda m: tf_dpfp.clipped_gradients(m, X, Y),
+    ):
+        with pytest.raises(tf_dpfp.NotPrivateError, match="make_private"):
+            report(model)
