@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Iterator
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf

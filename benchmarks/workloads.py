@@ -5,7 +5,7 @@ are random; the shapes are those of real tasks.
 """
 
 import dataclasses
-from typing import Callable
+from collections.abc import Callable
 
 import keras
 import numpy as np

@@ -13,13 +13,13 @@ from tf_dpfp.accounting import calibrate
 from tf_dpfp.clipping import Clipping
 from tf_dpfp.clipping import Flat
 from tf_dpfp.clipping import PerLayer
+from tf_dpfp.optimizers import DPSGD
 from tf_dpfp.optimizers import ClippedGradients
 from tf_dpfp.optimizers import DPAdagrad
 from tf_dpfp.optimizers import DPAdam
 from tf_dpfp.optimizers import DPAdamW
 from tf_dpfp.optimizers import DPLion
 from tf_dpfp.optimizers import DPRMSprop
-from tf_dpfp.optimizers import DPSGD
 from tf_dpfp.optimizers import NotPrivateError
 from tf_dpfp.optimizers import private_optimizer_class
 from tf_dpfp.per_example import GenericRule

@@ -1,6 +1,6 @@
 """From recorded calls and their output gradients to clipped sums."""
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -29,7 +29,7 @@ def gather_gradients(
     uses: dict[int, list[per_example.PerExampleGradient]] = {
         id(v): [] for v in variables
     }
-    for call, output_gradients in zip(calls, source_gradients):
+    for call, output_gradients in zip(calls, source_gradients, strict=True):
         if all(g is None for g in output_gradients):
             continue
         for variable, gradient in call.rule.gradients(

@@ -12,7 +12,7 @@ Reference:
 import abc
 import dataclasses
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import keras
 

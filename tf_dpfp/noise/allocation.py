@@ -8,7 +8,7 @@ Gaussian mechanism with that multiplier.
 """
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 
 def sensitivity(thresholds: Sequence[float]) -> float:

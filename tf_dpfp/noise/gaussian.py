@@ -38,9 +38,6 @@ def gaussian(
 ) -> tf.Tensor:
     """Independent normals of mean zero.
 
-    The uniform that sets the radius has 31 bits and keeps its relative
-    precision near zero, so tails reach 6.6 standard deviations.
-
     Args:
         shape: Static shape of the result.
         standard_deviation: Standard deviation of every number.
@@ -62,7 +59,7 @@ def gaussian(
         for piece in range(size // _PIECE)
     ]
     rest = size % _PIECE
-    if rest:
+    if rest or not pieces:
         pieces.append(_kernel_normals((rest + 1) // 2, deviation, key)[:rest])
     normals = pieces[0] if len(pieces) == 1 else tf.concat(pieces, axis=0)
     return tf.reshape(normals, shape)
@@ -79,16 +76,27 @@ def _bits(half: int, key: tf.Tensor, algorithm: int, counter) -> tf.Tensor:
     )
 
 
-def _radius(bits: tf.Tensor, deviation: tf.Tensor) -> tf.Tensor:
-    positive = tf.cast(tf.bitwise.bitwise_and(bits, 0x7FFFFFFF), tf.float32)
-    uniform = (positive + 0.5) * 2.0**-31
-    return tf.sqrt(tf.math.log(uniform) * (-2.0 * tf.square(deviation)))
+def _radius_and_turns(
+    bits: tf.Tensor, deviation: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The radius, and the angle in half turns, in [-1, 1).
+
+    The angle takes 24 bits of its word, all that float32 holds; the other 8
+    are the last of the radius's 39: its logarithm reaches to 2^-40, and tails
+    to 7.4 standard deviations.
+    """
+    high = tf.cast(tf.bitwise.bitwise_and(bits[0], 0x7FFFFFFF), tf.float32)
+    low = tf.cast(tf.bitwise.bitwise_and(bits[1], 0xFF), tf.float32)
+    uniform = (high + (low + 0.5) * 2.0**-8) * 2.0**-31
+    radius = tf.sqrt(tf.math.log(uniform) * (-2.0 * tf.square(deviation)))
+    turns = tf.cast(tf.bitwise.bitwise_and(bits[1], ~0xFF), tf.float32)
+    return radius, turns * 2.0**-31
 
 
 def _kernel_normals(half: int, deviation, key) -> tf.Tensor:
     bits = _bits(half, key, _PHILOX, tf.zeros([2], tf.uint64))
-    radius = _radius(bits[0], deviation)
-    angle = tf.cast(bits[1], tf.float32) * (math.pi * 2.0**-31)
+    radius, turns = _radius_and_turns(bits, deviation)
+    angle = turns * math.pi
     return tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], axis=0)
 
 
@@ -101,12 +109,12 @@ def _fused_normals(half: int, deviation, key, piece) -> tf.Tensor:
     start = tf.cast(piece, tf.int64) * 2**32
     counter = tf.bitcast(tf.reshape(start, [1]), tf.uint64)
     bits = _bits(half, key, _THREEFRY, counter)
-    radius = _radius(bits[0], deviation)
+    radius, turns = _radius_and_turns(bits, deviation)
     # Sine and cosine of half the angle, in [-pi/2, pi/2], then doubled. The
     # Taylor polynomials are exact to float32 there.
-    half_turns = tf.cast(bits[1], tf.float32) * 2.0**-32
-    square = tf.square(half_turns)
-    sine = half_turns * _polynomial(square, _SINE)
+    halved = turns * 0.5
+    square = tf.square(halved)
+    sine = halved * _polynomial(square, _SINE)
     cosine = _polynomial(square, _COSINE)
     return tf.concat(
         [

@@ -7,7 +7,7 @@ The compiled step only adds one to the count of the current row; which row
 that is, is set from Python before training starts and is never saved.
 """
 
-from typing import Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import tensorflow as tf

@@ -19,7 +19,7 @@ import inspect
 import math
 import operator
 import textwrap
-from typing import Sequence
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -332,7 +332,7 @@ class PrivateOptimizer:
         gradients = [
             _finish(total, extra, divisor, variable)
             for total, extra, variable in zip(
-                released, grads.regularization, grads.variables
+                released, grads.regularization, grads.variables, strict=True
             )
         ]
         # Before the update: a step that fails half-way is counted.
@@ -396,23 +396,17 @@ def _add_noise(
     )
     step_key = source.next_step(tf.convert_to_tensor(iteration.value))
     released: list[tf.Tensor | None] = list(clipped.sums)
-    deviation_of = {
-        index: deviation
-        for group, deviation in zip(clipped.groups, deviations, strict=True)
-        for index in group.members
-    }
-    # One after the other, when the sum is there: all the noise of a large
-    # model must not wait in memory. The last variables have their sums first.
-    before: list[tf.Tensor] = []
-    for index in sorted(deviation_of, reverse=True):
-        total, deviation = clipped.sums[index], deviation_of[index]
-        if total is None or deviation == 0.0:
-            continue
-        with tf.control_dependencies([total, *before]):
-            key = tf.identity(source.key_of(step_key, index))
-        noise = noise_lib.gaussian_noise(total.shape, deviation, key)
-        released[index] = total + tf.cast(noise, total.dtype)
-        before = [released[index]]
+    for group, deviation in zip(clipped.groups, deviations, strict=True):
+        for index in group.members:
+            total = clipped.sums[index]
+            if total is None or deviation == 0.0:
+                continue
+            # Nothing here waits for the sum: a core that is idle during the
+            # backward pass draws the noise.
+            noise = noise_lib.gaussian_noise(
+                total.shape, deviation, source.key_of(step_key, index)
+            )
+            released[index] = total + tf.cast(noise, total.dtype)
     return released
 
 

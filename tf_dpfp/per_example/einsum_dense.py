@@ -122,7 +122,7 @@ def _kernel_gradient(layer, letters, inputs, gradient):
     right = _transpose(gradient, letters.outputs, lead + letters.produced)
     left = dense.rows(left, len(letters.contracted))
     right = dense.rows(right, len(letters.produced))
-    sizes = dict(zip(letters.kernel, layer._kernel.shape))
+    sizes = dict(zip(letters.kernel, layer._kernel.shape, strict=True))
     have = letters.contracted + letters.produced
 
     def to_variable(matrix):
@@ -144,7 +144,7 @@ def _bias_gradient(shape, gradient):
     sizes = summed.shape.as_list()[1:]
     broadcast = [
         axis + 1
-        for axis, (mine, theirs) in enumerate(zip(shape, sizes))
+        for axis, (mine, theirs) in enumerate(zip(shape, sizes, strict=True))
         if mine == 1 and theirs != 1
     ]
     if broadcast:

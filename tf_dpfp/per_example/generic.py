@@ -82,11 +82,11 @@ class GenericRule(rules.GradientRule):
             leaves = iter(leaves)
             merged = [
                 next(leaves)[None] if is_mapped else leaf
-                for leaf, is_mapped in zip(flat, mapped)
+                for leaf, is_mapped in zip(flat, mapped, strict=True)
             ]
             one_args, one_kwargs = tree.pack_sequence_as((args, kwargs), merged)
-            mapping = list(zip(trainable, weights))
-            mapping += zip(seed_states, example_seeds)
+            mapping = list(zip(trainable, weights, strict=True))
+            mapping += zip(seed_states, example_seeds, strict=True)
             with keras.StatelessScope(
                 state_mapping=mapping, collect_losses=True
             ) as scope:
@@ -97,7 +97,11 @@ class GenericRule(rules.GradientRule):
 
         outputs = tf.vectorized_map(
             call_one,
-            (copies, seeds, [f for f, m in zip(flat, mapped) if m]),
+            (
+                copies,
+                seeds,
+                [f for f, m in zip(flat, mapped, strict=True) if m],
+            ),
         )
         return outputs, rules.LayerCall(
             layer, self, rules.first(args, kwargs), copies, trainable
@@ -107,7 +111,9 @@ class GenericRule(rules.GradientRule):
         return [
             # A gather in the layer makes its gradient an `IndexedSlices`.
             (variable, gradients.Materialized(tf.convert_to_tensor(gradient)))
-            for variable, gradient in zip(call.saved, output_gradients)
+            for variable, gradient in zip(
+                call.saved, output_gradients, strict=True
+            )
             if gradient is not None
         ]
 

@@ -84,7 +84,9 @@ def update_metrics(
         (metrics._flat_metrics, [weights] * len(flat_y)),
         (metrics._flat_weighted_metrics, flat_weights),
     ):
-        for metric, y_t, y_p, weight in zip(group, flat_y, flat_y_pred, chosen):
+        for metric, y_t, y_p, weight in zip(
+            group, flat_y, flat_y_pred, chosen, strict=True
+        ):
             if metric is not None:
                 metric.update_state(
                     y_t, y_p, weights if weight is None else weight

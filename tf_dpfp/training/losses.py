@@ -280,5 +280,7 @@ def nonzero_rows(sample_weight: Any, batch_size) -> tf.Tensor:
     for leaf in leaves:
         leaf = tf.convert_to_tensor(leaf)
         axes = list(range(1, leaf.shape.rank))
-        rows.append(tf.reduce_any(tf.not_equal(leaf, 0), axis=axes))
+        # Weights may be booleans, which zero is not.
+        nonzero = tf.not_equal(leaf, tf.zeros_like(leaf))
+        rows.append(tf.reduce_any(nonzero, axis=axes))
     return tf.reduce_any(tf.stack(rows), axis=0)

@@ -23,9 +23,8 @@ from tf_dpfp import validation
 from tf_dpfp.training import keras_trainer
 from tf_dpfp.training import losses as losses_lib
 from tf_dpfp.training import pipelines
-from tf_dpfp.training import probe
 from tf_dpfp.training import private_step
-
+from tf_dpfp.training import probe
 
 _STATE = "_tf_dpfp_state"
 _METHODS = ("compile", "fit", "train_on_batch", "train_step")

@@ -9,7 +9,8 @@ This module strings the rooms together and decides nothing about any of them.
 """
 
 import dataclasses
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -202,7 +203,7 @@ def _check_no_added_losses(model: keras.Model) -> None:
 
 
 def _check_unseen(variables, gradients) -> None:
-    for variable, gradient in zip(variables, gradients):
+    for variable, gradient in zip(variables, gradients, strict=True):
         if gradient is not None:
             raise ValueError(
                 f"The loss depends on '{variable.path}', but not through a "
@@ -284,7 +285,10 @@ def clipped_batch(
 
         def body(index, *totals):
             _, sums = run(index)
-            return (index + 1, *[a + b for a, b in zip(totals, sums)])
+            return (
+                index + 1,
+                *[a + b for a, b in zip(totals, sums, strict=True)],
+            )
 
         _, *totals = tf.while_loop(
             lambda index, *_: index < count,
@@ -297,7 +301,7 @@ def clipped_batch(
             parallel_iterations=1,
         )
     sums: list[tf.Tensor | None] = [None] * len(plan.variables)
-    for index, total in zip(used, totals):
+    for index, total in zip(used, totals, strict=True):
         sums[index] = total
     return sums
 

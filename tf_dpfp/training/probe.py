@@ -15,9 +15,8 @@ The inputs are drawn from a fixed seed: nothing here depends on the data.
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -61,28 +60,70 @@ def _restored(variables):
     try:
         yield
     finally:
-        for variable, value in zip(variables, values):
+        for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Trial:
+class _Difference(NamedTuple):
+    """Two tensors that should be equal, as two numbers.
+
+    Attributes:
+        scale: The largest finite absolute value of the first.
+        distance: The largest absolute difference; infinite where one is NaN
+            and the other is not.
+    """
+
+    scale: tf.Tensor
+    distance: tf.Tensor
+
+
+def _difference(a: tf.Tensor | None, b: tf.Tensor | None) -> _Difference:
+    """Compared inside the graph, where gradients are freed as they are used."""
+    if a is None and b is None:
+        return _Difference(tf.constant(0.0), tf.constant(0.0))
+    a = tf.zeros_like(b) if a is None else tf.convert_to_tensor(a)
+    b = tf.zeros_like(a) if b is None else tf.convert_to_tensor(b)
+    if not a.shape.is_compatible_with(b.shape):
+        return _Difference(tf.constant(1.0), tf.constant(np.inf))
+    if not (a.dtype.is_floating and b.dtype.is_floating):
+        a, b = tf.cast(a, tf.float64), tf.cast(b, tf.float64)
+    a, b = tf.cast(a, tf.float32), tf.cast(b, tf.float32)
+    same = tf.equal(a, b) | (tf.math.is_nan(a) & tf.math.is_nan(b))
+    distance = tf.where(same, 0.0, tf.abs(a - b))
+    distance = tf.where(tf.math.is_nan(distance), np.inf, distance)
+    finite = tf.where(tf.math.is_finite(a), tf.abs(a), 0.0)
+    return _Difference(
+        tf.reduce_max(tf.concat([[0.0], _flat(finite)], 0)),
+        tf.reduce_max(tf.concat([[0.0], _flat(distance)], 0)),
+    )
+
+
+def _flat(tensor: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(tensor, [-1])
+
+
+class _Trial(NamedTuple):
     """What one forward and backward pass gave.
 
     Attributes:
-        outputs: Predictions and losses.
-        contribution: What the first example adds to every gradient.
+        outputs: Predictions and losses of the first example, flat.
         expected: The gradients by automatic differentiation.
-        found: The sums of the per-example gradients.
+        gradients: The per-example gradients.
     """
 
-    outputs: Any
-    contribution: list[tf.Tensor | None]
+    outputs: list[tf.Tensor]
     expected: list[tf.Tensor | None]
-    found: list[tf.Tensor | None]
+    gradients: list[per_example.PerExampleGradient | None]
+
+    def weighted(self, index: int, factors: list[float]) -> tf.Tensor | None:
+        """A weighted sum of one variable's per-example gradients."""
+        gradient = self.gradients[index]
+        if gradient is None:
+            return None
+        return gradient.weighted_sum(tf.constant(factors))
 
 
-def _run(model, plan: private_step.Plan, data) -> tuple:
+def _run(model, plan: private_step.Plan, data) -> _Trial:
     x, y, sample_weight = data
     variables = [v.value for v in plan.variables]
     with tf.GradientTape(persistent=True) as tape:
@@ -98,17 +139,10 @@ def _run(model, plan: private_step.Plan, data) -> tuple:
     )
     _check_rows(plan, gathered)
 
-    def weighted(factors):
-        return [
-            None if g is None else g.weighted_sum(tf.constant(factors))
-            for g in gathered
-        ]
-
-    return (
-        (y_pred, losses),
-        weighted([1.0] + [0.0] * (_ROWS - 1)),
+    return _Trial(
+        [t[0] for t in tree.flatten((y_pred, losses)) if t is not None],
         _dense(expected),
-        weighted([1.0] * _ROWS),
+        gathered,
     )
 
 
@@ -116,6 +150,68 @@ def _dense(gradients):
     return tree.map_structure(
         lambda g: None if g is None else tf.convert_to_tensor(g), gradients
     )
+
+
+class _Result(NamedTuple):
+    """What the two trials showed, in numbers only.
+
+    Attributes:
+        changed: For each statistic, whether the forward pass changed it.
+        outputs: The first example's outputs, in two companies.
+        contribution: What it adds to every gradient, in two companies.
+        sums: The gradients, by automatic differentiation and as sums of the
+            per-example gradients.
+    """
+
+    changed: list[tf.Tensor]
+    outputs: list[_Difference]
+    contribution: list[_Difference]
+    sums: list[_Difference]
+
+
+def _try(model, plan, statistics, first, other) -> _Result:
+    state = model.non_trainable_variables
+    before = [tf.identity(v.value) for v in statistics]
+    with _restored(state):
+        alone = _run(model, plan, first)
+        changed = [
+            tf.reduce_any(
+                tf.not_equal(v.value, value)
+                & ~(_is_nan(v.value) & _is_nan(value))
+            )
+            for v, value in zip(statistics, before, strict=True)
+        ]
+    with _restored(state):
+        company = _run(model, plan, other)
+    contribution, sums = [], []
+    only_first, everyone = [1.0] + [0.0] * (_ROWS - 1), [1.0] * _ROWS
+    for index in range(len(plan.variables)):
+        # One after the other: a large model's gradients do not all fit.
+        with tf.control_dependencies([d.distance for d in sums[-1:]]):
+            contribution.append(
+                _difference(
+                    alone.weighted(index, only_first),
+                    company.weighted(index, only_first),
+                )
+            )
+        with tf.control_dependencies([contribution[-1].distance]):
+            sums.append(
+                _difference(
+                    alone.expected[index], alone.weighted(index, everyone)
+                )
+            )
+    outputs = [
+        _difference(a, b)
+        for a, b in zip(alone.outputs, company.outputs, strict=True)
+    ]
+    return _Result(changed, outputs, contribution, sums)
+
+
+def _is_nan(value) -> tf.Tensor:
+    value = tf.convert_to_tensor(value)
+    if value.dtype.is_floating:
+        return tf.math.is_nan(value)
+    return tf.zeros_like(value, tf.bool)
 
 
 def check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
@@ -140,8 +236,11 @@ def check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
 
 def _check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
     rng = np.random.default_rng(0)
-    state = model.non_trainable_variables
-    statistics = [v for v in state if not keras_layers.is_seed_variable(v)]
+    statistics = [
+        v
+        for v in model.non_trainable_variables
+        if not keras_layers.is_seed_variable(v)
+    ]
     try:
         first = tree.map_structure(lambda leaf: _made_up(leaf, rng), data)
         other = tree.map_structure(lambda leaf: _made_up(leaf, rng), data)
@@ -151,19 +250,11 @@ def _check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
             first,
             other,
         )
-        before = [v.numpy() for v in statistics]
-        # One graph for both trials: what is vectorised over examples takes
-        # many times as long to differentiate outside of one.
-        run = tf.function(lambda data: _run(model, plan, data), autograph=False)
-        with _restored(state):
-            result = _Trial(*run(first))
-            changed = [
-                v
-                for v, value in zip(statistics, before)
-                if not np.array_equal(v.numpy(), value, equal_nan=True)
-            ]
-        with _restored(state):
-            company = _Trial(*run(other))
+        # In a graph: what is vectorised over examples takes many times as
+        # long to differentiate outside of one.
+        result = tf.function(
+            lambda a, b: _try(model, plan, statistics, a, b), autograph=False
+        )(first, other)
     except (_CannotProbe, tf.errors.OpError) as error:
         warnings.warn(
             f"Model '{model.name}' could not be tried on made-up inputs "
@@ -172,7 +263,7 @@ def _check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
             stacklevel=2,
         )
         return
-    _check_statistics(changed)
+    result = tree.map_structure(lambda t: t.numpy(), result)
     tolerance = max(
         [_TOLERANCE]
         + [
@@ -180,16 +271,19 @@ def _check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
             for layer in keras_layers.all_layers(model)
         ]
     )
-    first_rows = tree.map_structure(
-        lambda t: t[0], (result.outputs, company.outputs)
+    _check_statistics(
+        [
+            v
+            for v, changed in zip(statistics, result.changed, strict=True)
+            if changed
+        ]
     )
-    _check_company(*first_rows, tolerance)
-    _check_company(result.contribution, company.contribution, tolerance)
-    _check_gradients(plan, result.expected, result.found, tolerance)
+    _check_company(result, tolerance)
+    _check_gradients(plan, result.sums, tolerance)
 
 
 def _check_rows(plan: private_step.Plan, gathered) -> None:
-    for variable, gradient in zip(plan.variables, gathered):
+    for variable, gradient in zip(plan.variables, gathered, strict=True):
         if gradient is None:
             continue
         rows = gradient.squared_norms().shape[0]
@@ -212,38 +306,32 @@ def _check_statistics(changed) -> None:
         )
 
 
-def _check_company(mine, theirs, tolerance: float) -> None:
-    for a, b in zip(tree.flatten(mine), tree.flatten(theirs)):
-        if a is None or b is None:
-            continue
-        a, b = (np.asarray(t, dtype=np.float64) for t in (a, b))
-        scale = np.max(np.abs(a), initial=1e-6, where=np.isfinite(a))
-        if not np.allclose(
-            a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True
-        ):
-            raise ValueError(
-                "What the model computes for one example depends on the other "
-                "examples of the batch, so clipping one example's gradient "
-                "does not bound its influence. Find the layer or loss that "
-                "mixes examples and replace it."
-            )
-
-
-def _check_gradients(plan, expected, found, tolerance: float) -> None:
-    triples = [
-        (variable, a, b)
-        for variable, a, b in zip(plan.variables, expected, found, strict=True)
-        if a is not None or b is not None
-    ]
-    largest = [_largest(a) for _, a, _ in triples]
+def _far_apart(differences: list[_Difference], tolerance: float) -> list[bool]:
     # Some gradients are zero but for rounding (an attention key's bias): what
     # rounding is, the largest gradient tells.
-    rounding = 1e-5 * max((x for x in largest if np.isfinite(x)), default=0.0)
-    for (variable, a, b), scale in zip(triples, largest, strict=True):
-        if not np.isfinite(scale):
-            continue
-        difference = _largest(a if b is None else b if a is None else a - b)
-        if not difference <= tolerance * max(scale, 1e-6) + rounding:
+    rounding = 1e-5 * max((d.scale for d in differences), default=0.0)
+    return [
+        not d.distance <= tolerance * max(d.scale, 1e-6) + rounding
+        for d in differences
+    ]
+
+
+def _check_company(result: _Result, tolerance: float) -> None:
+    # Each output by itself: one of them may be small.
+    apart = [_far_apart([d], tolerance)[0] for d in result.outputs]
+    if any(apart + _far_apart(result.contribution, tolerance)):
+        raise ValueError(
+            "What the model computes for one example depends on the other "
+            "examples of the batch, so clipping one example's gradient "
+            "does not bound its influence. Find the layer or loss that "
+            "mixes examples and replace it."
+        )
+
+
+def _check_gradients(plan, sums: list[_Difference], tolerance: float) -> None:
+    apart = _far_apart(sums, tolerance)
+    for variable, is_apart in zip(plan.variables, apart, strict=True):
+        if is_apart:
             raise ValueError(
                 f"The per-example gradients of '{variable.path}' do not add "
                 "up to its gradient: the loss depends on it outside the "
@@ -251,12 +339,3 @@ def _check_gradients(plan, expected, found, tolerance: float) -> None:
                 "is wrong. Call the layer instead of reading its weights, or "
                 "mend the rule."
             )
-
-
-def _largest(gradient: tf.Tensor | None) -> float:
-    if gradient is None:
-        return 0.0
-    absolute = tf.abs(tf.cast(gradient, tf.float32))
-    # NaN would be lost in a maximum.
-    total = float(tf.reduce_sum(absolute))
-    return float(tf.reduce_max(absolute)) if np.isfinite(total) else total

@@ -1,6 +1,6 @@
 """What a model's training has cost: epsilon, and the statement in words."""
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import keras
 

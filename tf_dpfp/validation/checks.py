@@ -1,7 +1,7 @@
 """What can't be trained privately, and why: checks that read no data."""
 
 import dataclasses
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import keras
 

@@ -81,7 +81,7 @@ def fix(model: keras.Model) -> keras.Model:
 
 
 def _copy_weights(source: keras.Model, target: keras.Model) -> None:
-    for old, new in zip(source.layers, target.layers):
+    for old, new in zip(source.layers, target.layers, strict=True):
         if isinstance(old, keras.Model):
             _copy_weights(old, new)
         elif type(old) is type(new):

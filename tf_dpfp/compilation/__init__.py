@@ -10,7 +10,7 @@ chosen.
 import contextlib
 import enum
 import threading
-from typing import Iterator
+from collections.abc import Iterator
 
 
 class Target(enum.Enum):

@@ -1,0 +1,135 @@
+"""The documents say what is so: names, links, messages and code."""
+
+import ast
+import importlib.util
+import inspect
+import pathlib
+import re
+
+import keras
+import pytest
+
+import tf_dpfp
+from tf_dpfp.per_example import rules
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+PAGES = sorted(DOCS.glob("*.md")) + [README] * README.exists()
+
+_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_API_ROW = re.compile(r"^\| \[`(\w+)`\]\((\S+)\) \| (.+) \|$", re.MULTILINE)
+
+
+def _prose(page):
+    return _FENCED.sub("", page.read_text())
+
+
+def _anchors(page):
+    """The anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", _prose(page), re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in headings
+    }
+
+
+def _section(page, heading):
+    _, _, rest = page.read_text().partition(f"\n## {heading}\n")
+    assert rest, f"{page.name} has no section '{heading}'"
+    return rest.partition("\n## ")[0]
+
+
+def _api_rows():
+    return _API_ROW.findall((DOCS / "api.md").read_text())
+
+
+def test_the_reference_has_every_public_name_once_and_no_other():
+    public = {
+        name
+        for name, thing in vars(tf_dpfp).items()
+        if not name.startswith("_") and not inspect.ismodule(thing)
+    }
+    assert sorted(name for name, _, _ in _api_rows()) == sorted(public)
+
+
+@pytest.mark.parametrize("name, link, words", _api_rows())
+def test_the_reference_links_to_the_source(name, link, words):
+    source = (DOCS / link).read_text()
+    defined = rf"^(?:class |def )?{name}\b(?:\(|:| = )"
+    assert re.search(defined, source, re.MULTILINE), f"{name} is not in {link}"
+    assert words[0].isupper() and words.endswith("."), words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_exist(page):
+    for link in _LINK.findall(_prose(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in _anchors(target), link
+
+
+def test_custom_layers_lists_the_layers_that_have_a_rule():
+    table = _section(DOCS / "custom_layers.md", "Layers with a rule")
+    cells = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
+    listed = set(re.findall(r"`(\w+)`", " ".join(cells)))
+    registered = {
+        layer.__name__
+        for layer in rules._RULES
+        if layer is getattr(keras.layers, layer.__name__, None)
+    }
+    # An older Keras lacks some of them.
+    assert {n for n in listed if hasattr(keras.layers, n)} == registered
+
+
+def _strings_of_the_source():
+    """Every string in tf_dpfp, the pieces of a literal joined."""
+    for path in (ROOT / "tf_dpfp").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_troubleshooting_quotes_messages_that_exist():
+    table = _section(DOCS / "guide.md", "Troubleshooting")
+    quoted = re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE)
+    source = "\n".join(_strings_of_the_source())
+    assert len(quoted) > 20
+    assert [q for q in quoted if q not in source] == []
+
+
+def _chains():
+    """A page's blocks run one after the other, those of KerasHub alone."""
+    for name in ("guide.md", "custom_layers.md"):
+        text = (DOCS / name).read_text()
+        chain, apart = [], []
+        for block in _BLOCK.finditer(text):
+            line = text.count("\n", 0, block.start(1))
+            # Padded, so that a traceback shows the line of the page.
+            code = compile(
+                "\n" * line + block.group(1), str(DOCS / name), "exec"
+            )
+            is_hub = "import keras_hub" in block.group(1)
+            (apart if is_hub else chain).append(code)
+        yield pytest.param(chain, id=name)
+        if apart:
+            missing = importlib.util.find_spec("keras_hub") is None
+            yield pytest.param(
+                apart,
+                id=f"{name}-keras_hub",
+                marks=pytest.mark.skipif(missing, reason="needs keras-hub"),
+            )
+
+
+@pytest.mark.parametrize("blocks", list(_chains()))
+def test_the_code_runs(blocks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    namespace = {"__name__": "__main__"}
+    for block in blocks:
+        exec(block, namespace)

@@ -1,0 +1,162 @@
+"""What else a `fit` is asked to do: every step of it is taken and counted."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import tf_dpfp
+
+STEPS = 30
+BATCH = 4
+
+
+def _dense(units, seed, **kwargs):
+    return layers.Dense(
+        units,
+        kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
+        **kwargs,
+    )
+
+
+def _sequential(outputs=3):
+    return keras.Sequential(
+        [keras.Input((5,)), _dense(6, 1, activation="tanh"), _dense(outputs, 2)]
+    )
+
+
+class Unbuilt(keras.Model):
+    """The same, with shapes that only a batch tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = _dense(6, 1, activation="tanh")
+        self.head = _dense(3, 2)
+
+    def call(self, inputs):
+        return self.head(self.hidden(inputs))
+
+
+def _private(model=None, loss=None, learning_rate=0.5, **arguments):
+    model = tf_dpfp.make_private(model or _sequential())
+    model.compile(
+        optimizer=tf_dpfp.DPSGD(
+            learning_rate, l2_norm_clip=0.5, noise_multiplier=0.0
+        ),
+        loss=loss
+        or keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        **arguments,
+    )
+    return model
+
+
+def _data(count=20):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(count, 5)).astype("float32")
+    return x, rng.integers(0, 3, count)
+
+
+def _batches(*data, steps=7):
+    """Anew for every run: the iterations over one data set differ."""
+    return tf_dpfp.poisson_batches(
+        *data, sampling_rate=0.1, steps_per_epoch=steps, seed=5
+    )
+
+
+def _assert_same_weights(a, b):
+    for v, w in zip(a.get_weights(), b.get_weights(), strict=True):
+        np.testing.assert_allclose(v, w, atol=1e-6)
+
+
+class _Weights(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen.append([w.copy() for w in self.model.get_weights()])
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_an_overflowing_example_costs_a_float16_run_no_step(where):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(STEPS * BATCH, 5)).astype("float32")
+    y = rng.normal(size=(STEPS * BATCH, 2)).astype("float32")
+    # One example of every batch.
+    if where == "forward":
+        x[::BATCH] = 7e4
+    else:
+        # The loss is finite, but its gradient, scaled, is not in float16.
+        y[::BATCH] = 1e5
+    weights = np.ones(STEPS * BATCH, "float32")
+    weights[::BATCH] = 0.0
+    keras.config.set_dtype_policy("mixed_float16")
+
+    def train(sample_weight=None):
+        model = _private(_sequential(2), "mse", learning_rate=0.05)
+        recorder = _Weights()
+        model.fit(
+            x,
+            y,
+            sample_weight=sample_weight,
+            batch_size=BATCH,
+            shuffle=False,
+            verbose=0,
+            callbacks=[recorder],
+        )
+        return model, recorder.seen
+
+    model, seen = train()
+    without, _ = train(weights)
+    assert int(model.optimizer.iterations.numpy()) == STEPS
+    assert [e.steps for e in tf_dpfp.ledger(model)] == [STEPS]
+    assert len(seen) == STEPS
+    for before, after in zip(seen[:-1], seen[1:], strict=True):
+        for a, b in zip(before, after, strict=True):
+            assert np.all(np.isfinite(b)) and np.any(a != b)
+    _assert_same_weights(model, without)
+
+
+def test_an_unbuilt_subclassed_model_is_built_by_fit():
+    model, built = _private(Unbuilt()), _private()
+    assert not model.built
+    for m in (model, built):
+        m.fit(_batches(*_data()), epochs=2, verbose=0)
+    _assert_same_weights(model, built)
+    (entry,) = tf_dpfp.ledger(model)
+    assert (entry.sampling.sampling_rate, entry.steps) == (0.1, 14)
+
+
+def test_class_weight_and_validation_on_poisson_batches():
+    x, y = _data()
+    class_weight = {0: 0.2, 1: 1.0, 2: 3.0}
+    by_class, by_example = _private(), _private()
+    history = by_class.fit(
+        _batches(x, y),
+        epochs=2,
+        class_weight=class_weight,
+        validation_data=(x, y),
+        verbose=0,
+    ).history
+    weights = np.array([class_weight[label] for label in y], "float32")
+    by_example.fit(_batches(x, y, weights), epochs=2, verbose=0)
+    _assert_same_weights(by_class, by_example)
+    np.testing.assert_allclose(
+        history["val_loss"][-1],
+        by_class.evaluate(x, y, verbose=0),
+        rtol=1e-5,
+    )
+    # Validation releases nothing.
+    assert tf_dpfp.ledger(by_class) == tf_dpfp.ledger(by_example)
+    assert tf_dpfp.ledger(by_class)[0].steps == 14
+
+
+@pytest.mark.parametrize("steps", [6, 7])
+def test_steps_per_execution_on_poisson_batches(steps):
+    found = []
+    for steps_per_execution in (1, 3):
+        model = _private(steps_per_execution=steps_per_execution)
+        model.fit(_batches(*_data(), steps=steps), epochs=2, verbose=0)
+        assert [e.steps for e in tf_dpfp.ledger(model)] == [2 * steps]
+        found.append(model)
+    _assert_same_weights(*found)

@@ -1,0 +1,208 @@
+"""KerasHub tasks: raw strings in, their preprocessors at work."""
+
+import keras
+import numpy as np
+import pytest
+
+import tf_dpfp
+from tests.training import reference
+
+keras_hub = pytest.importorskip(
+    "keras_hub", reason="KerasHub is not installed (the extra `hub`)"
+)
+
+LENGTH = 6
+CLIP = 0.05
+LEARNING_RATE = 0.5
+WORDS = ["good", "bad", "film", "plot", "fine", "dull"]
+
+
+def _sentences(count):
+    rng = np.random.default_rng(0)
+    # Of one to seven words: some are padded, some are cut.
+    texts = [
+        " ".join(rng.choice(WORDS, rng.integers(1, 8))) for _ in range(count)
+    ]
+    return np.array(texts), np.array([int("good" in t) for t in texts])
+
+
+def _classifier():
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    preprocessor = keras_hub.models.BertTextClassifierPreprocessor(
+        keras_hub.models.BertTokenizer(vocabulary=vocabulary),
+        sequence_length=LENGTH,
+    )
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=len(vocabulary),
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=12,
+        dropout=0.0,
+        max_sequence_length=LENGTH,
+    )
+    return keras_hub.models.BertTextClassifier(
+        backbone, num_classes=2, preprocessor=preprocessor, dropout=0.0
+    )
+
+
+def _language_model():
+    letters = sorted(set("".join(WORDS)))
+    tokens = ["<|endoftext|>", "Ġ", *letters, "go", "od", "good", "Ġgood"]
+    preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(
+        keras_hub.models.GPT2Tokenizer(
+            vocabulary={token: index for index, token in enumerate(tokens)},
+            merges=["g o", "o d", "go od", "Ġ good"],
+        ),
+        sequence_length=LENGTH,
+    )
+    backbone = keras_hub.models.GPT2Backbone(
+        vocabulary_size=len(tokens),
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=12,
+        dropout=0.0,
+        max_sequence_length=LENGTH,
+    )
+    return keras_hub.models.GPT2CausalLM(backbone, preprocessor=preprocessor)
+
+
+TASKS = {"classifier": _classifier, "language_model": _language_model}
+
+
+def _compile_arguments():
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return {"loss": loss}
+
+
+def _private(build, noise_multiplier=0.0, metrics=None, **arguments):
+    keras.utils.set_random_seed(0)
+    task = tf_dpfp.make_private(build())
+    # Biases start at zero and would hide a wrong gradient.
+    for v in task.trainable_variables:
+        v.assign_add(keras.random.normal(v.shape, stddev=0.3, seed=len(v.path)))
+    task.compile(
+        optimizer=tf_dpfp.DPSGD(
+            LEARNING_RATE,
+            l2_norm_clip=CLIP,
+            noise_multiplier=noise_multiplier,
+            **arguments,
+        ),
+        weighted_metrics=metrics,
+        **_compile_arguments(),
+    )
+    return task
+
+
+def _assert_same_weights(a, b, atol=1e-5):
+    for v, w in zip(a.get_weights(), b.get_weights(), strict=True):
+        np.testing.assert_allclose(v, w, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("name", "clipping", "microbatch_size"),
+    # 5 rows in pieces of 3: the last has a row of padding.
+    [("classifier", "per_layer", None), ("language_model", "flat", 3)],
+)
+def test_fit_on_strings_equals_the_loop_over_examples(
+    name, clipping, microbatch_size
+):
+    task = _private(
+        TASKS[name],
+        expected_batch_size=4.0,
+        clipping=clipping,
+        microbatch_size=microbatch_size,
+    )
+    groups = {
+        "flat": reference.flat_group,
+        "per_layer": reference.layer_groups,
+    }
+    truth = reference.Reference(
+        TASKS[name],
+        task,
+        lambda: keras.optimizers.SGD(LEARNING_RATE),
+        groups[clipping],
+        CLIP,
+        4.0,
+        _compile_arguments,
+    )
+    texts, labels = _sentences(5)
+    if name == "classifier":
+        task.fit(texts, labels, batch_size=5, shuffle=False, verbose=0)
+        truth.step(task.preprocessor(texts.tolist()), labels)
+    else:
+        task.fit(texts, batch_size=5, shuffle=False, verbose=0)
+        x, y, weights = task.preprocessor(texts.tolist())
+        assert 0 < np.mean(weights) < 1  # There is something to leave out.
+        truth.step(x, y, weights)
+    truth.assert_weights_equal(task)
+
+
+@pytest.mark.parametrize("padded", [None, "static"])
+def test_classifier_on_poisson_batches_of_strings(padded):
+    texts, labels = _sentences(20)
+    task = _private(_classifier, 0.7, metrics=["accuracy"], microbatch_size=2)
+    batches = tf_dpfp.poisson_batches(
+        texts,
+        labels,
+        sampling_rate=0.1,
+        steps_per_epoch=12,
+        padded=padded,
+        seed=3,
+    )
+    sizes = [len(labels) for _, labels, *_ in batches]
+    if padded is None:
+        # An empty batch goes through the tokenizer, too.
+        assert min(sizes) == 0 and max(sizes) > 2
+    before = task.get_weights()
+    history = task.fit(
+        batches, epochs=2, validation_data=(texts, labels), verbose=0
+    ).history
+    assert np.all(np.isfinite(history["loss"]))
+    for a, b in zip(before, task.get_weights(), strict=True):
+        # The noise alone moves every weight.
+        assert np.all(np.isfinite(b)) and np.mean(a != b) > 0.9
+    (entry,) = tf_dpfp.ledger(task)
+    assert entry.sampling.sampling_rate == 0.1
+    assert entry.steps == 24
+    assert 0 < tf_dpfp.epsilon(task, delta=1e-3) < np.inf
+    logs = task.evaluate(texts, labels, verbose=0, return_dict=True)
+    np.testing.assert_allclose(
+        logs["accuracy"], np.mean(task.predict(texts).argmax(-1) == labels)
+    )
+
+
+def test_preset_of_a_private_task_is_an_ordinary_one(tmp_path):
+    texts, labels = _sentences(8)
+    task = _private(_classifier, 0.7, expected_batch_size=4)
+    task.fit(texts, labels, batch_size=4, verbose=0)
+    task.save_to_preset(str(tmp_path / "preset"))
+    loaded = keras_hub.models.TextClassifier.from_preset(
+        str(tmp_path / "preset")
+    )
+    assert type(loaded) is keras_hub.models.BertTextClassifier
+    assert not tf_dpfp.is_private(loaded)
+    np.testing.assert_allclose(
+        loaded.predict(texts, verbose=0),
+        task.predict(texts, verbose=0),
+        atol=1e-6,
+    )
+    task.save(tmp_path / "task.keras")
+    # Keras compiles no loaded model with a `compile` of its own. What was
+    # released is in the file with the optimizer, for one of the same kind.
+    resumed = _private(_classifier, 0.7, expected_batch_size=4)
+    resumed.optimizer.build(resumed.trainable_variables)
+    resumed.load_weights(tmp_path / "task.keras")
+    assert tf_dpfp.ledger(resumed) == tf_dpfp.ledger(task)
+    _assert_same_weights(resumed, task, atol=0.0)
+
+
+def test_a_private_task_refuses_the_optimizer_of_the_hub():
+    task = tf_dpfp.make_private(_classifier())
+    with pytest.raises(tf_dpfp.NotPrivateError, match="auto"):
+        task.compile()
+    texts, labels = _sentences(4)
+    with pytest.raises(tf_dpfp.NotPrivateError):
+        # As the hub compiled it when it was made.
+        task.fit(texts, labels, verbose=0)
