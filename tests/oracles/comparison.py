@@ -13,8 +13,6 @@ import tf_dpfp
 from tests.oracles import problems
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-# What a worker exits with when the library can't be imported.
-NOT_INSTALLED = 77
 
 
 def run_worker(
@@ -37,7 +35,7 @@ def run_worker(
         text=True,
         timeout=300,
     )
-    if process.returncode == NOT_INSTALLED:
+    if process.returncode == problems.NOT_INSTALLED:
         pytest.skip(process.stderr.strip().splitlines()[-1])
     assert process.returncode == 0, process.stderr
     return problems.load(result)

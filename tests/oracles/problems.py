@@ -11,6 +11,9 @@ STEPS = 4
 CLIP = 0.6
 LEARNING_RATE = 0.3
 
+# What a worker exits with when its library can't be imported.
+NOT_INSTALLED = 77
+
 
 def mlp(keras):
     return keras.Sequential(

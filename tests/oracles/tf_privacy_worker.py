@@ -27,7 +27,7 @@ def _import():
             f"Python 3.11) can't be imported: {error}",
             file=sys.stderr,
         )
-        sys.exit(77)
+        sys.exit(problems.NOT_INSTALLED)
     return tf, layer_registry, dp_keras_model, dp_optimizer_keras
 
 

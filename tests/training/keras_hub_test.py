@@ -127,11 +127,28 @@ def test_fit_on_strings_equals_the_loop_over_examples(
         4.0,
         _compile_arguments,
     )
-    texts, labels = _sentences(5)
     if name == "classifier":
-        task.fit(texts, labels, batch_size=5, shuffle=False, verbose=0)
-        truth.step(task.preprocessor(texts.tolist()), labels)
+        texts, labels = _sentences(10)
+
+        def batches():
+            return tf_dpfp.poisson_batches(
+                texts,
+                labels,
+                expected_batch_size=4,
+                steps_per_epoch=1,
+                padded="static",
+                seed=0,
+            )
+
+        ((strings, y, weights),) = batches().as_numpy_iterator()
+        drawn = weights > 0
+        # Padding is empty strings, which the preprocessor turns into tokens.
+        assert 2 < np.sum(drawn) < len(drawn)
+        task.fit(batches(), verbose=0)
+        strings = [string.decode() for string in strings[drawn]]
+        truth.step(task.preprocessor(strings), y[drawn])
     else:
+        texts, _ = _sentences(5)
         task.fit(texts, batch_size=5, shuffle=False, verbose=0)
         x, y, weights = task.preprocessor(texts.tolist())
         assert 0 < np.mean(weights) < 1  # There is something to leave out.
@@ -139,32 +156,23 @@ def test_fit_on_strings_equals_the_loop_over_examples(
     truth.assert_weights_equal(task)
 
 
-@pytest.mark.parametrize("padded", [None, "static"])
-def test_classifier_on_poisson_batches_of_strings(padded):
+def test_classifier_on_poisson_batches_of_strings():
     texts, labels = _sentences(20)
     task = _private(_classifier, 0.7, metrics=["accuracy"], microbatch_size=2)
+    # A third of the batches are empty and go through the tokenizer, too.
     batches = tf_dpfp.poisson_batches(
-        texts,
-        labels,
-        sampling_rate=0.1,
-        steps_per_epoch=12,
-        padded=padded,
-        seed=3,
+        texts, labels, sampling_rate=0.05, steps_per_epoch=12
     )
-    sizes = [len(labels) for _, labels, *_ in batches]
-    if padded is None:
-        # An empty batch goes through the tokenizer, too.
-        assert min(sizes) == 0 and max(sizes) > 2
     before = task.get_weights()
     history = task.fit(
         batches, epochs=2, validation_data=(texts, labels), verbose=0
     ).history
-    assert np.all(np.isfinite(history["loss"]))
+    assert np.all(np.isfinite(history["val_loss"]))
     for a, b in zip(before, task.get_weights(), strict=True):
         # The noise alone moves every weight.
         assert np.all(np.isfinite(b)) and np.mean(a != b) > 0.9
     (entry,) = tf_dpfp.ledger(task)
-    assert entry.sampling.sampling_rate == 0.1
+    assert entry.sampling.sampling_rate == 0.05
     assert entry.steps == 24
     assert 0 < tf_dpfp.epsilon(task, delta=1e-3) < np.inf
     logs = task.evaluate(texts, labels, verbose=0, return_dict=True)

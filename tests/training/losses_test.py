@@ -214,3 +214,6 @@ def test_nonzero_rows():
     )
     np.testing.assert_array_equal(rows, [False, True, True])
     np.testing.assert_array_equal(losses.nonzero_rows(None, 2), [True, True])
+    # As the preprocessors of KerasHub's language models give them.
+    mask = tf.constant([[False, True], [False, False]])
+    np.testing.assert_array_equal(losses.nonzero_rows(mask, 2), [True, False])

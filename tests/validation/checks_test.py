@@ -295,3 +295,19 @@ def test_reports_refuse_models_that_are_not_private():
     ):
         with pytest.raises(tf_dpfp.NotPrivateError, match="make_private"):
             report(model)
+
+
+def test_fix_rebuilds_a_functional_model():
+    inputs = keras.Input((6, 6, 2))
+    x = keras.layers.Conv2D(4, 3)(inputs)
+    x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.Add()([x, keras.layers.Conv2D(4, 3)(inputs)])
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    fixed = tf_dpfp.fix(model)
+    kinds = [type(layer).__name__ for layer in fixed.layers]
+    assert "BatchNormalization" not in kinds
+    assert "GroupNormalization" in kinds
+    np.testing.assert_array_equal(
+        fixed.layers[1].get_weights()[0], model.layers[1].get_weights()[0]
+    )
+    assert fixed(np.ones((2, 6, 6, 2), np.float32)).shape == (2, 4, 4, 2)

@@ -2,8 +2,8 @@
 
 Random bits keyed with 64 bits from the operating system, turned into normals
 by the Box-Muller transform. Large tensors are drawn by a small function of
-its own that XLA compiles, ThreeFry bits and all: on CPU that takes a seventh
-of the time of TensorFlow's sampler. Small ones are drawn by TensorFlow's
+its own that XLA compiles, ThreeFry bits and all: on CPU that takes less than
+half the time of TensorFlow's sampler. Small ones are drawn by TensorFlow's
 kernels from Philox bits, which need no compilation.
 
 Every draw has a key of its own: the base key plus a counter of steps, tensors

@@ -177,8 +177,9 @@ def register_gradient_rule(
     """Class decorator: use this rule for the given layer type.
 
     A later registration replaces an earlier one. A rule that is wrong makes
-    the guarantee wrong: check it with `tf_dpfp.validation.check_gradients`,
-    which compares it with a loop over examples.
+    the guarantee wrong. Before the first step of a training its gradients are
+    compared with automatic differentiation, on made-up inputs and in sum;
+    compare its norms with a loop over examples yourself.
 
     Args:
         layer_type: Subclass of `keras.layers.Layer`.

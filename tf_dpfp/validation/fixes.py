@@ -72,12 +72,22 @@ def fix(model: keras.Model) -> keras.Model:
             return _replacement(layer)
         return layer.__class__.from_config(layer.get_config())
 
+    arguments = {}
+    if not isinstance(model, keras.Sequential):
+        arguments["call_function"] = _call_without_mask
     fixed = keras.models.clone_model(
-        model, clone_function=convert, recursive=True
+        model, clone_function=convert, recursive=True, **arguments
     )
     _copy_weights(model, fixed)
     checks.raise_if_invalid(fixed, made_private=False)
     return fixed
+
+
+def _call_without_mask(layer, *args, **kwargs):
+    """Calls a cloned layer; the replacement takes no `mask`."""
+    if isinstance(layer, keras.layers.GroupNormalization):
+        kwargs.pop("mask", None)
+    return layer(*args, **kwargs)
 
 
 def _copy_weights(source: keras.Model, target: keras.Model) -> None:
