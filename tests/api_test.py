@@ -7,7 +7,7 @@ import tf_dpfp
 NAMES = """
 Clipping ClippedGradients DPAdagrad DPAdam DPAdamW DPLion DPModel DPRMSprop
 DPSGD DPSequential Flat GenericRule GradientRule Materialized NotPrivateError
-OuterProduct PerLayer PrivacyBudget Problem RowGather calibrate
+OuterProduct PerBlock PerLayer PrivacyBudget Problem RowGather calibrate
 clipped_gradients epsilon fix is_private ledger make_private poisson_batches
 privacy_statement private_optimizer_class register_gradient_rule sampled_steps
 validate

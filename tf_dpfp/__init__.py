@@ -12,6 +12,7 @@ if _keras.backend.backend() != "tensorflow":
 from tf_dpfp.accounting import calibrate
 from tf_dpfp.clipping import Clipping
 from tf_dpfp.clipping import Flat
+from tf_dpfp.clipping import PerBlock
 from tf_dpfp.clipping import PerLayer
 from tf_dpfp.optimizers import DPSGD
 from tf_dpfp.optimizers import ClippedGradients

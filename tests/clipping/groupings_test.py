@@ -88,3 +88,73 @@ def test_get(given, expected):
 def test_get_refuses_anything_else(given):
     with pytest.raises(ValueError, match="`clipping` is one of"):
         clipping.get(given)
+
+
+_SPLITS = [
+    tf_dpfp.PerLayer(thresholds="by_dimension"),
+    tf_dpfp.PerBlock(pattern="multi_head_attention[^/]*"),
+    tf_dpfp.PerBlock(
+        pattern="multi_head_attention[^/]*", thresholds="by_dimension"
+    ),
+]
+
+
+@pytest.mark.parametrize("grouping", _SPLITS, ids=str)
+def test_every_split_keeps_the_bound(grouping):
+    owned, groups = _groups(grouping)
+    total = math.sqrt(math.fsum(g.threshold**2 for g in groups))
+    assert total == pytest.approx(2.0, rel=1e-12)
+    members = sorted(i for group in groups for i in group.members)
+    assert members == list(range(len(owned)))
+
+
+def test_thresholds_by_dimension():
+    _, groups = _groups(tf_dpfp.PerLayer(thresholds="by_dimension"))
+    ratios = [g.threshold**2 / g.dimension for g in groups]
+    np.testing.assert_allclose(ratios, ratios[0])
+    owned, _ = _groups(tf_dpfp.Flat())
+    assert sum(g.dimension for g in groups) == sum(
+        int(np.prod(o.variable.shape)) for o in owned
+    )
+
+
+def test_a_block_is_one_group():
+    _, groups = _groups(_SPLITS[1])
+    assert len(groups) == 2
+    block = next(g for g in groups if g.name != "rest")
+    assert len(block.members) == 8
+
+
+def test_given_thresholds():
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            layers.Dense(2, name="first"),
+            layers.Dense(2, name="second"),
+        ]
+    )
+    owned = private_step.owned_variables(model)
+    names = [g.name for g in tf_dpfp.PerLayer().groups(owned, 1.0)]
+    chosen = dict(zip(names, (3.0, 4.0), strict=True))
+    grouping = tf_dpfp.PerLayer(thresholds=chosen)
+    assert [g.threshold for g in grouping.groups(owned, 5.0)] == [3.0, 4.0]
+    config = keras.saving.serialize_keras_object(grouping)
+    assert clipping.get(config) == grouping
+    with pytest.raises(ValueError, match="add up to that of 5"):
+        grouping.groups(owned, 1.0)
+    with pytest.raises(ValueError, match="Missing"):
+        tf_dpfp.PerLayer(thresholds={names[0]: 1.0}).groups(owned, 1.0)
+    with pytest.raises(ValueError, match="positive and finite"):
+        bad = dict(zip(names, (-3.0, 4.0), strict=True))
+        tf_dpfp.PerLayer(thresholds=bad).groups(owned, 5.0)
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(ValueError, match="`thresholds` is"):
+        tf_dpfp.PerLayer(thresholds="fair")
+    with pytest.raises(ValueError, match="`noise_allocation` is one of"):
+        tf_dpfp.Flat(noise_allocation="none")
+    with pytest.raises(ValueError, match="regular expression"):
+        tf_dpfp.PerBlock(pattern="(")
+    with pytest.raises(ValueError, match="in the path of no"):
+        _groups(tf_dpfp.PerBlock(pattern="nowhere"))

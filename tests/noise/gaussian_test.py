@@ -42,9 +42,9 @@ def assert_normal_with_std(sample, std):
     def p_value(scale):
         return stats.kstest(sample, stats.norm(0.0, scale).cdf).pvalue
 
-    assert p_value(std) > 1e-4
+    assert p_value(std) > 1e-6
     for wrong in (0.98, 1.02, 1 / math.sqrt(2), math.sqrt(2), 0.5, 2.0):
-        assert p_value(std * wrong) < 1e-4, wrong
+        assert p_value(std * wrong) < 1e-6, wrong
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -82,10 +82,38 @@ def _p_value(sample, scale):
 def test_the_noise_of_a_step_has_exactly_the_stated_scale(arguments):
     model = _silent_model(**arguments)
     sample = np.concatenate([np.concatenate(move) for move in _steps(model, 4)])
-    assert _p_value(sample, STD) > 1e-4
+    assert _p_value(sample, STD) > 1e-6
     # The scales next to it must be told apart at this sample size.
     for wrong in (0.98, 1.02, 1 / math.sqrt(2), math.sqrt(2), 0.5, 2.0):
-        assert _p_value(sample, STD * wrong) < 1e-4, wrong
+        assert _p_value(sample, STD * wrong) < 1e-6, wrong
+
+
+@pytest.mark.parametrize("allocation", ["equal_budget", "by_dimension"])
+def test_each_group_has_the_noise_that_its_allocation_says(allocation):
+    clipping = tf_dpfp.PerLayer(
+        thresholds="by_dimension", noise_allocation=allocation
+    )
+    # Layers of unlike size: with equal ones every allocation is the same.
+    model = _silent_model(clipping=clipping, rows=WIDTH // 5)
+    first, second = (
+        np.concatenate([np.concatenate(move[i : i + 2]) for move in moves])
+        for moves in [_steps(model, 3)]
+        for i in (0, 2)
+    )
+    dimensions = [WIDTH * (WIDTH // 5 + 1), WIDTH * (WIDTH + 1)]
+    thresholds = [CLIP * math.sqrt(d / sum(dimensions)) for d in dimensions]
+    for sample, threshold, dimension in zip(
+        (first, second), thresholds, dimensions, strict=True
+    ):
+        if allocation == "equal_budget":
+            scale = MULTIPLIER * math.sqrt(2) * threshold
+        else:
+            scale = MULTIPLIER * math.sqrt(sum(dimensions) / dimension)
+            scale *= threshold
+        scale /= EXPECTED
+        assert _p_value(sample, scale) > 1e-6
+        for wrong in (0.9, 1.1, 1 / math.sqrt(2), math.sqrt(2), 0.5, 2.0):
+            assert _p_value(sample, scale * wrong) < 1e-6, wrong
 
 
 def test_noise_is_independent_over_steps_tensors_and_rows():

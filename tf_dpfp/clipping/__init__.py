@@ -7,6 +7,7 @@ from tf_dpfp.clipping.groupings import Clipping
 from tf_dpfp.clipping.groupings import Flat
 from tf_dpfp.clipping.groupings import Group
 from tf_dpfp.clipping.groupings import OwnedVariable
+from tf_dpfp.clipping.groupings import PerBlock
 from tf_dpfp.clipping.groupings import PerLayer
 from tf_dpfp.clipping.groupings import get
 
@@ -15,6 +16,7 @@ __all__ = [
     "Flat",
     "Group",
     "OwnedVariable",
+    "PerBlock",
     "PerLayer",
     "clip_and_sum",
     "clip_factors",

@@ -1,13 +1,15 @@
 """Sensitivities, and Gaussian noise to match them."""
 
-from tf_dpfp.noise.allocation import global_standard_deviations
+from tf_dpfp.noise.allocation import ALLOCATIONS
 from tf_dpfp.noise.allocation import sensitivity
+from tf_dpfp.noise.allocation import standard_deviations
 from tf_dpfp.noise.gaussian import NoiseSource
 from tf_dpfp.noise.gaussian import gaussian as gaussian_noise
 
 __all__ = [
+    "ALLOCATIONS",
     "NoiseSource",
     "gaussian_noise",
-    "global_standard_deviations",
     "sensitivity",
+    "standard_deviations",
 ]

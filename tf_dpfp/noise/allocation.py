@@ -4,7 +4,8 @@ The released vector is the concatenation of the clipped sums of all groups.
 Adding or removing one example moves group k by at most C_k, so the whole by
 at most `sqrt(sum_k C_k^2)`: that is the sensitivity under add-or-remove
 adjacency, and noise of `noise_multiplier` times it on every coordinate is one
-Gaussian mechanism with that multiplier.
+Gaussian mechanism with that multiplier. Groups may be weighted against each
+other at the same privacy.
 """
 
 import math
@@ -23,17 +24,55 @@ def sensitivity(thresholds: Sequence[float]) -> float:
     return math.sqrt(math.fsum(c * c for c in thresholds))
 
 
-def global_standard_deviations(
-    thresholds: Sequence[float], noise_multiplier: float
+ALLOCATIONS = ("global", "equal_budget", "by_dimension")
+
+
+def standard_deviations(
+    thresholds: Sequence[float],
+    dimensions: Sequence[int],
+    noise_multiplier: float,
+    allocation: str = "global",
 ) -> tuple[float, ...]:
-    """The same standard deviation for every coordinate of every group.
+    """The standard deviation of the noise of each group.
+
+    With weights g_k, group k gets `noise_multiplier * g_k * S`, where
+    `S = sqrt(sum_j C_j^2 / g_j^2)`. Dividing group k by g_k shows one Gaussian
+    mechanism of sensitivity S, so the privacy is that of `noise_multiplier`
+    whatever the weights: `sum_k (C_k / std_k)^2 = 1 / noise_multiplier^2`.
 
     Args:
-        thresholds: The clip norm of every group.
+        thresholds: The clip norm C_k of every group.
+        dimensions: The number of parameters d_k of every group.
         noise_multiplier: Standard deviation over sensitivity.
+        allocation: `"global"` (g_k = 1: the same deviation everywhere),
+            `"equal_budget"` (g_k = C_k: deviation `sigma sqrt(K) C_k`) or
+            `"by_dimension"` (g_k = C_k / sqrt(d_k): the same ratio of noise
+            norm to threshold in each group).
 
     Returns:
         The standard deviation for each group.
+
+    Raises:
+        ValueError: If `allocation` is none of these.
+
+    Reference:
+        He et al., 2022, arXiv 2212.01539.
     """
-    deviation = noise_multiplier * sensitivity(thresholds)
-    return (deviation,) * len(thresholds)
+    if allocation == "global":
+        weights = [1.0] * len(thresholds)
+    elif allocation == "equal_budget":
+        weights = list(thresholds)
+    elif allocation == "by_dimension":
+        weights = [
+            c / math.sqrt(d)
+            for c, d in zip(thresholds, dimensions, strict=True)
+        ]
+    else:
+        raise ValueError(
+            f"`allocation` is one of {list(ALLOCATIONS)}. Received: "
+            f"allocation={allocation!r}"
+        )
+    scaled = sensitivity(
+        [c / g for c, g in zip(thresholds, weights, strict=True)]
+    )
+    return tuple(noise_multiplier * g * scaled for g in weights)

@@ -325,6 +325,7 @@ class PrivateOptimizer:
         released = _add_noise(
             grads,
             self.noise_multiplier,
+            self.clipping.noise_allocation,
             self._noise_source,
             self._iterations,
         )
@@ -387,12 +388,16 @@ class PrivateOptimizer:
 def _add_noise(
     clipped: ClippedGradients,
     noise_multiplier: float,
+    allocation: str,
     source: noise_lib.NoiseSource,
     iteration,
 ) -> list[tf.Tensor | None]:
     """The released sums: each clipped sum plus its group's noise."""
-    deviations = noise_lib.global_standard_deviations(
-        [group.threshold for group in clipped.groups], noise_multiplier
+    deviations = noise_lib.standard_deviations(
+        [group.threshold for group in clipped.groups],
+        [group.dimension for group in clipped.groups],
+        noise_multiplier,
+        allocation,
     )
     step_key = source.next_step(tf.convert_to_tensor(iteration.value))
     released: list[tf.Tensor | None] = list(clipped.sums)

@@ -1,10 +1,10 @@
 """Making a Keras model train privately.
 
-`PrivateTraining` holds the four methods that private training changes:
-`compile` (takes private optimizers only), `fit` and `train_on_batch` (tell
-the ledger how the examples were sampled) and `train_step`. `make_private`
-binds them to one model, whose class stays what it was; `DPModel` and
-`DPSequential` inherit them.
+`PrivateTraining` holds the methods that private training changes: `compile`
+(takes private optimizers only), `fit` and `train_on_batch` (tell the ledger
+how the examples were sampled) and `train_step`. `make_private` binds them to
+one model, whose class stays what it was; `DPModel` and `DPSequential` inherit
+them.
 """
 
 import contextlib
@@ -114,6 +114,16 @@ class PrivateTraining:
             # What was released under the old optimizer stays released.
             optimizer.absorb_ledger(before.ledger_entries)
         _state(self).loss = None
+
+    def compile_from_config(self, config):
+        """As Keras, which compiles no loaded model of another `compile`."""
+        plain = _ordinary(self, "compile").__func__ is keras.Model.compile
+        if type(self).compile is not PrivateTraining.compile or not plain:
+            _ordinary(self, "compile_from_config")(config)
+            return
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        # The state that follows holds the ledger.
+        _build_optimizer(self, self.optimizer)
 
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`; the ledger learns how batches are drawn."""

@@ -1,0 +1,80 @@
+"""Splits of one bound into the thresholds of several groups.
+
+Every split keeps `sum_k C_k^2 = l2_norm_clip^2`, so that the sensitivity of
+the whole release is the bound that the user gave.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+# Given thresholds may miss the bound by rounding, not by more.
+_TOLERANCE = 1e-6
+
+
+def equal_split(l2_norm_clip: float, count: int) -> tuple[float, ...]:
+    """`C / sqrt(K)` for each of K groups.
+
+    Args:
+        l2_norm_clip: The bound C.
+        count: Number of groups, at least 1.
+
+    Returns:
+        The thresholds.
+    """
+    return (l2_norm_clip / math.sqrt(count),) * count
+
+
+def split_by_dimension(
+    l2_norm_clip: float, dimensions: Sequence[int]
+) -> tuple[float, ...]:
+    """`C sqrt(d_k / sum_j d_j)`: the same threshold per parameter.
+
+    Args:
+        l2_norm_clip: The bound C.
+        dimensions: Number of parameters d_k of each group.
+
+    Returns:
+        The thresholds.
+    """
+    total = sum(dimensions)
+    return tuple(l2_norm_clip * math.sqrt(d / total) for d in dimensions)
+
+
+def given(
+    l2_norm_clip: float, names: Sequence[str], thresholds: Mapping[str, float]
+) -> tuple[float, ...]:
+    """Thresholds that the user gave by name.
+
+    Args:
+        l2_norm_clip: The bound C.
+        names: Names of the groups.
+        thresholds: The threshold of each.
+
+    Returns:
+        The thresholds, in the order of the names.
+
+    Raises:
+        ValueError: If names do not match, a threshold is not positive and
+            finite, or their squares do not add up to that of the bound.
+    """
+    if set(names) != set(thresholds):
+        missing = sorted(set(names) - set(thresholds))
+        unknown = sorted(set(thresholds) - set(names))
+        raise ValueError(
+            "`thresholds` gives one threshold for each group. Missing: "
+            f"{missing}; not a group: {unknown}."
+        )
+    values = tuple(float(thresholds[name]) for name in names)
+    if not all(math.isfinite(v) and v > 0.0 for v in values):
+        raise ValueError(
+            "Thresholds are positive and finite. Received: "
+            f"thresholds={dict(thresholds)}"
+        )
+    total = math.sqrt(math.fsum(v * v for v in values))
+    if not math.isclose(total, l2_norm_clip, rel_tol=_TOLERANCE):
+        raise ValueError(
+            "The squares of the thresholds must add up to that of "
+            f"l2_norm_clip={l2_norm_clip:g}; theirs add up to that of "
+            f"{total:.10g}. Give that as l2_norm_clip, or scale them."
+        )
+    return values
