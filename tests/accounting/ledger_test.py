@@ -1,3 +1,5 @@
+import dataclasses
+
 import hypothesis
 import numpy as np
 from absl.testing import absltest
@@ -108,12 +110,19 @@ class LedgerTest(parameterized.TestCase):
         with self.assertRaises(ValueError):
             ledger.decode(row, 1)
 
-    @parameterized.parameters(4, 7)
+    @parameterized.parameters(5, 7)
     def test_value_in_an_unused_column_is_refused(self, column):
         row = ledger.encode(_entry())
         row[column] = 1.0
         with self.assertRaisesRegex(ValueError, "Not a ledger row"):
             ledger.decode(row, 1)
+
+    def test_seeded_steps_are_a_kind_of_their_own(self):
+        plain = _entry()
+        seeded = dataclasses.replace(plain, seeded=True)
+        self.assertEqual(ledger.merge([plain, seeded]), [plain, seeded])
+        row = ledger.encode(seeded)
+        self.assertEqual(ledger.decode(row, seeded.steps), seeded)
 
     def test_fractional_size_is_refused(self):
         row = ledger.encode(

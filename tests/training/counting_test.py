@@ -133,6 +133,20 @@ def test_saving_and_loading(tmp_path, kind):
     assert _counts(loaded) == (6, 2)
 
 
+def test_a_seeded_sampling_is_told_after_loading(tmp_path):
+    model = _model()
+    batches = tf_dpfp.poisson_batches(X, Y, expected_batch_size=8, seed=1)
+    model.fit(batches, verbose=0)
+    assert "SEEDED" in tf_dpfp.privacy_statement(model, 1e-5)
+    path = tmp_path / "model.keras"
+    model.save(path)
+    loaded = tf_dpfp.make_private(keras.models.load_model(path))
+    assert "SEEDED" in tf_dpfp.privacy_statement(loaded, 1e-5)
+    fresh = _model()
+    fresh.fit(_poisson(), verbose=0)
+    assert "SEEDED" not in tf_dpfp.privacy_statement(fresh, 1e-5)
+
+
 def _dp_model():
     inputs = keras.Input((3,))
     return tf_dpfp.DPModel(inputs, layers.Dense(1)(inputs))

@@ -14,7 +14,7 @@ from tf_dpfp.accounting import mechanisms
 # Columns of a row. Those a kind of sampling does not use are zero, and wide
 # enough for kinds with more parameters.
 WIDTH = 8
-_CODE, _NOISE_MULTIPLIER, _FIRST, _SECOND = range(4)
+_CODE, _NOISE_MULTIPLIER, _FIRST, _SECOND, _SEEDED = range(5)
 
 # Distinct descriptions one training may have: a new one begins only when the
 # noise multiplier or the sampling changes.
@@ -41,6 +41,7 @@ def encode(entry: mechanisms.LedgerEntry) -> np.ndarray:
     """
     row = np.zeros(WIDTH, dtype=np.float64)
     row[_NOISE_MULTIPLIER] = entry.noise_multiplier
+    row[_SEEDED] = float(entry.seeded)
     match entry.sampling:
         case mechanisms.PoissonSampling() as sampling:
             row[_CODE] = _POISSON_CODE
@@ -75,12 +76,13 @@ def decode(row: np.ndarray, steps: int) -> mechanisms.LedgerEntry:
             f"A ledger row must be float64 of shape ({WIDTH},). Received: "
             f"{row.dtype} of shape {row.shape}."
         )
-    if not np.all(np.isfinite(row)) or np.any(row[_SECOND + 1 :] != 0.0):
+    if not np.all(np.isfinite(row)) or np.any(row[_SEEDED + 1 :] != 0.0):
         raise ValueError(f"Not a ledger row: {row.tolist()}.")
     return mechanisms.LedgerEntry(
         sampling=_decode_sampling(row),
         noise_multiplier=float(row[_NOISE_MULTIPLIER]),
         steps=steps,
+        seeded=bool(row[_SEEDED]),
     )
 
 
@@ -157,13 +159,13 @@ def merge(
     Returns:
         One entry for each description, in the order of first appearance.
     """
-    totals: dict[tuple[mechanisms.Sampling, float], int] = {}
+    totals: dict[tuple[mechanisms.Sampling, float, bool], int] = {}
     for entry in entries:
-        key = (entry.sampling, entry.noise_multiplier)
+        key = (entry.sampling, entry.noise_multiplier, entry.seeded)
         totals[key] = totals.get(key, 0) + entry.steps
     return [
-        mechanisms.LedgerEntry(sampling, noise_multiplier, steps)
-        for (sampling, noise_multiplier), steps in totals.items()
+        mechanisms.LedgerEntry(sampling, noise_multiplier, steps, seeded)
+        for (sampling, noise_multiplier, seeded), steps in totals.items()
     ]
 
 

@@ -123,6 +123,9 @@ class LedgerEntry:
             one has one example more than the other, so the sensitivity is
             the clip bound. 0 means that no noise was added.
         steps: Number of releases: optimizer updates, not micro-batches.
+        seeded: Whether the noise or the choice of examples came from a seed
+            that the user chose. It changes no epsilon and is told in the
+            privacy statement.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -132,6 +135,7 @@ class LedgerEntry:
     sampling: Sampling
     noise_multiplier: float
     steps: int
+    seeded: bool = False
 
     def __post_init__(self):
         if not isinstance(self.sampling, Sampling):

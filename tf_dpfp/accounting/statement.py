@@ -35,7 +35,7 @@ def statement(
         population: Number of examples, if it is known and may be told.
             Entries with `UnknownSampling` bring their own.
         seeded: Whether the noise or the sampling was drawn from a seed that
-            the user chose.
+            the user chose; entries may say so themselves.
         recorded: Whether the entries were recorded while training. `False`
             for numbers that somebody gave: the statement then claims nothing
             about what ran.
@@ -63,7 +63,7 @@ def statement(
         *_warn_delta(ran, delta, population),
         *_describe_guarantee(ran, delta, accountant),
         *_describe_sampling(ran, recorded),
-        *_describe_seed(seeded),
+        *_describe_seed(seeded or any(entry.seeded for entry in ran)),
         *_describe_limits(),
     ]
     return "\n\n".join(paragraphs) + "\n"

@@ -7,6 +7,7 @@ The compiled step only adds one to the count of the current row; which row
 that is, is set from Python before training starts and is never saved.
 """
 
+import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
@@ -25,10 +26,13 @@ class Ledger:
     Args:
         optimizer: The optimizer that owns the variable.
         noise_multiplier: Its noise multiplier, part of every row written.
+        seeded: Whether its noise comes from a seed; likewise.
     """
 
-    def __init__(self, optimizer, noise_multiplier: float):
+    def __init__(self, optimizer, noise_multiplier: float, seeded: bool):
         self._noise_multiplier = noise_multiplier
+        self._noise_seeded = seeded
+        self._sampling_seeded = False
         self._sampling: accounting.Sampling | None = None
         self._table = optimizer.add_variable(
             shape=(table.MAX_ROWS, table.WIDTH + 1),
@@ -70,20 +74,26 @@ class Ledger:
     def current(self) -> accounting.LedgerEntry:
         """The kind of the next step, with a count of zero."""
         sampling = self._sampling or accounting.UnknownSampling()
-        return accounting.LedgerEntry(sampling, self._noise_multiplier, 0)
+        return self._entry(sampling)
 
-    def open(self, sampling: accounting.Sampling) -> None:
+    def _entry(self, sampling: accounting.Sampling) -> accounting.LedgerEntry:
+        seeded = self._noise_seeded or self._sampling_seeded
+        return accounting.LedgerEntry(
+            sampling, self._noise_multiplier, 0, seeded
+        )
+
+    def open(self, sampling: accounting.Sampling, seeded: bool = False) -> None:
         """Sets the kind of the steps that follow.
 
         Args:
             sampling: How their examples are chosen.
+            seeded: Whether they are chosen by a seed.
 
         Raises:
             ValueError: If the table is full.
         """
-        wanted = table.encode(
-            accounting.LedgerEntry(sampling, self._noise_multiplier, 0)
-        )
+        self._sampling_seeded = seeded
+        wanted = table.encode(self._entry(sampling))
         values = self._table.numpy().astype(np.float64)
         free = [
             index
@@ -127,9 +137,9 @@ class Ledger:
         Args:
             known: The entries before the checkpoint was loaded.
         """
-        counts = {(e.sampling, e.noise_multiplier): e for e in self.entries()}
+        counts = {_kind(e): e for e in self.entries()}
         for entry in known:
-            key = (entry.sampling, entry.noise_multiplier)
+            key = _kind(entry)
             if key not in counts or counts[key].steps < entry.steps:
                 counts[key] = entry
         self._write(counts.values())
@@ -139,4 +149,9 @@ class Ledger:
         self._table.assign(np.concatenate([rows, steps[:, None]], axis=1))
         # Rows may have moved: find the current one again.
         if self._sampling is not None:
-            self.open(self._sampling)
+            self.open(self._sampling, self._sampling_seeded)
+
+
+def _kind(entry: accounting.LedgerEntry) -> accounting.LedgerEntry:
+    """The entry without its count."""
+    return dataclasses.replace(entry, steps=0)

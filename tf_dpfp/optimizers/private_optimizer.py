@@ -192,7 +192,9 @@ class PrivateOptimizer:
             aggregation="only_first_replica",
             name="expected_batch_size",
         )
-        self._ledger = ledger_lib.Ledger(self, settings["noise_multiplier"])
+        self._ledger = ledger_lib.Ledger(
+            self, settings["noise_multiplier"], seeded=seed is not None
+        )
         self._noise_source = noise_lib.NoiseSource(seed)
 
     # Read-only: a compiled step would not notice a change.
@@ -252,9 +254,14 @@ class PrivateOptimizer:
         """Takes over what an earlier optimizer of the same model released."""
         self._ledger.absorb(entries)
 
-    def open_ledger(self, sampling: Sampling) -> None:
-        """Says how the examples of the steps that follow are chosen."""
-        self._ledger.open(sampling)
+    def open_ledger(self, sampling: Sampling, seeded: bool = False) -> None:
+        """Says how the examples of the steps that follow are chosen.
+
+        Args:
+            sampling: The sampling.
+            seeded: Whether it follows a seed.
+        """
+        self._ledger.open(sampling, seeded)
 
     def set_expected_batch_size(self, size: float, source: str) -> None:
         """Takes the expected batch size from a pipeline.

@@ -37,7 +37,6 @@ class _State:
         self.loss = None
         self.probed = False
         self.populations: set[int] = set()
-        self.seeded_sampling = False
 
 
 def is_private(model: keras.Model) -> bool:
@@ -144,12 +143,11 @@ class PrivateTraining:
         state = _state(self)
         if pipeline.population is not None:
             state.populations.add(pipeline.population)
-        state.seeded_sampling |= pipeline.seeded
         if pipeline.is_dataset:
             # Keras would warn that it can't shuffle a data set.
             kwargs.setdefault("shuffle", False)
         _build_optimizer(self, optimizer)
-        with _sampled(optimizer, pipeline.sampling):
+        with _sampled(optimizer, pipeline.sampling, pipeline.seeded):
             return _ordinary(self, "fit")(*args, **kwargs)
 
     def train_on_batch(self, *args, **kwargs):
@@ -278,8 +276,8 @@ def _build_optimizer(model, optimizer) -> None:
 
 
 @contextlib.contextmanager
-def _sampled(optimizer, sampling: accounting.Sampling):
-    optimizer.open_ledger(sampling)
+def _sampled(optimizer, sampling: accounting.Sampling, seeded: bool = False):
+    optimizer.open_ledger(sampling, seeded)
     try:
         yield
     finally:
@@ -465,7 +463,6 @@ def sampled_steps(model: keras.Model, batches: tf.data.Dataset):
     optimizer.set_expected_batch_size(
         pipeline.expected_batch_size, pipeline.name
     )
-    state.seeded_sampling |= pipeline.seeded
     state.populations.add(pipeline.population)
-    with _sampled(optimizer, pipeline.sampling):
+    with _sampled(optimizer, pipeline.sampling, pipeline.seeded):
         yield

@@ -71,5 +71,4 @@ def privacy_statement(
         delta,
         accountant=accountant,
         population=max(state.populations, default=None),
-        seeded=optimizer.seed is not None or state.seeded_sampling,
     )
