@@ -132,6 +132,26 @@ def test_noise_is_independent_over_steps_tensors_and_rows():
     assert len(np.unique(every)) > 0.98 * len(every)
 
 
+def test_a_seed_given_again_repeats_no_noise():
+    model = _silent_model(seed=7)
+    first = _steps(model, 2)
+    # Compiled anew, the optimizer counts from zero; the noise does not.
+    model.compile(
+        tf_dpfp.DPSGD(
+            1.0,
+            l2_norm_clip=CLIP,
+            noise_multiplier=MULTIPLIER,
+            expected_batch_size=EXPECTED,
+            seed=7,
+        ),
+        loss=lambda y_true, y_pred: tf.reduce_sum(0.0 * y_pred),
+    )
+    bound = 5.0 / math.sqrt(WIDTH * WIDTH)
+    for again in _steps(model, 2):
+        for before in first:
+            assert abs(np.corrcoef(before[0], again[0])[0, 1]) < bound
+
+
 def test_unseeded_runs_differ_and_seeded_ones_do_not():
     def first_move(seed):
         # Keras's own seed is not the noise's.

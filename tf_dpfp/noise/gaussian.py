@@ -179,20 +179,21 @@ class NoiseSource:
             self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
             self._key = tf.Variable(value, dtype=tf.int64, trainable=False)
 
-    def next_step(self, iteration: tf.Tensor | None = None) -> tf.Tensor:
+    def next_step(self, steps_before: tf.Tensor | None = None) -> tf.Tensor:
         """The base key of one logical step; call it once per step.
 
         Args:
-            iteration: With a seed, the number of the step: the noise of step
-                `n` is then the same in a resumed run. Without a seed it is
-                ignored, for a restored counter would repeat keys.
+            steps_before: With a seed, how many steps were released before:
+                the noise of step `n` is then the same in a resumed run, and
+                never that of another step. Without a seed it is ignored, for
+                a restored count would repeat keys.
 
         Returns:
             int64 scalar to pass to `key_of`.
         """
         self._build()
-        if self.seed is not None and iteration is not None:
-            step = tf.cast(iteration, tf.int64)
+        if self.seed is not None and steps_before is not None:
+            step = tf.cast(steps_before, tf.int64)
         else:
             step = self._step.assign_add(1, read_value=True)
         return self._key + step * 2 ** (_TENSOR_BITS + _REPLICA_BITS)

@@ -111,6 +111,13 @@ class Ledger:
         self._current.assign(free[0])
         self._sampling = sampling
 
+    def total_steps(self) -> tf.Tensor:
+        """How many steps of any kind were counted; int64, for a graph."""
+        return tf.cast(
+            tf.reduce_sum(tf.convert_to_tensor(self._table.value)[:, _COUNT]),
+            tf.int64,
+        )
+
     def count_step(self) -> None:
         """Adds one step of the current kind; part of the compiled step."""
         if self._sampling is None:

@@ -334,7 +334,7 @@ class PrivateOptimizer:
             self.noise_multiplier,
             self.clipping.noise_allocation,
             self._noise_source,
-            self._iterations,
+            self._ledger.total_steps(),
         )
         divisor = tf.convert_to_tensor(self._batch_size.value)
         gradients = [
@@ -397,7 +397,7 @@ def _add_noise(
     noise_multiplier: float,
     allocation: str,
     source: noise_lib.NoiseSource,
-    iteration,
+    steps_before: tf.Tensor,
 ) -> list[tf.Tensor | None]:
     """The released sums: each clipped sum plus its group's noise."""
     deviations = noise_lib.standard_deviations(
@@ -406,7 +406,7 @@ def _add_noise(
         noise_multiplier,
         allocation,
     )
-    step_key = source.next_step(tf.convert_to_tensor(iteration.value))
+    step_key = source.next_step(steps_before)
     released: list[tf.Tensor | None] = list(clipped.sums)
     for group, deviation in zip(clipped.groups, deviations, strict=True):
         for index in group.members:
