@@ -240,7 +240,7 @@ def test_rows_that_are_not_examples_are_refused():
 
 def test_clip_and_sum_refuses_rows_that_are_not_examples():
     gradient = tf_dpfp.Materialized(tf.ones([5, 2]))
-    group = tf_dpfp.clipping.Group("all", (0,), 1.0)
+    group = tf_dpfp.clipping.Group("all", (0,), 1.0, 2)
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
         tf_dpfp.clipping.clip_and_sum([gradient], [group], tf.constant([True]))
 
