@@ -7,8 +7,65 @@ the whole release is the bound that the user gave.
 import math
 from collections.abc import Mapping, Sequence
 
+# How a bound is split: "equal", "by_dimension", or pairs of a group's name and
+# its threshold (a dict, made hashable).
+Split = str | tuple[tuple[str, float], ...]
+
 # Given thresholds may miss the bound by rounding, not by more.
 _TOLERANCE = 1e-6
+
+
+def as_split(name: str, value: str | Mapping[str, float]) -> Split:
+    """Checks a split and makes it hashable, as part of a frozen object.
+
+    Args:
+        name: The argument's name, for the message.
+        value: `"equal"`, `"by_dimension"`, or a dict from group name to
+            number (or what that became in a serialized form).
+
+    Returns:
+        The same split.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if isinstance(value, Mapping):
+        return tuple(sorted(value.items()))
+    if isinstance(value, list | tuple):
+        return tuple((str(group), float(number)) for group, number in value)
+    if isinstance(value, str) and value in ("equal", "by_dimension"):
+        return value
+    raise ValueError(
+        f"`{name}` is 'equal', 'by_dimension' or a dict from group name to "
+        f"number. Received: {name}={value!r}"
+    )
+
+
+def split_bound(
+    split: Split,
+    l2_norm_clip: float,
+    names: Sequence[str],
+    dimensions: Sequence[int],
+) -> tuple[float, ...]:
+    """Splits a bound among groups.
+
+    Args:
+        split: What `as_split` returned.
+        l2_norm_clip: The bound C.
+        names: Names of the groups.
+        dimensions: Number of parameters of each.
+
+    Returns:
+        The thresholds, in the order of the names.
+
+    Raises:
+        ValueError: If given thresholds do not fit the groups or the bound.
+    """
+    if split == "equal":
+        return equal_split(l2_norm_clip, len(names))
+    if split == "by_dimension":
+        return split_by_dimension(l2_norm_clip, dimensions)
+    return given(l2_norm_clip, names, dict(split))
 
 
 def equal_split(l2_norm_clip: float, count: int) -> tuple[float, ...]:
@@ -57,6 +114,33 @@ def given(
         ValueError: If names do not match, a threshold is not positive and
             finite, or their squares do not add up to that of the bound.
     """
+    values = by_name(names, thresholds)
+    total = math.sqrt(math.fsum(v * v for v in values))
+    if not math.isclose(total, l2_norm_clip, rel_tol=_TOLERANCE):
+        raise ValueError(
+            "The squares of the thresholds must add up to that of "
+            f"l2_norm_clip={l2_norm_clip:g}; theirs add up to that of "
+            f"{total:.10g}. Give that as l2_norm_clip, or scale them."
+        )
+    return values
+
+
+def by_name(
+    names: Sequence[str], thresholds: Mapping[str, float]
+) -> tuple[float, ...]:
+    """One positive number for each group, in the order of the names.
+
+    Args:
+        names: Names of the groups.
+        thresholds: The number of each.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        ValueError: If names do not match, or a number is not positive and
+            finite.
+    """
     if set(names) != set(thresholds):
         missing = sorted(set(names) - set(thresholds))
         unknown = sorted(set(thresholds) - set(names))
@@ -69,12 +153,5 @@ def given(
         raise ValueError(
             "Thresholds are positive and finite. Received: "
             f"thresholds={dict(thresholds)}"
-        )
-    total = math.sqrt(math.fsum(v * v for v in values))
-    if not math.isclose(total, l2_norm_clip, rel_tol=_TOLERANCE):
-        raise ValueError(
-            "The squares of the thresholds must add up to that of "
-            f"l2_norm_clip={l2_norm_clip:g}; theirs add up to that of "
-            f"{total:.10g}. Give that as l2_norm_clip, or scale them."
         )
     return values
