@@ -17,6 +17,7 @@ from tf_dpfp.clipping.groupings import PerBlock
 from tf_dpfp.clipping.groupings import PerDevice
 from tf_dpfp.clipping.groupings import PerLayer
 from tf_dpfp.clipping.groupings import get
+from tf_dpfp.clipping.placement import on as on_device
 
 __all__ = [
     "Adaptive",
@@ -35,5 +36,6 @@ __all__ = [
     "clip_factors",
     "gather_gradients",
     "get",
+    "on_device",
     "updated_estimates",
 ]

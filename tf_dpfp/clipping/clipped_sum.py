@@ -1,6 +1,5 @@
 """From recorded calls and their output gradients to clipped sums."""
 
-import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,6 +9,10 @@ import tensorflow as tf
 from tf_dpfp import per_example
 from tf_dpfp.clipping import factors as factors_lib
 from tf_dpfp.clipping import groupings
+from tf_dpfp.clipping import placement
+
+# In the names of all operations between gradients and clipped sums.
+SCOPE = "clip_group"
 
 
 def gather_gradients(
@@ -42,21 +45,17 @@ def gather_gradients(
         if all(g is None for g in output_gradients):
             continue
         owned = [devices.get(id(v)) for v in call.layer.trainable_variables]
-        with _on(next((d for d in owned if d is not None), None)):
+        with placement.on(next((d for d in owned if d is not None), None)):
             found = call.rule.gradients(call, tuple(output_gradients))
         for variable, gradient in found:
             if id(variable) in uses:
                 uses[id(variable)].append(gradient)
     gradients = []
     for variable in variables:
-        with _on(devices.get(id(variable))):
+        with placement.on(devices.get(id(variable))):
             mine = uses[id(variable)]
             gradients.append(per_example.add(mine) if mine else None)
     return gradients
-
-
-def _on(device: str | None):
-    return tf.device(device) if device else contextlib.nullcontext()
 
 
 class ClippedSums(NamedTuple):
@@ -95,7 +94,7 @@ def clip_and_sum(
     counts = []
     for group in groups:
         members = [i for i in group.members if gradients[i] is not None]
-        with _on(group.device):
+        with placement.on(group.device), tf.name_scope(SCOPE):
             squared_norms = _squared_norms(
                 [gradients[i] for i in members], present
             )

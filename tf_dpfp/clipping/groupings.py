@@ -101,9 +101,16 @@ class Clipping(abc.ABC):
     def group_names(self, variables: Sequence[OwnedVariable]) -> list[str]:
         """The name of each variable's group."""
 
-    def device_of(self, owned: OwnedVariable) -> str | None:
-        """Where a variable's part of the release is computed."""
-        del owned
+    def device_of(self, variable: keras.Variable | tf.Variable) -> str | None:
+        """Where a variable's part of the release is computed and used.
+
+        Args:
+            variable: A trainable variable.
+
+        Returns:
+            A device's name; `None` leaves that to TensorFlow.
+        """
+        del variable
         return None
 
     def groups(
@@ -135,7 +142,7 @@ class Clipping(abc.ABC):
                 members=tuple(indices),
                 threshold=threshold,
                 dimension=dimension,
-                device=self.device_of(variables[indices[0]]),
+                device=self.device_of(variables[indices[0]].variable),
             )
             for (name, indices), threshold, dimension in zip(
                 members.items(),
@@ -373,7 +380,7 @@ class PerDevice(Clipping):
     noise_allocation: str = "equal_budget"
 
     def group_names(self, variables):
-        devices = [self.device_of(owned) for owned in variables]
+        devices = [self.device_of(owned.variable) for owned in variables]
         # Type and number tell devices apart, unless there are several hosts.
         short = {
             device: "{0.device_type}:{0.device_index}".format(
@@ -385,8 +392,16 @@ class PerDevice(Clipping):
             return devices
         return [short[device] for device in devices]
 
-    def device_of(self, owned):
-        return owned.variable.value.device
+    def device_of(self, variable):
+        keras_variable = isinstance(variable, keras.Variable)
+        device = (variable.value if keras_variable else variable).device
+        if not device:
+            raise ValueError(
+                f"On which device '{variable.name}' is can't be told, and "
+                "PerDevice() clips by device. Build the model outside of "
+                "`tf.function`, or use PerLayer()."
+            )
+        return device
 
 
 def _layer_names(variables: Sequence[OwnedVariable]) -> list[str]:

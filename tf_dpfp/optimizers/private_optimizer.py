@@ -326,7 +326,10 @@ class PrivateOptimizer:
         """Makes the optimizer's variables; see `keras.optimizers.Optimizer`."""
         if self.built:
             return
-        super().build(variables)
+        # Out of the graph that is being traced, for the variables of a graph
+        # would not be on the devices of those they belong to.
+        with tf.init_scope():
+            super().build(variables)
         if self._adaptive is not None:
             self._adaptation = adaptation_lib.Adaptation(self, variables)
 
@@ -379,12 +382,7 @@ class PrivateOptimizer:
         released = _add_noise(
             grads, noise_multiplier, self.clipping.noise_allocation, step_key
         )
-        gradients = [
-            _finish(total, extra, divisor, variable)
-            for total, extra, variable in zip(
-                released, grads.regularization, grads.variables, strict=True
-            )
-        ]
+        gradients = _finished(grads, released, divisor)
         super().apply(gradients, list(grads.variables))
 
     def _adapt(
@@ -425,6 +423,19 @@ class PrivateOptimizer:
         )
         self._adaptation.write(grads.groups, grads.variables, estimates)
         return budget.sums
+
+    def update_step(self, gradient, variable, learning_rate):
+        """As the Keras optimizer's, where the variable's group is."""
+        # Left to TensorFlow, every update runs on the first device.
+        with clipping_lib.on_device(self.clipping.device_of(variable)):
+            super().update_step(gradient, variable, learning_rate)
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        # Of one replica it is the identity, on the first device: gradients
+        # would go there and come back.
+        if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+            return grads_and_vars
+        return super()._all_reduce_sum_gradients(grads_and_vars)
 
     def apply_gradients(self, grads_and_vars):
         """As `apply`, for `ClippedGradients` only."""
@@ -490,7 +501,7 @@ def _add_noise(
     for group, deviation in zip(clipped.groups, deviations, strict=True):
         for index in group.members:
             if clipped.sums[index] is not None:
-                with tf.device(group.device):
+                with clipping_lib.on_device(group.device):
                     released[index] = _noised(
                         clipped.sums[index],
                         deviation,
@@ -504,6 +515,23 @@ def _noised(total: tf.Tensor, deviation, key: tf.Tensor) -> tf.Tensor:
     # backward pass draws it.
     noise = noise_lib.gaussian_noise(total.shape, deviation, key)
     return total + tf.cast(noise, total.dtype)
+
+
+def _finished(
+    clipped: ClippedGradients, released, divisor: tf.Tensor
+) -> list[tf.Tensor | None]:
+    """What the Keras optimizer takes, each where its variable is."""
+    gradients: list[tf.Tensor | None] = [None] * len(clipped.variables)
+    for group in clipped.groups:
+        with clipping_lib.on_device(group.device):
+            for index in group.members:
+                gradients[index] = _finish(
+                    released[index],
+                    clipped.regularization[index],
+                    divisor,
+                    clipped.variables[index],
+                )
+    return gradients
 
 
 def _finish(total, extra, divisor, variable):

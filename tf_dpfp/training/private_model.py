@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp import accounting
+from tf_dpfp import clipping
 from tf_dpfp import compilation
 from tf_dpfp import optimizers
 from tf_dpfp import validation
@@ -99,11 +100,11 @@ class PrivateTraining:
         before = getattr(self, "optimizer", None)
         ordinary = _ordinary(self, "compile")
         kwargs["auto_scale_loss"] = False
-        if "jit_compile" not in kwargs and not _has_accelerator():
-            # Where Keras itself turns XLA on, private steps are slower on CPU.
+        given = _given_optimizer(self, args, kwargs, ordinary)
+        if "jit_compile" not in kwargs and not _suits_xla(given):
             kwargs["jit_compile"] = False
-        _refuse_plain_optimizer(self, args, kwargs, ordinary)
         ordinary(*args, **kwargs)
+        # Which may have put another in its place.
         optimizer = require_private_optimizer(self)
         _check_same_model(self, optimizer)
         if (
@@ -202,7 +203,7 @@ def _train_step(model: keras.Model, data) -> dict:
         optimizer.microbatch_size,
         update_logs,
     )
-    _, regularization = private_step.regularization_gradients(plan.variables)
+    _, regularization = private_step.regularization_gradients(plan)
     optimizer.apply(
         private_step.as_clipped_gradients(plan, clipped, regularization)
     )
@@ -216,8 +217,15 @@ def _has_accelerator() -> bool:
     )
 
 
-def _refuse_plain_optimizer(model, args, kwargs, ordinary) -> None:
-    """Before anything is changed, where the argument can be seen."""
+def _suits_xla(optimizer) -> bool:
+    """Whether XLA is left on where Keras itself turns it on."""
+    # Private steps are slower with it on CPU, and it compiles for one device.
+    per_device = isinstance(optimizer.clipping, clipping.PerDevice)
+    return _has_accelerator() and not per_device
+
+
+def _given_optimizer(model, args, kwargs, ordinary):
+    """The argument of `compile`; refused before anything is changed."""
     optimizer = _bound(ordinary, args, kwargs).get("optimizer")
     if not isinstance(optimizer, optimizers.PrivateOptimizer):
         shown = (
@@ -230,6 +238,7 @@ def _refuse_plain_optimizer(model, args, kwargs, ordinary) -> None:
             f"optimizer={shown!r}, which adds no noise. Use a private "
             "optimizer, for example optimizer=tf_dpfp.DPAdam(...)."
         )
+    return optimizer
 
 
 def _check_same_model(model, optimizer) -> None:
@@ -434,7 +443,7 @@ def clipped_gradients(
         optimizer.microbatch_size,
         lambda *_: None,
     )
-    _, regularization = private_step.regularization_gradients(plan.variables)
+    _, regularization = private_step.regularization_gradients(plan)
     return private_step.as_clipped_gradients(plan, clipped, regularization)
 
 

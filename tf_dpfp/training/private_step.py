@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp import clipping as clipping_lib
+from tf_dpfp import compilation
 from tf_dpfp import per_example
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp.optimizers import ClippedGradients
@@ -60,23 +61,36 @@ def make_plan(model: keras.Model, optimizer, loss) -> Plan:
         The `Plan`.
 
     Raises:
-        ValueError: If nothing is trainable.
+        ValueError: If nothing is trainable, or XLA is asked to compile for
+            several devices.
     """
     variables = model.trainable_variables
     if not variables:
         raise ValueError(
             f"Model '{model.name}' has no trainable weights: nothing to train."
         )
+    groups = optimizer.groups(owned_variables(model))
+    _check_placement(groups)
     units = per_example.find_units(model)
     half = any(u.layer.compute_dtype == "float16" for u in units)
     scale = optimizer.fixed_loss_scale or (_FLOAT16_LOSS_SCALE if half else 1.0)
     return Plan(
         units=units,
         variables=variables,
-        groups=optimizer.groups(owned_variables(model)),
+        groups=groups,
         loss=loss,
         loss_scale=scale,
     )
+
+
+def _check_placement(groups: Sequence[clipping_lib.Group]) -> None:
+    devices = sorted({group.device for group in groups if group.device})
+    xla = compilation.target() is compilation.Target.XLA
+    if xla and len(devices) > 1:
+        raise ValueError(
+            "XLA compiles a step for one device, and the model's weights are "
+            f"on {devices}. Compile the model with jit_compile=False."
+        )
 
 
 def owned_variables(
@@ -230,23 +244,30 @@ def _check_unseen(variables, gradients) -> None:
 
 
 def regularization_gradients(
-    variables: Sequence[keras.Variable],
+    plan: Plan,
 ) -> tuple[tf.Tensor | None, list[tf.Tensor | None]]:
     """The weight regularisers: they read no data and need no noise.
 
     Args:
-        variables: The trainable variables.
+        plan: What is trained.
 
     Returns:
         The total penalty (`None` without regularisers), and its gradient for
         each variable.
     """
-    penalized = [v for v in variables if v.regularizer is not None]
-    if not penalized:
-        return None, [None] * len(variables)
+    penalties = []
     with tf.GradientTape() as tape:
-        penalty = tf.add_n([v.regularizer(v) for v in penalized])
-    return penalty, tape.gradient(penalty, [v.value for v in variables])
+        for group in plan.groups:
+            with clipping_lib.on_device(group.device):
+                for index in group.members:
+                    variable = plan.variables[index]
+                    if variable.regularizer is not None:
+                        penalties.append(variable.regularizer(variable))
+        total = tf.add_n(penalties) if penalties else None
+    if total is None:
+        return None, [None] * len(plan.variables)
+    values = [v.value for v in plan.variables]
+    return total, _backward(tape, total, values, plan)
 
 
 def clipped_batch(
