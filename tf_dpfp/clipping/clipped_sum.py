@@ -11,8 +11,9 @@ from tf_dpfp.clipping import factors as factors_lib
 from tf_dpfp.clipping import groupings
 from tf_dpfp.clipping import placement
 
-# In the names of all operations between gradients and clipped sums.
-SCOPE = "clip_group"
+# In the names of operations: whatever is of single examples, and the sums.
+EXAMPLES_SCOPE = "clip_examples"
+SUM_SCOPE = "clipped_sum"
 
 
 def gather_gradients(
@@ -94,21 +95,23 @@ def clip_and_sum(
     counts = []
     for group in groups:
         members = [i for i in group.members if gradients[i] is not None]
-        with placement.on(group.device), tf.name_scope(SCOPE):
-            squared_norms = _squared_norms(
-                [gradients[i] for i in members], present
-            )
-            factors = factors_lib.clip_factors(
-                squared_norms, group.threshold, present, group.stability
-            )
-            for index in members:
-                sums[index] = gradients[index].weighted_sum(factors)
-            if group.estimate is not None:
-                counts.append(
-                    factors_lib.centred_count(
-                        squared_norms, group.estimate, present
-                    )
+        with placement.on(group.device):
+            with tf.name_scope(EXAMPLES_SCOPE):
+                squared_norms = _squared_norms(
+                    [gradients[i] for i in members], present
                 )
+                factors = factors_lib.clip_factors(
+                    squared_norms, group.threshold, present, group.stability
+                )
+            with tf.name_scope(SUM_SCOPE):
+                for index in members:
+                    sums[index] = gradients[index].weighted_sum(factors)
+                if group.estimate is not None:
+                    counts.append(
+                        factors_lib.centred_count(
+                            squared_norms, group.estimate, present
+                        )
+                    )
     return ClippedSums(sums, tf.stack(counts) if counts else None)
 
 

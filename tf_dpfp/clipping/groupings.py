@@ -14,6 +14,7 @@ import abc
 import dataclasses
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import keras
@@ -361,11 +362,18 @@ class ByFunction(Clipping):
 class PerDevice(Clipping):
     """A group for every device that holds weights.
 
-    For a model whose layers are placed with `with tf.device(...)`. Each
-    device clips its own part of every example's gradient and adds the noise
-    of its own part: no example's norm leaves a device. The backward pass of a
-    layer runs where its forward pass ran.
+    For a model whose layers are built and called under `with tf.device(...)`.
+    Each device clips its own part of every example's gradient, adds the noise
+    of its own part and updates it. What goes from device to device is what
+    goes there without privacy, activations and their gradients; and which
+    examples take part. No norm of an example leaves its device.
 
+    With `microbatch_size`, the clipped sums of a micro-batch are added up on
+    the first device. Adaptive thresholds send one count from each device.
+    A step that is run eagerly clips as said, but its backward pass runs where
+    TensorFlow puts it. XLA compiles for one device, and is refused.
+
+    A layer with weights of its own on two devices is in two groups.
     A group's name is its device, such as "GPU:0".
 
     Args:
@@ -388,6 +396,13 @@ class PerDevice(Clipping):
             )
             for device in devices
         }
+        if len(short) == 1:
+            warnings.warn(
+                "PerDevice() clips like Flat(): all weights are on "
+                f"{short[devices[0]]}. To place a layer, build and call it "
+                "under `tf.device`.",
+                stacklevel=2,
+            )
         if len(set(short.values())) < len(short):
             return devices
         return [short[device] for device in devices]

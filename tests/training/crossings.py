@@ -1,0 +1,141 @@
+"""What goes from one device to another, from the graphs that really ran."""
+
+import collections
+import dataclasses
+from collections.abc import Callable
+
+import tensorflow as tf
+from tensorflow.python.eager import context
+
+from tf_dpfp.clipping import clipped_sum
+
+
+@dataclasses.dataclass(frozen=True)
+class Crossing:
+    """A tensor that leaves a device.
+
+    Attributes:
+        source: The device it leaves.
+        to: The device it goes to.
+        tensor: Its name.
+        dtype: Its type.
+        shape: Its static shape, or `None`.
+        carries: What of the clipping is in it: "examples" for anything of
+            single examples, "sum" for clipped sums, and what was made of
+            them.
+    """
+
+    source: str
+    to: str
+    tensor: str
+    dtype: tf.DType
+    shape: tuple[int | None, ...] | None
+    carries: frozenset[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The graphs of one traced step.
+
+    Attributes:
+        crossings: What goes from device to device.
+        operations: For each device, the names of operations by their type.
+    """
+
+    crossings: list[Crossing]
+    operations: dict[str, dict[str, list[str]]]
+
+
+def short(device: str) -> str:
+    """`CPU:1` of a device's full name."""
+    return device.rpartition("device:")[2]
+
+
+def of_step(run: Callable[[], None]) -> Step:
+    """Runs a step that was not traced before, and looks at its graphs.
+
+    Args:
+        run: Traces and runs a private step.
+
+    Returns:
+        A `Step`.
+    """
+    context.enable_graph_collection()
+    try:
+        run()
+        metadata = context.export_run_metadata()
+    finally:
+        context.disable_graph_collection()
+    crossings = []
+    operations = collections.defaultdict(lambda: collections.defaultdict(list))
+    graphs = [g for g in metadata.function_graphs if _clips(g)]
+    assert graphs, "no step was traced"
+    for graph in graphs:
+        shapes = _shapes(graph.post_optimization_graph)
+        for partition in graph.partition_graphs:
+            crossings += _leaving(partition, shapes)
+            for node in partition.node:
+                operations[short(node.device)][node.op].append(node.name)
+    return Step(crossings, operations)
+
+
+def _clips(graph) -> bool:
+    return any(
+        clipped_sum.SUM_SCOPE in node.name
+        for partition in graph.partition_graphs
+        for node in partition.node
+    )
+
+
+def _shapes(graph_def) -> dict[str, tuple]:
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(graph_def, name="")
+    return {
+        tensor.name: None if t is None else tuple(t)
+        for operation in graph.get_operations()
+        for tensor in operation.outputs
+        for t in [_as_list(tensor.shape)]
+    }
+
+
+def _as_list(shape: tf.TensorShape):
+    return None if shape.rank is None else shape.as_list()
+
+
+def _leaving(partition, shapes) -> list[Crossing]:
+    nodes = {node.name: node for node in partition.node}
+    result = []
+    for node in partition.node:
+        if node.op not in ("_Send", "_HostSend"):
+            continue
+        name, _, output = node.input[0].partition(":")
+        if nodes[name].op == "Const":  # What stands for a control edge.
+            continue
+        result.append(
+            Crossing(
+                short(node.attr["send_device"].s.decode()),
+                short(node.attr["recv_device"].s.decode()),
+                f"{name}:{output or 0}",
+                tf.as_dtype(node.attr["T"].type),
+                shapes.get(f"{name}:{output or 0}"),
+                _carried(nodes, name),
+            )
+        )
+    return result
+
+
+def _carried(nodes, name: str) -> frozenset[str]:
+    """What is found on the ways back from a node, sums or what precedes."""
+    carried, seen, waiting = set(), set(), [name]
+    while waiting:
+        node = nodes[waiting.pop()]
+        if node.name in seen or node.op == "Const":
+            continue
+        seen.add(node.name)
+        if clipped_sum.SUM_SCOPE in node.name:
+            carried.add("sum")
+        elif clipped_sum.EXAMPLES_SCOPE in node.name:
+            carried.add("examples")
+        else:
+            waiting += [i.partition(":")[0] for i in node.input if i[0] != "^"]
+    return frozenset(carried)
