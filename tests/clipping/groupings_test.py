@@ -144,7 +144,7 @@ def test_given_thresholds():
         grouping.groups(owned, 1.0)
     with pytest.raises(ValueError, match="Missing"):
         tf_dpfp.PerLayer(thresholds={names[0]: 1.0}).groups(owned, 1.0)
-    with pytest.raises(ValueError, match="positive and finite"):
+    with pytest.raises(ValueError, match="finite and at least"):
         bad = dict(zip(names, (-3.0, 4.0), strict=True))
         tf_dpfp.PerLayer(thresholds=bad).groups(owned, 5.0)
 
