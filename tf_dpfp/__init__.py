@@ -44,6 +44,7 @@ from tf_dpfp.training import ledger
 from tf_dpfp.training import make_private
 from tf_dpfp.training import privacy_statement
 from tf_dpfp.training import sampled_steps
+from tf_dpfp.training import thresholds
 from tf_dpfp.validation import Problem
 from tf_dpfp.validation import fix
 from tf_dpfp.validation import validate

@@ -6,6 +6,7 @@ import pytest
 
 import tf_dpfp
 from tests.training import reference
+from tf_dpfp import per_example
 
 keras_hub = pytest.importorskip(
     "keras_hub", reason="KerasHub is not installed (the extra `hub`)"
@@ -39,7 +40,7 @@ def _classifier():
         hidden_dim=8,
         intermediate_dim=12,
         dropout=0.0,
-        max_sequence_length=LENGTH,
+        max_sequence_length=LENGTH + 3,
     )
     return keras_hub.models.BertTextClassifier(
         backbone, num_classes=2, preprocessor=preprocessor, dropout=0.0
@@ -98,6 +99,14 @@ def _private(build, noise_multiplier=0.0, metrics=None, **arguments):
 def _assert_same_weights(a, b, atol=1e-5):
     for v, w in zip(a.get_weights(), b.get_weights(), strict=True):
         np.testing.assert_allclose(v, w, atol=atol)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_layer_takes_the_generic_rule(name):
+    units = per_example.find_units(TASKS[name]())
+    assert len(units) > 10
+    for unit in units:
+        assert not isinstance(unit.rule, per_example.GenericRule), unit.layer
 
 
 @pytest.mark.parametrize(

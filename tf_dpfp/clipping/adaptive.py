@@ -17,6 +17,7 @@ Reference:
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -80,9 +81,7 @@ class Adaptive:
     rescale: bool = True
 
     def __post_init__(self):
-        if not isinstance(self.initial, int | float):
-            initial = thresholds_lib.as_split("initial", self.initial)
-            object.__setattr__(self, "initial", initial)
+        object.__setattr__(self, "initial", _as_initial(self.initial))
         _check(self)
 
     def initial_estimates(
@@ -104,10 +103,10 @@ class Adaptive:
         Raises:
             ValueError: If given estimates do not fit the groups.
         """
-        if isinstance(self.initial, int | float):
-            return (float(self.initial),) * len(names)
+        if isinstance(self.initial, float):
+            return (self.initial,) * len(names)
         if isinstance(self.initial, tuple):
-            return thresholds_lib.by_name(names, dict(self.initial))
+            return thresholds_lib.by_name("initial", names, dict(self.initial))
         return thresholds_lib.split_bound(
             self.initial, l2_norm_clip, names, dimensions
         )
@@ -122,28 +121,30 @@ class Adaptive:
         return cls(**config)
 
 
+def _as_initial(initial) -> thresholds_lib.Split | float:
+    """Checks the `initial` of `Adaptive` and makes it hashable."""
+    if isinstance(initial, numbers.Real):
+        values = [initial]
+    else:
+        try:
+            initial = thresholds_lib.as_split("initial", initial)
+        except ValueError as error:
+            raise ValueError(
+                "`initial` is 'equal', 'by_dimension', a number, or a dict "
+                f"from group name to number. Received: initial={initial!r}"
+            ) from error
+        values = [] if isinstance(initial, str) else dict(initial).values()
+    for value in values:
+        thresholds_lib.check_between("initial", value, _LEAST, _GREATEST)
+    return float(initial) if isinstance(initial, numbers.Real) else initial
+
+
 def _check(adaptive: Adaptive) -> None:
     for name in ("target_quantile", "budget_share"):
-        value = getattr(adaptive, name)
-        if not 0.0 < value < 1.0:
-            raise ValueError(
-                f"`{name}` lies between 0 and 1, both left out. Received: "
-                f"{name}={value!r}"
-            )
-    if not 0.0 < adaptive.learning_rate < math.inf:
-        raise ValueError(
-            "`learning_rate` is positive and finite. Received: "
-            f"learning_rate={adaptive.learning_rate!r}"
-        )
-    initial = adaptive.initial
-    values = [initial] if isinstance(initial, int | float) else []
-    if isinstance(initial, tuple):
-        values = [value for _, value in initial]
-    if not all(_LEAST <= value <= _GREATEST for value in values):
-        raise ValueError(
-            f"`initial` estimates lie between {_LEAST:g} and {_GREATEST:g}. "
-            f"Received: initial={initial!r}"
-        )
+        thresholds_lib.check_between(name, getattr(adaptive, name), 0.0, 1.0)
+    thresholds_lib.check_between(
+        "learning_rate", adaptive.learning_rate, 0.0, math.inf
+    )
     if adaptive.shared and adaptive.rescale:
         raise ValueError(
             "With `shared=True` the estimates keep their proportions, so "
@@ -190,7 +191,9 @@ def thresholds_of(
         rescale: Whether to scale them to `sum_k C_k^2 = C^2`.
 
     Returns:
-        The thresholds.
+        The thresholds. None is too small for the norms that are compared with
+        it, so where the estimates lie extremely far apart their squares add
+        up to a little more.
     """
     if not rescale:
         return list(estimates)
@@ -198,4 +201,7 @@ def thresholds_of(
     greatest = tf.reduce_max(tf.stack(estimates))
     shares = [estimate / greatest for estimate in estimates]
     total = tf.sqrt(tf.add_n([tf.square(share) for share in shares]))
-    return [share * (l2_norm_clip / total) for share in shares]
+    return [
+        tf.maximum(share * (l2_norm_clip / total), thresholds_lib.LEAST)
+        for share in shares
+    ]

@@ -1,12 +1,14 @@
 """Automatic clipping: gradients of (nearly) one length, not of at most one."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 
 import keras
 
 from tf_dpfp.clipping import thresholds as thresholds_lib
+
+# Float32 holds the square.
+_GREATEST = 1e10
 
 
 @keras.saving.register_keras_serializable(package="tf_dpfp")
@@ -25,7 +27,7 @@ class Automatic:
             `"by_dimension"` or a dict, as in `Clipping`.
 
     Raises:
-        ValueError: If `stability` is not positive and finite.
+        ValueError: If an argument is out of its range.
 
     Reference:
         Bu et al., 2022, arXiv 2206.07136 (AUTO-S).
@@ -35,11 +37,9 @@ class Automatic:
     split: str | Mapping[str, float] = "equal"
 
     def __post_init__(self):
-        if not 0.0 < self.stability < math.inf:
-            raise ValueError(
-                "`stability` is positive and finite. Received: "
-                f"stability={self.stability!r}"
-            )
+        thresholds_lib.check_between(
+            "stability", self.stability, thresholds_lib.LEAST, _GREATEST
+        )
         object.__setattr__(
             self, "split", thresholds_lib.as_split("split", self.split)
         )

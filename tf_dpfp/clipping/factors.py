@@ -37,7 +37,7 @@ def clip_factors(
         factors = threshold / (tf.sqrt(squared_norms) + stability)
     else:
         # A norm of zero gives an infinite quotient, and so a factor of one.
-        factors = tf.minimum(1.0, threshold * tf.math.rsqrt(squared_norms))
+        factors = tf.minimum(threshold * tf.math.rsqrt(squared_norms), 1.0)
     return tf.where(safe, factors, tf.zeros_like(factors))
 
 

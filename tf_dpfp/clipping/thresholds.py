@@ -14,6 +14,33 @@ Split = str | tuple[tuple[str, float], ...]
 # Given thresholds may miss the bound by rounding, not by more.
 _TOLERANCE = 1e-6
 
+# Float32 loses the squares of numbers below 1e-19. What that can hide of a
+# gradient of ten billion numbers is shorter than any threshold allowed.
+LEAST = 1e-14
+
+
+def check_between(name: str, value, low: float, high: float) -> None:
+    """Refuses what is no number between two others.
+
+    Args:
+        name: The argument's name, for the message.
+        value: The argument.
+        low: What it must be above.
+        high: What it must be below.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    try:
+        inside = not isinstance(value, bool) and low < value < high
+    except TypeError:
+        inside = False
+    if not inside:
+        raise ValueError(
+            f"`{name}` is a number above {low:g} and below {high:g}. "
+            f"Received: {name}={value!r}"
+        )
+
 
 def as_split(name: str, value: str | Mapping[str, float]) -> Split:
     """Checks a split and makes it hashable, as part of a frozen object.
@@ -111,10 +138,10 @@ def given(
         The thresholds, in the order of the names.
 
     Raises:
-        ValueError: If names do not match, a threshold is not positive and
+        ValueError: If names do not match, a threshold is too small or not
             finite, or their squares do not add up to that of the bound.
     """
-    values = by_name(names, thresholds)
+    values = by_name("thresholds", names, thresholds)
     total = math.sqrt(math.fsum(v * v for v in values))
     if not math.isclose(total, l2_norm_clip, rel_tol=_TOLERANCE):
         raise ValueError(
@@ -126,32 +153,33 @@ def given(
 
 
 def by_name(
-    names: Sequence[str], thresholds: Mapping[str, float]
+    argument: str, names: Sequence[str], numbers: Mapping[str, float]
 ) -> tuple[float, ...]:
     """One positive number for each group, in the order of the names.
 
     Args:
+        argument: The argument's name, for the messages.
         names: Names of the groups.
-        thresholds: The number of each.
+        numbers: The number of each.
 
     Returns:
         The numbers.
 
     Raises:
-        ValueError: If names do not match, or a number is not positive and
+        ValueError: If names do not match, or a number is too small or not
             finite.
     """
-    if set(names) != set(thresholds):
-        missing = sorted(set(names) - set(thresholds))
-        unknown = sorted(set(thresholds) - set(names))
+    if set(names) != set(numbers):
+        missing = sorted(set(names) - set(numbers))
+        unknown = sorted(set(numbers) - set(names))
         raise ValueError(
-            "`thresholds` gives one threshold for each group. Missing: "
+            f"`{argument}` gives one number for each group. Missing: "
             f"{missing}; not a group: {unknown}."
         )
-    values = tuple(float(thresholds[name]) for name in names)
-    if not all(math.isfinite(v) and v > 0.0 for v in values):
+    values = tuple(float(numbers[name]) for name in names)
+    if not all(math.isfinite(v) and v >= LEAST for v in values):
         raise ValueError(
-            "Thresholds are positive and finite. Received: "
-            f"thresholds={dict(thresholds)}"
+            f"Thresholds are finite and at least {LEAST:g}. Received: "
+            f"{argument}={dict(numbers)}"
         )
     return values

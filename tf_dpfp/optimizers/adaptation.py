@@ -83,4 +83,11 @@ class Adaptation:
     def _position(
         self, variables: Sequence[keras.Variable], member: int
     ) -> int:
-        return self._positions[id(variables[member])]
+        variable = variables[member]
+        if id(variable) not in self._positions:
+            raise ValueError(
+                f"The optimizer keeps no threshold for '{variable.path}': it "
+                "was built without that variable. Compile the model with a "
+                "new optimizer; it takes the ledger over."
+            )
+        return self._positions[id(variable)]

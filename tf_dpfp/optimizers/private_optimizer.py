@@ -21,6 +21,7 @@ import inspect
 import math
 import operator
 import textwrap
+import warnings
 from collections.abc import Sequence
 
 import keras
@@ -37,6 +38,8 @@ from tf_dpfp.optimizers import ledger as ledger_lib
 _MARKER = "tf_dpfp_ledger"
 # Squares of shorter gradients may vanish in float32, and with them the norm.
 _LEAST_CLIP = 1e-10
+# Standard deviation of the noise on a fraction, beyond which one warns.
+_GREATEST_COUNT_NOISE = 0.25
 
 
 class NotPrivateError(RuntimeError):
@@ -407,6 +410,7 @@ class PrivateOptimizer:
             self._adaptive.budget_share,
             counts.shape[0],
         )
+        _warn_if_drowned(budget, self.expected_batch_size)
         if self.noise_multiplier:
             counts += noise_lib.gaussian_noise(
                 counts.shape,
@@ -480,6 +484,22 @@ class PrivateOptimizer:
         config.update(settings)
         config["expected_batch_size"] = self._given_batch_size
         return config
+
+
+def _warn_if_drowned(
+    budget: noise_lib.BudgetSplit, expected_batch_size: float
+) -> None:
+    """Says so where noise, not the gradients, would move the thresholds."""
+    deviation = budget.counts / expected_batch_size
+    if deviation > _GREATEST_COUNT_NOISE:
+        warnings.warn(
+            "The fractions that adaptive thresholds follow get noise of "
+            f"standard deviation {deviation:.2g}, so the thresholds will "
+            "wander. Raise the expected batch size (now "
+            f"{expected_batch_size:g}) or `budget_share`, clip fewer groups, "
+            "or lower Adaptive's `learning_rate`.",
+            stacklevel=2,
+        )
 
 
 def _add_noise(

@@ -85,11 +85,14 @@ def _sum_squares(values: tf.Tensor) -> tf.Tensor:
 
 def _present_rows(values: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
     """The rows, with zeros for those whose factor is zero."""
-    # The first `Select` of TensorFlow copies whole rows; `tf.where` would
-    # look at every number.
-    return tf.raw_ops.Select(
-        condition=tf.not_equal(factors, 0.0), x=values, y=tf.zeros_like(values)
-    )
+    # Zeros of the whole shape would become a constant that stays in memory
+    # between steps; from one zero the result takes the place of `values`.
+    rows = tf.reshape(factors, [-1] + [1] * (values.shape.rank - 1))
+    return tf.where(tf.not_equal(rows, 0.0), values, _zero(values))
+
+
+def _zero(like: tf.Tensor) -> tf.Tensor:
+    return tf.zeros([], like.dtype)
 
 
 def _not_flushed(
@@ -276,9 +279,7 @@ class RowGather(PerExampleGradient):
             return _sum_squares(self.values)
         gram = tf.matmul(self.values, self.values, transpose_b=True)
         same = tf.equal(self.ids[:, :, None], self.ids[:, None, :])
-        norms = tf.reduce_sum(
-            tf.where(same, gram, tf.zeros_like(gram)), axis=(1, 2)
-        )
+        norms = tf.reduce_sum(tf.where(same, gram, _zero(gram)), axis=(1, 2))
         bound = tf.reduce_sum(tf.sqrt(tf.linalg.diag_part(gram)), axis=1)
         return tf.maximum(norms, 0.0) + SLACK * tf.square(bound)
 

@@ -41,6 +41,40 @@ def _broadcast(variable, axes: list[int], like: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.cast(value, like.dtype), shape)
 
 
+def _standardize(
+    inputs: tf.Tensor, axes: list[int], epsilon: float, centered: bool
+) -> tf.Tensor:
+    """`(x - mean) / sqrt(variance + epsilon)`, or without the means.
+
+    The gradient is written from the result. Automatic differentiation keeps
+    three tensors of this size until the backward pass; the rules keep the
+    result anyway.
+    """
+
+    def mean_of(x):
+        return tf.reduce_mean(x, axis=axes, keepdims=True)
+
+    @tf.custom_gradient
+    def standardize(inputs):
+        if centered:
+            mean, variance = ops.moments(inputs, axes=axes, keepdims=True)
+            inverse = tf.math.rsqrt(variance + epsilon)
+            normalized = (inputs - mean) * inverse
+        else:
+            inverse = tf.math.rsqrt(mean_of(tf.square(inputs)) + epsilon)
+            normalized = inputs * inverse
+
+        def backward(gradient):
+            along = normalized * mean_of(gradient * normalized)
+            if centered:
+                along += mean_of(gradient)
+            return (gradient - along) * inverse
+
+        return normalized, backward
+
+    return standardize(inputs)
+
+
 class _NormalizationRule(rules.GradientRule):
     """`normalize(x) * scale + offset`, scale and offset along some axes."""
 
@@ -101,8 +135,7 @@ class LayerNormalizationRule(_NormalizationRule):
         if getattr(layer, "rms_scaling", False):
             variance = ops.var(inputs, axis=axes, keepdims=True)
             return inputs * tf.math.rsqrt(variance + layer.epsilon)
-        mean, variance = ops.moments(inputs, axes=axes, keepdims=True)
-        return (inputs - mean) * tf.math.rsqrt(variance + layer.epsilon)
+        return _standardize(inputs, axes, layer.epsilon, centered=True)
 
 
 @rules.register_gradient_rule(keras.layers.GroupNormalization)
@@ -121,8 +154,7 @@ class GroupNormalizationRule(_NormalizationRule):
         split = shape[:axis] + [layer.groups, channels // layer.groups]
         grouped = tf.reshape(inputs, split + shape[axis + 1 :])
         over = [a for a in range(1, grouped.shape.rank) if a != axis]
-        mean, variance = ops.moments(grouped, axes=over, keepdims=True)
-        normalized = (grouped - mean) * tf.math.rsqrt(variance + layer.epsilon)
+        normalized = _standardize(grouped, over, layer.epsilon, centered=True)
         return tf.reshape(normalized, shape)
 
 
@@ -140,10 +172,7 @@ class _RMSNormalizationRule(_NormalizationRule):
 
     def normalize(self, layer, inputs):
         axes = self.axes(layer, inputs.shape.rank)
-        mean_square = tf.reduce_mean(
-            tf.square(inputs), axis=axes, keepdims=True
-        )
-        return inputs * tf.math.rsqrt(mean_square + layer.epsilon)
+        return _standardize(inputs, axes, layer.epsilon, centered=False)
 
 
 # Keras has the layer from 3.9 on.

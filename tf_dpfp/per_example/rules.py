@@ -169,6 +169,8 @@ def record_before_activation(
 
 
 _RULES: dict[type, GradientRule] = {}
+# Of layers in packages that may not be installed.
+_RULES_BY_NAME: dict[tuple[str, str], GradientRule] = {}
 
 
 def register_gradient_rule(
@@ -214,6 +216,34 @@ def register_gradient_rule(
     return decorate
 
 
+def register_by_name(
+    package: str, name: str
+) -> Callable[[type[GradientRule]], type[GradientRule]]:
+    """Class decorator: a rule for a layer type that is not imported for it.
+
+    A rule registered for the type itself comes first.
+
+    Args:
+        package: The package that defines the layer type.
+        name: The name of the type.
+
+    Returns:
+        The decorator.
+    """
+
+    def decorate(rule_type: type[GradientRule]) -> type[GradientRule]:
+        _RULES_BY_NAME[package, name] = rule_type()
+        return rule_type
+
+    return decorate
+
+
+def _registered(layer_type: type) -> GradientRule | None:
+    package = layer_type.__module__.partition(".")[0]
+    by_name = _RULES_BY_NAME.get((package, layer_type.__name__))
+    return _RULES.get(layer_type, by_name)
+
+
 # A subclass may say these anew and still compute what its base computes.
 _HARMLESS_OVERRIDES = frozenset(
     (
@@ -247,7 +277,7 @@ def _computes_like(layer_type: type, base: type) -> bool:
 def rule_for(layer: keras.layers.Layer) -> GradientRule | None:
     """The rule of a layer's type, or `None` if only the generic one fits."""
     for base in type(layer).__mro__:
-        rule = _RULES.get(base)
+        rule = _registered(base)
         if rule is None:
             continue
         inherits = _computes_like(type(layer), base)
