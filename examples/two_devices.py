@@ -10,6 +10,8 @@ Reference:
     He et al., 2022, arXiv 2212.01539 (per-device clipping).
 """
 
+import collections
+import math
 import os
 import sys
 import time
@@ -25,7 +27,6 @@ from keras import layers
 
 import tf_dpfp
 from examples import datasets
-from tf_dpfp.training import private_step
 
 FLAGS = flags.FLAGS
 
@@ -149,8 +150,8 @@ def build(
     )
 
 
-def describe_groups(model: keras.Model) -> str:
-    """What is clipped together, and where.
+def describe_devices(model: keras.Model) -> str:
+    """What is on each device, and where it is clipped.
 
     Args:
         model: A private, compiled model.
@@ -158,11 +159,13 @@ def describe_groups(model: keras.Model) -> str:
     Returns:
         A line for each device.
     """
-    groups = model.optimizer.groups(private_step.owned_variables(model))
+    weights = collections.Counter()
+    for variable in model.trainable_variables:
+        device = variable.value.device.rpartition("device:")[2]
+        weights[device] += math.prod(variable.shape)
     return "\n".join(
-        f"{group.name}: {group.dimension} weights, clipped at "
-        f"{float(group.threshold):.4f}"
-        for group in groups
+        f"{device}: {weights[device]} weights, clipped at {threshold:.4f}"
+        for device, threshold in tf_dpfp.thresholds(model).items()
     )
 
 
@@ -199,7 +202,7 @@ def train() -> keras.Model:
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    print(describe_groups(model))
+    print(describe_devices(model))
     model.fit(
         batches,
         epochs=FLAGS.epochs,
@@ -228,7 +231,7 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, datasets.DatasetUnavailableError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"\n{describe_groups(model)}\n")
+    print(f"\n{describe_devices(model)}\n")
     print(tf_dpfp.privacy_statement(model, FLAGS.delta))
     print(f"This took {time.monotonic() - start:.0f} s.")
     return 0
