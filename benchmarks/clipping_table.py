@@ -10,10 +10,11 @@ object for each training, then one for each data set and clipping with the mean
 and the spread over the seeds.
 
 The learning rate is the same for every clipping. Of those tried, apart by
-factors of two and with another seed, it was the best for each. The model that is evaluated is the moving average of the weights
-(`use_ema`), which is computed from private weights alone. Time and memory of a
-step are those that `benchmarks.step_time` measures for a network of the same
-shapes and the same batch size.
+factors of two and with another seed, it was the best for each. The model that
+is evaluated is the moving average of the weights (`use_ema`), which is computed
+from private weights alone. Time and memory of a step are those that
+`benchmarks.step_time` measures for a network of the same shapes and the same
+batch size.
 """
 
 import json

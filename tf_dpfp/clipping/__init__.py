@@ -17,6 +17,7 @@ from tf_dpfp.clipping.groupings import PerBlock
 from tf_dpfp.clipping.groupings import PerDevice
 from tf_dpfp.clipping.groupings import PerLayer
 from tf_dpfp.clipping.groupings import get
+from tf_dpfp.clipping.groupings import with_estimates
 
 __all__ = [
     "Adaptive",
@@ -36,4 +37,5 @@ __all__ = [
     "gather_gradients",
     "get",
     "updated_estimates",
+    "with_estimates",
 ]
