@@ -17,6 +17,7 @@ from tf_dpfp.clipping.groupings import PerBlock
 from tf_dpfp.clipping.groupings import PerDevice
 from tf_dpfp.clipping.groupings import PerLayer
 from tf_dpfp.clipping.groupings import get
+from tf_dpfp.clipping.groupings import with_estimates
 from tf_dpfp.clipping.placement import on as on_device
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "get",
     "on_device",
     "updated_estimates",
+    "with_estimates",
 ]

@@ -158,8 +158,11 @@ class Clipping(abc.ABC):
                 dataclasses.replace(g, stability=stability) for g in groups
             ]
         if isinstance(self.thresholds, Adaptive):
-            return self.adapted(
-                groups, [g.threshold for g in groups], l2_norm_clip
+            return with_estimates(
+                groups,
+                [g.threshold for g in groups],
+                l2_norm_clip,
+                self.thresholds.rescale,
             )
         return tuple(groups)
 
@@ -173,32 +176,6 @@ class Clipping(abc.ABC):
             split = split.split
         return thresholds_lib.split_bound(
             split, l2_norm_clip, names, dimensions
-        )
-
-    def adapted(
-        self,
-        groups: Sequence[Group],
-        estimates: Sequence[float | tf.Tensor],
-        l2_norm_clip: float,
-    ) -> tuple[Group, ...]:
-        """The groups with the thresholds that follow from estimates.
-
-        Args:
-            groups: The groups.
-            estimates: The estimate of each.
-            l2_norm_clip: The bound of the whole release.
-
-        Returns:
-            The groups with other thresholds.
-        """
-        values = adaptive_lib.thresholds_of(
-            estimates, l2_norm_clip, self.thresholds.rescale
-        )
-        return tuple(
-            dataclasses.replace(group, threshold=value, estimate=estimate)
-            for group, value, estimate in zip(
-                groups, values, estimates, strict=True
-            )
         )
 
     def get_config(self) -> dict:
@@ -219,6 +196,32 @@ class Clipping(abc.ABC):
                 for name, value in config.items()
             }
         )
+
+
+def with_estimates(
+    groups: Sequence[Group],
+    estimates: Sequence[float | tf.Tensor],
+    l2_norm_clip: float,
+    rescale: bool,
+) -> tuple[Group, ...]:
+    """Groups with the thresholds that follow from estimates.
+
+    Args:
+        groups: The groups.
+        estimates: The estimate of each.
+        l2_norm_clip: The bound of the whole release.
+        rescale: Whether the thresholds are to keep to that bound.
+
+    Returns:
+        The groups, otherwise as they were.
+    """
+    values = adaptive_lib.thresholds_of(estimates, l2_norm_clip, rescale)
+    return tuple(
+        dataclasses.replace(group, threshold=value, estimate=estimate)
+        for group, value, estimate in zip(
+            groups, values, estimates, strict=True
+        )
+    )
 
 
 def _as_thresholds(thresholds):

@@ -316,7 +316,9 @@ class PrivateOptimizer:
         if not self.built:
             self.build(mine)
         estimates = self._adaptation.current(groups, mine)
-        return self.clipping.adapted(groups, estimates, self.l2_norm_clip)
+        return clipping_lib.with_estimates(
+            groups, estimates, self.l2_norm_clip, self._adaptive.rescale
+        )
 
     @property
     def _adaptive(self) -> clipping_lib.Adaptive | None:
