@@ -26,6 +26,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import app
 from absl import flags
 
+from examples import clippings
 from examples import datasets
 from examples import models
 from examples import training
@@ -38,7 +39,10 @@ def _define_flags() -> None:
     )
     flags.DEFINE_enum("model", default.model, models.NAMES, "The model.")
     flags.DEFINE_enum(
-        "clipping", default.clipping, ["flat", "per_layer"], "What is clipped."
+        "clipping",
+        default.clipping,
+        list(clippings.CLIPPINGS),
+        "What is clipped, and at which thresholds.",
     )
     flags.DEFINE_float(
         "epsilon",

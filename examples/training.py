@@ -20,6 +20,7 @@ import tensorflow as tf
 
 import tf_dpfp
 from examples import checkpoints
+from examples import clippings
 from examples import datasets
 from examples import models
 from examples import plots
@@ -50,7 +51,8 @@ class Config:
     Attributes:
         dataset: `mnist`, `fashion_mnist` or `tfds:NAME`.
         model: One of `examples.models.NAMES`.
-        clipping: `flat` or `per_layer`.
+        clipping: One of `examples.clippings.CLIPPINGS`: `flat`, or by layer
+            with fixed (`per_layer`), `adaptive` or `automatic` thresholds.
         epsilon: The budget, from which the noise follows. `None` for 2.93,
             unless `noise_multiplier` is given.
         delta: Probability with which the guarantee may fail.
@@ -97,6 +99,7 @@ class Config:
             accounting.check_epsilon(self.budget)
         _check_choice("model", self.model, models.NAMES)
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        _check_choice("clipping", self.clipping, clippings.CLIPPINGS)
         for name in ("batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(
@@ -349,7 +352,7 @@ def _optimizer(config: Config, population: int, steps_per_epoch: int):
         rate,
         l2_norm_clip=config.l2_norm_clip,
         noise_multiplier=noise_multiplier,
-        clipping=config.clipping,
+        clipping=clippings.CLIPPINGS[config.clipping],
         microbatch_size=config.microbatch_size,
         seed=config.seed,
     )

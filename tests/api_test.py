@@ -5,11 +5,12 @@ import pytest
 import tf_dpfp
 
 NAMES = """
-Clipping ClippedGradients DPAdagrad DPAdam DPAdamW DPLion DPModel DPRMSprop
-DPSGD DPSequential Flat GenericRule GradientRule Materialized NotPrivateError
-OuterProduct PerBlock PerLayer PrivacyBudget Problem RowGather calibrate
-clipped_gradients epsilon fix is_private ledger make_private poisson_batches
-privacy_statement private_optimizer_class register_gradient_rule sampled_steps
+Adaptive Automatic ByFunction Clipping ClippedGradients DPAdagrad DPAdam
+DPAdamW DPLion DPModel DPRMSprop DPSGD DPSequential Flat GenericRule
+GradientRule Materialized NotPrivateError OuterProduct PerBlock PerDevice
+PerLayer PrivacyBudget Problem RowGather calibrate clipped_gradients epsilon
+fix is_private ledger make_private poisson_batches privacy_statement
+private_optimizer_class register_gradient_rule sampled_steps thresholds
 validate
 """.split()
 

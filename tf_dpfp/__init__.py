@@ -10,9 +10,13 @@ if _keras.backend.backend() != "tensorflow":
     )
 
 from tf_dpfp.accounting import calibrate
+from tf_dpfp.clipping import Adaptive
+from tf_dpfp.clipping import Automatic
+from tf_dpfp.clipping import ByFunction
 from tf_dpfp.clipping import Clipping
 from tf_dpfp.clipping import Flat
 from tf_dpfp.clipping import PerBlock
+from tf_dpfp.clipping import PerDevice
 from tf_dpfp.clipping import PerLayer
 from tf_dpfp.optimizers import DPSGD
 from tf_dpfp.optimizers import ClippedGradients
@@ -40,6 +44,7 @@ from tf_dpfp.training import ledger
 from tf_dpfp.training import make_private
 from tf_dpfp.training import privacy_statement
 from tf_dpfp.training import sampled_steps
+from tf_dpfp.training import thresholds
 from tf_dpfp.validation import Problem
 from tf_dpfp.validation import fix
 from tf_dpfp.validation import validate

@@ -58,3 +58,78 @@ def test_long_gradients_stay_below_the_threshold(jit_compile):
 
     found = np.linalg.norm(clipped(values).numpy().astype(np.float64))
     assert 0.9999 < found <= 1.0
+
+
+def _centred_count(norms, estimate, present=None):
+    with np.errstate(over="ignore"):
+        squared = np.square(np.asarray(norms, np.float32))
+    if present is None:
+        present = np.ones(squared.shape, bool)
+    return float(
+        clipping.centred_count(
+            tf.constant(squared), tf.constant(estimate), tf.constant(present)
+        )
+    )
+
+
+def test_a_count_is_centred():
+    # Below, equal, above: +1/2, +1/2, -1/2.
+    assert _centred_count([1.0], 2.0) == 0.5
+    assert _centred_count([2.0], 2.0) == 0.5
+    assert _centred_count([3.0], 2.0) == -0.5
+    assert _centred_count([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2.0) == -0.5
+    assert _centred_count([], 2.0) == 0.0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_who_takes_no_part_is_not_counted(bad):
+    assert _centred_count([bad], 1.0) == 0.0
+    assert _centred_count([0.0, 9.0], 1.0, [False, False]) == 0.0
+    assert _centred_count([0.0, bad, 9.0, 0.5], 1.0, [False, True] * 2) == 0.5
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(
+                st.floats(0.0, 2.0**100, width=32),
+                st.sampled_from([np.nan, np.inf]),
+            ),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=20,
+    ),
+    st.floats(2.0**-30, 2.0**30, width=32),
+)
+def test_one_example_moves_a_count_by_half_or_not_at_all(rows, estimate):
+    norms, present = zip(*rows, strict=True)
+    moved = _centred_count(norms, estimate, present) - _centred_count(
+        norms[1:], estimate, np.array(present[1:], bool)
+    )
+    takes_part = present[0] and norms[0] < 2.0**64
+    assert abs(moved) == (0.5 if takes_part else 0.0)
+
+
+_SQUARED_NORMS = [0.0, 1e-38, 1e-20, 1e-4, 1.0, 4.0, 1e20, 1e38]
+
+
+@pytest.mark.parametrize("threshold", [1e-10, 0.3, 1e10])
+@pytest.mark.parametrize("stability", [1e-10, 0.01, 1e6])
+def test_automatic_factors_bring_every_norm_below_the_threshold(
+    threshold, stability
+):
+    squared = np.array([*_SQUARED_NORMS, np.nan, np.inf], np.float32)
+    present = np.ones(squared.shape, bool)
+    present[4] = False
+    factors = clipping.clip_factors(
+        tf.constant(squared), threshold, tf.constant(present), stability
+    ).numpy()
+    assert np.all(np.isfinite(factors))
+    np.testing.assert_array_equal(factors[[4, 8, 9]], 0.0)
+    norms = np.sqrt(squared[:8].astype(np.float64))
+    assert np.all(factors[:8] * norms < np.float32(threshold))
+    kept = np.arange(8) != 4
+    np.testing.assert_allclose(
+        factors[:8][kept], (threshold / (norms + stability))[kept], rtol=1e-4
+    )

@@ -1,3 +1,4 @@
+import json
 import math
 
 import keras
@@ -144,7 +145,7 @@ def test_given_thresholds():
         grouping.groups(owned, 1.0)
     with pytest.raises(ValueError, match="Missing"):
         tf_dpfp.PerLayer(thresholds={names[0]: 1.0}).groups(owned, 1.0)
-    with pytest.raises(ValueError, match="positive and finite"):
+    with pytest.raises(ValueError, match="finite and at least"):
         bad = dict(zip(names, (-3.0, 4.0), strict=True))
         tf_dpfp.PerLayer(thresholds=bad).groups(owned, 5.0)
 
@@ -158,3 +159,135 @@ def test_wrong_arguments_are_refused():
         tf_dpfp.PerBlock(pattern="(")
     with pytest.raises(ValueError, match="in the path of no"):
         _groups(tf_dpfp.PerBlock(pattern="nowhere"))
+
+
+@keras.saving.register_keras_serializable(package="groupings_test")
+def attention_or_not(layer):
+    return "attention" if "attention" in layer.path else "others"
+
+
+def test_groups_by_a_function():
+    owned, groups = _groups(tf_dpfp.ByFunction(function=attention_or_not))
+    assert [g.name for g in groups] == ["others", "attention"]
+    for group in groups:
+        for member in group.members:
+            layer = owned[member].layer
+            assert attention_or_not(layer) == group.name
+    members = sorted(i for group in groups for i in group.members)
+    assert members == list(range(len(owned)))
+    total = math.sqrt(math.fsum(g.threshold**2 for g in groups))
+    assert total == pytest.approx(2.0, rel=1e-12)
+    by_name = tf_dpfp.ByFunction(
+        function=attention_or_not,
+        thresholds={"attention": 1.6, "others": 1.2},
+    )
+    found = {g.name: g.threshold for g in by_name.groups(owned, 2.0)}
+    assert found == {"attention": 1.6, "others": 1.2}
+
+
+@pytest.mark.parametrize("function", [None, "attention", 3])
+def test_a_function_that_is_none_is_refused(function):
+    with pytest.raises(TypeError, match="takes a layer and returns") as error:
+        tf_dpfp.ByFunction(function=function)
+    assert repr(function) in str(error.value)
+
+
+@pytest.mark.parametrize("answer", [None, 1, b"name", ("a", "b")])
+def test_a_function_that_returns_no_name_is_refused(answer):
+    grouping = tf_dpfp.ByFunction(function=lambda layer: answer)
+    with pytest.raises(TypeError, match="returned") as error:
+        _groups(grouping)
+    assert repr(answer) in str(error.value)
+
+
+def test_the_errors_of_a_function_are_not_swallowed():
+    def by_color(layer):
+        return layer.color
+
+    with pytest.raises(AttributeError, match="color"):
+        _groups(tf_dpfp.ByFunction(function=by_color))
+
+
+_THRESHOLDS = [
+    "by_dimension",
+    tf_dpfp.Adaptive(initial={"first": 1.0, "class_name": 2.0}),
+    tf_dpfp.Adaptive(shared=True, rescale=False, initial=0.25),
+    tf_dpfp.Automatic(split={"first": 3.0, "second": 4.0}),
+]
+
+
+@pytest.mark.parametrize("thresholds", _THRESHOLDS, ids=str)
+@pytest.mark.parametrize(
+    "make",
+    [
+        tf_dpfp.Flat,
+        tf_dpfp.PerLayer,
+        lambda **kwargs: tf_dpfp.PerBlock(pattern="block_[0-9]", **kwargs),
+        lambda **kwargs: tf_dpfp.ByFunction(
+            function=attention_or_not, **kwargs
+        ),
+    ],
+    ids=["Flat", "PerLayer", "PerBlock", "ByFunction"],
+)
+def test_groupings_serialize(make, thresholds):
+    grouping = make(thresholds=thresholds, noise_allocation="equal_budget")
+    config = json.loads(
+        json.dumps(keras.saving.serialize_keras_object(grouping))
+    )
+    assert clipping.get(config) == grouping
+    optimizer = tf_dpfp.DPAdam(0.1, noise_multiplier=1.0, clipping=grouping)
+    again = tf_dpfp.DPAdam.from_config(optimizer.get_config())
+    assert again.clipping == grouping
+    config = json.loads(
+        json.dumps(keras.saving.serialize_keras_object(optimizer))
+    )
+    again = keras.saving.deserialize_keras_object(config)
+    assert again.clipping == grouping
+    assert again.get_config() == optimizer.get_config()
+
+
+def test_names_of_thresholds():
+    assert tf_dpfp.PerLayer(thresholds="adaptive") == tf_dpfp.PerLayer(
+        thresholds=tf_dpfp.Adaptive()
+    )
+    assert tf_dpfp.PerLayer(thresholds="automatic") == tf_dpfp.PerLayer(
+        thresholds=tf_dpfp.Automatic()
+    )
+    for wrong in ("adaptiv", 1.0, None, tf_dpfp.Adaptive):
+        with pytest.raises(ValueError, match="`thresholds` is") as error:
+            tf_dpfp.PerLayer(thresholds=wrong)
+        assert repr(wrong) in str(error.value)
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_adaptive_groups_begin_at_the_initial_estimates(rescale):
+    adaptive = tf_dpfp.Adaptive(initial="by_dimension", rescale=rescale)
+    _, groups = _groups(tf_dpfp.PerLayer(thresholds=adaptive))
+    _, fixed = _groups(tf_dpfp.PerLayer(thresholds="by_dimension"))
+    for mine, other in zip(groups, fixed, strict=True):
+        assert float(mine.threshold) == pytest.approx(other.threshold)
+        assert float(mine.estimate) == pytest.approx(other.threshold)
+        assert other.estimate is None and mine.stability == 0.0
+    numbers = tf_dpfp.Adaptive(initial=5.0, rescale=rescale)
+    _, groups = _groups(tf_dpfp.PerLayer(thresholds=numbers))
+    expected = 2.0 / math.sqrt(7) if rescale else 5.0
+    for group in groups:
+        assert float(group.threshold) == pytest.approx(expected)
+        assert float(group.estimate) == 5.0
+
+
+def test_automatic_groups_carry_the_stability_and_split_the_bound():
+    automatic = tf_dpfp.Automatic(stability=0.3, split="by_dimension")
+    _, groups = _groups(tf_dpfp.PerLayer(thresholds=automatic))
+    _, fixed = _groups(tf_dpfp.PerLayer(thresholds="by_dimension"))
+    assert [g.threshold for g in groups] == [g.threshold for g in fixed]
+    assert {g.stability for g in groups} == {0.3}
+    assert {g.estimate for g in groups} == {None}
+
+
+def test_thresholds_that_float32_can_not_hold_are_refused():
+    owned, groups = _groups(tf_dpfp.PerLayer())
+    chosen = dict.fromkeys((g.name for g in groups), 2.0 / math.sqrt(6))
+    grouping = tf_dpfp.PerLayer(thresholds=chosen | {groups[0].name: 1e-20})
+    with pytest.raises(ValueError, match="at least 1e-14"):
+        grouping.groups(owned, 2.0)

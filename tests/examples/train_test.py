@@ -413,7 +413,20 @@ def test_every_setting_has_a_flag(monkeypatch):
     assert given == fields
 
 
-def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("tutorial", "says", "leaves"),
+    [
+        (
+            "mnist_private_training.py",
+            "Epsilon with the Poisson sampling above",
+            "private_mnist.keras",
+        ),
+        ("adaptive_clipping.py", "epsilon 2.", "adaptive_thresholds.png"),
+    ],
+)
+def test_the_tutorials_run(
+    tutorial, says, leaves, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TF_DPFP_TUTORIAL_EPOCHS", "1")
 
@@ -428,7 +441,6 @@ def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
         return (x, y), (x[:100], y[:100])
 
     monkeypatch.setattr(datasets, "load", small)
-    runpy.run_path(str(ROOT / "examples" / "mnist_private_training.py"))
-    printed = capsys.readouterr().out
-    assert "Epsilon with the Poisson sampling above" in printed
-    assert (tmp_path / "private_mnist.keras").exists()
+    runpy.run_path(str(ROOT / "examples" / tutorial))
+    assert says in capsys.readouterr().out
+    assert (tmp_path / leaves).exists()

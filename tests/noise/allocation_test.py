@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,3 +74,22 @@ def test_the_allocations_by_hand():
 def test_an_unknown_allocation_is_refused():
     with pytest.raises(ValueError, match="`allocation` is one of"):
         noise.standard_deviations([1.0], [1], 1.0, "fair")
+
+
+@pytest.mark.parametrize("allocation", noise.ALLOCATIONS)
+@pytest.mark.parametrize("count", [1, 3, 600])
+def test_thresholds_may_be_tensors(allocation, count):
+    rng = np.random.default_rng(count)
+    values = np.exp(rng.normal(scale=4.0, size=count)).astype(np.float32)
+    dimensions = rng.integers(1, 10**6, count).tolist()
+    found = noise.standard_deviations(
+        [tf.constant(v) for v in values], dimensions, 1.3, allocation
+    )
+    expected = noise.standard_deviations(
+        values.astype(np.float64).tolist(), dimensions, 1.3, allocation
+    )
+    # Rounding stays far inside the margin of 2^-15 by which clip factors are
+    # lowered.
+    np.testing.assert_allclose(
+        np.array([s.numpy() for s in found]), expected, rtol=2.0**-17
+    )

@@ -151,3 +151,12 @@ def test_checkpoints_do_not_see_the_source():
     source = noise.NoiseSource()
     source.next_step()
     assert not isinstance(source, tf.__internal__.tracking.Trackable)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("deviation", [1e-30, 1e-20, 1e-10, 1e10, 1e30])
+def test_no_scale_is_lost(path, deviation):
+    size = 100_000 if path == "compiled" else 10_000
+    sample = _draw([size], 3, path, deviation) / np.float64(deviation)
+    np.testing.assert_allclose(sample, _draw([size], 3, path), rtol=1e-5)
+    assert np.std(sample) == pytest.approx(1.0, rel=0.05)

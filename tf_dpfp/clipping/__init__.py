@@ -1,25 +1,39 @@
 """Groupings, thresholds, clip factors and clipped sums."""
 
+from tf_dpfp.clipping.adaptive import Adaptive
+from tf_dpfp.clipping.adaptive import updated as updated_estimates
+from tf_dpfp.clipping.automatic import Automatic
+from tf_dpfp.clipping.clipped_sum import ClippedSums
 from tf_dpfp.clipping.clipped_sum import clip_and_sum
 from tf_dpfp.clipping.clipped_sum import gather_gradients
+from tf_dpfp.clipping.factors import centred_count
 from tf_dpfp.clipping.factors import clip_factors
+from tf_dpfp.clipping.groupings import ByFunction
 from tf_dpfp.clipping.groupings import Clipping
 from tf_dpfp.clipping.groupings import Flat
 from tf_dpfp.clipping.groupings import Group
 from tf_dpfp.clipping.groupings import OwnedVariable
 from tf_dpfp.clipping.groupings import PerBlock
+from tf_dpfp.clipping.groupings import PerDevice
 from tf_dpfp.clipping.groupings import PerLayer
 from tf_dpfp.clipping.groupings import get
 
 __all__ = [
+    "Adaptive",
+    "Automatic",
+    "ByFunction",
+    "ClippedSums",
     "Clipping",
     "Flat",
     "Group",
     "OwnedVariable",
     "PerBlock",
+    "PerDevice",
     "PerLayer",
+    "centred_count",
     "clip_and_sum",
     "clip_factors",
     "gather_gradients",
     "get",
+    "updated_estimates",
 ]

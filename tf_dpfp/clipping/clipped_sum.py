@@ -1,6 +1,8 @@
 """From recorded calls and their output gradients to clipped sums."""
 
+import contextlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -14,6 +16,7 @@ def gather_gradients(
     calls: Sequence[per_example.LayerCall],
     source_gradients: Sequence[Sequence[tf.Tensor | None]],
     variables: Sequence[keras.Variable],
+    groups: Sequence[groupings.Group] = (),
 ) -> list[per_example.PerExampleGradient | None]:
     """Per-example gradients of every variable, all its uses added up.
 
@@ -22,6 +25,7 @@ def gather_gradients(
         source_gradients: For each call, the gradients of its sources; `None`
             for a source that the loss does not depend on.
         variables: The trainable variables.
+        groups: Their groups, which may say on which devices they are.
 
     Returns:
         One entry per variable; `None` where no call read the variable.
@@ -29,28 +33,55 @@ def gather_gradients(
     uses: dict[int, list[per_example.PerExampleGradient]] = {
         id(v): [] for v in variables
     }
+    devices = {
+        id(variables[index]): group.device
+        for group in groups
+        for index in group.members
+    }
     for call, output_gradients in zip(calls, source_gradients, strict=True):
         if all(g is None for g in output_gradients):
             continue
-        for variable, gradient in call.rule.gradients(
-            call, tuple(output_gradients)
-        ):
+        owned = [devices.get(id(v)) for v in call.layer.trainable_variables]
+        with _on(next((d for d in owned if d is not None), None)):
+            found = call.rule.gradients(call, tuple(output_gradients))
+        for variable, gradient in found:
             if id(variable) in uses:
                 uses[id(variable)].append(gradient)
-    return [
-        per_example.add(uses[id(v)]) if uses[id(v)] else None for v in variables
-    ]
+    gradients = []
+    for variable in variables:
+        with _on(devices.get(id(variable))):
+            mine = uses[id(variable)]
+            gradients.append(per_example.add(mine) if mine else None)
+    return gradients
+
+
+def _on(device: str | None):
+    return tf.device(device) if device else contextlib.nullcontext()
+
+
+class ClippedSums(NamedTuple):
+    """What leaves a batch. Private until noise is added.
+
+    Attributes:
+        sums: The clipped sum for each variable; `None` where there is no
+            gradient.
+        counts: The centred count of each group, float32 of shape `(K,)`;
+            `None` where no threshold adapts.
+    """
+
+    sums: list[tf.Tensor | None]
+    counts: tf.Tensor | None
 
 
 def clip_and_sum(
     gradients: Sequence[per_example.PerExampleGradient | None],
     groups: Sequence[groupings.Group],
     present: tf.Tensor,
-) -> list[tf.Tensor | None]:
+) -> ClippedSums:
     """Clips every example's gradient group by group and sums over examples.
 
     Adding or removing one example moves the sums of group k, together, by at
-    most `threshold_k` in L2 norm.
+    most `threshold_k` in L2 norm, and its centred count by at most 1/2.
 
     Args:
         gradients: Per-example gradients, one entry per variable.
@@ -58,26 +89,42 @@ def clip_and_sum(
         present: Boolean, `(batch,)`: which examples take part.
 
     Returns:
-        The clipped sum for each variable; `None` where there is no gradient.
-        Private until noise is added.
+        The `ClippedSums`.
     """
     sums: list[tf.Tensor | None] = [None] * len(gradients)
+    counts = []
     for group in groups:
         members = [i for i in group.members if gradients[i] is not None]
-        if not members:
-            continue
-        norms = [gradients[i].squared_norms() for i in members]
-        # Reshaped, for a layer whose rows are not the examples must fail: with
-        # one example in the batch it would broadcast, and clip row by row.
-        squared_norms = tf.add_n(
-            [
-                tf.reshape(tf.cast(n, norms[0].dtype), tf.shape(present))
-                for n in norms
-            ]
-        )
-        factors = factors_lib.clip_factors(
-            squared_norms, group.threshold, present
-        )
-        for index in members:
-            sums[index] = gradients[index].weighted_sum(factors)
-    return sums
+        with _on(group.device):
+            squared_norms = _squared_norms(
+                [gradients[i] for i in members], present
+            )
+            factors = factors_lib.clip_factors(
+                squared_norms, group.threshold, present, group.stability
+            )
+            for index in members:
+                sums[index] = gradients[index].weighted_sum(factors)
+            if group.estimate is not None:
+                counts.append(
+                    factors_lib.centred_count(
+                        squared_norms, group.estimate, present
+                    )
+                )
+    return ClippedSums(sums, tf.stack(counts) if counts else None)
+
+
+def _squared_norms(
+    gradients: Sequence[per_example.PerExampleGradient], present: tf.Tensor
+) -> tf.Tensor:
+    """Squared norms of a whole group, `(batch,)`."""
+    if not gradients:  # The loss does not depend on the group.
+        return tf.zeros(tf.shape(present))
+    norms = [gradient.squared_norms() for gradient in gradients]
+    # Reshaped, for a layer whose rows are not the examples must fail: with
+    # one example in the batch it would broadcast, and clip row by row.
+    return tf.add_n(
+        [
+            tf.reshape(tf.cast(n, norms[0].dtype), tf.shape(present))
+            for n in norms
+        ]
+    )

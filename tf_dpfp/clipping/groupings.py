@@ -3,7 +3,8 @@
 A grouping and its thresholds are one frozen object, the `clipping` argument
 of the optimizers. Whatever the grouping, the thresholds satisfy
 `sum_k C_k^2 = l2_norm_clip^2`: the sensitivity of the whole release is the
-bound that the user gave.
+bound that the user gave. (Adaptive thresholds that are not rescaled begin
+there and then go their own way; the noise goes with them.)
 
 Reference:
     He et al., 2022, arXiv 2212.01539 (group-wise clipping).
@@ -13,12 +14,16 @@ import abc
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
+import tensorflow as tf
 
 from tf_dpfp import noise
+from tf_dpfp.clipping import adaptive as adaptive_lib
 from tf_dpfp.clipping import thresholds as thresholds_lib
+from tf_dpfp.clipping.adaptive import Adaptive
+from tf_dpfp.clipping.automatic import Automatic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +46,22 @@ class Group:
     Attributes:
         name: For messages, and to give thresholds by.
         members: Positions in the list of trainable variables.
-        threshold: The clip norm C_k.
+        threshold: The clip norm C_k; a scalar tensor while it adapts.
         dimension: Number of parameters d_k.
+        stability: What automatic clipping adds to norms; 0 for clipping.
+        estimate: What norms are compared with to be counted, a scalar tensor;
+            `None` where nothing adapts.
+        device: Where norms, factors and sums are computed, and noise is
+            drawn; `None` leaves that to TensorFlow.
     """
 
     name: str
     members: tuple[int, ...]
-    threshold: float
+    threshold: float | tf.Tensor
     dimension: int
+    stability: float = 0.0
+    estimate: float | tf.Tensor | None = None
+    device: str | None = None
 
 
 @keras.saving.register_keras_serializable(package="tf_dpfp")
@@ -60,7 +73,10 @@ class Clipping(abc.ABC):
         thresholds: How the bound is split among K groups: `"equal"`
             (`C / sqrt(K)` each), `"by_dimension"` (in proportion to the root
             of the number of parameters), or a dict from group name to
-            threshold whose squares add up to that of the bound.
+            threshold whose squares add up to that of the bound; or
+            `tf_dpfp.Adaptive(...)`, thresholds that follow the gradients; or
+            `tf_dpfp.Automatic(...)`, gradients scaled to one length.
+            `"adaptive"` and `"automatic"` are those with their defaults.
         noise_allocation: How the noise is split: `"global"` (the same
             standard deviation everywhere), `"equal_budget"` (in proportion
             to the group's threshold) or `"by_dimension"` (the same ratio of
@@ -70,22 +86,11 @@ class Clipping(abc.ABC):
         ValueError: If an argument is none of these.
     """
 
-    thresholds: str | Mapping[str, float] = "equal"
+    thresholds: str | Mapping[str, float] | Adaptive | Automatic = "equal"
     noise_allocation: str = "global"
 
     def __post_init__(self):
-        if isinstance(self.thresholds, Mapping):
-            # Hashable and comparable, as a frozen object should be.
-            pairs = tuple(sorted(self.thresholds.items()))
-            object.__setattr__(self, "thresholds", pairs)
-        elif isinstance(self.thresholds, list | tuple):
-            pairs = tuple(tuple(pair) for pair in self.thresholds)
-            object.__setattr__(self, "thresholds", pairs)
-        elif self.thresholds not in ("equal", "by_dimension"):
-            raise ValueError(
-                "`thresholds` is 'equal', 'by_dimension' or a dict from group "
-                f"name to threshold. Received: thresholds={self.thresholds!r}"
-            )
+        object.__setattr__(self, "thresholds", _as_thresholds(self.thresholds))
         if self.noise_allocation not in noise.ALLOCATIONS:
             raise ValueError(
                 f"`noise_allocation` is one of {list(noise.ALLOCATIONS)}. "
@@ -95,6 +100,11 @@ class Clipping(abc.ABC):
     @abc.abstractmethod
     def group_names(self, variables: Sequence[OwnedVariable]) -> list[str]:
         """The name of each variable's group."""
+
+    def device_of(self, owned: OwnedVariable) -> str | None:
+        """Where a variable's part of the release is computed."""
+        del owned
+        return None
 
     def groups(
         self, variables: Sequence[OwnedVariable], l2_norm_clip: float
@@ -106,7 +116,8 @@ class Clipping(abc.ABC):
             l2_norm_clip: The bound of the whole release.
 
         Returns:
-            The groups; `sum_k threshold_k^2 = l2_norm_clip^2`.
+            The groups, before the first step. `sum_k threshold_k^2 =
+            l2_norm_clip^2`, unless thresholds adapt and are not rescaled.
 
         Raises:
             ValueError: If given thresholds do not fit the groups.
@@ -118,20 +129,69 @@ class Clipping(abc.ABC):
             sum(math.prod(variables[i].variable.shape) for i in indices)
             for indices in members.values()
         ]
-        values = self._split(l2_norm_clip, list(members), dimensions)
-        return tuple(
-            Group(name, tuple(indices), threshold, dimension)
-            for (name, indices), threshold, dimension in zip(
-                members.items(), values, dimensions, strict=True
+        groups = [
+            Group(
+                name=name,
+                members=tuple(indices),
+                threshold=threshold,
+                dimension=dimension,
+                device=self.device_of(variables[indices[0]]),
             )
-        )
+            for (name, indices), threshold, dimension in zip(
+                members.items(),
+                self._split(l2_norm_clip, list(members), dimensions),
+                dimensions,
+                strict=True,
+            )
+        ]
+        if isinstance(self.thresholds, Automatic):
+            stability = self.thresholds.stability
+            groups = [
+                dataclasses.replace(g, stability=stability) for g in groups
+            ]
+        if isinstance(self.thresholds, Adaptive):
+            return self.adapted(
+                groups, [g.threshold for g in groups], l2_norm_clip
+            )
+        return tuple(groups)
 
     def _split(self, l2_norm_clip, names, dimensions) -> tuple[float, ...]:
-        if self.thresholds == "equal":
-            return thresholds_lib.equal_split(l2_norm_clip, len(names))
-        if self.thresholds == "by_dimension":
-            return thresholds_lib.split_by_dimension(l2_norm_clip, dimensions)
-        return thresholds_lib.given(l2_norm_clip, names, dict(self.thresholds))
+        if isinstance(self.thresholds, Adaptive):
+            return self.thresholds.initial_estimates(
+                l2_norm_clip, names, dimensions
+            )
+        split = self.thresholds
+        if isinstance(split, Automatic):
+            split = split.split
+        return thresholds_lib.split_bound(
+            split, l2_norm_clip, names, dimensions
+        )
+
+    def adapted(
+        self,
+        groups: Sequence[Group],
+        estimates: Sequence[float | tf.Tensor],
+        l2_norm_clip: float,
+    ) -> tuple[Group, ...]:
+        """The groups with the thresholds that follow from estimates.
+
+        Args:
+            groups: The groups.
+            estimates: The estimate of each.
+            l2_norm_clip: The bound of the whole release.
+
+        Returns:
+            The groups with other thresholds.
+        """
+        values = adaptive_lib.thresholds_of(
+            estimates, l2_norm_clip, self.thresholds.rescale
+        )
+        return tuple(
+            dataclasses.replace(group, threshold=value, estimate=estimate)
+            for group, value, estimate in zip(
+                groups, values, estimates, strict=True
+            )
+        )
 
     def get_config(self) -> dict:
         """The fields, for Keras serialization."""
@@ -143,7 +203,32 @@ class Clipping(abc.ABC):
     @classmethod
     def from_config(cls, config: dict) -> "Clipping":
         """The inverse of `get_config`."""
-        return cls(**config)
+        return cls(
+            **{
+                name: keras.saving.deserialize_keras_object(value)
+                if isinstance(value, dict) and "class_name" in value
+                else value
+                for name, value in config.items()
+            }
+        )
+
+
+def _as_thresholds(thresholds):
+    if isinstance(thresholds, Adaptive | Automatic):
+        return thresholds
+    if thresholds == "adaptive":
+        return Adaptive()
+    if thresholds == "automatic":
+        return Automatic()
+    try:
+        return thresholds_lib.as_split("thresholds", thresholds)
+    except ValueError as error:
+        raise ValueError(
+            "`thresholds` is 'equal', 'by_dimension', 'adaptive', "
+            "'automatic', a dict from group name to threshold, or a "
+            "tf_dpfp.Adaptive or tf_dpfp.Automatic object. Received: "
+            f"thresholds={thresholds!r}"
+        ) from error
 
 
 @keras.saving.register_keras_serializable(package="tf_dpfp")
@@ -216,6 +301,94 @@ class PerBlock(Clipping):
         return [match.group(0) if match else "rest" for match in found]
 
 
+@keras.saving.register_keras_serializable(package="tf_dpfp")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ByFunction(Clipping):
+    """Groups that a function makes: from a layer to the name of its group.
+
+    Example:
+
+    ```python
+    @keras.saving.register_keras_serializable()
+    def group_of(layer):
+        return "embedding" if "embedding" in layer.path else "rest"
+
+    ByFunction(function=group_of)
+    ```
+
+    Args:
+        function: Takes a `keras.layers.Layer` that owns trainable weights,
+            returns a string. Register it with Keras, or a saved model can't
+            be loaded with its optimizer.
+        thresholds: As in `Clipping`.
+        noise_allocation: As in `Clipping`.
+
+    Raises:
+        TypeError: If `function` can't be called; when groups are made, if it
+            returns something else than a string.
+    """
+
+    function: Callable[[keras.layers.Layer], str]
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not callable(self.function):
+            raise TypeError(
+                "`function` takes a layer and returns the name of its group. "
+                f"Received: function={self.function!r}"
+            )
+
+    def group_names(self, variables):
+        names = [self.function(owned.layer) for owned in variables]
+        for owned, name in zip(variables, names, strict=True):
+            if not isinstance(name, str):
+                raise TypeError(
+                    "`function` returns the name of a layer's group, a "
+                    f"string. For '{owned.layer.path}' it returned {name!r}."
+                )
+        return names
+
+
+@keras.saving.register_keras_serializable(package="tf_dpfp")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerDevice(Clipping):
+    """A group for every device that holds weights.
+
+    For a model whose layers are placed with `with tf.device(...)`. Each
+    device clips its own part of every example's gradient and adds the noise
+    of its own part: no example's norm leaves a device. The backward pass of a
+    layer runs where its forward pass ran.
+
+    A group's name is its device, such as "GPU:0".
+
+    Args:
+        thresholds: As in `Clipping`.
+        noise_allocation: As in `Clipping`. With `"equal_budget"`, the default
+            here, the noise of a device depends on its own threshold only.
+
+    Reference:
+        He et al., 2022, arXiv 2212.01539 (per-device clipping).
+    """
+
+    noise_allocation: str = "equal_budget"
+
+    def group_names(self, variables):
+        devices = [self.device_of(owned) for owned in variables]
+        # Type and number tell devices apart, unless there are several hosts.
+        short = {
+            device: "{0.device_type}:{0.device_index}".format(
+                tf.DeviceSpec.from_string(device)
+            )
+            for device in devices
+        }
+        if len(set(short.values())) < len(short):
+            return devices
+        return [short[device] for device in devices]
+
+    def device_of(self, owned):
+        return owned.variable.value.device
+
+
 def _layer_names(variables: Sequence[OwnedVariable]) -> list[str]:
     """Paths of the layers; numbered where several layers share a path."""
     layers_of: dict[str, list[int]] = {}
@@ -231,7 +404,7 @@ def _layer_names(variables: Sequence[OwnedVariable]) -> list[str]:
     return names
 
 
-_BY_NAME = {"flat": Flat, "per_layer": PerLayer}
+_BY_NAME = {"flat": Flat, "per_device": PerDevice, "per_layer": PerLayer}
 
 
 def get(clipping: "str | dict | Clipping") -> Clipping:

@@ -7,8 +7,92 @@ the whole release is the bound that the user gave.
 import math
 from collections.abc import Mapping, Sequence
 
+# How a bound is split: "equal", "by_dimension", or pairs of a group's name and
+# its threshold (a dict, made hashable).
+Split = str | tuple[tuple[str, float], ...]
+
 # Given thresholds may miss the bound by rounding, not by more.
 _TOLERANCE = 1e-6
+
+# Float32 loses the squares of numbers below 1e-19. What that can hide of a
+# gradient of ten billion numbers is shorter than any threshold allowed.
+LEAST = 1e-14
+
+
+def check_between(name: str, value, low: float, high: float) -> None:
+    """Refuses what is no number between two others.
+
+    Args:
+        name: The argument's name, for the message.
+        value: The argument.
+        low: What it must be above.
+        high: What it must be below.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    try:
+        inside = not isinstance(value, bool) and low < value < high
+    except TypeError:
+        inside = False
+    if not inside:
+        raise ValueError(
+            f"`{name}` is a number above {low:g} and below {high:g}. "
+            f"Received: {name}={value!r}"
+        )
+
+
+def as_split(name: str, value: str | Mapping[str, float]) -> Split:
+    """Checks a split and makes it hashable, as part of a frozen object.
+
+    Args:
+        name: The argument's name, for the message.
+        value: `"equal"`, `"by_dimension"`, or a dict from group name to
+            number (or what that became in a serialized form).
+
+    Returns:
+        The same split.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if isinstance(value, Mapping):
+        return tuple(sorted(value.items()))
+    if isinstance(value, list | tuple):
+        return tuple((str(group), float(number)) for group, number in value)
+    if isinstance(value, str) and value in ("equal", "by_dimension"):
+        return value
+    raise ValueError(
+        f"`{name}` is 'equal', 'by_dimension' or a dict from group name to "
+        f"number. Received: {name}={value!r}"
+    )
+
+
+def split_bound(
+    split: Split,
+    l2_norm_clip: float,
+    names: Sequence[str],
+    dimensions: Sequence[int],
+) -> tuple[float, ...]:
+    """Splits a bound among groups.
+
+    Args:
+        split: What `as_split` returned.
+        l2_norm_clip: The bound C.
+        names: Names of the groups.
+        dimensions: Number of parameters of each.
+
+    Returns:
+        The thresholds, in the order of the names.
+
+    Raises:
+        ValueError: If given thresholds do not fit the groups or the bound.
+    """
+    if split == "equal":
+        return equal_split(l2_norm_clip, len(names))
+    if split == "by_dimension":
+        return split_by_dimension(l2_norm_clip, dimensions)
+    return given(l2_norm_clip, names, dict(split))
 
 
 def equal_split(l2_norm_clip: float, count: int) -> tuple[float, ...]:
@@ -54,27 +138,48 @@ def given(
         The thresholds, in the order of the names.
 
     Raises:
-        ValueError: If names do not match, a threshold is not positive and
+        ValueError: If names do not match, a threshold is too small or not
             finite, or their squares do not add up to that of the bound.
     """
-    if set(names) != set(thresholds):
-        missing = sorted(set(names) - set(thresholds))
-        unknown = sorted(set(thresholds) - set(names))
-        raise ValueError(
-            "`thresholds` gives one threshold for each group. Missing: "
-            f"{missing}; not a group: {unknown}."
-        )
-    values = tuple(float(thresholds[name]) for name in names)
-    if not all(math.isfinite(v) and v > 0.0 for v in values):
-        raise ValueError(
-            "Thresholds are positive and finite. Received: "
-            f"thresholds={dict(thresholds)}"
-        )
+    values = by_name("thresholds", names, thresholds)
     total = math.sqrt(math.fsum(v * v for v in values))
     if not math.isclose(total, l2_norm_clip, rel_tol=_TOLERANCE):
         raise ValueError(
             "The squares of the thresholds must add up to that of "
             f"l2_norm_clip={l2_norm_clip:g}; theirs add up to that of "
             f"{total:.10g}. Give that as l2_norm_clip, or scale them."
+        )
+    return values
+
+
+def by_name(
+    argument: str, names: Sequence[str], numbers: Mapping[str, float]
+) -> tuple[float, ...]:
+    """One positive number for each group, in the order of the names.
+
+    Args:
+        argument: The argument's name, for the messages.
+        names: Names of the groups.
+        numbers: The number of each.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        ValueError: If names do not match, or a number is too small or not
+            finite.
+    """
+    if set(names) != set(numbers):
+        missing = sorted(set(names) - set(numbers))
+        unknown = sorted(set(numbers) - set(names))
+        raise ValueError(
+            f"`{argument}` gives one number for each group. Missing: "
+            f"{missing}; not a group: {unknown}."
+        )
+    values = tuple(float(numbers[name]) for name in names)
+    if not all(math.isfinite(v) and v >= LEAST for v in values):
+        raise ValueError(
+            f"Thresholds are finite and at least {LEAST:g}. Received: "
+            f"{argument}={dict(numbers)}"
         )
     return values

@@ -3,13 +3,17 @@
 from tf_dpfp.noise.allocation import ALLOCATIONS
 from tf_dpfp.noise.allocation import sensitivity
 from tf_dpfp.noise.allocation import standard_deviations
+from tf_dpfp.noise.budget import BudgetSplit
+from tf_dpfp.noise.budget import split_budget
 from tf_dpfp.noise.gaussian import NoiseSource
 from tf_dpfp.noise.gaussian import gaussian as gaussian_noise
 
 __all__ = [
     "ALLOCATIONS",
+    "BudgetSplit",
     "NoiseSource",
     "gaussian_noise",
     "sensitivity",
+    "split_budget",
     "standard_deviations",
 ]

@@ -11,8 +11,13 @@ other at the same privacy.
 import math
 from collections.abc import Sequence
 
+import tensorflow as tf
 
-def sensitivity(thresholds: Sequence[float]) -> float:
+# Adapted thresholds are tensors; the arithmetic below is the same for both.
+Number = float | tf.Tensor
+
+
+def sensitivity(thresholds: Sequence[Number]) -> Number:
     """L2 sensitivity of the joint release under add-or-remove adjacency.
 
     Args:
@@ -21,18 +26,18 @@ def sensitivity(thresholds: Sequence[float]) -> float:
     Returns:
         `sqrt(sum_k C_k^2)`.
     """
-    return math.sqrt(math.fsum(c * c for c in thresholds))
+    return sum(c * c for c in thresholds) ** 0.5
 
 
 ALLOCATIONS = ("global", "equal_budget", "by_dimension")
 
 
 def standard_deviations(
-    thresholds: Sequence[float],
+    thresholds: Sequence[Number],
     dimensions: Sequence[int],
     noise_multiplier: float,
     allocation: str = "global",
-) -> tuple[float, ...]:
+) -> tuple[Number, ...]:
     """The standard deviation of the noise of each group.
 
     With weights g_k, group k gets `noise_multiplier * g_k * S`, where
@@ -41,7 +46,8 @@ def standard_deviations(
     whatever the weights: `sum_k (C_k / std_k)^2 = 1 / noise_multiplier^2`.
 
     Args:
-        thresholds: The clip norm C_k of every group.
+        thresholds: The clip norm C_k of every group; numbers, or scalar
+            tensors where they are adapted.
         dimensions: The number of parameters d_k of every group.
         noise_multiplier: Standard deviation over sensitivity.
         allocation: `"global"` (g_k = 1: the same deviation everywhere),

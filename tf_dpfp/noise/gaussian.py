@@ -88,7 +88,8 @@ def _radius_and_turns(
     high = tf.cast(tf.bitwise.bitwise_and(bits[0], 0x7FFFFFFF), tf.float32)
     low = tf.cast(tf.bitwise.bitwise_and(bits[1], 0xFF), tf.float32)
     uniform = (high + (low + 0.5) * 2.0**-8) * 2.0**-31
-    radius = tf.sqrt(tf.math.log(uniform) * (-2.0 * tf.square(deviation)))
+    # The square of a small deviation would be zero, and so the noise.
+    radius = tf.sqrt(tf.math.log(uniform) * -2.0) * deviation
     turns = tf.cast(tf.bitwise.bitwise_and(bits[1], ~0xFF), tf.float32)
     return radius, turns * 2.0**-31
 

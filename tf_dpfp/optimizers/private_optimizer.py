@@ -8,7 +8,9 @@ see a gradient. Everything after the gate is post-processing.
 **Mechanism.** The release of a step is the vector of all clipped sums plus
 Gaussian noise. Adjacency: one example added or removed. Sensitivity: the
 clip bound `l2_norm_clip` (see `clipping`). Standard deviation on every
-coordinate: `noise_multiplier * l2_norm_clip`.
+coordinate: `noise_multiplier * l2_norm_clip`. With adaptive thresholds the
+counts that move them are released beside the sums, and the two share the
+multiplier (see `noise.budget`).
 
 Reference:
     Abadi et al., 2016, arXiv 1607.00133.
@@ -19,6 +21,7 @@ import inspect
 import math
 import operator
 import textwrap
+import warnings
 from collections.abc import Sequence
 
 import keras
@@ -29,11 +32,14 @@ from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import noise as noise_lib
 from tf_dpfp.accounting import LedgerEntry
 from tf_dpfp.accounting import Sampling
+from tf_dpfp.optimizers import adaptation as adaptation_lib
 from tf_dpfp.optimizers import ledger as ledger_lib
 
 _MARKER = "tf_dpfp_ledger"
 # Squares of shorter gradients may vanish in float32, and with them the norm.
 _LEAST_CLIP = 1e-10
+# Standard deviation of the noise on a fraction, beyond which one warns.
+_GREATEST_COUNT_NOISE = 0.25
 
 
 class NotPrivateError(RuntimeError):
@@ -54,12 +60,15 @@ class ClippedGradients:
         groups: The groups the sums were clipped in, with their thresholds.
         regularization: Gradients of the regularisation losses, which read no
             data; `None` where there is none.
+        counts: The centred count of each group; `None` where no threshold
+            adapts.
     """
 
     sums: Sequence[tf.Tensor | None]
     variables: Sequence[keras.Variable]
     groups: Sequence[clipping_lib.Group]
     regularization: Sequence[tf.Tensor | None]
+    counts: tf.Tensor | None = None
 
 
 def _positive_int(name: str, value, optional: bool = True) -> int | None:
@@ -108,7 +117,8 @@ class PrivateOptimizer:
             most this, in L2 norm over all parameters together.
         noise_multiplier: Standard deviation of the noise over `l2_norm_clip`.
             0 adds no noise; epsilon is then infinite.
-        clipping: `"flat"`, `"per_layer"`, or a `tf_dpfp.Clipping` object.
+        clipping: `"flat"`, `"per_layer"`, `"per_device"`, or a
+            `tf_dpfp.Clipping` object.
         expected_batch_size: What the noised sum is divided by: a public
             number, never the size of a batch that was drawn. `None` takes it
             from the `poisson_batches` data set, or from the first batch of
@@ -196,6 +206,7 @@ class PrivateOptimizer:
             self, settings["noise_multiplier"], seeded=seed is not None
         )
         self._noise_source = noise_lib.NoiseSource(seed)
+        self._adaptation: adaptation_lib.Adaptation | None = None
 
     # Read-only: a compiled step would not notice a change.
     @property
@@ -287,8 +298,40 @@ class PrivateOptimizer:
     def groups(
         self, variables: Sequence[clipping_lib.OwnedVariable]
     ) -> tuple[clipping_lib.Group, ...]:
-        """The groups of the trainable variables, with their thresholds."""
-        return self.clipping.groups(variables, self.l2_norm_clip)
+        """The groups of the trainable variables, with their thresholds.
+
+        Adaptive thresholds are those of the next step; in a graph, tensors
+        that are read anew in every step.
+
+        Args:
+            variables: The trainable variables and the layers that own them.
+
+        Returns:
+            The groups.
+        """
+        groups = self.clipping.groups(variables, self.l2_norm_clip)
+        if self._adaptive is None:
+            return groups
+        mine = [owned.variable for owned in variables]
+        if not self.built:
+            self.build(mine)
+        estimates = self._adaptation.current(groups, mine)
+        return self.clipping.adapted(groups, estimates, self.l2_norm_clip)
+
+    @property
+    def _adaptive(self) -> clipping_lib.Adaptive | None:
+        thresholds = self.clipping.thresholds
+        adapts = isinstance(thresholds, clipping_lib.Adaptive)
+        return thresholds if adapts else None
+
+    @tf.autograph.experimental.do_not_convert
+    def build(self, variables):
+        """Makes the optimizer's variables; see `keras.optimizers.Optimizer`."""
+        if self.built:
+            return
+        super().build(variables)
+        if self._adaptive is not None:
+            self._adaptation = adaptation_lib.Adaptation(self, variables)
 
     @tf.autograph.experimental.do_not_convert
     def apply(self, grads, trainable_variables=None):
@@ -329,23 +372,63 @@ class PrivateOptimizer:
             )
         if not self.built:
             self.build(list(grads.variables))
-        released = _add_noise(
-            grads,
-            self.noise_multiplier,
-            self.clipping.noise_allocation,
-            self._noise_source,
-            self._ledger.total_steps(),
-        )
         divisor = tf.convert_to_tensor(self._batch_size.value)
+        step_key = self._noise_source.next_step(self._ledger.total_steps())
+        # Before anything is released: a step that fails half-way is counted.
+        self._ledger.count_step()
+        noise_multiplier = self.noise_multiplier
+        if self._adaptive is not None:
+            noise_multiplier = self._adapt(grads, divisor, step_key)
+        released = _add_noise(
+            grads, noise_multiplier, self.clipping.noise_allocation, step_key
+        )
         gradients = [
             _finish(total, extra, divisor, variable)
             for total, extra, variable in zip(
                 released, grads.regularization, grads.variables, strict=True
             )
         ]
-        # Before the update: a step that fails half-way is counted.
-        self._ledger.count_step()
         super().apply(gradients, list(grads.variables))
+
+    def _adapt(
+        self,
+        grads: ClippedGradients,
+        expected_batch_size: tf.Tensor,
+        step_key: tf.Tensor,
+    ) -> float:
+        """Moves the thresholds; returns what noise is left for the sums."""
+        if grads.counts is None:
+            raise ValueError(
+                "These clipped gradients carry no counts, from which adaptive "
+                "thresholds are found: they were made for another optimizer. "
+                "Compile the model with this one."
+            )
+        counts = grads.counts
+        if self._adaptive.shared:
+            # Each example adds at most 1/2 to the mean, as to one count.
+            counts = tf.reduce_mean(counts, keepdims=True)
+        budget = noise_lib.split_budget(
+            self.noise_multiplier,
+            self._adaptive.budget_share,
+            counts.shape[0],
+        )
+        _warn_if_drowned(budget, self.expected_batch_size)
+        if self.noise_multiplier:
+            counts += noise_lib.gaussian_noise(
+                counts.shape,
+                budget.counts,
+                # The keys before it are those of the variables.
+                noise_lib.NoiseSource.key_of(step_key, len(grads.variables)),
+            )
+        # Noised: from here on nothing is private.
+        estimates = clipping_lib.updated_estimates(
+            tf.stack([group.estimate for group in grads.groups]),
+            counts,
+            expected_batch_size,
+            self._adaptive,
+        )
+        self._adaptation.write(grads.groups, grads.variables, estimates)
+        return budget.sums
 
     def apply_gradients(self, grads_and_vars):
         """As `apply`, for `ClippedGradients` only."""
@@ -392,34 +475,55 @@ class PrivateOptimizer:
         return config
 
 
+def _warn_if_drowned(
+    budget: noise_lib.BudgetSplit, expected_batch_size: float
+) -> None:
+    """Says so where noise, not the gradients, would move the thresholds."""
+    deviation = budget.counts / expected_batch_size
+    if deviation > _GREATEST_COUNT_NOISE:
+        warnings.warn(
+            "The fractions that adaptive thresholds follow get noise of "
+            f"standard deviation {deviation:.2g}, so the thresholds will "
+            "wander. Raise the expected batch size (now "
+            f"{expected_batch_size:g}) or `budget_share`, clip fewer groups, "
+            "or lower Adaptive's `learning_rate`.",
+            stacklevel=2,
+        )
+
+
 def _add_noise(
     clipped: ClippedGradients,
     noise_multiplier: float,
     allocation: str,
-    source: noise_lib.NoiseSource,
-    steps_before: tf.Tensor,
+    step_key: tf.Tensor,
 ) -> list[tf.Tensor | None]:
     """The released sums: each clipped sum plus its group's noise."""
+    released: list[tf.Tensor | None] = list(clipped.sums)
+    if not noise_multiplier:
+        return released
     deviations = noise_lib.standard_deviations(
         [group.threshold for group in clipped.groups],
         [group.dimension for group in clipped.groups],
         noise_multiplier,
         allocation,
     )
-    step_key = source.next_step(steps_before)
-    released: list[tf.Tensor | None] = list(clipped.sums)
     for group, deviation in zip(clipped.groups, deviations, strict=True):
         for index in group.members:
-            total = clipped.sums[index]
-            if total is None or deviation == 0.0:
-                continue
-            # Nothing here waits for the sum: a core that is idle during the
-            # backward pass draws the noise.
-            noise = noise_lib.gaussian_noise(
-                total.shape, deviation, source.key_of(step_key, index)
-            )
-            released[index] = total + tf.cast(noise, total.dtype)
+            if clipped.sums[index] is not None:
+                with tf.device(group.device):
+                    released[index] = _noised(
+                        clipped.sums[index],
+                        deviation,
+                        noise_lib.NoiseSource.key_of(step_key, index),
+                    )
     return released
+
+
+def _noised(total: tf.Tensor, deviation, key: tf.Tensor) -> tf.Tensor:
+    # The noise does not wait for the sum: a core that is idle during the
+    # backward pass draws it.
+    noise = noise_lib.gaussian_noise(total.shape, deviation, key)
+    return total + tf.cast(noise, total.dtype)
 
 
 def _finish(total, extra, divisor, variable):

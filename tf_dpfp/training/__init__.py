@@ -10,6 +10,7 @@ from tf_dpfp.training.private_model import sampled_steps
 from tf_dpfp.training.reports import epsilon
 from tf_dpfp.training.reports import ledger
 from tf_dpfp.training.reports import privacy_statement
+from tf_dpfp.training.reports import thresholds
 
 __all__ = [
     "DPModel",
@@ -22,4 +23,5 @@ __all__ = [
     "make_private",
     "privacy_statement",
     "sampled_steps",
+    "thresholds",
 ]

@@ -193,7 +193,7 @@ def _train_step(model: keras.Model, data) -> dict:
             model, x, y, result.y_pred, sample_weight, present
         )
 
-    sums = private_step.clipped_batch(
+    clipped = private_step.clipped_batch(
         model,
         plan,
         x,
@@ -204,7 +204,7 @@ def _train_step(model: keras.Model, data) -> dict:
     )
     _, regularization = private_step.regularization_gradients(plan.variables)
     optimizer.apply(
-        private_step.as_clipped_gradients(plan, sums, regularization)
+        private_step.as_clipped_gradients(plan, clipped, regularization)
     )
     return model.get_metrics_result()
 
@@ -425,7 +425,7 @@ def clipped_gradients(
     state_of(model)
     optimizer = require_private_optimizer(model)
     plan = build_plan(model, x, y, sample_weight)
-    sums = private_step.clipped_batch(
+    clipped = private_step.clipped_batch(
         model,
         plan,
         x,
@@ -435,7 +435,7 @@ def clipped_gradients(
         lambda *_: None,
     )
     _, regularization = private_step.regularization_gradients(plan.variables)
-    return private_step.as_clipped_gradients(plan, sums, regularization)
+    return private_step.as_clipped_gradients(plan, clipped, regularization)
 
 
 @contextlib.contextmanager

@@ -98,12 +98,12 @@ class MicrobatchResult:
     """What one micro-batch gives.
 
     Attributes:
-        sums: Clipped sums; private.
+        clipped: Clipped sums and counts; private.
         losses: One loss per example, `(batch,)`.
         y_pred: Predictions.
     """
 
-    sums: Sequence[tf.Tensor | None]
+    clipped: clipping_lib.ClippedSums
     losses: tf.Tensor
     y_pred: Any
 
@@ -146,8 +146,8 @@ def clipped_microbatch(
     sources = [call.sources for call in calls]
     recorded = {id(v) for call in calls for v in _variables_of(call)}
     unseen = [v for v in plan.variables if id(v) not in recorded]
-    source_gradients, unseen_gradients = tape.gradient(
-        total, [sources, [v.value for v in unseen]]
+    source_gradients, unseen_gradients = _backward(
+        tape, total, [sources, [v.value for v in unseen]], plan
     )
     _check_unseen(unseen, unseen_gradients)
     present = (
@@ -156,10 +156,26 @@ def clipped_microbatch(
         & tf.math.is_finite(losses)
     )
     gradients = clipping_lib.gather_gradients(
-        calls, _unscale(source_gradients, plan.loss_scale), plan.variables
+        calls,
+        _unscale(source_gradients, plan.loss_scale),
+        plan.variables,
+        plan.groups,
     )
-    sums = clipping_lib.clip_and_sum(gradients, plan.groups, present)
-    return MicrobatchResult(sums, losses, y_pred)
+    clipped = clipping_lib.clip_and_sum(gradients, plan.groups, present)
+    return MicrobatchResult(clipped, losses, y_pred)
+
+
+def _backward(tape, total: tf.Tensor, sources, plan: Plan):
+    """Gradients of the sources, each layer's where its forward pass ran."""
+    on_devices = any(group.device is not None for group in plan.groups)
+    if tf.executing_eagerly() or not on_devices:
+        return tape.gradient(total, sources)
+    # A tape leaves the placement of its operations to TensorFlow, which puts
+    # the whole backward pass on the first device.
+    found = tf.compat.v1.gradients(
+        total, tree.flatten(sources), colocate_gradients_with_ops=True
+    )
+    return tree.pack_sequence_as(sources, found)
 
 
 def _variables_of(call: per_example.LayerCall) -> list[keras.Variable]:
@@ -241,7 +257,7 @@ def clipped_batch(
     sample_weight,
     microbatch_size: int | None,
     after_microbatch,
-) -> list[tf.Tensor | None]:
+) -> clipping_lib.ClippedSums:
     """Clipped sums of a batch of any size.
 
     Args:
@@ -255,14 +271,14 @@ def clipped_batch(
             `(x, y, sample_weight, rows, result)`: metrics.
 
     Returns:
-        The clipped sum for each variable; private.
+        The clipped sum for each variable, and the counts; private.
     """
     data = (x, y, sample_weight)
     data, rows = sampling_lib.pad_to_multiple(data, microbatch_size or 1)
     if microbatch_size is None:
         result = clipped_microbatch(model, plan, *data, rows)
         after_microbatch(*data, rows, result)
-        return list(result.sums)
+        return result.clipped
     pieces = sampling_lib.split_microbatches((data, rows), microbatch_size)
     count = tf.shape(pieces[1])[0]
 
@@ -275,19 +291,19 @@ def clipped_batch(
         piece, piece_rows = at(index)
         result = clipped_microbatch(model, plan, *piece, piece_rows)
         after_microbatch(*piece, piece_rows, result)
-        used = [i for i, s in enumerate(result.sums) if s is not None]
-        return used, [result.sums[i] for i in used]
+        return result.clipped
 
     # Piece 0 outside the loop: it shows which variables get a sum, and builds
     # whatever Keras builds on first use.
-    used, totals = run(0)
+    first = run(0)
+    totals = _tensors(first)
     if pieces[1].shape[0] != 1:
 
         def body(index, *totals):
-            _, sums = run(index)
+            more = _tensors(run(index))
             return (
                 index + 1,
-                *[a + b for a, b in zip(totals, sums, strict=True)],
+                *[a + b for a, b in zip(totals, more, strict=True)],
             )
 
         _, *totals = tf.while_loop(
@@ -300,18 +316,26 @@ def clipped_batch(
             ),
             parallel_iterations=1,
         )
-    sums: list[tf.Tensor | None] = [None] * len(plan.variables)
-    for index, total in zip(used, totals, strict=True):
-        sums[index] = total
-    return sums
+    return tree.pack_sequence_as(first, _with_none(first, totals))
+
+
+def _tensors(clipped: clipping_lib.ClippedSums) -> list[tf.Tensor]:
+    return [t for t in tree.flatten(clipped) if t is not None]
+
+
+def _with_none(clipped: clipping_lib.ClippedSums, tensors) -> list:
+    """The tensors, with `None` where `clipped` has it."""
+    tensors = iter(tensors)
+    return [None if t is None else next(tensors) for t in tree.flatten(clipped)]
 
 
 def as_clipped_gradients(
-    plan: Plan, sums: Sequence[tf.Tensor | None], regularization
+    plan: Plan, clipped: clipping_lib.ClippedSums, regularization
 ) -> ClippedGradients:
     """Packs clipped sums for the optimizer."""
     return ClippedGradients(
-        sums=tuple(sums),
+        sums=tuple(clipped.sums),
+        counts=clipped.counts,
         variables=tuple(plan.variables),
         groups=tuple(plan.groups),
         regularization=tuple(regularization),

@@ -6,6 +6,7 @@ import keras
 
 from tf_dpfp import accounting
 from tf_dpfp.training import private_model
+from tf_dpfp.training import private_step
 
 
 def ledger(model: keras.Model) -> Sequence[accounting.LedgerEntry]:
@@ -72,3 +73,30 @@ def privacy_statement(
         accountant=accountant,
         population=max(state.populations, default=None),
     )
+
+
+def thresholds(model: keras.Model) -> dict[str, float]:
+    """The clip norm that each group of a model has in the next step.
+
+    Fixed thresholds are what they were set to. Adaptive ones come from noised
+    counts only, so they are as private as the weights and may be logged.
+
+    Args:
+        model: A private, built model, compiled with a private optimizer.
+
+    Returns:
+        From the names of the groups to their thresholds C_k.
+
+    Raises:
+        NotPrivateError: If the model or its optimizer is not private.
+        ValueError: If the model has no weights yet.
+    """
+    private_model.state_of(model)
+    optimizer = private_model.require_private_optimizer(model)
+    if not model.built:
+        raise ValueError(
+            f"Model '{model.name}' has no weights to group yet. Call it on a "
+            "batch, or `model.build(input_shape)`, first."
+        )
+    groups = optimizer.groups(private_step.owned_variables(model))
+    return {group.name: float(group.threshold) for group in groups}
