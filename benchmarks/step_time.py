@@ -2,6 +2,8 @@
 
     python -m benchmarks.step_time
     python -m benchmarks.step_time --workloads=transformer --rounds=40
+    python -m benchmarks.step_time --memory_curve
+    python -m benchmarks.step_time --workloads=bert_base --modes=per_layer
 
 Times are taken in one process, ordinary and private steps in turn, noise
 included, with everything `fit` compiles (loss, optimizer, metrics). Each row
@@ -10,7 +12,12 @@ and their ratios to the ordinary step's. Medians of wall time are not given:
 on a shared machine they measure the neighbours.
 
 Peak memory is the resident set of a process of its own that takes a few
-steps; the row also says what that process held before its first step.
+steps; the row also says what that process held before its first step. Half of
+it is not the step's: libraries, graphs, and pages that an allocator keeps. So
+there is a second column, the most that TensorFlow's allocator had handed out
+at once in a step after the first (weights and optimizer included).
+`--memory_curve` prints both for a transformer at growing batches and lengths,
+and no times.
 """
 
 import json
@@ -29,7 +36,9 @@ import tf_dpfp
 from benchmarks import workloads
 
 _WORKLOADS = flags.DEFINE_list(
-    "workloads", list(workloads.WORKLOADS), "Which workloads to run."
+    "workloads",
+    [name for name in workloads.WORKLOADS if name != "bert_base"],
+    f"Which workloads to run, of {', '.join(workloads.WORKLOADS)}.",
 )
 _MODES = flags.DEFINE_list(
     "modes", ["flat", "per_layer"], "Which clippings to time."
@@ -45,18 +54,32 @@ _MICROBATCH = flags.DEFINE_integer(
 _BATCH = flags.DEFINE_integer(
     "batch_size", None, "Instead of the workload's own."
 )
+_LENGTH = flags.DEFINE_integer(
+    "length", None, "Tokens of an example, instead of the workload's own."
+)
+_MEMORY_CURVE = flags.DEFINE_bool(
+    "memory_curve", False, "Only the memory of larger and larger steps."
+)
 _MEMORY_CHILD = flags.DEFINE_string(
     "memory_child", None, "Internal: measure this mode's memory and exit."
 )
 _ORDINARY = "non_private"
+# Batch and length.
+_CURVE = [(16, 128), (32, 128), (64, 128), (16, 256)]
 
 
 def _batch_size(workload: workloads.Workload) -> int:
     return _BATCH.value or workload.batch_size
 
 
+def _sized(workload: workloads.Workload) -> dict[str, int]:
+    if workload.length is None:
+        return {}
+    return {"length": _LENGTH.value or workload.length}
+
+
 def _compiled_model(workload: workloads.Workload, mode: str) -> keras.Model:
-    model = workload.make_model()
+    model = workload.make_model(**_sized(workload))
     optimizer = keras.optimizers.Adam(1e-4)
     if mode != _ORDINARY:
         tf_dpfp.make_private(model)
@@ -81,7 +104,7 @@ def _compiled_model(workload: workloads.Workload, mode: str) -> keras.Model:
 
 
 def _iterator(workload: workloads.Workload) -> Iterator:
-    batch = workload.make_batch(_batch_size(workload))
+    batch = workload.make_batch(_batch_size(workload), **_sized(workload))
     data = tf.data.Dataset.from_tensors(batch).repeat()
     return iter(data)
 
@@ -118,6 +141,7 @@ def _time(workload: workloads.Workload, modes: list[str]) -> list[dict]:
         {
             "workload": workload.name,
             "batch_size": _batch_size(workload),
+            **_sized(workload),
             "mode": mode,
             "min_wall_ms": round(1e3 * best[mode], 2),
             "median_cpu_ms": round(1e3 * middle[mode], 2),
@@ -140,12 +164,23 @@ def _peak_mebibytes() -> float:
 def _memory_child(workload: workloads.Workload, mode: str) -> None:
     step = _stepper(workload, mode)
     before = _peak_mebibytes()
-    for _ in range(5):
+    step()
+    # From here on without what is there for the trial and the compilation.
+    tf.config.experimental.reset_memory_stats("CPU:0")
+    for _ in range(4):
         step()
-    print(json.dumps({"before": before, "peak": _peak_mebibytes()}))
+    tensors = tf.config.experimental.get_memory_info("CPU:0")["peak"]
+    found = {
+        "before_mib": before,
+        "peak_mib": _peak_mebibytes(),
+        "tensors_mib": tensors / 2**20,
+    }
+    print(json.dumps({k: round(v, 1) for k, v in found.items()}))
 
 
-def _memory(workload: workloads.Workload, mode: str) -> dict:
+def _memory(
+    workload: workloads.Workload, mode: str, batch_size: int, length: int | None
+) -> dict:
     command = [
         sys.executable,
         "-m",
@@ -153,18 +188,57 @@ def _memory(workload: workloads.Workload, mode: str) -> dict:
         f"--workloads={workload.name}",
         f"--memory_child={mode}",
         f"--jit_compile={_JIT_COMPILE.value}",
+        f"--batch_size={batch_size}",
     ]
-    for flag in (_MICROBATCH, _BATCH):
-        if flag.value is not None:
-            command.append(f"--{flag.name}={flag.value}")
+    if length is not None:
+        command.append(f"--length={length}")
+    if _MICROBATCH.value is not None:
+        command.append(f"--microbatch_size={_MICROBATCH.value}")
     printed = subprocess.run(
         command, capture_output=True, text=True, check=True
     ).stdout
     return json.loads(printed.strip().splitlines()[-1])
 
 
+def _with_memory(
+    workload: workloads.Workload,
+    rows: list[dict],
+    batch_size: int,
+    length: int | None,
+) -> list[dict]:
+    """The rows with memory; the first is the ordinary step's."""
+    found = [_memory(workload, row["mode"], batch_size, length) for row in rows]
+    return [
+        {
+            **row,
+            **memory,
+            "peak_ratio": round(memory["peak_mib"] / found[0]["peak_mib"], 3),
+            "tensors_ratio": round(
+                memory["tensors_mib"] / found[0]["tensors_mib"], 3
+            ),
+        }
+        for row, memory in zip(rows, found, strict=True)
+    ]
+
+
+def _memory_curve(
+    workload: workloads.Workload, modes: list[str]
+) -> Iterator[dict]:
+    for batch_size, length in _CURVE:
+        rows = [
+            {
+                "workload": workload.name,
+                "batch_size": batch_size,
+                "length": length,
+                "mode": mode,
+            }
+            for mode in modes
+        ]
+        yield from _with_memory(workload, rows, batch_size, length)
+
+
 def main(argv: list[str]) -> None:
-    """Prints one JSON object per workload and mode."""
+    """Prints one JSON object per row."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     chosen = [workloads.WORKLOADS[name] for name in _WORKLOADS.value]
@@ -172,17 +246,16 @@ def main(argv: list[str]) -> None:
         _memory_child(chosen[0], _MEMORY_CHILD.value)
         return
     modes = [_ORDINARY, *_MODES.value]
+    if _MEMORY_CURVE.value:
+        for row in _memory_curve(workloads.WORKLOADS["transformer"], modes):
+            print(json.dumps(row), flush=True)
+        return
     for workload in chosen:
         rows = _time(workload, modes)
         if _MEMORY.value:
-            for row in rows:
-                memory = _memory(workload, row["mode"])
-                row["peak_mib"] = round(memory["peak"], 1)
-                row["before_mib"] = round(memory["before"], 1)
-            for row in rows:
-                row["peak_ratio"] = round(
-                    row["peak_mib"] / rows[0]["peak_mib"], 3
-                )
+            length = _sized(workload).get("length")
+            size = _batch_size(workload)
+            rows = _with_memory(workload, rows, size, length)
         for row in rows:
             print(json.dumps(row), flush=True)
 

@@ -6,6 +6,7 @@ are random; the shapes are those of real tasks.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,12 +21,15 @@ class Workload:
         make_model: Returns a fresh, uncompiled model.
         make_batch: Returns `(x, y)` for a number of examples.
         batch_size: Examples of a step.
+        length: Tokens of an example, `None` where there are none. If not, both
+            functions take `length=`.
     """
 
     name: str
-    make_model: Callable[[], keras.Model]
-    make_batch: Callable[[int], tuple[np.ndarray, np.ndarray]]
+    make_model: Callable[..., keras.Model]
+    make_batch: Callable[..., tuple[Any, np.ndarray]]
     batch_size: int
+    length: int | None = None
 
 
 def mlp() -> keras.Model:
@@ -86,6 +90,26 @@ def transformer(
     return keras.Model(tokens, keras.layers.Dense(num_classes)(x))
 
 
+def bert_base(length: int = 128) -> keras.Model:
+    """A classifier on KerasHub's BERT of base size, 110 million weights.
+
+    The backbone takes sequences of any length; random weights, dropout as in
+    pretraining.
+    """
+    del length
+    import keras_hub  # The only workload that needs it.
+
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=_BERT_VOCABULARY,
+        num_layers=12,
+        num_heads=12,
+        hidden_dim=768,
+        intermediate_dim=3072,
+        max_sequence_length=512,
+    )
+    return keras_hub.models.BertTextClassifier(backbone, num_classes=10)
+
+
 def _images(*shape: int):
     def make(count: int):
         rng = np.random.default_rng(0)
@@ -95,8 +119,8 @@ def _images(*shape: int):
     return make
 
 
-def _tokens(length: int, vocabulary: int):
-    def make(count: int):
+def _tokens(vocabulary: int):
+    def make(count: int, length: int):
         rng = np.random.default_rng(0)
         x = rng.integers(0, vocabulary, (count, length)).astype(np.int32)
         return x, rng.integers(0, 10, count)
@@ -104,13 +128,26 @@ def _tokens(length: int, vocabulary: int):
     return make
 
 
+def _bert_batch(count: int, length: int):
+    tokens, labels = _tokens(_BERT_VOCABULARY)(count, length)
+    inputs = {
+        "token_ids": tokens,
+        "segment_ids": np.zeros_like(tokens),
+        "padding_mask": np.ones_like(tokens),
+    }
+    return inputs, labels
+
+
+_BERT_VOCABULARY = 30522
+
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload("transformer", transformer, _tokens(128, 8000), 16),
+        Workload("transformer", transformer, _tokens(8000), 16, 128),
         Workload("mlp_256", mlp, _images(784), 256),
         Workload("mlp_2048", mlp, _images(784), 2048),
         Workload("cnn_256", tutorial_cnn, _images(28, 28, 1), 256),
         Workload("cnn_2048", tutorial_cnn, _images(28, 28, 1), 2048),
+        Workload("bert_base", bert_base, _bert_batch, 8, 128),
     )
 }

@@ -532,9 +532,17 @@ def _add_noise(
     return released
 
 
+# Tensors of up to this many numbers get noise that was drawn ahead.
+_DRAWN_EARLY = 2**19
+
+
 def _noised(total: tf.Tensor, deviation, key: tf.Tensor) -> tf.Tensor:
     # The noise does not wait for the sum: a core that is idle during the
-    # backward pass draws it.
+    # backward pass draws it. That of large tensors does, or a large model
+    # would be in memory once more.
+    if total.shape.num_elements() > _DRAWN_EARLY:
+        with tf.control_dependencies([total]):
+            key = tf.identity(key)
     noise = noise_lib.gaussian_noise(total.shape, deviation, key)
     return total + tf.cast(noise, total.dtype)
 
