@@ -7,12 +7,14 @@ from tf_dpfp.noise.budget import BudgetSplit
 from tf_dpfp.noise.budget import split_budget
 from tf_dpfp.noise.gaussian import NoiseSource
 from tf_dpfp.noise.gaussian import gaussian as gaussian_noise
+from tf_dpfp.noise.gaussian import gaussians as gaussian_noises
 
 __all__ = [
     "ALLOCATIONS",
     "BudgetSplit",
     "NoiseSource",
     "gaussian_noise",
+    "gaussian_noises",
     "sensitivity",
     "split_budget",
     "standard_deviations",

@@ -22,6 +22,7 @@ import hashlib
 import math
 import os
 import threading
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -63,6 +64,35 @@ def gaussian(
         pieces.append(_kernel_normals((rest + 1) // 2, deviation, key)[:rest])
     normals = pieces[0] if len(pieces) == 1 else tf.concat(pieces, axis=0)
     return tf.reshape(normals, shape)
+
+
+def gaussians(
+    shapes: Sequence[tf.TensorShape | list[int]],
+    standard_deviations: Sequence[float | tf.Tensor],
+    key: tf.Tensor,
+) -> list[tf.Tensor]:
+    """Independent normals of mean zero for several tensors, drawn at once.
+
+    For many small tensors: a draw takes two dozen operations, however few
+    numbers it gives.
+
+    Args:
+        shapes: Static shape of each result.
+        standard_deviations: The standard deviation of each.
+        key: uint64 scalar. Equal keys give equal numbers.
+
+    Returns:
+        float32 tensors of the given shapes.
+    """
+    shapes = [tf.TensorShape(shape).as_list() for shape in shapes]
+    sizes = [math.prod(shape) for shape in shapes]
+    normals = gaussian([sum(sizes)], 1.0, key)
+    return [
+        tf.reshape(part * tf.cast(deviation, tf.float32), shape)
+        for part, deviation, shape in zip(
+            tf.split(normals, sizes), standard_deviations, shapes, strict=True
+        )
+    ]
 
 
 def _bits(half: int, key: tf.Tensor, algorithm: int, counter) -> tf.Tensor:

@@ -23,6 +23,7 @@ import operator
 import textwrap
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -38,6 +39,10 @@ from tf_dpfp.optimizers import ledger as ledger_lib
 _MARKER = "tf_dpfp_ledger"
 # Squares of shorter gradients may vanish in float32, and with them the norm.
 _LEAST_CLIP = 1e-10
+# Tensors of fewer numbers get their noise in one draw; of up to so many, ahead
+# of the sum.
+_DRAWN_TOGETHER = 2**16
+_DRAWN_EARLY = 2**19
 # Standard deviation of the noise on a fraction, beyond which one warns.
 _GREATEST_COUNT_NOISE = 0.25
 
@@ -520,20 +525,30 @@ def _add_noise(
         noise_multiplier,
         allocation,
     )
+    together: dict[str | None, list[tuple[int, Any]]] = {}
     for group, deviation in zip(clipped.groups, deviations, strict=True):
         for index in group.members:
-            if clipped.sums[index] is not None:
-                with clipping_lib.on_device(group.device):
-                    released[index] = _noised(
-                        clipped.sums[index],
-                        deviation,
-                        noise_lib.NoiseSource.key_of(step_key, index),
-                    )
+            total = clipped.sums[index]
+            if total is None:
+                continue
+            if total.shape.num_elements() < _DRAWN_TOGETHER:
+                together.setdefault(group.device, []).append((index, deviation))
+                continue
+            with clipping_lib.on_device(group.device):
+                key = noise_lib.NoiseSource.key_of(step_key, index)
+                released[index] = _noised(total, deviation, key)
+    for device, small in together.items():
+        indices = [index for index, _ in small]
+        with clipping_lib.on_device(device):
+            noises = noise_lib.gaussian_noises(
+                [clipped.sums[index].shape for index in indices],
+                [deviation for _, deviation in small],
+                # One key for all of them; those of the others are not used.
+                noise_lib.NoiseSource.key_of(step_key, indices[0]),
+            )
+            for index, noise in zip(indices, noises, strict=True):
+                released[index] = _plus(clipped.sums[index], noise)
     return released
-
-
-# Tensors of up to this many numbers get noise that was drawn ahead.
-_DRAWN_EARLY = 2**19
 
 
 def _noised(total: tf.Tensor, deviation, key: tf.Tensor) -> tf.Tensor:
@@ -543,7 +558,10 @@ def _noised(total: tf.Tensor, deviation, key: tf.Tensor) -> tf.Tensor:
     if total.shape.num_elements() > _DRAWN_EARLY:
         with tf.control_dependencies([total]):
             key = tf.identity(key)
-    noise = noise_lib.gaussian_noise(total.shape, deviation, key)
+    return _plus(total, noise_lib.gaussian_noise(total.shape, deviation, key))
+
+
+def _plus(total: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
     return total + tf.cast(noise, total.dtype)
 
 

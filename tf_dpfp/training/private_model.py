@@ -312,7 +312,7 @@ def build_plan(model: keras.Model, x, y, sample_weight) -> private_step.Plan:
     optimizer = require_private_optimizer(model)
     state = _state(model)
     if not model.built:
-        model(x)
+        probe.build(model, x)
         validation.raise_if_invalid(model, made_private=True)
     if not keras_trainer.has_compiled_loss(model):
         raise ValueError(

@@ -227,11 +227,35 @@ def check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
         ValueError: If examples influence each other, gradients are missed or
             wrong, or statistics are kept.
     """
+    _outside_of_graphs(_check, model, plan, data)
+
+
+def build(model: keras.Model, x: Any) -> None:
+    """Builds a model by calling it on made-up inputs.
+
+    Variables made while a step is traced would not be there for the trial.
+
+    Args:
+        model: A model that is not built.
+        x: Inputs of a real batch; only shapes and types are looked at.
+    """
+
+    def call_on_made_up() -> None:
+        rng = np.random.default_rng(0)
+        model(tree.map_structure(lambda leaf: _made_up(leaf, rng), x))
+
+    try:
+        _outside_of_graphs(call_on_made_up)
+    except _CannotProbe:
+        model(x)
+
+
+def _outside_of_graphs(function, *args) -> None:
     # A thread of its own is in eager mode whatever is traced in this one.
     # (`tf.init_scope` would leave the graph too, but tapes record nothing in
     # it.)
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as executor:
-        executor.submit(_check, model, plan, data).result()
+        executor.submit(function, *args).result()
 
 
 def _check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
