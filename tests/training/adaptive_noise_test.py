@@ -98,7 +98,7 @@ def _stated_scales(thresholds, multiplier, allocation):
         ("global", False, {"jit_compile": True, "microbatch_size": 4}),
         ("equal_budget", True, {"microbatch_size": 4}),
         ("equal_budget", False, {}),
-        ("by_dimension", True, {"jit_compile": True}),
+        ("by_dimension", True, {}),
         ("by_dimension", False, {}),
     ],
 )

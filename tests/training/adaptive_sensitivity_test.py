@@ -99,15 +99,15 @@ def _noise_of_sums(optimizer, clipped):
     return [v.numpy().astype(np.float64) for v in clipped.variables]
 
 
-def _measured_deviations(model, clipped):
-    """The deviations of the noise of each group and of the counts.
+def _measured_deviations(model, clipped) -> np.ndarray:
+    """The deviations of the noise of each group.
 
     With one seed, the noise of two optimizers in the same step is the same
     but for its scale. The other one clips at 1 and adds noise of 1.
     """
     optimizer, variables = model.optimizer, clipped.variables
     weights = [v.numpy() for v in variables]
-    before = [v.numpy() for v in _stored(optimizer)]
+    estimates = [v.numpy() for v in _stored(optimizer)]
 
     def to_zero():
         for v in variables:
@@ -147,28 +147,46 @@ def _measured_deviations(model, clipped):
         )
         np.testing.assert_allclose(ratios, ratios[0], rtol=1e-4)
         scales.append(np.median(ratios))
-    for v, value in zip(variables, weights, strict=True):
+    kept = [*zip(variables, weights, strict=True)]
+    for v, value in [*kept, *zip(_stored(optimizer), estimates, strict=True)]:
         v.assign(value)
-    if zero_counts is None:
-        return np.array(scales), None
+    return np.array(scales)
+
+
+def _released_counts(
+    optimizer, clipped, counts
+) -> tuple[np.ndarray, np.ndarray]:
+    """The counts that one step releases, and the normals of their noise."""
     (stored,) = _stored(optimizer)
+    before = stored.numpy()
+    steps = sum(entry.steps for entry in optimizer.ledger_entries)
+    optimizer.apply(dataclasses.replace(clipped, counts=counts))
     after = stored.numpy().astype(np.float64)
+    stored.assign(before)
     old = np.array([float(g.estimate) for g in clipped.groups])
     new = np.array([after[g.members[0]] for g in clipped.groups])
     adaptive = optimizer.clipping.thresholds
-    noise = -np.log(new / old) / adaptive.learning_rate * EXPECTED
-    # Of how many counts there are draws, their streams say.
-    count = 1 if adaptive.shared else len(old)
+    released = -np.log(new / old) / adaptive.learning_rate * EXPECTED
     source = noise_lib.NoiseSource(SEED)
     key = source.key_of(
-        source.next_step(tf.constant(steps, tf.int64)), len(variables)
+        source.next_step(tf.constant(steps, tf.int64)), len(clipped.variables)
     )
-    normals = noise_lib.gaussian_noise([count], 1.0, key).numpy()
-    ratios = noise / normals
+    count = 1 if adaptive.shared else len(old)
+    return released, noise_lib.gaussian_noise([count], 1.0, key).numpy()
+
+
+def _measured_count_deviation(optimizer, clipped) -> float:
+    """Of the noise of the counts, in units of what one count adds to them."""
+    zeros = tf.zeros_like(clipped.counts)
+    released, normals = _released_counts(optimizer, clipped, zeros)
+    ratios = released / normals
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-3)
-    for v, value in zip(_stored(optimizer), before, strict=True):
-        v.assign(value)
-    return np.array(scales), np.median(ratios)
+    deviation = np.median(ratios)
+    # Whether counts are added up or averaged, the estimates tell.
+    released, normals = _released_counts(optimizer, clipped, zeros + 10.0)
+    gains = (released - deviation * normals) / 10.0
+    np.testing.assert_allclose(gains, gains[0], rtol=1e-3)
+    return deviation / np.median(gains)
 
 
 class Subject:
@@ -186,9 +204,12 @@ class Subject:
         self.shared = getattr(thresholds, "shared", False)
         clipped = tf_dpfp.clipped_gradients(self.model, x, y)
         self.groups = clipped.groups
-        self.scales, self.count_scale = _measured_deviations(
-            self.model, clipped
-        )
+        self.scales = _measured_deviations(self.model, clipped)
+        self.count_scale = None
+        if clipped.counts is not None:
+            self.count_scale = _measured_count_deviation(
+                self.model.optimizer, clipped
+            )
         self._release = tf.function(
             self._released,
             input_signature=[
