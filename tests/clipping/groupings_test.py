@@ -210,7 +210,9 @@ def test_the_errors_of_a_function_are_not_swallowed():
 
 _THRESHOLDS = [
     "by_dimension",
-    tf_dpfp.Adaptive(initial={"first": 1.0, "class_name": 2.0}),
+    tf_dpfp.Adaptive(
+        initial={"first": 1.0, "class_name": 2.0}, rescale=False
+    ),
     tf_dpfp.Adaptive(shared=True, rescale=False, initial=0.25),
     tf_dpfp.Automatic(split={"first": 3.0, "second": 4.0}),
 ]
@@ -291,3 +293,13 @@ def test_thresholds_that_float32_can_not_hold_are_refused():
     grouping = tf_dpfp.PerLayer(thresholds=chosen | {groups[0].name: 1e-20})
     with pytest.raises(ValueError, match="at least 1e-14"):
         grouping.groups(owned, 2.0)
+
+
+def test_one_threshold_that_could_not_move_is_refused():
+    with pytest.raises(ValueError, match=r"Adaptive\(rescale=False\)"):
+        tf_dpfp.Flat(thresholds="adaptive")
+    alone = tf_dpfp.ByFunction(
+        function=lambda layer: "all", thresholds="adaptive"
+    )
+    with pytest.warns(UserWarning, match="'all' is the only group"):
+        _groups(alone)

@@ -127,6 +127,23 @@ def test_an_unbuilt_subclassed_model_is_built_by_fit():
     assert (entry.sampling.sampling_rate, entry.steps) == (0.1, 14)
 
 
+class MixingUnbuilt(keras.Model):
+    """Makes its layers in `build`, and lets examples see each other."""
+
+    def build(self, input_shape):
+        self.dense = layers.Dense(3)
+        self.dense.build(input_shape)
+        self.built = True
+
+    def call(self, x):
+        return self.dense(x - keras.ops.mean(x, axis=0, keepdims=True))
+
+
+def test_a_model_that_fit_builds_is_tried_before_it_sees_data():
+    with pytest.raises(ValueError, match="depends on the other examples"):
+        _private(MixingUnbuilt()).fit(_batches(*_data()), verbose=0)
+
+
 def test_class_weight_and_validation_on_poisson_batches():
     x, y = _data()
     class_weight = {0: 0.2, 1: 1.0, 2: 3.0}

@@ -759,10 +759,11 @@ def only_activations_and_their_gradients_cross():
     step = _step(_noisy(), *_data())
     assert not [c for c in step.crossings if c.carries], step.crossings
     assert _not_scalars(step.crossings) == _expected_crossings()
-    # The noise of every variable, and its update, is where the variable is.
+    # Every device draws the noise of its variables, all at once, and updates
+    # them.
     for device in DEVICES:
         operations = step.operations[device]
-        assert len(operations["StatelessRandomUniformFullIntV2"]) == 4
+        assert len(operations["StatelessRandomUniformFullIntV2"]) == 1
         assert len(operations["AssignSubVariableOp"]) == 4
     for device, operations in step.operations.items():
         names = [n for several in operations.values() for n in several]

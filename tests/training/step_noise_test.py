@@ -14,7 +14,8 @@ from scipy import stats
 
 import tf_dpfp
 
-WIDTH = 250
+# Kernels of over 2^16 numbers: beside the biases, both ways to draw noise.
+WIDTH = 260
 CLIP, MULTIPLIER, EXPECTED = 0.3, 1.7, 5.0
 STD = CLIP * MULTIPLIER / EXPECTED
 

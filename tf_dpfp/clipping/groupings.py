@@ -158,6 +158,7 @@ class Clipping(abc.ABC):
                 dataclasses.replace(g, stability=stability) for g in groups
             ]
         if isinstance(self.thresholds, Adaptive):
+            _warn_if_alone(groups, self.thresholds)
             return with_estimates(
                 groups,
                 [g.threshold for g in groups],
@@ -195,6 +196,16 @@ class Clipping(abc.ABC):
                 else value
                 for name, value in config.items()
             }
+        )
+
+
+def _warn_if_alone(groups: Sequence[Group], adaptive: Adaptive) -> None:
+    if adaptive.rescale and len(groups) == 1:
+        warnings.warn(
+            f"'{groups[0].name}' is the only group: its threshold, rescaled, "
+            "is always l2_norm_clip, and counting for it wastes budget. Use "
+            "Adaptive(rescale=False) or fixed thresholds.",
+            stacklevel=2,
         )
 
 
@@ -245,7 +256,30 @@ def _as_thresholds(thresholds):
 @keras.saving.register_keras_serializable(package="tf_dpfp")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flat(Clipping):
-    """One group: the whole gradient of an example is clipped at once."""
+    """One group: the whole gradient of an example is clipped at once.
+
+    With adaptive thresholds it is adaptive clipping by Andrew et al.
+
+    Args:
+        thresholds: As in `Clipping`. An `Adaptive` needs `rescale=False`: the
+            one threshold would always be `l2_norm_clip`.
+        noise_allocation: As in `Clipping`.
+
+    Raises:
+        ValueError: If adaptive thresholds are to be rescaled.
+
+    Reference:
+        Andrew et al., 2021, arXiv 1905.03871.
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.thresholds, Adaptive) and self.thresholds.rescale:
+            raise ValueError(
+                "The one threshold of Flat(), rescaled, is always "
+                "l2_norm_clip, and counting for it would waste budget. Use "
+                "thresholds=tf_dpfp.Adaptive(rescale=False)."
+            )
 
     def group_names(self, variables):
         return ["all"] * len(variables)
