@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_dpfp import low_rank
+
+SEED = tf.constant([3, 4])
+
+
+def _target(kind):
+    rng = np.random.default_rng(0)
+    target = rng.normal(size=(40, 25))
+    if kind == "zero":
+        target = np.zeros_like(target)
+    elif kind == "tiny":
+        target = target * 1e-37
+    elif kind == "huge":
+        target = target * 1e37
+    elif kind == "rank one":
+        target = np.outer(target[:, 0], target[0])
+    elif kind == "one row":
+        target[1:] = 0.0
+    elif kind == "nan":
+        target[3, 4] = np.nan
+    elif kind == "inf":
+        target[3, 4] = np.inf
+    return tf.constant(target, tf.float32)
+
+
+def _assert_orthonormal(basis, rows, rank):
+    basis = basis.numpy().astype(np.float64)
+    assert basis.shape == (rows, rank)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(rank), atol=2e-6)
+
+
+@pytest.mark.parametrize("power_iterations", [1, 3])
+@pytest.mark.parametrize("rank", [1, 4, 24])
+@pytest.mark.parametrize(
+    "kind",
+    ["full", "zero", "tiny", "huge", "rank one", "one row", "nan", "inf"],
+)
+def test_carriers_are_orthonormal_whatever_the_target(
+    kind, rank, power_iterations
+):
+    left, right = low_rank.leading_carriers(
+        _target(kind), rank, power_iterations, SEED
+    )
+    _assert_orthonormal(left, 40, rank)
+    _assert_orthonormal(right, 25, rank)
+
+
+def test_the_power_method_finds_the_leading_directions():
+    rng = np.random.default_rng(1)
+    u, _ = np.linalg.qr(rng.normal(size=(40, 25)))
+    v, _ = np.linalg.qr(rng.normal(size=(25, 25)))
+    sizes = 3.0 ** -np.arange(25)
+    target = tf.constant((u * sizes) @ v.T * 1e-4, tf.float32)
+    left, right = low_rank.leading_carriers(target, 4, 10, SEED)
+    for found, true in ((left, u), (right, v)):
+        overlap = np.linalg.svd(found.numpy().T @ true[:, :4])[1]
+        np.testing.assert_allclose(overlap, 1.0, atol=1e-4)
+
+
+def test_one_round_catches_a_target_of_low_rank_whole():
+    rng = np.random.default_rng(2)
+    target = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 25))
+    target = target.astype(np.float32)
+    left, right = low_rank.leading_carriers(tf.constant(target), 3, 1, SEED)
+    left, right = left.numpy(), right.numpy()
+    np.testing.assert_allclose(left @ (left.T @ target), target, atol=2e-5)
+    np.testing.assert_allclose((target @ right) @ right.T, target, atol=2e-5)
+
+
+def test_a_zero_target_gives_random_directions():
+    found = [
+        low_rank.leading_carriers(_target("zero"), 2, 1, seed)
+        for seed in (SEED, SEED, SEED + 1)
+    ]
+    for side in (0, 1):
+        first, again, other = (carriers[side].numpy() for carriers in found)
+        np.testing.assert_array_equal(first, again)
+        assert np.max(np.abs(first.T @ other)) < 0.9
+        # No axis of the coordinates: all numbers take part.
+        assert np.max(np.abs(first)) < 0.9
+
+
+def test_random_carriers_follow_their_seed():
+    first, again, other = (
+        low_rank.random_carriers(40, 25, 3, seed)
+        for seed in (SEED, SEED, SEED + 1)
+    )
+    _assert_orthonormal(first.left, 40, 3)
+    _assert_orthonormal(first.right, 25, 3)
+    for side in (0, 1):
+        np.testing.assert_array_equal(first[side], again[side])
+        assert np.max(np.abs(first[side].numpy() - other[side].numpy())) > 0.1
+
+
+def test_carriers_compile_under_xla():
+    def both(target):
+        return low_rank.leading_carriers(
+            target, 3, 2, SEED
+        ), low_rank.leading_carriers(target * 0.0, 3, 1, SEED)
+
+    compiled = tf.function(both, jit_compile=True, autograph=False)
+    for carriers in compiled(_target("full")):
+        _assert_orthonormal(carriers.left, 40, 3)
+        _assert_orthonormal(carriers.right, 25, 3)

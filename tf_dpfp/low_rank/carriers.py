@@ -1,0 +1,97 @@
+"""Gradient carriers: orthonormal bases on both sides of a kernel.
+
+For a kernel W of shape (d, p), `left` is L of shape (d, r) and `right` is the
+transpose of R, of shape (p, r); the columns of both are orthonormal. They
+approximate the leading singular directions of a target, found by the power
+method. Nothing here sees a gradient: targets are weights, which are private
+already, and random numbers from a public seed.
+
+Reference:
+    Yu et al., 2021, arXiv 2106.09352.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+
+class Carriers(NamedTuple):
+    """The two bases of one kernel.
+
+    Attributes:
+        left: `(d, r)`, orthonormal columns.
+        right: `(p, r)`, orthonormal columns; `None` where only one carrier
+            is released.
+    """
+
+    left: tf.Tensor
+    right: tf.Tensor | None
+
+
+def orthonormal(matrix: tf.Tensor, fallback: tf.Tensor) -> tf.Tensor:
+    """An orthonormal basis of a matrix's columns.
+
+    Args:
+        matrix: Thin, `(n, r)` with r at most n.
+        fallback: Of the same shape; its columns take the place of a matrix
+            that is zero or not finite.
+
+    Returns:
+        `(n, r)`, orthonormal columns, whatever the rank of `matrix`.
+    """
+    # Squares of tiny columns would vanish.
+    scale = tf.reduce_max(tf.abs(matrix))
+    usable = tf.math.is_finite(scale) & (scale > 0.0)
+    matrix = tf.where(usable, matrix / scale, fallback)
+    return tf.linalg.qr(matrix).q
+
+
+def _normals(shape: list[int], seed: tf.Tensor, stream: int) -> tf.Tensor:
+    seed = tf.random.experimental.stateless_fold_in(seed, stream)
+    return tf.random.stateless_normal(shape, seed)
+
+
+def random_carriers(
+    num_rows: int, num_columns: int, rank: int, seed: tf.Tensor
+) -> Carriers:
+    """Carriers in random directions.
+
+    Args:
+        num_rows: d.
+        num_columns: p.
+        rank: r.
+        seed: Public, integers of shape `(2,)`.
+
+    Returns:
+        The `Carriers`.
+    """
+    return Carriers(
+        tf.linalg.qr(_normals([num_rows, rank], seed, 0)).q,
+        tf.linalg.qr(_normals([num_columns, rank], seed, 1)).q,
+    )
+
+
+def leading_carriers(
+    target: tf.Tensor, rank: int, power_iterations: int, seed: tf.Tensor
+) -> Carriers:
+    """Carriers along the leading singular directions of a matrix.
+
+    Args:
+        target: `(d, p)`; where it is zero or not finite, the carriers are
+            random.
+        rank: r.
+        power_iterations: Rounds of the power method, at least 1.
+        seed: Public, integers of shape `(2,)`.
+
+    Returns:
+        The `Carriers`.
+    """
+    num_rows, num_columns = target.shape
+    left = start = _normals([num_rows, rank], seed, 0)
+    other_start = _normals([num_columns, rank], seed, 1)
+    for _ in range(power_iterations):
+        right = orthonormal(
+            tf.matmul(target, left, transpose_a=True), other_start
+        )
+        left = orthonormal(tf.matmul(target, right), start)
+    return Carriers(left, right)
