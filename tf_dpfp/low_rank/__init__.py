@@ -1,6 +1,7 @@
 """Low-rank reparametrised kernels: carriers in place of weight gradients."""
 
 from tf_dpfp.low_rank.carriers import Carriers
+from tf_dpfp.low_rank.carriers import fold_in
 from tf_dpfp.low_rank.carriers import leading_carriers
 from tf_dpfp.low_rank.carriers import orthonormal
 from tf_dpfp.low_rank.carriers import random_carriers
@@ -34,6 +35,7 @@ __all__ = [
     "Reparametrization",
     "broken_mark",
     "fingerprint",
+    "fold_in",
     "leading_carriers",
     "mark_of",
     "orthonormal",

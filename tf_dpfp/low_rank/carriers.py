@@ -14,6 +14,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+# TensorFlow's normals differ under XLA, its Philox bits do not: a run may be
+# resumed on either.
+_BITS = "philox"
+
 
 class Carriers(NamedTuple):
     """The two bases of one kernel.
@@ -47,8 +51,30 @@ def orthonormal(matrix: tf.Tensor, fallback: tf.Tensor) -> tf.Tensor:
 
 
 def _normals(shape: list[int], seed: tf.Tensor, stream: int) -> tf.Tensor:
-    seed = tf.random.experimental.stateless_fold_in(seed, stream)
-    return tf.random.stateless_normal(shape, seed)
+    bits = tf.random.stateless_uniform(
+        shape,
+        fold_in(seed, stream),
+        minval=None,
+        maxval=None,
+        dtype=tf.int32,
+        alg=_BITS,
+    )
+    # Odd multiples of 2^-24, so that none is 1.
+    uniform = tf.cast(tf.bitwise.right_shift(bits, 8), tf.float32) + 0.5
+    return tf.math.erfinv(uniform * 2.0**-23)
+
+
+def fold_in(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
+    """A seed of its own for every number.
+
+    Args:
+        seed: Integers of shape `(2,)`.
+        number: An integer.
+
+    Returns:
+        Integers of shape `(2,)`.
+    """
+    return tf.random.experimental.stateless_fold_in(seed, number, alg=_BITS)
 
 
 def random_carriers(

@@ -170,9 +170,7 @@ class CarrierState:
         config = mark.config
 
         def compute() -> low_rank.Carriers:
-            seed = tf.random.experimental.stateless_fold_in(
-                tf.stack([config.seed, index]), step
-            )
+            seed = low_rank.fold_in(tf.stack([config.seed, index]), step)
             if config.carrier_source == "random":
                 carriers = low_rank.random_carriers(
                     mark.view.num_rows, mark.view.num_columns, config.rank, seed
