@@ -32,7 +32,16 @@ _WORKLOADS = flags.DEFINE_list(
     "workloads", list(workloads.WORKLOADS), "Which workloads to run."
 )
 _MODES = flags.DEFINE_list(
-    "modes", ["flat", "per_layer"], "Which clippings to time."
+    "modes",
+    ["flat", "per_layer"],
+    "Which clippings to time; rgp: flat, with low-rank carriers.",
+)
+_RANK = flags.DEFINE_integer("rank", 4, "Of the carriers of the mode rgp.")
+_CARRIER_SOURCE = flags.DEFINE_enum(
+    "carrier_source",
+    "weight",
+    ["history", "weight", "random"],
+    "Of the mode rgp; found anew in every step.",
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 30, "Steps timed of each kind.")
 _JIT_COMPILE = flags.DEFINE_enum(
@@ -49,6 +58,7 @@ _MEMORY_CHILD = flags.DEFINE_string(
     "memory_child", None, "Internal: measure this mode's memory and exit."
 )
 _ORDINARY = "non_private"
+_LOW_RANK = "rgp"
 
 
 def _batch_size(workload: workloads.Workload) -> int:
@@ -58,13 +68,20 @@ def _batch_size(workload: workloads.Workload) -> int:
 def _compiled_model(workload: workloads.Workload, mode: str) -> keras.Model:
     model = workload.make_model()
     optimizer = keras.optimizers.Adam(1e-4)
+    if mode == _LOW_RANK:
+        tf_dpfp.reparametrize(
+            model,
+            _RANK.value,
+            carrier_source=_CARRIER_SOURCE.value,
+            warmup_steps=2,
+        )
     if mode != _ORDINARY:
         tf_dpfp.make_private(model)
         optimizer = tf_dpfp.DPAdam(
             1e-4,
             l2_norm_clip=1.0,
             noise_multiplier=1.0,
-            clipping=mode,
+            clipping="flat" if mode == _LOW_RANK else mode,
             expected_batch_size=_batch_size(workload),
             microbatch_size=_MICROBATCH.value,
         )
@@ -153,6 +170,8 @@ def _memory(workload: workloads.Workload, mode: str) -> dict:
         f"--workloads={workload.name}",
         f"--memory_child={mode}",
         f"--jit_compile={_JIT_COMPILE.value}",
+        f"--rank={_RANK.value}",
+        f"--carrier_source={_CARRIER_SOURCE.value}",
     ]
     for flag in (_MICROBATCH, _BATCH):
         if flag.value is not None:
