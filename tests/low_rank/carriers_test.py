@@ -102,6 +102,9 @@ def test_random_directions_are_those_of_normals():
     scale = np.sqrt(0.5)
     assert stats.kstest(normals, stats.norm(0.0, scale).cdf).pvalue > 1e-4
     assert np.max(np.abs(normals)) < 5.5 * scale
+    ends = [[-(2**31), 2**31 - 1, 2**31 - 1024, 0, -1, 1]]
+    ends = low_rank.carriers._to_normals(tf.constant(ends)).numpy()
+    assert np.all(np.isfinite(ends)) and np.all(ends != 0.0)
 
 
 def test_carriers_compile_under_xla():

@@ -389,3 +389,49 @@ def test_lora_after_the_mark_is_refused_at_the_first_step():
     model.layers[0].enable_lora(2)
     with pytest.raises(ValueError, match="LoRA trains other weights"):
         model.fit(np.ones((4, 6)), np.ones((4, 5)), verbose=0)
+
+
+def test_a_keras_hub_bert_trains_through_carriers():
+    keras_hub = pytest.importorskip("keras_hub")
+    keras.utils.set_random_seed(0)
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=50,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=16,
+        intermediate_dim=32,
+        max_sequence_length=12,
+    )
+    model = keras_hub.models.BertTextClassifier(
+        backbone, num_classes=5, preprocessor=None
+    )
+    tf_dpfp.reparametrize(model, RANK, exclude="logits")
+    released = [
+        low_rank.released_size(v)
+        for v in model.trainable_variables
+        if low_rank.released_size(v)
+    ]
+    # Query, key, value and output of attention, feed forward, pooling.
+    assert released == [RANK * 32] * 4 + [RANK * 48] * 2 + [RANK * 32]
+    tf_dpfp.make_private(model)
+    model.compile(
+        tf_dpfp.DPSGD(0.1, noise_multiplier=0.0, expected_batch_size=4),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        run_eagerly=True,
+    )
+    rng = np.random.default_rng(0)
+    x = {
+        "token_ids": rng.integers(1, 50, (4, 12)),
+        "segment_ids": np.zeros((4, 12), np.int64),
+        "padding_mask": np.ones((4, 12), bool),
+    }
+    before = model.get_weights()
+    model.train_on_batch(x, rng.integers(0, 5, 4))
+    for variable, old in zip(model.weights, before, strict=True):
+        if low_rank.released_size(variable):
+            move = variable.numpy() - old
+            view = low_rank.mark_of(variable).view
+            sizes = np.linalg.svd(view.to_matrix(tf.constant(move)))[1]
+            assert sizes[0] > 0.0
+            # An update of rank 2 r at most, but for rounding of the weights.
+            assert sizes[2 * RANK] < 1e-4 * sizes[0] + 1e-7

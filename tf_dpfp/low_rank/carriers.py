@@ -51,17 +51,26 @@ def orthonormal(matrix: tf.Tensor, fallback: tf.Tensor) -> tf.Tensor:
 
 
 def _normals(shape: list[int], seed: tf.Tensor, stream: int) -> tf.Tensor:
-    bits = tf.random.stateless_uniform(
+    return _to_normals(_random_bits(shape, fold_in(seed, stream)))
+
+
+def _random_bits(shape: list[int], seed: tf.Tensor) -> tf.Tensor:
+    return tf.random.stateless_uniform(
         shape,
-        fold_in(seed, stream),
+        seed,
         minval=None,
         maxval=None,
         dtype=tf.int32,
         alg=_BITS,
     )
-    # Odd multiples of 2^-24, so that none is 1.
-    uniform = tf.cast(tf.bitwise.right_shift(bits, 8), tf.float32) + 0.5
-    return tf.math.erfinv(uniform * 2.0**-23)
+
+
+def _to_normals(bits: tf.Tensor) -> tf.Tensor:
+    """Normals of variance 1/2: the scale does not matter."""
+    # No closer to 1 than 2^-22, which float32 tells from 1 also when
+    # `erfinv` adds 1 to it.
+    uniform = tf.cast(tf.bitwise.right_shift(bits, 10), tf.float32) + 0.5
+    return tf.math.erfinv(uniform * 2.0**-21)
 
 
 def fold_in(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:

@@ -125,10 +125,26 @@ def _product_parts(gradient, carriers: Carriers):
     left, right = gradient.left, gradient.right
     parts = []
     if carriers.right is not None:
-        through = tf.matmul(right, tf.cast(carriers.right, right.dtype))
-        parts.append(per_example.OuterProduct(left, through))
-    through = tf.matmul(left, tf.cast(carriers.left, left.dtype))
-    return [*parts, per_example.OuterProduct(through, right)]
+        parts.append(
+            per_example.OuterProduct(left, _rows_times(right, carriers.right))
+        )
+    return [
+        *parts,
+        per_example.OuterProduct(_rows_times(left, carriers.left), right),
+    ]
+
+
+def _rows_times(rows: tf.Tensor, basis: tf.Tensor) -> tf.Tensor:
+    """`(batch, positions, n)` times `(n, r)`, as one product of matrices."""
+    flat = tf.reshape(rows, [-1, rows.shape[2]])
+    product = tf.matmul(flat, tf.cast(basis, rows.dtype))
+    shape = [
+        dynamic if static is None else static
+        for static, dynamic in zip(
+            rows.shape[:2], tf.unstack(tf.shape(rows)[:2]), strict=True
+        )
+    ]
+    return tf.reshape(product, [*shape, basis.shape[1]])
 
 
 def _matrix_parts(values: tf.Tensor, carriers: Carriers):
