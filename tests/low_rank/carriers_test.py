@@ -8,6 +8,14 @@ from tf_dpfp import low_rank
 SEED = tf.constant([3, 4])
 
 
+def _starts(rank, seed=SEED, rows=40, columns=25):
+    numbers = low_rank.normals((rows + columns) * rank, seed)
+    return low_rank.Carriers(
+        tf.reshape(numbers[: rows * rank], [rows, rank]),
+        tf.reshape(numbers[rows * rank :], [columns, rank]),
+    )
+
+
 def _target(kind):
     rng = np.random.default_rng(0)
     target = rng.normal(size=(40, 25))
@@ -44,7 +52,7 @@ def test_carriers_are_orthonormal_whatever_the_target(
     kind, rank, power_iterations
 ):
     left, right = low_rank.leading_carriers(
-        _target(kind), rank, power_iterations, SEED
+        _target(kind), _starts(rank), power_iterations
     )
     _assert_orthonormal(left, 40, rank)
     _assert_orthonormal(right, 25, rank)
@@ -56,7 +64,7 @@ def test_the_power_method_finds_the_leading_directions():
     v, _ = np.linalg.qr(rng.normal(size=(25, 25)))
     sizes = 3.0 ** -np.arange(25)
     target = tf.constant((u * sizes) @ v.T * 1e-4, tf.float32)
-    left, right = low_rank.leading_carriers(target, 4, 10, SEED)
+    left, right = low_rank.leading_carriers(target, _starts(4), 10)
     for found, true in ((left, u), (right, v)):
         overlap = np.linalg.svd(found.numpy().T @ true[:, :4])[1]
         np.testing.assert_allclose(overlap, 1.0, atol=1e-4)
@@ -66,7 +74,7 @@ def test_one_round_catches_a_target_of_low_rank_whole():
     rng = np.random.default_rng(2)
     target = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 25))
     target = target.astype(np.float32)
-    left, right = low_rank.leading_carriers(tf.constant(target), 3, 1, SEED)
+    left, right = low_rank.leading_carriers(tf.constant(target), _starts(3), 1)
     left, right = left.numpy(), right.numpy()
     np.testing.assert_allclose(left @ (left.T @ target), target, atol=2e-5)
     np.testing.assert_allclose((target @ right) @ right.T, target, atol=2e-5)
@@ -74,7 +82,7 @@ def test_one_round_catches_a_target_of_low_rank_whole():
 
 def test_a_zero_target_gives_random_directions():
     found = [
-        low_rank.leading_carriers(_target("zero"), 2, 1, seed)
+        low_rank.leading_carriers(_target("zero"), _starts(2, seed), 1)
         for seed in (SEED, SEED, SEED + 1)
     ]
     for side in (0, 1):
@@ -87,7 +95,7 @@ def test_a_zero_target_gives_random_directions():
 
 def test_random_carriers_follow_their_seed():
     first, again, other = (
-        low_rank.random_carriers(40, 25, 3, seed)
+        low_rank.random_carriers(_starts(3, seed))
         for seed in (SEED, SEED, SEED + 1)
     )
     _assert_orthonormal(first.left, 40, 3)
@@ -98,7 +106,7 @@ def test_random_carriers_follow_their_seed():
 
 
 def test_random_directions_are_those_of_normals():
-    normals = low_rank.carriers._normals([40, 25, 400], SEED, 0).numpy().ravel()
+    normals = low_rank.normals(400_000, SEED).numpy()
     scale = np.sqrt(0.5)
     assert stats.kstest(normals, stats.norm(0.0, scale).cdf).pvalue > 1e-4
     assert np.max(np.abs(normals)) < 5.5 * scale
@@ -110,10 +118,14 @@ def test_random_directions_are_those_of_normals():
 def test_carriers_compile_under_xla():
     def both(target):
         return low_rank.leading_carriers(
-            target, 3, 2, SEED
-        ), low_rank.leading_carriers(target * 0.0, 3, 1, SEED)
+            target, _starts(3), 2
+        ), low_rank.leading_carriers(target * 0.0, _starts(3), 1)
 
     compiled = tf.function(both, jit_compile=True, autograph=False)
+    draw = tf.function(low_rank.normals, jit_compile=True, autograph=False)
+    np.testing.assert_allclose(
+        draw(5001, SEED), low_rank.normals(5001, SEED), rtol=1e-4
+    )
     target = _target("full")
     for carriers, eager in zip(compiled(target), both(target), strict=True):
         _assert_orthonormal(carriers.left, 40, 3)

@@ -52,8 +52,12 @@ LAYERS = {
 
 
 def _carriers(view, left_only=False, rank=RANK, seed=0):
+    rng = np.random.default_rng(seed)
     carriers = low_rank.random_carriers(
-        view.num_rows, view.num_columns, rank, tf.constant([seed, 1])
+        low_rank.Carriers(
+            tf.constant(rng.normal(size=(view.num_rows, rank)), tf.float32),
+            tf.constant(rng.normal(size=(view.num_columns, rank)), tf.float32),
+        )
     )
     return carriers._replace(right=None) if left_only else carriers
 

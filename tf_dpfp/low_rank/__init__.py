@@ -1,8 +1,8 @@
 """Low-rank reparametrised kernels: carriers in place of weight gradients."""
 
 from tf_dpfp.low_rank.carriers import Carriers
-from tf_dpfp.low_rank.carriers import fold_in
 from tf_dpfp.low_rank.carriers import leading_carriers
+from tf_dpfp.low_rank.carriers import normals
 from tf_dpfp.low_rank.carriers import orthonormal
 from tf_dpfp.low_rank.carriers import random_carriers
 from tf_dpfp.low_rank.configuration import Reparametrization
@@ -35,9 +35,9 @@ __all__ = [
     "Reparametrization",
     "broken_mark",
     "fingerprint",
-    "fold_in",
     "leading_carriers",
     "mark_of",
+    "normals",
     "orthonormal",
     "project",
     "project_all",

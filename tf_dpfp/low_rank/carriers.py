@@ -50,83 +50,59 @@ def orthonormal(matrix: tf.Tensor, fallback: tf.Tensor) -> tf.Tensor:
     return tf.linalg.qr(matrix).q
 
 
-def _normals(shape: list[int], seed: tf.Tensor, stream: int) -> tf.Tensor:
-    return _to_normals(_random_bits(shape, fold_in(seed, stream)))
+def normals(size: int, seed: tf.Tensor) -> tf.Tensor:
+    """Independent normals of variance 1/2; the scale does not matter.
 
+    Args:
+        size: How many.
+        seed: Public, integers of shape `(2,)`.
 
-def _random_bits(shape: list[int], seed: tf.Tensor) -> tf.Tensor:
-    return tf.random.stateless_uniform(
-        shape,
-        seed,
-        minval=None,
-        maxval=None,
-        dtype=tf.int32,
-        alg=_BITS,
+    Returns:
+        float32 tensor of shape `(size,)`, finite, the same under XLA.
+    """
+    bits = tf.random.stateless_uniform(
+        [size], seed, minval=None, maxval=None, dtype=tf.int32, alg=_BITS
     )
+    return _to_normals(bits)
 
 
 def _to_normals(bits: tf.Tensor) -> tf.Tensor:
-    """Normals of variance 1/2: the scale does not matter."""
     # No closer to 1 than 2^-22, which float32 tells from 1 also when
     # `erfinv` adds 1 to it.
     uniform = tf.cast(tf.bitwise.right_shift(bits, 10), tf.float32) + 0.5
     return tf.math.erfinv(uniform * 2.0**-21)
 
 
-def fold_in(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
-    """A seed of its own for every number.
-
-    Args:
-        seed: Integers of shape `(2,)`.
-        number: An integer.
-
-    Returns:
-        Integers of shape `(2,)`.
-    """
-    return tf.random.experimental.stateless_fold_in(seed, number, alg=_BITS)
-
-
-def random_carriers(
-    num_rows: int, num_columns: int, rank: int, seed: tf.Tensor
-) -> Carriers:
+def random_carriers(starts: Carriers) -> Carriers:
     """Carriers in random directions.
 
     Args:
-        num_rows: d.
-        num_columns: p.
-        rank: r.
-        seed: Public, integers of shape `(2,)`.
+        starts: Normals, of the carriers' shapes.
 
     Returns:
         The `Carriers`.
     """
-    return Carriers(
-        tf.linalg.qr(_normals([num_rows, rank], seed, 0)).q,
-        tf.linalg.qr(_normals([num_columns, rank], seed, 1)).q,
-    )
+    return Carriers(*[tf.linalg.qr(start).q for start in starts])
 
 
 def leading_carriers(
-    target: tf.Tensor, rank: int, power_iterations: int, seed: tf.Tensor
+    target: tf.Tensor, starts: Carriers, power_iterations: int
 ) -> Carriers:
     """Carriers along the leading singular directions of a matrix.
 
     Args:
         target: `(d, p)`; where it is zero or not finite, the carriers are
             random.
-        rank: r.
+        starts: Normals, of the carriers' shapes.
         power_iterations: Rounds of the power method, at least 1.
-        seed: Public, integers of shape `(2,)`.
 
     Returns:
         The `Carriers`.
     """
-    num_rows, num_columns = target.shape
-    left = start = _normals([num_rows, rank], seed, 0)
-    other_start = _normals([num_columns, rank], seed, 1)
+    left = starts.left
     for _ in range(power_iterations):
         right = orthonormal(
-            tf.matmul(target, left, transpose_a=True), other_start
+            tf.matmul(target, left, transpose_a=True), starts.right
         )
-        left = orthonormal(tf.matmul(target, right), start)
+        left = orthonormal(tf.matmul(target, right), starts.left)
     return Carriers(left, right)

@@ -160,9 +160,38 @@ class CarrierState:
             One entry for each variable; `None` where there is no mark.
         """
         step = tf.cast(self._optimizer.iterations.value, tf.int32)
-        return [self._carriers_of(variable, step) for variable in variables]
+        starts = self._starts(step)
+        return [
+            self._carriers_of(variable, step, starts) for variable in variables
+        ]
 
-    def _carriers_of(self, variable, step) -> low_rank.Carriers | None:
+    def _starts(self, step: tf.Tensor) -> dict[int, low_rank.Carriers]:
+        """Random numbers for every marked kernel, by its position.
+
+        Drawn at once for all kernels of a seed: the operations of many small
+        draws cost more than the numbers.
+        """
+        places: dict[int, list[int]] = {}
+        for index, mark in enumerate(self._marks):
+            if mark is not None:
+                places.setdefault(mark.config.seed, []).append(index)
+        starts = {}
+        for seed, indices in places.items():
+            shapes = []
+            for index in indices:
+                mark = self._marks[index]
+                shapes.append([mark.view.num_rows, mark.config.rank])
+                shapes.append([mark.view.num_columns, mark.config.rank])
+            sizes = [rows * columns for rows, columns in shapes]
+            pieces = tf.split(
+                low_rank.normals(sum(sizes), tf.stack([seed, step])), sizes
+            )
+            pieces = map(tf.reshape, pieces, shapes)
+            for index in indices:
+                starts[index] = low_rank.Carriers(next(pieces), next(pieces))
+        return starts
+
+    def _carriers_of(self, variable, step, starts) -> low_rank.Carriers | None:
         index = self._positions.get(id(variable))
         mark = None if index is None else self._marks[index]
         if mark is None:
@@ -170,17 +199,13 @@ class CarrierState:
         config = mark.config
 
         def compute() -> low_rank.Carriers:
-            seed = low_rank.fold_in(tf.stack([config.seed, index]), step)
             if config.carrier_source == "random":
-                carriers = low_rank.random_carriers(
-                    mark.view.num_rows, mark.view.num_columns, config.rank, seed
-                )
+                carriers = low_rank.random_carriers(starts[index])
             else:
                 carriers = low_rank.leading_carriers(
                     self._target(variable, index, mark, step),
-                    config.rank,
+                    starts[index],
                     config.power_iterations,
-                    seed,
                 )
             return (
                 carriers._replace(right=None)
