@@ -34,6 +34,7 @@ from absl import flags
 
 import tf_dpfp
 from benchmarks import workloads
+from examples import clippings
 
 _WORKLOADS = flags.DEFINE_list(
     "workloads",
@@ -41,7 +42,17 @@ _WORKLOADS = flags.DEFINE_list(
     f"Which workloads to run, of {', '.join(workloads.WORKLOADS)}.",
 )
 _MODES = flags.DEFINE_list(
-    "modes", ["flat", "per_layer"], "Which clippings to time."
+    "modes",
+    ["flat", "per_layer"],
+    f"What to time, of {', '.join(clippings.CLIPPINGS)} and rgp (flat, with "
+    "low-rank carriers).",
+)
+_RANK = flags.DEFINE_integer("rank", 4, "Of the carriers of the mode rgp.")
+_CARRIER_SOURCE = flags.DEFINE_enum(
+    "carrier_source",
+    "weight",
+    ["history", "weight", "random"],
+    "Of the mode rgp; found anew in every step.",
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 30, "Steps timed of each kind.")
 _JIT_COMPILE = flags.DEFINE_enum(
@@ -66,6 +77,7 @@ _MEMORY_CHILD = flags.DEFINE_string(
 _ORDINARY = "non_private"
 # Batch and length.
 _CURVE = [(16, 128), (32, 128), (64, 128), (16, 256)]
+_LOW_RANK = "rgp"
 
 
 def _batch_size(workload: workloads.Workload) -> int:
@@ -81,13 +93,20 @@ def _sized(workload: workloads.Workload) -> dict[str, int]:
 def _compiled_model(workload: workloads.Workload, mode: str) -> keras.Model:
     model = workload.make_model(**_sized(workload))
     optimizer = keras.optimizers.Adam(1e-4)
+    if mode == _LOW_RANK:
+        tf_dpfp.reparametrize(
+            model,
+            _RANK.value,
+            carrier_source=_CARRIER_SOURCE.value,
+            warmup_steps=2,
+        )
     if mode != _ORDINARY:
         tf_dpfp.make_private(model)
         optimizer = tf_dpfp.DPAdam(
             1e-4,
             l2_norm_clip=1.0,
             noise_multiplier=1.0,
-            clipping=mode,
+            clipping=clippings.CLIPPINGS["flat" if mode == _LOW_RANK else mode],
             expected_batch_size=_batch_size(workload),
             microbatch_size=_MICROBATCH.value,
         )
@@ -189,6 +208,8 @@ def _memory(
         f"--memory_child={mode}",
         f"--jit_compile={_JIT_COMPILE.value}",
         f"--batch_size={batch_size}",
+        f"--rank={_RANK.value}",
+        f"--carrier_source={_CARRIER_SOURCE.value}",
     ]
     if length is not None:
         command.append(f"--length={length}")

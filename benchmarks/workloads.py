@@ -44,6 +44,17 @@ def mlp() -> keras.Model:
     )
 
 
+def wide_mlp() -> keras.Model:
+    """4096-4096-10: nearly all of it is one square matrix."""
+    return keras.Sequential(
+        [
+            keras.Input((4096,)),
+            keras.layers.Dense(4096, activation="relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+
+
 def tutorial_cnn() -> keras.Model:
     """The convolutional network of TF-Privacy's MNIST tutorial."""
     return keras.Sequential(
@@ -146,6 +157,7 @@ WORKLOADS = {
         Workload("transformer", transformer, _tokens(8000), 16, 128),
         Workload("mlp_256", mlp, _images(784), 256),
         Workload("mlp_2048", mlp, _images(784), 2048),
+        Workload("wide_mlp", wide_mlp, _images(4096), 256),
         Workload("cnn_256", tutorial_cnn, _images(28, 28, 1), 256),
         Workload("cnn_2048", tutorial_cnn, _images(28, 28, 1), 2048),
         Workload("bert_base", bert_base, _bert_batch, 8, 128),

@@ -8,10 +8,10 @@ NAMES = """
 Adaptive Automatic ByFunction Clipping ClippedGradients DPAdagrad DPAdam
 DPAdamW DPLion DPModel DPRMSprop DPSGD DPSequential Flat GenericRule
 GradientRule Materialized NotPrivateError OuterProduct PerBlock PerDevice
-PerLayer PrivacyBudget Problem RowGather calibrate clipped_gradients epsilon
-fix is_private ledger make_private poisson_batches privacy_statement
-private_optimizer_class register_gradient_rule sampled_steps thresholds
-validate
+PerLayer PrivacyBudget Problem RGPConv1D RGPConv2D RGPDense RGPEinsumDense
+RowGather calibrate clipped_gradients epsilon fix is_private ledger
+make_private poisson_batches privacy_statement private_optimizer_class
+register_gradient_rule reparametrize restore sampled_steps thresholds validate
 """.split()
 
 

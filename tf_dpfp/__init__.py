@@ -18,6 +18,12 @@ from tf_dpfp.clipping import Flat
 from tf_dpfp.clipping import PerBlock
 from tf_dpfp.clipping import PerDevice
 from tf_dpfp.clipping import PerLayer
+from tf_dpfp.low_rank import RGPConv1D
+from tf_dpfp.low_rank import RGPConv2D
+from tf_dpfp.low_rank import RGPDense
+from tf_dpfp.low_rank import RGPEinsumDense
+from tf_dpfp.low_rank import reparametrize
+from tf_dpfp.low_rank import restore
 from tf_dpfp.optimizers import DPSGD
 from tf_dpfp.optimizers import ClippedGradients
 from tf_dpfp.optimizers import DPAdagrad

@@ -210,9 +210,7 @@ def test_the_errors_of_a_function_are_not_swallowed():
 
 _THRESHOLDS = [
     "by_dimension",
-    tf_dpfp.Adaptive(
-        initial={"first": 1.0, "class_name": 2.0}, rescale=False
-    ),
+    tf_dpfp.Adaptive(initial={"first": 1.0, "class_name": 2.0}, rescale=False),
     tf_dpfp.Adaptive(shared=True, rescale=False, initial=0.25),
     tf_dpfp.Automatic(split={"first": 3.0, "second": 4.0}),
 ]

@@ -34,10 +34,20 @@ class OwnedVariable:
     Attributes:
         variable: The variable.
         layer: The layer that owns it; the first, if several share it.
+        released: How many numbers a step releases of it; `None` for one of
+            each parameter.
     """
 
     variable: keras.Variable
     layer: keras.layers.Layer
+    released: int | None = None
+
+    @property
+    def dimension(self) -> int:
+        """How many numbers a step releases of the variable."""
+        if self.released is None:
+            return math.prod(self.variable.shape)
+        return self.released
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Group:
         name: For messages, and to give thresholds by.
         members: Positions in the list of trainable variables.
         threshold: The clip norm C_k; a scalar tensor while it adapts.
-        dimension: Number of parameters d_k.
+        dimension: Number of parameters d_k, or of what is released of them.
         stability: What automatic clipping adds to norms; 0 for clipping.
         estimate: What norms are compared with to be counted, a scalar tensor;
             `None` where nothing adapts.
@@ -134,7 +144,7 @@ class Clipping(abc.ABC):
         for index, name in enumerate(self.group_names(variables)):
             members.setdefault(name, []).append(index)
         dimensions = [
-            sum(math.prod(variables[i].variable.shape) for i in indices)
+            sum(variables[i].dimension for i in indices)
             for indices in members.values()
         ]
         groups = [

@@ -30,10 +30,12 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpfp import clipping as clipping_lib
+from tf_dpfp import low_rank
 from tf_dpfp import noise as noise_lib
 from tf_dpfp.accounting import LedgerEntry
 from tf_dpfp.accounting import Sampling
 from tf_dpfp.optimizers import adaptation as adaptation_lib
+from tf_dpfp.optimizers import carrier_state as carrier_state_lib
 from tf_dpfp.optimizers import ledger as ledger_lib
 
 _MARKER = "tf_dpfp_ledger"
@@ -60,13 +62,16 @@ class ClippedGradients:
 
     Attributes:
         sums: The clipped sum for each variable; `None` where the loss does
-            not depend on the variable.
+            not depend on the variable. Of a reparametrised kernel, those of
+            its carriers, end to end.
         variables: The trainable variables.
         groups: The groups the sums were clipped in, with their thresholds.
         regularization: Gradients of the regularisation losses, which read no
             data; `None` where there is none.
         counts: The centred count of each group; `None` where no threshold
             adapts.
+        carriers: The carriers that the sums were projected with; `None` for
+            variables without. Empty: for all of them.
     """
 
     sums: Sequence[tf.Tensor | None]
@@ -74,6 +79,7 @@ class ClippedGradients:
     groups: Sequence[clipping_lib.Group]
     regularization: Sequence[tf.Tensor | None]
     counts: tf.Tensor | None = None
+    carriers: Sequence[low_rank.Carriers | None] = ()
 
 
 def _positive_int(name: str, value, optional: bool = True) -> int | None:
@@ -212,6 +218,7 @@ class PrivateOptimizer:
         )
         self._noise_source = noise_lib.NoiseSource(seed)
         self._adaptation: adaptation_lib.Adaptation | None = None
+        self._carrier_state = carrier_state_lib.CarrierState(self)
 
     # Read-only: a compiled step would not notice a change.
     @property
@@ -325,6 +332,36 @@ class PrivateOptimizer:
             groups, estimates, self.l2_norm_clip, self._adaptive.rescale
         )
 
+    def carriers(
+        self, variables: Sequence[keras.Variable]
+    ) -> list[low_rank.Carriers | None]:
+        """The carriers of reparametrised kernels in the next step.
+
+        Args:
+            variables: The trainable variables.
+
+        Returns:
+            One entry for each variable; `None` where it is not reparametrised.
+
+        Raises:
+            ValueError: If a kernel was reparametrised or restored since the
+                optimizer was built.
+        """
+        if not self.built:
+            if not any(map(low_rank.mark_of, variables)):
+                return [None] * len(variables)
+            self.build(list(variables))
+        self._carrier_state.check_marks(variables)
+        return self._carrier_state.current(variables)
+
+    def check_marks(self) -> None:
+        """Raises if kernels were marked or restored since it was built.
+
+        Raises:
+            ValueError: If so.
+        """
+        self._carrier_state.check_marks(self.updated_variables)
+
     @property
     def _adaptive(self) -> clipping_lib.Adaptive | None:
         thresholds = self.clipping.thresholds
@@ -342,6 +379,7 @@ class PrivateOptimizer:
             super().build(variables)
         if self._adaptive is not None:
             self._adaptation = adaptation_lib.Adaptation(self, variables)
+        self._carrier_state.build(variables)
 
     @tf.autograph.experimental.do_not_convert
     def apply(self, grads, trainable_variables=None):
@@ -382,6 +420,7 @@ class PrivateOptimizer:
             )
         if not self.built:
             self.build(list(grads.variables))
+        carriers = self._carriers_of(grads)
         divisor = tf.convert_to_tensor(self._batch_size.value)
         step_key = self._noise_source.next_step(self._ledger.total_steps())
         # Before anything is released: a step that fails half-way is counted.
@@ -392,8 +431,23 @@ class PrivateOptimizer:
         released = _add_noise(
             grads, noise_multiplier, self.clipping.noise_allocation, step_key
         )
-        gradients = _finished(grads, released, divisor)
+        self._carrier_state.before_update(grads.variables, carriers)
+        gradients = _finished(grads, released, carriers, divisor)
         super().apply(gradients, list(grads.variables))
+
+    def _carriers_of(
+        self, grads: ClippedGradients
+    ) -> Sequence[low_rank.Carriers | None]:
+        """The carriers that came with clipped gradients, one per variable."""
+        carriers = grads.carriers or (None,) * len(grads.variables)
+        self._carrier_state.check_marks(grads.variables)
+        for variable, mine in zip(grads.variables, carriers, strict=True):
+            if (mine is None) != (low_rank.mark_of(variable) is None):
+                raise ValueError(
+                    f"These clipped gradients of '{variable.path}' were made "
+                    "when it was reparametrised otherwise. Make them anew."
+                )
+        return carriers
 
     def _adapt(
         self,
@@ -468,6 +522,8 @@ class PrivateOptimizer:
         """
         known = self._ledger.entries()
         variables = {k: store[k] for k in store.keys() if k != _MARKER}
+        if _MARKER in store.keys():
+            self._check_marks_of(variables)
         if _MARKER in store.keys() and len(variables) != len(self.variables):
             raise ValueError(
                 "The saved state belongs to a private optimizer with "
@@ -481,6 +537,14 @@ class PrivateOptimizer:
         self._ledger.keep_greater(known)
         if self._given_batch_size is not None:
             self._batch_size.assign(self._given_batch_size)
+
+    def _check_marks_of(self, saved: dict) -> None:
+        """Refuses the state of kernels that were reparametrised otherwise."""
+        position = [id(v) for v in self.variables].index(
+            id(self._carrier_state.variable)
+        )
+        if self.built and str(position) in saved:
+            self._carrier_state.check_saved(int(saved[str(position)][()]))
 
     def get_config(self):
         config = super().get_config()
@@ -566,20 +630,37 @@ def _plus(total: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
 
 
 def _finished(
-    clipped: ClippedGradients, released, divisor: tf.Tensor
+    clipped: ClippedGradients,
+    released: Sequence[tf.Tensor | None],
+    carriers: Sequence[low_rank.Carriers | None],
+    divisor: tf.Tensor,
 ) -> list[tf.Tensor | None]:
     """What the Keras optimizer takes, each where its variable is."""
     gradients: list[tf.Tensor | None] = [None] * len(clipped.variables)
     for group in clipped.groups:
         with clipping_lib.on_device(group.device):
             for index in group.members:
+                variable = clipped.variables[index]
                 gradients[index] = _finish(
-                    released[index],
+                    _reconstruct(released[index], carriers[index], variable),
                     clipped.regularization[index],
                     divisor,
-                    clipped.variables[index],
+                    variable,
                 )
     return gradients
+
+
+def _reconstruct(
+    total: tf.Tensor | None,
+    carriers: low_rank.Carriers | None,
+    variable: keras.Variable,
+) -> tf.Tensor | None:
+    """From released carriers to a released kernel: post-processing."""
+    if total is None or carriers is None:
+        return total
+    return low_rank.reconstruct(
+        total, carriers, low_rank.mark_of(variable).view
+    )
 
 
 def _finish(total, extra, divisor, variable):

@@ -272,7 +272,7 @@ def _grouped_kernel(inputs, output_gradient, geometry, kernel_shape, groups):
     )
 
 
-class _ConvolutionRule(rules.GradientRule):
+class ConvolutionRule(rules.GradientRule):
     """`patches W + b`, at every position of the output."""
 
     def supports(self, layer):
@@ -307,4 +307,4 @@ for _layer_type in (
     keras.layers.Conv2D,
     keras.layers.Conv3D,
 ):
-    rules.register_gradient_rule(_layer_type)(_ConvolutionRule)
+    rules.register_gradient_rule(_layer_type)(ConvolutionRule)

@@ -154,6 +154,10 @@ class Materialized(PerExampleGradient):
         return self.values
 
 
+def _as_it_is(matrix: tf.Tensor) -> tf.Tensor:
+    return matrix
+
+
 class OuterProduct(PerExampleGradient):
     """`left^T right` per example, summed over positions.
 
@@ -179,9 +183,14 @@ class OuterProduct(PerExampleGradient):
         dtype = accumulation_dtype(left, right)
         self.left = tf.cast(left, dtype)
         self.right = tf.cast(right, dtype)
-        self._to_variable = to_variable or (lambda matrix: matrix)
+        self._to_variable = to_variable or _as_it_is
         self.layout = layout
         self._matrix = None
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the variable is the matrix itself, of shape `(d, p)`."""
+        return self._to_variable is _as_it_is
 
     @property
     def _sizes(self) -> tuple[int | None, int, int]:

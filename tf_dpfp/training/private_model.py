@@ -269,6 +269,7 @@ def _ready(model: keras.Model):
         )
     optimizer = require_private_optimizer(model)
     _check_same_model(model, optimizer)
+    optimizer.check_marks()
     if not keras_trainer.has_compiled_loss(model):
         raise ValueError(
             f"Model '{model.name}' is compiled without a loss. Private "

@@ -18,6 +18,7 @@ from keras import tree
 
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import compilation
+from tf_dpfp import low_rank
 from tf_dpfp import per_example
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp.optimizers import ClippedGradients
@@ -38,6 +39,8 @@ class Plan:
         units: The layers whose calls are recorded.
         variables: The trainable variables.
         groups: Which of them are clipped together.
+        carriers: For each of them, the carriers of a reparametrised kernel,
+            or `None`.
         loss: Maps `(y, y_pred, sample_weight)` to one loss per example.
         loss_scale: The loss is multiplied by this in the backward pass.
     """
@@ -45,6 +48,7 @@ class Plan:
     units: Sequence[per_example.Unit]
     variables: Sequence[keras.Variable]
     groups: Sequence[clipping_lib.Group]
+    carriers: Sequence[low_rank.Carriers | None]
     loss: Any
     loss_scale: float
 
@@ -78,6 +82,7 @@ def make_plan(model: keras.Model, optimizer, loss) -> Plan:
         units=units,
         variables=variables,
         groups=groups,
+        carriers=optimizer.carriers(variables),
         loss=loss,
         loss_scale=scale,
     )
@@ -102,7 +107,7 @@ def owned_variables(
         for variable in keras_layers.own_variables(layer):
             owners.setdefault(id(variable), layer)
     return [
-        clipping_lib.OwnedVariable(v, owners[id(v)])
+        clipping_lib.OwnedVariable(v, owners[id(v)], low_rank.released_size(v))
         for v in model.trainable_variables
     ]
 
@@ -175,6 +180,7 @@ def clipped_microbatch(
         plan.variables,
         plan.groups,
     )
+    gradients = low_rank.project_all(gradients, plan.carriers, plan.variables)
     clipped = clipping_lib.clip_and_sum(gradients, plan.groups, present)
     return MicrobatchResult(clipped, losses, y_pred)
 
@@ -359,5 +365,6 @@ def as_clipped_gradients(
         counts=clipped.counts,
         variables=tuple(plan.variables),
         groups=tuple(plan.groups),
+        carriers=tuple(plan.carriers),
         regularization=tuple(regularization),
     )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import keras
 
+from tf_dpfp import low_rank
 from tf_dpfp.per_example import keras_layers
 
 
@@ -115,6 +116,17 @@ def _rematerialized(layer) -> Problem | None:
     )
 
 
+def _reparametrized(layer) -> Problem | None:
+    reason = low_rank.broken_mark(layer)
+    if reason is None:
+        return None
+    return Problem(
+        layer.path,
+        f"it is reparametrised, and {reason}.",
+        "Take the marks off with `tf_dpfp.restore(layer)`, or undo that.",
+    )
+
+
 _LAYER_CHECKS: tuple[Callable[..., Problem | None], ...] = (
     _batch_normalization,
     _mixing_layer,
@@ -122,6 +134,7 @@ _LAYER_CHECKS: tuple[Callable[..., Problem | None], ...] = (
     _activity_regularizer,
     _quantized,
     _rematerialized,
+    _reparametrized,
 )
 
 

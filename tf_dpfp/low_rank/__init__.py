@@ -1,0 +1,49 @@
+"""Low-rank reparametrised kernels: carriers in place of weight gradients."""
+
+from tf_dpfp.low_rank.carriers import Carriers
+from tf_dpfp.low_rank.carriers import leading_carriers
+from tf_dpfp.low_rank.carriers import normals
+from tf_dpfp.low_rank.carriers import orthonormal
+from tf_dpfp.low_rank.carriers import random_carriers
+from tf_dpfp.low_rank.configuration import Reparametrization
+from tf_dpfp.low_rank.layers import RGPConv1D
+from tf_dpfp.low_rank.layers import RGPConv2D
+from tf_dpfp.low_rank.layers import RGPDense
+from tf_dpfp.low_rank.layers import RGPEinsumDense
+from tf_dpfp.low_rank.marks import Mark
+from tf_dpfp.low_rank.marks import broken_mark
+from tf_dpfp.low_rank.marks import fingerprint
+from tf_dpfp.low_rank.marks import mark_of
+from tf_dpfp.low_rank.marks import released_size
+from tf_dpfp.low_rank.marks import reparametrize
+from tf_dpfp.low_rank.marks import restore
+from tf_dpfp.low_rank.matrices import MatrixView
+from tf_dpfp.low_rank.projection import CarrierGradient
+from tf_dpfp.low_rank.projection import project
+from tf_dpfp.low_rank.projection import project_all
+from tf_dpfp.low_rank.projection import reconstruct
+
+__all__ = [
+    "CarrierGradient",
+    "Carriers",
+    "Mark",
+    "MatrixView",
+    "RGPConv1D",
+    "RGPConv2D",
+    "RGPDense",
+    "RGPEinsumDense",
+    "Reparametrization",
+    "broken_mark",
+    "fingerprint",
+    "leading_carriers",
+    "mark_of",
+    "normals",
+    "orthonormal",
+    "project",
+    "project_all",
+    "random_carriers",
+    "reconstruct",
+    "released_size",
+    "reparametrize",
+    "restore",
+]

@@ -1,0 +1,299 @@
+"""Carriers of reparametrised kernels, as optimizer state."""
+
+from collections.abc import Callable, Sequence
+
+import keras
+import tensorflow as tf
+
+from tf_dpfp import low_rank
+
+# Before the optimizer is built, no marks were looked at.
+_UNKNOWN = -1
+
+
+class CarrierState:
+    """Finds the carriers of every step and keeps what they depend on.
+
+    They depend on the weights before the step, on a snapshot of the weights
+    before the first one, on the count of steps and on a public seed: all of it
+    private, or public, already. The snapshots, and carriers that are used for
+    several steps, are optimizer variables, so a resumed run goes on with the
+    same ones.
+
+    One more variable tells which kernels are reparametrised, and how. State
+    that was saved under other marks is refused.
+
+    Args:
+        optimizer: The optimizer that owns the variables.
+    """
+
+    def __init__(self, optimizer):
+        self._optimizer = optimizer
+        self._fingerprint = optimizer.add_variable(
+            shape=(),
+            initializer=keras.initializers.Constant(_UNKNOWN),
+            dtype="int64",
+            aggregation="only_first_replica",
+            name="reparametrization",
+        )
+        self._marks: list[low_rank.Mark | None] = []
+        self._snapshots: dict[int, keras.Variable] = {}
+        self._kept: dict[int, low_rank.Carriers] = {}
+        self._positions: dict[int, int] = {}
+        self._watch_restores()
+
+    def _watch_restores(self) -> None:
+        """`tf.train.Checkpoint` restores past `load_own_variables`."""
+        restore = self._fingerprint._restore_from_tensors
+
+        def restore_and_check(restored_tensors):
+            known = self._known()
+            result = restore(restored_tensors)
+            restored = self._known()
+            if known != _UNKNOWN:
+                self._fingerprint.assign(known)
+                self.check_saved(restored)
+            return result
+
+        self._fingerprint._restore_from_tensors = restore_and_check
+
+    def _known(self) -> int:
+        with tf.init_scope():
+            return int(self._fingerprint.numpy())
+
+    @property
+    def variable(self) -> keras.Variable:
+        """The one that tells which kernels are reparametrised."""
+        return self._fingerprint
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Makes the variables.
+
+        Args:
+            variables: The variables that the optimizer updates.
+
+        Raises:
+            ValueError: If state of other marks was restored before.
+        """
+        self._marks = [low_rank.mark_of(v) for v in variables]
+        self._positions = {id(v): i for i, v in enumerate(variables)}
+        found = low_rank.fingerprint(variables)
+        restored = self._known()
+        self._fingerprint.assign(found)
+        if restored != _UNKNOWN:
+            self.check_saved(restored)
+        for index, mark in enumerate(self._marks):
+            if mark is None:
+                continue
+            if mark.config.carrier_source == "history":
+                # Zeros: the history is then the weight.
+                self._snapshots[index] = (
+                    self._optimizer.add_variable_from_reference(
+                        variables[index], name="first_weight"
+                    )
+                )
+            if mark.config.recompute_every > 1:
+                self._kept[index] = self._make_kept(mark)
+
+    def _make_kept(self, mark: low_rank.Mark) -> low_rank.Carriers:
+        def variable(size: int) -> keras.Variable:
+            return self._optimizer.add_variable(
+                shape=(size, mark.config.rank),
+                initializer="zeros",
+                dtype="float32",
+                aggregation="only_first_replica",
+                name="carrier",
+            )
+
+        left = variable(mark.view.num_rows)
+        if mark.config.left_only:
+            return low_rank.Carriers(left, None)
+        return low_rank.Carriers(left, variable(mark.view.num_columns))
+
+    def check_saved(self, fingerprint: int) -> None:
+        """Refuses state that was saved under other marks.
+
+        Args:
+            fingerprint: What the state holds.
+
+        Raises:
+            ValueError: If it does not fit.
+        """
+        if fingerprint not in (_UNKNOWN, self._known()):
+            raise ValueError(
+                "The saved optimizer state belongs to a model whose kernels "
+                "were reparametrised otherwise. Call "
+                "tf_dpfp.reparametrize(...) as before saving, or "
+                "tf_dpfp.restore(model) if it was not called, then compile "
+                "and load."
+            )
+
+    def check_marks(self, variables: Sequence[keras.Variable]) -> None:
+        """Refuses marks that changed since the optimizer was built.
+
+        Args:
+            variables: The variables that the optimizer updates.
+
+        Raises:
+            ValueError: If a kernel was marked or restored since.
+        """
+        for variable in variables:
+            position = self._positions.get(id(variable))
+            if position is None:
+                continue  # The Keras optimizer refuses it, by name.
+            if low_rank.mark_of(variable) != self._marks[position]:
+                raise ValueError(
+                    f"'{variable.path}' was reparametrised or restored after "
+                    "the optimizer was built. Compile the model with a new "
+                    "optimizer; what the old one released stays counted."
+                )
+
+    def current(
+        self, variables: Sequence[keras.Variable]
+    ) -> list[low_rank.Carriers | None]:
+        """The carriers of the next step.
+
+        Args:
+            variables: The trainable variables.
+
+        Returns:
+            One entry for each variable; `None` where there is no mark.
+        """
+        step = tf.cast(self._optimizer.iterations.value, tf.int32)
+        starts = self._starts(step)
+        return [
+            self._carriers_of(variable, step, starts) for variable in variables
+        ]
+
+    def _starts(self, step: tf.Tensor) -> dict[int, low_rank.Carriers]:
+        """Random numbers for every marked kernel, by its position.
+
+        Drawn at once for all kernels of a seed: the operations of many small
+        draws cost more than the numbers.
+        """
+        places: dict[int, list[int]] = {}
+        for index, mark in enumerate(self._marks):
+            if mark is not None:
+                places.setdefault(mark.config.seed, []).append(index)
+        starts = {}
+        for seed, indices in places.items():
+            shapes = []
+            for index in indices:
+                mark = self._marks[index]
+                shapes.append([mark.view.num_rows, mark.config.rank])
+                shapes.append([mark.view.num_columns, mark.config.rank])
+            sizes = [rows * columns for rows, columns in shapes]
+            pieces = tf.split(
+                low_rank.normals(sum(sizes), tf.stack([seed, step])), sizes
+            )
+            pieces = map(tf.reshape, pieces, shapes)
+            for index in indices:
+                starts[index] = low_rank.Carriers(next(pieces), next(pieces))
+        return starts
+
+    def _carriers_of(self, variable, step, starts) -> low_rank.Carriers | None:
+        index = self._positions.get(id(variable))
+        mark = None if index is None else self._marks[index]
+        if mark is None:
+            return None
+        config = mark.config
+
+        def compute() -> low_rank.Carriers:
+            if config.carrier_source == "random":
+                carriers = low_rank.random_carriers(starts[index])
+            else:
+                carriers = low_rank.leading_carriers(
+                    self._target(variable, index, mark, step),
+                    starts[index],
+                    config.power_iterations,
+                )
+            return (
+                carriers._replace(right=None)
+                if config.left_only
+                else (carriers)
+            )
+
+        kept = self._kept.get(index)
+        if kept is None:
+            return compute()
+        return _carriers_if(
+            tf.equal(step % config.recompute_every, 0),
+            compute,
+            lambda: low_rank.Carriers(
+                *[None if k is None else _value(k) for k in kept]
+            ),
+        )
+
+    def _target(self, variable, index, mark, step) -> tf.Tensor:
+        """The matrix whose directions the carriers follow."""
+        weight = _value(variable)
+        snapshot = self._snapshots.get(index)
+        if snapshot is None:
+            return _as_matrix(weight, mark)
+        first = _value(snapshot)
+        # Before the first step the snapshot is not taken yet.
+        has_history = (
+            step >= max(mark.config.warmup_steps, 1)
+        ) & tf.reduce_any(tf.not_equal(weight, first))
+        return tf.cond(
+            has_history,
+            lambda: _as_matrix(weight - first, mark),
+            lambda: _as_matrix(weight, mark),
+        )
+
+    def before_update(
+        self,
+        variables: Sequence[keras.Variable],
+        carriers: Sequence[low_rank.Carriers | None],
+    ) -> None:
+        """Keeps what the next steps need, before the weights change.
+
+        Args:
+            variables: The trainable variables.
+            carriers: The carriers of this step.
+        """
+        is_first = tf.equal(self._optimizer.iterations.value, 0)
+        for variable, used in zip(variables, carriers, strict=True):
+            if used is None:
+                continue
+            index = self._positions[id(variable)]
+            snapshot = self._snapshots.get(index)
+            if snapshot is not None:
+                _assign_if(is_first, snapshot, variable)
+            for kept, value in zip(
+                self._kept.get(index, ()),
+                used if index in self._kept else (),
+                strict=True,
+            ):
+                if kept is not None:
+                    kept.assign(value)
+
+
+def _value(variable: keras.Variable) -> tf.Tensor:
+    return tf.convert_to_tensor(variable.value)
+
+
+def _as_matrix(kernel: tf.Tensor, mark: low_rank.Mark) -> tf.Tensor:
+    return mark.view.to_matrix(tf.cast(kernel, tf.float32))
+
+
+def _carriers_if(
+    condition: tf.Tensor,
+    compute: Callable[[], low_rank.Carriers],
+    otherwise: Callable[[], low_rank.Carriers],
+) -> low_rank.Carriers:
+    def without_none(make):
+        return lambda: [t for t in make() if t is not None]
+
+    found = tf.cond(condition, without_none(compute), without_none(otherwise))
+    return low_rank.Carriers(found[0], found[1] if len(found) > 1 else None)
+
+
+def _assign_if(
+    condition: tf.Tensor, target: keras.Variable, source: keras.Variable
+) -> None:
+    def assign():
+        target.assign(_value(source))
+        return tf.constant(0)
+
+    tf.cond(condition, assign, lambda: tf.constant(0))
