@@ -13,6 +13,7 @@ from keras import layers
 from scipy import stats
 
 import tf_dpfp
+from tf_dpfp.optimizers import private_optimizer
 
 # Kernels of over 2^16 numbers: beside the biases, both ways to draw noise.
 WIDTH = 260
@@ -115,6 +116,14 @@ def test_each_group_has_the_noise_that_its_allocation_says(allocation):
         assert _p_value(sample, scale) > 1e-6
         for wrong in (0.9, 1.1, 1 / math.sqrt(2), math.sqrt(2), 0.5, 2.0):
             assert _p_value(sample, scale * wrong) < 1e-6, wrong
+
+
+def test_noise_that_waits_for_its_sum_is_the_same(monkeypatch):
+    early = _steps(_silent_model(seed=3))
+    monkeypatch.setattr(private_optimizer, "_DRAWN_EARLY", 0)
+    late = _steps(_silent_model(seed=3))
+    for a, b in zip(early[0], late[0], strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_noise_is_independent_over_steps_tensors_and_rows():

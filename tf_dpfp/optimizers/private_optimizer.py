@@ -41,10 +41,10 @@ from tf_dpfp.optimizers import ledger as ledger_lib
 _MARKER = "tf_dpfp_ledger"
 # Squares of shorter gradients may vanish in float32, and with them the norm.
 _LEAST_CLIP = 1e-10
-# Tensors of fewer numbers get their noise in one draw; of up to so many, ahead
-# of the sum.
+# Tensors of fewer numbers get their noise in one draw.
 _DRAWN_TOGETHER = 2**16
-_DRAWN_EARLY = 2**19
+# So many numbers of a step's noise may be drawn ahead of the sums.
+_DRAWN_EARLY = 2**22
 # Standard deviation of the noise on a fraction, beyond which one warns.
 _GREATEST_COUNT_NOISE = 0.25
 
@@ -590,6 +590,7 @@ def _add_noise(
         allocation,
     )
     together: dict[str | None, list[tuple[int, Any]]] = {}
+    drawn = 0
     for group, deviation in zip(clipped.groups, deviations, strict=True):
         for index in group.members:
             total = clipped.sums[index]
@@ -598,9 +599,14 @@ def _add_noise(
             if total.shape.num_elements() < _DRAWN_TOGETHER:
                 together.setdefault(group.device, []).append((index, deviation))
                 continue
+            drawn += total.shape.num_elements()
             with clipping_lib.on_device(group.device):
-                key = noise_lib.NoiseSource.key_of(step_key, index)
-                released[index] = _noised(total, deviation, key)
+                released[index] = _noised(
+                    total,
+                    deviation,
+                    noise_lib.NoiseSource.key_of(step_key, index),
+                    early=drawn <= _DRAWN_EARLY,
+                )
     for device, small in together.items():
         indices = [index for index, _ in small]
         with clipping_lib.on_device(device):
@@ -615,11 +621,13 @@ def _add_noise(
     return released
 
 
-def _noised(total: tf.Tensor, deviation, key: tf.Tensor) -> tf.Tensor:
-    # The noise does not wait for the sum: a core that is idle during the
-    # backward pass draws it. That of large tensors does, or a large model
-    # would be in memory once more.
-    if total.shape.num_elements() > _DRAWN_EARLY:
+def _noised(
+    total: tf.Tensor, deviation, key: tf.Tensor, early: bool
+) -> tf.Tensor:
+    # Early noise does not wait for the sum: a core that is idle during the
+    # backward pass draws it. If all of it were early, a large model would be
+    # in memory once more.
+    if not early:
         with tf.control_dependencies([total]):
             key = tf.identity(key)
     return _plus(total, noise_lib.gaussian_noise(total.shape, deviation, key))

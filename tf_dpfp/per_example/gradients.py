@@ -85,10 +85,17 @@ def _sum_squares(values: tf.Tensor) -> tf.Tensor:
 
 def _present_rows(values: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
     """The rows, with zeros for those whose factor is zero."""
-    # Zeros of the whole shape would become a constant that stays in memory
-    # between steps; from one zero the result takes the place of `values`.
-    rows = tf.reshape(factors, [-1] + [1] * (values.shape.rank - 1))
-    return tf.where(tf.not_equal(rows, 0.0), values, _zero(values))
+    present = tf.not_equal(factors, 0.0)
+    if values.shape.rank == 2:
+        # The first `Select` of TensorFlow copies whole rows; `tf.where` would
+        # look at every number.
+        return tf.raw_ops.Select(
+            condition=present, x=values, y=tf.zeros_like(values)
+        )
+    # With positions, zeros of the whole shape would be large, and TensorFlow
+    # makes them a constant that stays in memory between steps.
+    rows = tf.reshape(present, [-1] + [1] * (values.shape.rank - 1))
+    return tf.where(rows, values, _zero(values))
 
 
 def _zero(like: tf.Tensor) -> tf.Tensor:
