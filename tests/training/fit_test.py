@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import tf_dpfp
@@ -142,6 +143,24 @@ class MixingUnbuilt(keras.Model):
 def test_a_model_that_fit_builds_is_tried_before_it_sees_data():
     with pytest.raises(ValueError, match="depends on the other examples"):
         _private(MixingUnbuilt()).fit(_batches(*_data()), verbose=0)
+
+
+class PickyUnbuilt(Unbuilt):
+    """Rejects the inputs that the trial makes up, and takes rows of zeros."""
+
+    def call(self, inputs):
+        made_up = (inputs > 0.0) & (inputs < 1.0)
+        check = tf.debugging.Assert(~tf.reduce_any(made_up), [inputs])
+        with tf.control_dependencies([check] if check is not None else []):
+            return super().call(tf.identity(inputs))
+
+
+def test_a_model_that_rejects_made_up_inputs_is_built_on_the_batch():
+    x, y = _data()
+    with pytest.warns(UserWarning, match="could not be tried"):
+        model = _private(PickyUnbuilt())
+        model.fit(_batches(x + 20.0, y), verbose=0)
+    assert [e.steps for e in tf_dpfp.ledger(model)] == [7]
 
 
 def test_class_weight_and_validation_on_poisson_batches():

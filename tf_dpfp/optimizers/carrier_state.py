@@ -207,11 +207,9 @@ class CarrierState:
                     starts[index],
                     config.power_iterations,
                 )
-            return (
-                carriers._replace(right=None)
-                if config.left_only
-                else (carriers)
-            )
+            if config.left_only:
+                return carriers._replace(right=None)
+            return carriers
 
         kept = self._kept.get(index)
         if kept is None:
