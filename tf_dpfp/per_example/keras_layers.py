@@ -29,6 +29,13 @@ def is_quantized(layer: keras.layers.Layer) -> bool:
     return getattr(layer, "quantization_mode", None) is not None
 
 
+def lora_scale(layer: keras.layers.Layer) -> float:
+    """What the product of a layer's LoRA matrices is multiplied by."""
+    # Keras had no `lora_alpha` at first, and did not scale.
+    alpha = getattr(layer, "lora_alpha", None)
+    return 1.0 if alpha is None else alpha / layer.lora_rank
+
+
 def is_rematerialized(layer: keras.layers.Layer) -> bool:
     """Whether the layer was built under a `keras.RematScope`."""
     return getattr(layer, "_remat_mode", None) is not None

@@ -199,7 +199,7 @@ def _backward(tape, total: tf.Tensor, sources, plan: Plan):
 
 
 def _variables_of(call: per_example.LayerCall) -> list[keras.Variable]:
-    return call.layer.trainable_variables
+    return call.rule.variables(call.layer)
 
 
 def _unscale(source_gradients, scale: float):
