@@ -128,10 +128,13 @@ class MicrobatchResult:
 
 
 def forward(model: keras.Model, x):
-    """Calls the model in training mode."""
+    """Calls the model in training mode, each layer once."""
+    arguments = {}
     if keras_trainer.takes_training(model):
-        return model(x, training=True)
-    return model(x)
+        arguments["training"] = True
+    layers = keras_layers.all_layers(model)
+    with keras_layers.without_rematerialization(layers):
+        return model(x, **arguments)
 
 
 def clipped_microbatch(
