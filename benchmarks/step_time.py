@@ -4,6 +4,8 @@
     python -m benchmarks.step_time --workloads=transformer --rounds=40
     python -m benchmarks.step_time --memory_curve
     python -m benchmarks.step_time --workloads=bert_base --modes=per_layer
+    python -m benchmarks.step_time --workloads=minilm,minilm_lora \
+        --modes=per_layer,adaptive --rounds=10
 
 Times are taken in one process, ordinary and private steps in turn, noise
 included, with everything `fit` compiles (loss, optimizer, metrics). Each row
@@ -38,7 +40,7 @@ from examples import clippings
 
 _WORKLOADS = flags.DEFINE_list(
     "workloads",
-    [name for name in workloads.WORKLOADS if name != "bert_base"],
+    [name for name in workloads.WORKLOADS if name not in workloads.HUB],
     f"Which workloads to run, of {', '.join(workloads.WORKLOADS)}.",
 )
 _MODES = flags.DEFINE_list(
