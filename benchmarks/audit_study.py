@@ -119,72 +119,70 @@ _NETWORKS = {
 }
 
 
-def _networks() -> dict[str, auditing.AuditReport]:
-    rng = np.random.default_rng(_SEED.value)
+def _network_data() -> tuple:
+    """Examples with labels, and canaries: random inputs, random labels."""
+    # Not the generator of the coins.
+    rng = np.random.default_rng(_SEED.value + 1)
     centres = rng.normal(size=(_CLASSES, _FEATURES))
-    labels = rng.integers(0, _CLASSES, _OTHERS)
-    x = centres[labels] + rng.normal(size=(_OTHERS, _FEATURES))
-    # Wrong labels on random inputs: what only memory can fit.
+    y = rng.integers(0, _CLASSES, _OTHERS)
+    x = centres[y] + rng.normal(size=(_OTHERS, _FEATURES))
     canary_x = 2.0 * rng.normal(size=(_CANARIES.value, _FEATURES))
-    canary_y = rng.integers(0, _CLASSES, _CANARIES.value)
+    return x, y, canary_x, rng.integers(0, _CLASSES, _CANARIES.value)
+
+
+def _train_network(name: str, included: np.ndarray) -> tuple:
+    """Scores of the canaries, and epsilon of the training."""
+    make_optimizer, low_rank = _NETWORKS[name]
+    keras.utils.set_random_seed(_SEED.value)
+    model = keras.Sequential(
+        [
+            keras.Input((_FEATURES,)),
+            keras.layers.Dense(64, "relu"),
+            keras.layers.Dense(_CLASSES),
+        ]
+    )
+    if low_rank:
+        tf_dpfp.reparametrize(model, rank=2)
+    optimizer = make_optimizer()
+    private = isinstance(optimizer, tf_dpfp.DPSGD)
+    if private:
+        tf_dpfp.make_private(model)
+    model.compile(
+        optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    data = _network_data()
+    batches = tf_dpfp.poisson_batches(
+        *auditing.insert_canaries(*data, included),
+        sampling_rate=_RATE,
+        seed=_SEED.value,
+    )
+    model.fit(batches, epochs=_EPOCHS, shuffle=False, verbose=0)
+    claim = tf_dpfp.epsilon(model, _DELTA, "pld") if private else np.inf
+    return -auditing.example_losses(model, *data[2:]), claim
+
+
+def _networks() -> dict[str, auditing.AuditReport]:
     reports = {}
-    for name, (optimizer, low_rank) in _NETWORKS.items():
-        claim = None
-
-        def train(included, optimizer=optimizer, low_rank=low_rank):
-            nonlocal claim
-            keras.utils.set_random_seed(_SEED.value)
-            model = keras.Sequential(
-                [
-                    keras.Input((_FEATURES,)),
-                    keras.layers.Dense(64, "relu"),
-                    keras.layers.Dense(_CLASSES),
-                ]
-            )
-            if low_rank:
-                tf_dpfp.reparametrize(model, rank=2)
-            mine = optimizer()
-            private = isinstance(mine, tf_dpfp.DPSGD)
-            if private:
-                tf_dpfp.make_private(model)
-            model.compile(
-                mine,
-                loss=keras.losses.SparseCategoricalCrossentropy(
-                    from_logits=True
-                ),
-            )
-            model.fit(
-                tf_dpfp.poisson_batches(
-                    *auditing.insert_canaries(
-                        x, labels, canary_x, canary_y, included
-                    ),
-                    sampling_rate=_RATE,
-                    seed=_SEED.value,
-                ),
-                epochs=_EPOCHS,
-                shuffle=False,
-                verbose=0,
-            )
-            if private:
-                claim = tf_dpfp.epsilon(model, _DELTA, "pld")
-            return -auditing.example_losses(model, canary_x, canary_y)
-
+    for name in _NETWORKS:
         start = time.perf_counter()
-        report = auditing.audit(
-            train,
-            runs=1,
-            canaries=_CANARIES.value,
+        # One run with its coins, audited by the scores.
+        rng = np.random.default_rng(_SEED.value)
+        included = rng.integers(0, 2, _CANARIES.value).astype(bool)
+        scores, claim = _train_network(name, included)
+        reports[name] = auditing.audit_scores(
+            scores,
+            included,
+            method="one_run",
             delta=_DELTA,
-            claimed_epsilon=lambda _: np.inf if claim is None else claim,
-            rng=_SEED.value,
+            claimed_epsilon=claim,
         )
-        reports[name] = report
-        curve = _curve(report)
+        curve = _curve(reports[name])
         _print(
             _row(
                 "networks",
                 name,
-                report,
+                reports[name],
                 area=round(curve.area, 3),
                 true_positives_at_1_percent=round(
                     curve.true_positive_rate_at(0.01), 4

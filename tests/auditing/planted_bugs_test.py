@@ -10,6 +10,8 @@ from benchmarks import audit_cases
 from benchmarks import planted_bugs
 
 RUNS = 200
+# Twice the signal over noise: at so many runs it shows whatever the seed.
+SUBTLE = 600
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +51,8 @@ def test_sound_adaptive_steps_are_not_refuted():
     assert 1.7 < np.mean(inside) - np.mean(outside) < 2.3
 
 
-@pytest.mark.parametrize("case", [audit_cases.flat_sampled])
-def test_sound_sampled_steps_are_not_refuted(case):
-    assert not case(RUNS // 2, seed=3).refuted
+def test_sound_sampled_steps_are_not_refuted():
+    assert not audit_cases.flat_sampled(RUNS // 2, seed=3).refuted
 
 
 def test_every_bug_has_a_case():
@@ -60,6 +61,7 @@ def test_every_bug_has_a_case():
 
 @pytest.mark.parametrize("bug", planted_bugs.BUGS)
 def test_a_planted_bug_is_refuted(bug):
+    subtle = bug in ("noise halved", "actual batch size", "padding leaking")
     with planted_bugs.BUGS[bug]():
-        report = audit_cases.TELLTALE[bug](RUNS, seed=3)
+        report = audit_cases.TELLTALE[bug](SUBTLE if subtle else RUNS, seed=3)
     assert report.refuted, str(report)

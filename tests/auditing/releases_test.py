@@ -60,7 +60,9 @@ def test_runs_start_over_and_the_ledger_goes_on():
     assert np.max(np.abs(noise)) < 5.0 * 6.0
     assert len(np.unique(noise)) == 9
     assert sum(entry.steps for entry in tf_dpfp.ledger(model)) == 7
-    assert int(model.optimizer.iterations.numpy()) == 1
+    # The next `fit` starts where this one did.
+    assert int(model.optimizer.iterations.numpy()) == 0
+    np.testing.assert_array_equal(model.get_weights()[0], [[1.0], [1.0]])
 
 
 def test_schedules_are_read_before_each_step():

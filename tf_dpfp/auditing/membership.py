@@ -154,7 +154,6 @@ def example_losses(
     )
     takes_training = keras_trainer.takes_training(model)
 
-    @tf.function(reduce_retracing=True, autograph=False)
     def of_batch(x, y, sample_weight):
         outputs = model(x, training=False) if takes_training else model(x)
         return structured(y, outputs, sample_weight)

@@ -18,8 +18,9 @@ class ReleaseRecorder(keras.callbacks.Callback):
 
     With `restart_every`, weights and optimizer start over after so many steps:
     one `fit` is then many short trainings, each from the same state, with
-    batches and noise of its own. The ledger goes on: it counts all of them,
-    and so does `tf_dpfp.epsilon`. The epsilon of one is that of so many steps.
+    batches and noise of its own. After it, everything is as it was before, but
+    for the ledger: it counts all of them, and so does `tf_dpfp.epsilon`. The
+    epsilon of one run is that of so many steps.
 
     Example:
 
@@ -74,8 +75,7 @@ class ReleaseRecorder(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         every = self._restart_every
         if every and len(self._sums) % every == 0 and self._sums:
-            for variable, value in self._start:
-                variable.assign(value)
+            self._start_over()
         optimizer = self.model.optimizer
         rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
         self._factor = optimizer.expected_batch_size / rate
@@ -84,6 +84,15 @@ class ReleaseRecorder(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         moved = self._before - _flat(self.model)
         self._sums.append(moved * self._factor)
+
+    def on_train_end(self, logs=None):
+        if self._restart_every:
+            # Another `fit`, without the canary, has to start where this did.
+            self._start_over()
+
+    def _start_over(self) -> None:
+        for variable, value in self._start:
+            variable.assign(value)
 
 
 def _flat(model: keras.Model) -> np.ndarray:
