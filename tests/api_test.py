@@ -33,5 +33,10 @@ def test_nothing_else_is_public():
     assert public == set(NAMES)
 
 
+@pytest.mark.parametrize("name", tf_dpfp.auditing.__all__)
+def test_names_of_auditing_are_documented(name):
+    assert getattr(tf_dpfp.auditing, name).__doc__, name
+
+
 def test_version():
     assert tf_dpfp.__version__.count(".") == 2

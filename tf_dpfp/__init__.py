@@ -9,6 +9,7 @@ if _keras.backend.backend() != "tensorflow":
         "variable KERAS_BACKEND=tensorflow before Keras is imported."
     )
 
+from tf_dpfp import auditing
 from tf_dpfp.accounting import calibrate
 from tf_dpfp.accounting import claimed_epsilon
 from tf_dpfp.clipping import Adaptive
