@@ -39,6 +39,7 @@ class _State:
         self.loss = None
         self.probed = False
         self.findings: representations.Findings | None = None
+        self.tried_with: tuple[bool, ...] = ()
         self.populations: set[int] = set()
 
 
@@ -243,9 +244,12 @@ def _compile_on_representations(model, args, kwargs) -> None:
 def _try_representations(model, x) -> representations.Findings:
     """Checks a model with noised representations, once."""
     state = _state(model)
-    if state.findings is None:
+    frozen = representations.trainability(model)
+    if state.findings is None or state.tried_with != frozen:
         state.findings = representations.raise_if_unprotected(model, x)
         validation.raise_if_invalid(model, made_private=True)
+        # A model that is built on the way has more layers than before.
+        state.tried_with = representations.trainability(model)
     return state.findings
 
 
