@@ -107,14 +107,14 @@ def _bugs() -> dict[str, auditing.AuditReport]:
     return reports
 
 
-_FEATURES, _CLASSES, _OTHERS, _EPOCHS, _RATE = 20, 4, 1000, 20, 0.1
+_FEATURES, _CLASSES, _OTHERS, _EPOCHS, _RATE = 20, 4, 1000, 30, 0.1
 
 
 def _optimizer(**settings):
     return tf_dpfp.DPSGD(
         2.0,
         l2_norm_clip=0.5,
-        noise_multiplier=1.0,
+        noise_multiplier=2.0,
         seed=_SEED.value,
         **settings,
     )
@@ -150,7 +150,7 @@ def _train_network(name: str, included: np.ndarray) -> tuple:
     model = keras.Sequential(
         [
             keras.Input((_FEATURES,)),
-            keras.layers.Dense(64, "relu"),
+            keras.layers.Dense(256, "relu"),
             keras.layers.Dense(_CLASSES),
         ]
     )
