@@ -37,15 +37,28 @@ def _releases(model, make_batches, runs: int, steps: int) -> np.ndarray:
     return recorder.releases
 
 
-def sound(runs: int, seed: int | None = None) -> auditing.AuditReport:
-    """One step of a head that shows the canary's noised row as it is.
+def _sound(
+    runs: int,
+    seed: int | None,
+    sizes: tuple[int, int],
+    microbatches: int = 1,
+    steps: int = 1,
+) -> auditing.AuditReport:
+    """Audits a head that shows the sum of the rows of label 1.
 
-    The canary is the only example of label 1, and the only one whose label
-    moves the head: the update is its row. It is replaced by its negative, for
-    a distance of twice the clip norm.
+    The canary is of label 1, the only one whose row moves the head. The other
+    rows are zero. It is replaced by its negative, for a distance of twice the
+    clip norm.
+
+    Args:
+        runs: Runs of each kind.
+        seed: Of the noise.
+        sizes: Examples of label 0 and of label 1; of the latter, one is drawn.
+        microbatches: Draws of a step.
+        steps: Steps of a run.
     """
-    x = np.zeros((4, 2), np.float32)
-    y = np.array([0, 0, 0, 1])
+    y = np.repeat([0, 1], sizes)
+    drawn = sum(sizes) // sizes[1]
 
     def make_model():
         inputs = keras.Input((2,))
@@ -64,36 +77,47 @@ def sound(runs: int, seed: int | None = None) -> auditing.AuditReport:
         return model
 
     def batches_with(value):
-        def batches(steps):
-            data = x.copy()
-            data[-1, 0] = value
-            return tf_dpfp.microbatch_sampler(
-                data,
-                y[:, None],
-                microbatch_size=4,
-                labels="public",
-                steps_per_epoch=steps,
-            )
+        x = np.zeros((len(y), 2), np.float32)
+        x[-1, 0] = value
+        return lambda count: tf_dpfp.microbatch_sampler(
+            x,
+            y[:, None],
+            microbatch_size=drawn,
+            microbatches=microbatches,
+            labels="public",
+            steps_per_epoch=count,
+            seed=seed,
+        )
 
-        return batches
-
+    # What one run costs is asked of a model that made one.
     single = make_model()
-    single.fit(batches_with(_LONG)(1), verbose=0)
+    single.fit(batches_with(_LONG)(steps), verbose=0)
     model = make_model()
-    # The loss is a mean over four rows.
-    sides = [
-        -4.0 * _releases(model, batches_with(value), runs, 1)[..., 0]
+    # The loss is a mean over the batch; a low loss is a large output.
+    scores = [
+        -drawn
+        * microbatches
+        * _releases(model, batches_with(value), runs, steps)[..., 0].sum(axis=1)
         for value in (_LONG, -_LONG)
     ]
-    scores = np.concatenate(sides)[:, 0]
     return auditing.audit_scores(
-        scores,
+        np.concatenate(scores),
         np.arange(2 * runs) < runs,
         method="many_runs",
         delta=DELTAS,
         claimed_epsilon=lambda d: tf_dpfp.epsilon(single, d),
         adjacency="replace_one",
     )
+
+
+def sound(runs: int, seed: int | None = None) -> auditing.AuditReport:
+    """One step in which the update is the canary's noised row."""
+    return _sound(runs, seed, (3, 1))
+
+
+def sound_sampled(runs: int, seed: int | None = None) -> auditing.AuditReport:
+    """Two steps of two draws, each of a fourth of the examples."""
+    return _sound(runs, seed, (12, 4), microbatches=2, steps=2)
 
 
 def _published_model(seed: int | None) -> keras.Model:
@@ -194,7 +218,10 @@ def published_encoder(
     return _published(runs, seed, ([0.0, 0.0, 0.0, 0.0, 1.0], 0), score)
 
 
-SOUND = {"DP-FP, labels public, 1 step": sound}
+SOUND = {
+    "DP-FP, labels public": sound,
+    "DP-FP, labels public, 2 steps of 2 draws, rate 1/4": sound_sampled,
+}
 # What must be refuted, without any bug.
 PUBLISHED = {
     "DP-FP as published, label gap": published_labels,
