@@ -120,6 +120,27 @@ def sound_sampled(runs: int, seed: int | None = None) -> auditing.AuditReport:
     return _sound(runs, seed, (12, 4), microbatches=2, steps=2)
 
 
+def randomized_labels(
+    runs: int, seed: int | None = None
+) -> auditing.AuditReport:
+    """Randomised response at epsilon 1: the released label, as it is."""
+    seeds = np.random.default_rng(seed).integers(0, 2**32, 2 * runs).tolist()
+
+    def release(included):
+        labels = included.astype(np.int64)
+        randomized = tf_dpfp.randomize_labels(labels, 1.0, 2, seeds.pop())
+        return randomized.values.astype(np.float64)
+
+    return auditing.audit(
+        release,
+        runs=2 * runs,
+        delta=0.0,
+        claimed_epsilon=1.0,
+        adjacency="replace_one",
+        rng=seed,
+    )
+
+
 def _published_model(seed: int | None) -> keras.Model:
     """An encoder, the noise, and a head that starts at zero."""
     inputs = keras.Input((5,))
@@ -221,6 +242,7 @@ def published_encoder(
 SOUND = {
     "DP-FP, labels public": sound,
     "DP-FP, labels public, 2 steps of 2 draws, rate 1/4": sound_sampled,
+    "labels by randomised response": randomized_labels,
 }
 # What must be refuted, without any bug.
 PUBLISHED = {

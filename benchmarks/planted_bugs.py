@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 from unittest import mock
 
+import keras
 import tensorflow as tf
 
 from tf_dpfp import clipping
@@ -75,7 +76,10 @@ def actual_batch_size() -> Iterator[None]:
 
     def clipped_batch(model, plan, x, y, sample_weight, *rest):
         clipped = original(model, plan, x, y, sample_weight, *rest)
-        drawn = tf.math.count_nonzero(sample_weight, dtype=tf.float32)
+        if sample_weight is None:
+            drawn = tf.cast(tf.shape(keras.tree.flatten(x)[0])[0], tf.float32)
+        else:
+            drawn = tf.math.count_nonzero(sample_weight, dtype=tf.float32)
         scale = model.optimizer.expected_batch_size / tf.maximum(drawn, 1.0)
         sums = [None if s is None else s * scale for s in clipped.sums]
         return clipped._replace(sums=sums)

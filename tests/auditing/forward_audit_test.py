@@ -16,6 +16,11 @@ def test_the_sound_form_is_exactly_as_private_as_its_noise():
         assert stats.kstest(rows, stats.norm(mean, 2.0).cdf).pvalue > 1e-3
 
 
+def test_randomised_response_is_exactly_as_private_as_its_epsilon():
+    report = forward_cases.randomized_labels(20_000, seed=3)
+    assert 0.9 < report.lower_bound <= 1.0
+
+
 @pytest.mark.parametrize(
     "case",
     [forward_cases.published_labels, forward_cases.published_encoder],
