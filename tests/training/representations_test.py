@@ -125,6 +125,17 @@ def test_an_ordinary_model_counts_by_itself():
                 pass
 
 
+def test_sequential_models_that_were_never_called():
+    def sequential():
+        return keras.Sequential([keras.Input((5,)), _clip(), layers.Dense(2)])
+
+    model = sequential()
+    tf_dpfp.make_private(model)
+    ordinary = sequential()
+    ordinary.compile("adam", LOSS)
+    assert tf_dpfp.epsilon(ordinary, DELTA) == 0.0
+
+
 def test_saved_and_loaded(tmp_path):
     model = _private()
     model.fit(_batches(steps_per_epoch=2), verbose=0)

@@ -426,7 +426,9 @@ def make_private(model: keras.Model) -> keras.Model:
         )
     validation.raise_if_invalid(model, made_private=False)
     if representations.layers_of(model) and getattr(model, "inputs", None):
-        representations.raise_if_unprotected(model, model.input)
+        representations.raise_if_unprotected(
+            model, representations.inputs_of(model)
+        )
     _state(model)
     for name in _METHODS:
         method = types.MethodType(vars(PrivateTraining)[name], model)
