@@ -126,13 +126,8 @@ class PrivateTraining:
 
     def compile_from_config(self, config):
         """As Keras, which compiles no loaded model of another `compile`."""
-        plain = _ordinary(self, "compile").__func__ is keras.Model.compile
-        if type(self).compile is not PrivateTraining.compile or not plain:
+        if not (config and _compile_loaded(self, config)):
             _ordinary(self, "compile_from_config")(config)
-            return
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        # The state that follows holds the ledger.
-        _build_optimizer(self, self.optimizer)
 
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`; the ledger learns how batches are drawn."""
@@ -185,6 +180,45 @@ class PrivateTraining:
         )
         with compilation.tracing_for(target):
             return _train_step(self, data)
+
+
+def _compile_loaded(model: keras.Model, config: dict) -> bool:
+    """Gives a loaded model its private optimizer back, for it has the ledger.
+
+    Args:
+        model: A model with a `compile` of its own.
+        config: As `get_compile_config` returned it.
+
+    Returns:
+        Whether the file holds a private optimizer.
+
+    Raises:
+        ValueError: If it does, and the model's `compile` does not take it.
+    """
+    if not _names_private_optimizer(config.get("optimizer")):
+        return False
+    arguments = keras.saving.deserialize_keras_object(config)
+    try:
+        model.compile(**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"{type(model).__name__} was saved with a private optimizer, "
+            "which holds the ledger of what its training released, and can't "
+            f"be compiled with it again ({error}). Load it with compile=False: "
+            "its ledger is then lost, and adding up is your task."
+        ) from error
+    # The state that follows in the file holds the ledger.
+    _build_optimizer(model, model.optimizer)
+    return True
+
+
+def _names_private_optimizer(config: Any) -> bool:
+    if not isinstance(config, dict):
+        return False
+    return str(config.get("registered_name")).startswith("tf_dpfp>")
+
+
+keras_trainer.on_loading_a_custom_compile(_compile_loaded)
 
 
 def _train_step(model: keras.Model, data) -> dict:
