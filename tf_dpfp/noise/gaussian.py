@@ -177,6 +177,16 @@ def _polynomial(x: tf.Tensor, coefficients: list[float]) -> tf.Tensor:
     return result
 
 
+def _variable(value: int) -> tf.Variable:
+    # int64, for uint64 variables lack kernels on some devices.
+    return tf.Variable(
+        value,
+        dtype=tf.int64,
+        trainable=False,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+
+
 class NoiseSource:
     """Hands out a fresh key for every tensor of every step.
 
@@ -195,7 +205,13 @@ class NoiseSource:
         self._step: tf.Variable | None = None
         self._lock = threading.Lock()
 
-    def _build(self) -> None:
+    def build(self) -> None:
+        """Makes key and counter, unless they are there.
+
+        Under a `tf.distribute` strategy, not from inside of a replica. All
+        replicas then have the same key and count, so that each must draw with
+        a `replica` of its own in `key_of`.
+        """
         with self._lock, tf.init_scope():
             if self._key is not None:
                 return
@@ -205,10 +221,9 @@ class NoiseSource:
                 if self.seed is None
                 else hashlib.sha256(str(self.seed).encode()).digest()[:8]
             )
-            # int64, for uint64 variables lack kernels on some devices.
             value = int.from_bytes(raw, "little", signed=True)
-            self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
-            self._key = tf.Variable(value, dtype=tf.int64, trainable=False)
+            self._step = _variable(0)
+            self._key = _variable(value)
 
     def next_step(self, steps_before: tf.Tensor | None = None) -> tf.Tensor:
         """The base key of one logical step; call it once per step.
@@ -222,7 +237,7 @@ class NoiseSource:
         Returns:
             int64 scalar to pass to `key_of`.
         """
-        self._build()
+        self.build()
         if self.seed is not None and steps_before is not None:
             step = tf.cast(steps_before, tf.int64)
         else:

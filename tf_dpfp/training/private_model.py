@@ -26,6 +26,7 @@ from tf_dpfp.training import losses as losses_lib
 from tf_dpfp.training import pipelines
 from tf_dpfp.training import private_step
 from tf_dpfp.training import probe
+from tf_dpfp.training import replicated
 
 _STATE = "_tf_dpfp_state"
 _METHODS = ("compile", "fit", "train_on_batch", "train_step")
@@ -38,6 +39,8 @@ class _State:
         self.loss = None
         self.probed = False
         self.populations: set[int] = set()
+        # Over how many replicas the batches of `fit` are dealt; not outside.
+        self.dealt_to = 1
 
 
 def is_private(model: keras.Model) -> bool:
@@ -128,10 +131,16 @@ class PrivateTraining:
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`; the ledger learns how batches are drawn."""
         optimizer = _ready(self)
+        arguments = _bound(_ordinary(self, "fit"), args, kwargs)
         pipeline = pipelines.describe(
-            _bound(_ordinary(self, "fit"), args, kwargs),
+            arguments,
             need_batch_size=optimizer.expected_batch_size is None,
         )
+        strategy = replicated.strategy_for(self, optimizer)
+        if replicated.deals(strategy):
+            pipeline = replicated.pipeline_of(
+                strategy, arguments["x"], pipeline
+            )
         if pipeline.expected_batch_size is not None:
             optimizer.set_expected_batch_size(
                 pipeline.expected_batch_size, pipeline.name
@@ -147,6 +156,8 @@ class PrivateTraining:
         if pipeline.is_dataset:
             # Keras would warn that it can't shuffle a data set.
             kwargs.setdefault("shuffle", False)
+        if replicated.deals(strategy):
+            return _fit_dealt(self, strategy, pipeline, arguments)
         _build_optimizer(self, optimizer)
         with _sampled(optimizer, pipeline.sampling, pipeline.seeded):
             return _ordinary(self, "fit")(*args, **kwargs)
@@ -154,6 +165,12 @@ class PrivateTraining:
     def train_on_batch(self, *args, **kwargs):
         """As `keras.Model.train_on_batch`; counted without amplification."""
         optimizer = _ready(self)
+        if replicated.deals(replicated.strategy_for(self, optimizer)):
+            raise ValueError(
+                "`train_on_batch` would give the same batch to every replica, "
+                "and so count each example several times. Use `fit`, with a "
+                "tf.data.Dataset of one batch."
+            )
         if optimizer.expected_batch_size is None:
             x = _bound(_ordinary(self, "train_on_batch"), args, kwargs)["x"]
             optimizer.set_expected_batch_size(
@@ -205,9 +222,47 @@ def _train_step(model: keras.Model, data) -> dict:
     )
     _, regularization = private_step.regularization_gradients(plan)
     optimizer.apply(
-        private_step.as_clipped_gradients(plan, clipped, regularization)
+        private_step.as_clipped_gradients(
+            plan, clipped, regularization, _state(model).dealt_to
+        )
     )
     return model.get_metrics_result()
+
+
+def _fit_dealt(
+    model: keras.Model,
+    strategy: tf.distribute.Strategy,
+    pipeline: pipelines.Pipeline,
+    arguments: dict[str, Any],
+):
+    """`fit` on several replicas: each example of a batch goes to one."""
+    arguments = dict(arguments)
+    optimizer, state = model.optimizer, _state(model)
+    batches = arguments.pop("x")
+    if arguments["class_weight"] is not None:
+        raise ValueError(
+            "`class_weight` can't be used on several replicas. Give weights "
+            "with the examples instead (`sample_weight`)."
+        )
+    arguments["shuffle"] = False  # The data set has its own order.
+    arguments["steps_per_epoch"] = replicated.steps_per_epoch(
+        batches, arguments["steps_per_epoch"]
+    )
+    data = replicated.build(strategy, model, batches)
+    validation.raise_if_invalid(model, made_private=True)
+    build_plan(model, *data)
+    replicated.check_workers(strategy, model, pipeline)
+    state.dealt_to = strategy.num_replicas_in_sync
+    try:
+        with (
+            _sampled(optimizer, pipeline.sampling, pipeline.seeded),
+            replicated.fitting(strategy, model),
+        ):
+            return _ordinary(model, "fit")(
+                replicated.dealt(strategy, batches), **arguments
+            )
+    finally:
+        state.dealt_to = 1
 
 
 def _has_accelerator() -> bool:

@@ -1,0 +1,1 @@
+"""Private training on several devices and machines, by `tf.distribute`."""
