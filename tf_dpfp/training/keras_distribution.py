@@ -31,6 +31,11 @@ def strategy_of(model: keras.Model) -> tf.distribute.Strategy | None:
     return model._distribute_strategy
 
 
+def initial_epoch(model: keras.Model) -> int:
+    """The epoch that a callback restored; 0 if none did."""
+    return model._initial_epoch
+
+
 def symbolic_build(model: keras.Model, batch: Any) -> None:
     """Builds a model and its metrics from the shapes of a batch.
 

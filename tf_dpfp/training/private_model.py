@@ -251,7 +251,10 @@ def _fit_dealt(
     data = replicated.build(strategy, model, batches)
     validation.raise_if_invalid(model, made_private=True)
     build_plan(model, *data)
-    replicated.check_workers(strategy, model, pipeline)
+    replicated.check_workers(strategy, model, pipeline, arguments)
+    arguments["callbacks"] = replicated.with_check(
+        arguments["callbacks"], strategy
+    )
     state.dealt_to = strategy.num_replicas_in_sync
     try:
         with (

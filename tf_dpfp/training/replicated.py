@@ -245,15 +245,14 @@ def fitting(
         if agreement.num_workers(strategy) > 1:
             stack.enter_context(keras_distribution.reducible_logs(model))
         yield
-    agreement.check_identical(
-        strategy, [*model.trainable_variables, *model.optimizer.variables]
-    )
+    agreement.check_identical(strategy, _state_of(model))
 
 
 def check_workers(
     strategy: tf.distribute.Strategy,
     model: keras.Model,
     pipeline: pipelines.Pipeline,
+    arguments: dict[str, Any],
 ) -> None:
     """Raises unless all workers were given the same.
 
@@ -261,11 +260,13 @@ def check_workers(
         strategy: The strategy.
         model: The model, built.
         pipeline: The pipeline of all workers.
+        arguments: Those of `fit`.
 
     Raises:
         ValueError: If they were not.
     """
     optimizer = model.optimizer
+    lengths = ("epochs", "steps_per_epoch", "validation_steps")
     agreement.check_same_on_workers(
         strategy,
         {
@@ -273,9 +274,59 @@ def check_workers(
             "ledgers": optimizer.ledger_entries,
             "data sets": (pipeline.sampling, pipeline.population),
             "batch sizes": optimizer.expected_batch_size,
+            "lengths of training": [arguments[name] for name in lengths],
             "models": [
                 (tuple(v.shape), str(v.dtype), bool(v.trainable))
                 for v in model.variables
             ],
         },
     )
+
+
+class CheckStart(keras.callbacks.Callback):
+    """Checks that workers start with the same, restored or new.
+
+    Each restores its state by itself, and one may have saved an epoch more
+    than the others before it was killed.
+
+    Args:
+        strategy: The strategy.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy):
+        super().__init__()
+        self._strategy = strategy
+
+    def on_train_begin(self, logs=None):
+        agreement.check_same_on_workers(
+            self._strategy,
+            {
+                "states to start with": [
+                    agreement.digest_of(_state_of(self.model)),
+                    keras_distribution.initial_epoch(self.model),
+                ]
+            },
+        )
+
+
+def _state_of(model: keras.Model) -> list[keras.Variable]:
+    return [*model.trainable_variables, *model.optimizer.variables]
+
+
+def with_check(callbacks: Any, strategy: tf.distribute.Strategy) -> Any:
+    """The callbacks of `fit`, with the check of the start behind them.
+
+    Args:
+        callbacks: What `fit` was given.
+        strategy: The strategy.
+
+    Returns:
+        What to give to Keras.
+    """
+    if agreement.num_workers(strategy) == 1:
+        return callbacks
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks.append(CheckStart(strategy))
+        return callbacks
+    given = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
+    return [*(c for c in given if c is not None), CheckStart(strategy)]
