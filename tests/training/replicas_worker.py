@@ -598,6 +598,7 @@ def what_keras_can_not_do_on_replicas_is_refused():
         _private(2, compiled={"steps_per_execution": 3}),
         "steps_per_execution=1",
     )
+    _refuses(_private(2, compiled={"jit_compile": True}), "without XLA")
     _refuses(
         _private(2, use_ema=True, ema_overwrite_frequency=2),
         "`ema_overwrite_frequency`",

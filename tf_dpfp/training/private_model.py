@@ -182,6 +182,7 @@ class PrivateTraining:
     def train_step(self, data):
         """One private step: see `training.private_step`."""
         under_xla = bool(self.jit_compile) and not self.run_eagerly
+        under_xla |= replicated.compiles(tf.distribute.get_strategy())
         target = (
             compilation.Target.XLA
             if under_xla

@@ -74,17 +74,22 @@ def strategy_for(
                 "`with strategy.scope():`."
             )
     if deals(strategy):
-        _check_settings(model, optimizer)
+        _check_settings(strategy, model, optimizer)
     return strategy
 
 
-def _check_settings(model: keras.Model, optimizer) -> None:
+def _check_settings(strategy, model: keras.Model, optimizer) -> None:
     """Refuses what Keras can't do on several replicas, with any model."""
     if int(model.steps_per_execution) != 1:
         raise ValueError(
             "Keras runs one step at a time on several replicas. Compile with "
             "steps_per_execution=1. Received: "
             f"steps_per_execution={int(model.steps_per_execution)}"
+        )
+    if model.jit_compile and not compiles(strategy):
+        raise ValueError(
+            "Steps on several replicas run without XLA, except on TPUs. "
+            "Compile with jit_compile=False."
         )
     if getattr(optimizer, "ema_overwrite_frequency", None):
         raise ValueError(
@@ -101,6 +106,11 @@ def _strategy_of_variables(optimizer) -> tf.distribute.Strategy | None:
 
 def _is_distributed(value) -> bool:
     return isinstance(value, tf.distribute.DistributedValues)
+
+
+def compiles(strategy: tf.distribute.Strategy | None) -> bool:
+    """Whether a strategy has XLA compile what its replicas run."""
+    return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
 def deals(strategy: tf.distribute.Strategy | None) -> bool:
