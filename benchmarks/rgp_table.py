@@ -17,6 +17,7 @@ carriers, see `benchmarks.rgp_tasks`. A step's time and memory are measured by
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
@@ -52,8 +53,8 @@ _FIRST_SEED = flags.DEFINE_integer("first_seed", 1, "Seed of the first.")
 _EPOCHS = flags.DEFINE_integer(
     "epochs", None, "Passes over the data; default: by task."
 )
-_LEARNING_RATE = flags.DEFINE_float(
-    "learning_rate", None, "Default: by task, one for carriers and one for all."
+_LEARNING_RATES = flags.DEFINE_list(
+    "learning_rates", [], "Default: by task, one for carriers and one for all."
 )
 _CLIP = flags.DEFINE_float("l2_norm_clip", 0.1, "Clip norm.")
 _WARMUP = flags.DEFINE_float(
@@ -108,25 +109,27 @@ class Settings:
 
 def _settings(task_name: str) -> Iterator[Settings]:
     task = rgp_tasks.TASKS[task_name]
-    for number in range(_SEEDS.value):
-        for epsilon in map(float, _EPSILONS.value):
-            for method, rank in _kinds():
-                carried = rank is not None
-                rate = task.rgp_learning_rate if carried else task.learning_rate
-                yield Settings(
-                    task=task_name,
-                    method="rgp" if carried else method,
-                    source=method if carried else None,
-                    rank=rank,
-                    epsilon=epsilon,
-                    seed=_FIRST_SEED.value + number,
-                    epochs=_EPOCHS.value or task.epochs,
-                    learning_rate=_LEARNING_RATE.value or rate,
-                    l2_norm_clip=_CLIP.value,
-                    warmup=_WARMUP.value if method == "history" else None,
-                    left_only=carried and _LEFT_ONLY.value,
-                    kernels_only=_KERNELS_ONLY.value,
-                )
+    seeds = range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value)
+    for seed, epsilon, (method, rank) in itertools.product(
+        seeds, map(float, _EPSILONS.value), list(_kinds())
+    ):
+        carried = rank is not None
+        rate = task.rgp_learning_rate if carried else task.learning_rate
+        for learning_rate in map(float, _LEARNING_RATES.value or [rate]):
+            yield Settings(
+                task=task_name,
+                method="rgp" if carried else method,
+                source=method if carried else None,
+                rank=rank,
+                epsilon=epsilon,
+                seed=seed,
+                epochs=_EPOCHS.value or task.epochs,
+                learning_rate=learning_rate,
+                l2_norm_clip=_CLIP.value,
+                warmup=_WARMUP.value if method == "history" else None,
+                left_only=carried and _LEFT_ONLY.value,
+                kernels_only=_KERNELS_ONLY.value,
+            )
 
 
 def _kinds() -> Iterator[tuple[str, int | None]]:

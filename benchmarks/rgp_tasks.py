@@ -24,6 +24,9 @@ Arrays = tuple[Any, np.ndarray]
 # Of the layer that is trained as it is, as in the authors' experiments.
 HEAD = "logits"
 _TOKENS = 32
+_WIDTH = 384
+_HEADS = 12
+_NORM_EPSILON = 1e-12
 _BLOCKS = 6
 _PREDICTION_BATCH = 256
 
@@ -110,7 +113,10 @@ def hidden_states(texts: np.ndarray, below: keras.Model) -> dict:
 
 
 def text_classifier(pretrained: bool = True) -> keras.Model:
-    """The top block of MiniLM, the mean over the tokens, and a new head.
+    """The top block of MiniLM at a sentence's first token, and a new head.
+
+    Queries are made of the first token alone, whose output is that of the
+    whole block: nothing else of it would be used.
 
     Args:
         pretrained: Whether to load the block's weights.
@@ -118,24 +124,39 @@ def text_classifier(pretrained: bool = True) -> keras.Model:
     Returns:
         A model from what `hidden_states` returns to two logits.
     """
-    import keras_hub
-
-    hidden = keras.Input((_TOKENS, 384), name="hidden")
+    hidden = keras.Input((_TOKENS, _WIDTH), name="hidden")
     mask = keras.Input((_TOKENS,), dtype="int32", name="padding_mask")
+    first = hidden[:, :1]
     # As in MiniLM, but without dropout.
-    top = keras_hub.layers.TransformerEncoder(
-        intermediate_dim=1536,
-        num_heads=12,
-        activation=lambda x: keras.activations.gelu(x, approximate=True),
-        layer_norm_epsilon=1e-12,
-        name="top",
+    attention = layers.MultiHeadAttention(_HEADS, _WIDTH // _HEADS)
+    attended = attention(
+        first, hidden, attention_mask=keras.ops.cast(mask[:, None], "bool")
     )
-    tokens = top(hidden, padding_mask=mask)
-    logits = layers.Dense(2, name=HEAD)(minilm.mean_over_tokens(tokens, mask))
+    norm = layers.LayerNormalization(epsilon=_NORM_EPSILON)
+    between = norm(layers.Add()([first, attended]))
+    wide = layers.Dense(4 * _WIDTH, activation=_gelu)
+    narrow = layers.Dense(_WIDTH)
+    last_norm = layers.LayerNormalization(epsilon=_NORM_EPSILON)
+    output = last_norm(layers.Add()([between, narrow(wide(between))]))
+    logits = layers.Dense(2, name=HEAD)(layers.Flatten()(output))
     model = keras.Model({"hidden": hidden, "padding_mask": mask}, logits)
     if pretrained:
-        top.set_weights(_block(minilm.backbone(), _BLOCKS - 1).get_weights())
+        top = _block(minilm.backbone(), _BLOCKS - 1)
+        parts = (attention, norm, wide, narrow, last_norm)
+        sources = (
+            top._self_attention_layer,
+            top._self_attention_layer_norm,
+            top._feedforward_intermediate_dense,
+            top._feedforward_output_dense,
+            top._feedforward_layer_norm,
+        )
+        for part, source in zip(parts, sources, strict=True):
+            part.set_weights(source.get_weights())
     return model
+
+
+def _gelu(x):
+    return keras.activations.gelu(x, approximate=True)
 
 
 def freeze_all_but_kernels(model: keras.Model) -> None:
@@ -154,5 +175,5 @@ def _block(encoder: keras.Model, number: int) -> keras.layers.Layer:
 TASKS = {
     "mlp": Task(load_images, mlp, 2048, 6, 1e-3, 1e-3),
     "cnn": Task(load_images, cnn, 2048, 6, 1e-3, 1e-3),
-    "text": Task(load_text, text_classifier, 1000, 6, 1e-3, 1e-3),
+    "text": Task(load_text, text_classifier, 1000, 8, 1e-3, 1e-3),
 }
