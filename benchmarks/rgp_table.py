@@ -19,7 +19,6 @@ carriers, see `benchmarks.rgp_tasks`. A step's time and memory are measured by
 import dataclasses
 import itertools
 import json
-import math
 import pathlib
 import statistics
 import time
@@ -32,18 +31,17 @@ from absl import flags
 
 import tf_dpfp
 from benchmarks import rgp_tasks
+from benchmarks import rgp_training
 
 _SOURCES = ("history", "weight", "random")
 _PLAIN = ("flat", "per_layer")
-# Of the text task only: the pretrained block stays as it is.
-_HEAD_ONLY = "head_only"
 
 _TASKS = flags.DEFINE_list("tasks", list(rgp_tasks.TASKS), "What to train.")
 _METHODS = flags.DEFINE_list(
     "methods",
     [*_PLAIN, *_SOURCES],
-    f"How: {', '.join(_PLAIN)}, {_HEAD_ONLY}, or a source of carriers: "
-    f"{', '.join(_SOURCES)}.",
+    f"How: {', '.join(_PLAIN)}, {rgp_training.HEAD_ONLY} (text), or a source "
+    f"of carriers: {', '.join(_SOURCES)}.",
 )
 _RANKS = flags.DEFINE_list("ranks", ["1", "4", "16"], "Of the carriers.")
 _EPSILONS = flags.DEFINE_list("epsilons", ["3", "8"], "The budgets.")
@@ -74,40 +72,7 @@ _SUMMARY = flags.DEFINE_string(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """One training; two with the same settings have the same outcome.
-
-    Attributes:
-        task: A key of `rgp_tasks.TASKS`.
-        method: `flat`, `per_layer`, `head_only` or `rgp`.
-        source: Of the carriers, `None` without.
-        rank: Of the carriers, `None` without.
-        epsilon: The budget.
-        seed: Of weights, batches, noise and carriers.
-        epochs: Passes over the data.
-        learning_rate: Of Adam.
-        l2_norm_clip: Clip norm.
-        warmup: Part of the steps before `history` follows the history.
-        left_only: Whether one carrier is released.
-        kernels_only: Whether biases and scales below the head are frozen.
-    """
-
-    task: str
-    method: str
-    source: str | None
-    rank: int | None
-    epsilon: float
-    seed: int
-    epochs: int
-    learning_rate: float
-    l2_norm_clip: float
-    warmup: float | None
-    left_only: bool
-    kernels_only: bool
-
-
-def _settings(task_name: str) -> Iterator[Settings]:
+def _settings(task_name: str) -> Iterator[rgp_training.Settings]:
     task = rgp_tasks.TASKS[task_name]
     seeds = range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value)
     for seed, epsilon, (method, rank) in itertools.product(
@@ -116,7 +81,7 @@ def _settings(task_name: str) -> Iterator[Settings]:
         carried = rank is not None
         rate = task.rgp_learning_rate if carried else task.learning_rate
         for learning_rate in map(float, _LEARNING_RATES.value or [rate]):
-            yield Settings(
+            yield rgp_training.Settings(
                 task=task_name,
                 method="rgp" if carried else method,
                 source=method if carried else None,
@@ -142,61 +107,19 @@ def _kinds() -> Iterator[tuple[str, int | None]]:
             yield method, rank
 
 
-def _model(settings: Settings, steps: int) -> keras.Model:
-    """The network, marked and with what is to be frozen frozen."""
-    model = rgp_tasks.TASKS[settings.task].make_model()
-    for layer in model.layers[:-1]:
-        layer.trainable = settings.method != _HEAD_ONLY
-    if settings.kernels_only:
-        rgp_tasks.freeze_all_but_kernels(model)
-    if settings.rank is not None:
-        tf_dpfp.reparametrize(
-            model,
-            settings.rank,
-            exclude=rf"{rgp_tasks.HEAD}$",
-            carrier_source=settings.source,
-            warmup_steps=math.ceil((settings.warmup or 0.0) * steps),
-            left_only=settings.left_only,
-            seed=settings.seed,
-        )
-    tf_dpfp.make_private(model)
-    return model
-
-
-def _train(settings: Settings, data) -> dict:
-    """Trains once, from weights and batches that the seed decides."""
+def _train(settings: rgp_training.Settings, data) -> dict:
+    """Trains once."""
     keras.backend.clear_session()
-    keras.utils.set_random_seed(settings.seed)
-    task = rgp_tasks.TASKS[settings.task]
-    (x, y), (x_test, y_test) = data
-    batches = tf_dpfp.poisson_batches(
-        x, y, expected_batch_size=task.batch_size, seed=settings.seed
-    )
-    steps = settings.epochs * len(batches)
-    noise_multiplier = tf_dpfp.calibrate(
-        settings.epsilon, _DELTA.value, task.batch_size / len(y), steps
-    )
-    model = _model(settings, steps)
-    model.compile(
-        tf_dpfp.DPAdam(
-            settings.learning_rate,
-            l2_norm_clip=settings.l2_norm_clip,
-            noise_multiplier=noise_multiplier,
-            clipping="per_layer" if settings.method == "per_layer" else "flat",
-            seed=settings.seed,
-        ),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
+    training = rgp_training.prepare(settings, data[0], _DELTA.value)
     start = time.perf_counter()
-    model.fit(batches, epochs=settings.epochs, verbose=0)
+    training.fit(settings.epochs)
     seconds = time.perf_counter() - start
-    _, accuracy = model.evaluate(x_test, y_test, batch_size=512, verbose=0)
+    _, accuracy = training.model.evaluate(*data[1], batch_size=512, verbose=0)
     return {
         **dataclasses.asdict(settings),
-        "steps": steps,
-        "noise_multiplier": round(noise_multiplier, 4),
-        "spent": round(tf_dpfp.epsilon(model, _DELTA.value), 4),
+        "steps": training.steps,
+        "noise_multiplier": round(training.noise_multiplier, 4),
+        "spent": round(tf_dpfp.epsilon(training.model, _DELTA.value), 4),
         "accuracy": round(accuracy, 4),
         "seconds": round(seconds, 1),
         "versions": {
@@ -217,7 +140,8 @@ def read_rows(path: str) -> list[dict]:
 
 
 def _key(row: dict) -> tuple:
-    return tuple(row[field.name] for field in dataclasses.fields(Settings))
+    fields = dataclasses.fields(rgp_training.Settings)
+    return tuple(row[field.name] for field in fields)
 
 
 def _append(row: dict) -> None:
