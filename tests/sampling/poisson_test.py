@@ -654,5 +654,5 @@ def test_wrong_options_are_refused(options, message):
 
 def test_poisson_batches_of_poisson_batches_are_refused():
     batches = poisson_batches(np.arange(10), sampling_rate=0.5)
-    with pytest.raises(ValueError, match="already consists of Poisson"):
+    with pytest.raises(ValueError, match="already consists of drawn"):
         poisson_batches(batches, sampling_rate=0.5)

@@ -30,13 +30,13 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpfp import clipping as clipping_lib
+from tf_dpfp import counting
 from tf_dpfp import low_rank
 from tf_dpfp import noise as noise_lib
 from tf_dpfp.accounting import LedgerEntry
 from tf_dpfp.accounting import Sampling
 from tf_dpfp.optimizers import adaptation as adaptation_lib
 from tf_dpfp.optimizers import carrier_state as carrier_state_lib
-from tf_dpfp.optimizers import ledger as ledger_lib
 
 _MARKER = "tf_dpfp_ledger"
 # Squares of shorter gradients may vanish in float32, and with them the norm.
@@ -213,8 +213,15 @@ class PrivateOptimizer:
             aggregation="only_first_replica",
             name="expected_batch_size",
         )
-        self._ledger = ledger_lib.Ledger(
-            self, settings["noise_multiplier"], seeded=seed is not None
+        table = self.add_variable(
+            shape=counting.TABLE_SHAPE,
+            initializer="zeros",
+            dtype="float64",
+            aggregation="only_first_replica",
+            name="privacy_ledger",
+        )
+        self._ledger = counting.Ledger(
+            table, settings["noise_multiplier"], seeded=seed is not None
         )
         self._noise_source = noise_lib.NoiseSource(seed)
         self._adaptation: adaptation_lib.Adaptation | None = None
@@ -265,7 +272,7 @@ class PrivateOptimizer:
 
     @property
     def next_entry(self) -> LedgerEntry:
-        """The kind of the next step (a `LedgerEntry` with zero steps)."""
+        """What the next step releases, as a `LedgerEntry`."""
         return self._ledger.current()
 
     @property

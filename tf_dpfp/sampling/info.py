@@ -8,7 +8,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_dpfp.accounting.mechanisms import LedgerEntry
 from tf_dpfp.accounting.mechanisms import PoissonSampling
+from tf_dpfp.accounting.mechanisms import WithoutReplacement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +25,18 @@ class SamplingInfo:
         capacity: rows of every batch when batches are padded, else `None`.
         seeded: whether a seed was given, so that whoever knows it knows which
             examples are in which batch.
+        draws: number of independent draws that make up a batch.
+        labels: how the labels were randomised; `None` if they were not.
     """
 
-    sampling: PoissonSampling
+    sampling: PoissonSampling | WithoutReplacement
     expected_batch_size: float
     population: int
     steps_per_epoch: int
     capacity: int | None = None
     seeded: bool = False
+    draws: int = 1
+    labels: LedgerEntry | None = None
 
 
 # Keyed by the identity of the data set rather than kept as its attribute: a
@@ -53,11 +59,11 @@ def sampling_of(dataset: Any) -> SamplingInfo | None:
         dataset: anything that can be passed to `fit`.
 
     Returns:
-        The `SamplingInfo` of a data set returned by `poisson_batches`. `None`
-        for anything else, a data set derived from such a one included: after
-        `map`, `take`, `shuffle`, `repeat` and the like nothing is proved about
-        the batches. Use the argument `map_fn` of `poisson_batches` to transform
-        batches and keep the proof.
+        The `SamplingInfo` of a data set returned by `poisson_batches` or
+        `microbatch_sampler`. `None` for anything else, a data set derived from
+        such a one included: after `map`, `take`, `shuffle`, `repeat` and the
+        like nothing is proved about the batches. Use their argument `map_fn`
+        to transform batches and keep the proof.
     """
     if not isinstance(dataset, tf.data.Dataset):
         return None

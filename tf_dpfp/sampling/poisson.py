@@ -119,10 +119,10 @@ def poisson_batches(
     _check_options(
         expected_batch_size, sampling_rate, steps_per_epoch, padded, capacity
     )
-    _check_seed(seed)
+    check_seed(seed)
     if info_lib.sampling_of(x) is not None:
         raise ValueError(
-            "`x` already consists of Poisson batches. Pass the examples."
+            "`x` already consists of drawn batches. Pass the examples."
         )
     source = sources.make_source(x, y, sample_weight, cache)
     rate = _rate(source.size, expected_batch_size, sampling_rate)
@@ -135,8 +135,8 @@ def poisson_batches(
         for _ in range(steps):
             yield draw(rng, source.size, rate, capacity)
 
-    entropy = _entropy(seed)
-    dataset = _batches(source, draws, capacity, map_fn)
+    entropy = seeds(seed)
+    dataset = batches(source, draws, capacity, map_fn)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
     overflow = 0.0
     if capacity is not None:
@@ -211,7 +211,7 @@ def default_capacity(population: int, rate: float) -> int:
     return high * _CAPACITY_MULTIPLE
 
 
-def _entropy(seed: int | None) -> Iterator[Any]:
+def seeds(seed: int | None) -> Iterator[Any]:
     """One seed per iteration over the data set; None asks the system."""
     if seed is None:
         return itertools.repeat(None)
@@ -219,17 +219,34 @@ def _entropy(seed: int | None) -> Iterator[Any]:
     return zip(itertools.repeat(seed), itertools.count())
 
 
-def _batches(
+def batches(
     source: sources.Source,
     draws: Callable[[], Iterator[np.ndarray]],
     capacity: int | None,
     map_fn: Callable[..., Any] | None,
+    fixed: int | None = None,
 ) -> tf.data.Dataset:
+    """The batches of `draws`, in the structure of the source.
+
+    Args:
+        source: where the examples are.
+        draws: the indices of every batch of an iteration.
+        capacity: rows to which every batch is padded, if it is.
+        map_fn: transforms a batch.
+        fixed: rows of every batch, if all draws have as many.
+
+    Returns:
+        The data set.
+    """
+
     def generate() -> Iterator[sources.Leaves]:
         return (source.take(indices) for indices in draws())
 
     def assemble(*leaves: tf.Tensor) -> Any:
         rows = tf.shape(leaves[0])[0]
+        if fixed is not None:
+            leaves = [_with_rows(leaf, fixed) for leaf in leaves]
+            rows = fixed
         if capacity is not None:
             # At most `capacity` rows were drawn, so the next multiple is it.
             leaves, mask = padding.pad_to_multiple(leaves, capacity)
@@ -348,8 +365,8 @@ def _check_options(
                 "`sampling_rate` is a probability and cannot exceed 1, got "
                 f"{sampling_rate}. For a batch size, use `expected_batch_size`."
             )
-    _check_count("steps_per_epoch", steps_per_epoch)
-    _check_count("capacity", capacity)
+    check_count("steps_per_epoch", steps_per_epoch)
+    check_count("capacity", capacity)
     if padded not in (None, "static"):
         raise ValueError(f"`padded` must be None or 'static', got {padded!r}.")
     if capacity is not None and padded is None:
@@ -362,7 +379,8 @@ def _check_positive(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be a number > 0, got {value!r}.")
 
 
-def _check_count(name: str, value: Any) -> None:
+def check_count(name: str, value: Any) -> None:
+    """Raises `ValueError` unless a value is a positive integer or `None`."""
     if value is None:
         return
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -370,7 +388,8 @@ def _check_count(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
 
 
-def _check_seed(seed: Any) -> None:
+def check_seed(seed: Any) -> None:
+    """Raises `ValueError` unless a seed is an integer >= 0 or `None`."""
     whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
     if seed is not None and (not whole or seed < 0):
         raise ValueError(

@@ -53,6 +53,12 @@ def describe(arguments: dict[str, Any], need_batch_size: bool) -> Pipeline:
     x = arguments["x"]
     info = sampling_lib.sampling_of(x)
     if info is not None:
+        if not isinstance(info.sampling, accounting.PoissonSampling):
+            raise ValueError(
+                "Batches of `microbatch_sampler` are for models with a "
+                "DPRepresentationClip: nothing is proved of them for clipped "
+                "gradients. Use tf_dpfp.poisson_batches."
+            )
         return Pipeline(
             "the Poisson-sampled data set",
             info.sampling,

@@ -26,6 +26,7 @@ from tf_dpfp.training import losses as losses_lib
 from tf_dpfp.training import pipelines
 from tf_dpfp.training import private_step
 from tf_dpfp.training import probe
+from tf_dpfp.training import representations
 
 _STATE = "_tf_dpfp_state"
 _METHODS = ("compile", "fit", "train_on_batch", "train_step")
@@ -37,6 +38,7 @@ class _State:
     def __init__(self):
         self.loss = None
         self.probed = False
+        self.findings: representations.Findings | None = None
         self.populations: set[int] = set()
 
 
@@ -96,7 +98,13 @@ class PrivateTraining:
     """The methods of `keras.Model` that private training changes."""
 
     def compile(self, *args, **kwargs):
-        """As `keras.Model.compile`, for private optimizers only."""
+        """As `keras.Model.compile`, for private optimizers only.
+
+        With a `DPRepresentationClip` in the model, for ordinary ones.
+        """
+        if representations.layers_of(self):
+            _compile_on_representations(self, args, kwargs)
+            return
         before = getattr(self, "optimizer", None)
         ordinary = _ordinary(self, "compile")
         kwargs["auto_scale_loss"] = False
@@ -127,6 +135,8 @@ class PrivateTraining:
 
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`; the ledger learns how batches are drawn."""
+        if representations.layers_of(self):
+            return _fit_on_representations(self, args, kwargs)
         optimizer = _ready(self)
         pipeline = pipelines.describe(
             _bound(_ordinary(self, "fit"), args, kwargs),
@@ -153,6 +163,8 @@ class PrivateTraining:
 
     def train_on_batch(self, *args, **kwargs):
         """As `keras.Model.train_on_batch`; counted without amplification."""
+        if representations.layers_of(self):
+            return _ordinary(self, "train_on_batch")(*args, **kwargs)
         optimizer = _ready(self)
         if optimizer.expected_batch_size is None:
             x = _bound(_ordinary(self, "train_on_batch"), args, kwargs)["x"]
@@ -175,6 +187,10 @@ class PrivateTraining:
 
 
 def _train_step(model: keras.Model, data) -> dict:
+    if representations.layers_of(model):
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        _try_representations(model, x)
+        return _ordinary(model, "train_step")(data)
     optimizer = require_private_optimizer(model)
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     plan = build_plan(model, x, y, sample_weight)
@@ -208,6 +224,42 @@ def _train_step(model: keras.Model, data) -> dict:
         private_step.as_clipped_gradients(plan, clipped, regularization)
     )
     return model.get_metrics_result()
+
+
+def _compile_on_representations(model, args, kwargs) -> None:
+    ordinary = _ordinary(model, "compile")
+    optimizer = _bound(ordinary, args, kwargs).get("optimizer")
+    if isinstance(optimizer, optimizers.PrivateOptimizer):
+        raise ValueError(
+            f"Model '{model.name}' has a DPRepresentationClip, and "
+            f"{type(optimizer).__name__} would add noise to what is noise "
+            "already. Use an ordinary optimizer, such as 'adam', or take the "
+            "layer out. Both in one model are not supported."
+        )
+    ordinary(*args, **kwargs)
+    _state(model).findings = None
+
+
+def _try_representations(model, x) -> representations.Findings:
+    """Checks a model with noised representations, once."""
+    state = _state(model)
+    if state.findings is None:
+        state.findings = representations.raise_if_unprotected(model, x)
+        validation.raise_if_invalid(model, made_private=True)
+    return state.findings
+
+
+def _fit_on_representations(model, args, kwargs):
+    x = _bound(_ordinary(model, "fit"), args, kwargs)["x"]
+    validation.raise_if_invalid(model, made_private=True)
+    info = representations.drawn_rows(x)
+    if info is not None:
+        found = _try_representations(model, x.element_spec[0])
+        representations.check_sampled(found)
+        _state(model).populations.add(info.population)
+        kwargs.setdefault("shuffle", False)
+    with representations.sampled(model, info):
+        return _ordinary(model, "fit")(*args, **kwargs)
 
 
 def _has_accelerator() -> bool:
@@ -340,7 +392,9 @@ def make_private(model: keras.Model) -> keras.Model:
 
     The model keeps its class, its weights, its `evaluate`, `predict` and
     `save`; a saved file loads as the ordinary model it was. Compile it with a
-    private optimizer afterwards.
+    private optimizer afterwards; or with an ordinary one, if it has a
+    `DPRepresentationClip`: then the model is only checked and its batches
+    accounted for.
 
     Example:
 
@@ -371,6 +425,10 @@ def make_private(model: keras.Model) -> keras.Model:
             f"`make_private` takes a keras.Model. Received: {model!r}"
         )
     validation.raise_if_invalid(model, made_private=False)
+    if representations.layers_of(model) and getattr(model, "inputs", None):
+        representations.raise_if_unprotected(
+            model, representations.inputs_of(model)
+        )
     _state(model)
     for name in _METHODS:
         method = types.MethodType(vars(PrivateTraining)[name], model)
@@ -455,13 +513,22 @@ def sampled_steps(model: keras.Model, batches: tf.data.Dataset):
     For custom loops. The claim is the caller's: inside, every step must use
     the next batch of `batches`, whole and unchanged, once.
 
+    With a `DPRepresentationClip` in the model, private or not, `fit` may be
+    inside: every batch must be one forward pass in training.
+
     Args:
-        model: A private model, compiled with a private optimizer.
-        batches: A data set made by `poisson_batches`.
+        model: A private model, compiled with a private optimizer; or a model
+            with a `DPRepresentationClip`.
+        batches: A data set made by `poisson_batches`; for such a model, by
+            `microbatch_sampler`.
 
     Raises:
         ValueError: If nothing is known of how `batches` was drawn.
     """
+    if representations.layers_of(model):
+        with _sampled_rows(model, batches):
+            yield
+        return
     state = state_of(model)
     optimizer = require_private_optimizer(model)
     pipeline = pipelines.describe({"x": batches}, need_batch_size=False)
@@ -476,3 +543,42 @@ def sampled_steps(model: keras.Model, batches: tf.data.Dataset):
     state.populations.add(pipeline.population)
     with _sampled(optimizer, pipeline.sampling, pipeline.seeded):
         yield
+
+
+@contextlib.contextmanager
+def _sampled_rows(model: keras.Model, batches: tf.data.Dataset):
+    info = representations.drawn_rows(batches)
+    if info is None:
+        raise ValueError(
+            "`sampled_steps` takes the data set that tf_dpfp."
+            "microbatch_sampler returned, itself, for a model with a "
+            "DPRepresentationClip: another proves nothing."
+        )
+    found = representations.raise_if_unprotected(model, batches.element_spec[0])
+    representations.check_sampled(found)
+    if is_private(model):
+        state_of(model).populations.add(info.population)
+    with representations.sampled(model, info):
+        yield
+
+
+def released(model: keras.Model) -> list[accounting.LedgerEntry]:
+    """What a model has released so far.
+
+    Args:
+        model: A private, compiled model, or one with a `DPRepresentationClip`.
+
+    Raises:
+        NotPrivateError: If it is neither.
+    """
+    if representations.layers_of(model):
+        return representations.entries(model)
+    state_of(model)
+    return require_private_optimizer(model).ledger_entries
+
+
+def next_step(model: keras.Model) -> list[accounting.LedgerEntry]:
+    """What the next step of a model releases; as `released` otherwise."""
+    if representations.layers_of(model):
+        return representations.next_step(model)
+    return [require_private_optimizer(model).next_entry]
