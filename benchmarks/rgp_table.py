@@ -102,9 +102,10 @@ def _kinds() -> Iterator[tuple[str, int | None]]:
     for method in _METHODS.value:
         if method not in _SOURCES:
             yield method, None
-            continue
-        for rank in map(int, _RANKS.value):
-            yield method, rank
+    for rank in map(int, _RANKS.value):
+        for method in _METHODS.value:
+            if method in _SOURCES:
+                yield method, rank
 
 
 def _train(settings: rgp_training.Settings, data) -> dict:

@@ -175,5 +175,5 @@ def _block(encoder: keras.Model, number: int) -> keras.layers.Layer:
 TASKS = {
     "mlp": Task(load_images, mlp, 2048, 6, 1e-2, 3e-3),
     "cnn": Task(load_images, cnn, 2048, 6, 1e-2, 1e-2),
-    "text": Task(load_text, text_classifier, 1000, 8, 1e-3, 1e-3),
+    "text": Task(load_text, text_classifier, 1000, 8, 1e-2, 1e-2),
 }
