@@ -5,12 +5,14 @@ import pytest
 import tf_dpfp
 
 NAMES = """
-Adaptive Automatic ByFunction Clipping ClippedGradients DPAdagrad DPAdam
-DPAdamW DPLion DPModel DPRMSprop DPSGD DPSequential Flat GenericRule
-GradientRule Materialized NotPrivateError OuterProduct PerBlock PerDevice
-PerLayer PrivacyBudget Problem RGPConv1D RGPConv2D RGPDense RGPEinsumDense
-RowGather calibrate clipped_gradients epsilon fix is_private ledger
-make_private poisson_batches privacy_statement private_optimizer_class
+Adaptive Automatic ByFunction ClippedGradients Clipping DPAdagrad DPAdam
+DPAdamW DPLion DPModel DPRMSprop DPRepresentationClip DPSGD DPSequential
+DebiasedCrossentropy Flat GenericRule GradientRule Materialized NotPrivateError
+OuterProduct PerBlock PerDevice PerLayer PrivacyBudget Problem RGPConv1D
+RGPConv2D RGPDense RGPEinsumDense RandomizedLabels RowGather calibrate
+calibrate_representation claimed_epsilon clipped_gradients epsilon fix
+is_private ledger make_private microbatch_sampler poisson_batches
+privacy_statement private_optimizer_class randomize_labels
 register_gradient_rule reparametrize restore sampled_steps thresholds validate
 """.split()
 
@@ -29,6 +31,11 @@ def test_nothing_else_is_public():
         if not name.startswith("_") and not inspect.ismodule(thing)
     }
     assert public == set(NAMES)
+
+
+@pytest.mark.parametrize("name", tf_dpfp.auditing.__all__)
+def test_names_of_auditing_are_documented(name):
+    assert getattr(tf_dpfp.auditing, name).__doc__, name
 
 
 def test_version():

@@ -21,6 +21,9 @@ _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _API_ROW = re.compile(r"^\| \[`(\w+)`\]\((\S+)\) \| (.+) \|$", re.MULTILINE)
+_AUDITING_ROW = re.compile(
+    r"^\| \[`auditing\.(\w+)`\]\((\S+)\) \| (.+) \|$", re.MULTILINE
+)
 
 
 def _prose(page):
@@ -46,6 +49,10 @@ def _api_rows():
     return _API_ROW.findall((DOCS / "api.md").read_text())
 
 
+def _auditing_rows():
+    return _AUDITING_ROW.findall((DOCS / "api.md").read_text())
+
+
 def test_the_reference_has_every_public_name_once_and_no_other():
     public = {
         name
@@ -55,7 +62,12 @@ def test_the_reference_has_every_public_name_once_and_no_other():
     assert sorted(name for name, _, _ in _api_rows()) == sorted(public)
 
 
-@pytest.mark.parametrize("name, link, words", _api_rows())
+def test_the_reference_has_every_name_of_auditing():
+    listed = sorted(name for name, _, _ in _auditing_rows())
+    assert listed == sorted(tf_dpfp.auditing.__all__)
+
+
+@pytest.mark.parametrize("name, link, words", [*_api_rows(), *_auditing_rows()])
 def test_the_reference_links_to_the_source(name, link, words):
     source = (DOCS / link).read_text()
     defined = rf"^(?:class |def )?{name}\b(?:\(|:| = )"
@@ -105,7 +117,7 @@ def test_troubleshooting_quotes_messages_that_exist():
 
 def _chains():
     """A page's blocks run one after the other, those of KerasHub alone."""
-    for name in ("guide.md", "custom_layers.md"):
+    for name in ("guide.md", "custom_layers.md", "auditing.md"):
         text = (DOCS / name).read_text()
         chain, apart = [], []
         for block in _BLOCK.finditer(text):

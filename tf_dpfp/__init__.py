@@ -9,7 +9,9 @@ if _keras.backend.backend() != "tensorflow":
         "variable KERAS_BACKEND=tensorflow before Keras is imported."
     )
 
+from tf_dpfp import auditing
 from tf_dpfp.accounting import calibrate
+from tf_dpfp.accounting import claimed_epsilon
 from tf_dpfp.clipping import Adaptive
 from tf_dpfp.clipping import Automatic
 from tf_dpfp.clipping import ByFunction
@@ -18,6 +20,8 @@ from tf_dpfp.clipping import Flat
 from tf_dpfp.clipping import PerBlock
 from tf_dpfp.clipping import PerDevice
 from tf_dpfp.clipping import PerLayer
+from tf_dpfp.layers import DebiasedCrossentropy
+from tf_dpfp.layers import DPRepresentationClip
 from tf_dpfp.low_rank import RGPConv1D
 from tf_dpfp.low_rank import RGPConv2D
 from tf_dpfp.low_rank import RGPDense
@@ -39,7 +43,11 @@ from tf_dpfp.per_example import Materialized
 from tf_dpfp.per_example import OuterProduct
 from tf_dpfp.per_example import RowGather
 from tf_dpfp.per_example import register_gradient_rule
+from tf_dpfp.sampling import RandomizedLabels
+from tf_dpfp.sampling import calibrate_representation
+from tf_dpfp.sampling import microbatch_sampler
 from tf_dpfp.sampling import poisson_batches
+from tf_dpfp.sampling import randomize_labels
 from tf_dpfp.training import DPModel
 from tf_dpfp.training import DPSequential
 from tf_dpfp.training import PrivacyBudget

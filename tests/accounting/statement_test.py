@@ -8,6 +8,7 @@ from absl.testing import parameterized
 from tf_dpfp.accounting import epsilon as epsilon_lib
 from tf_dpfp.accounting import mechanisms
 from tf_dpfp.accounting import statement as statement_lib
+from tf_dpfp.accounting import wording
 
 _ANY = "Epsilon without any assumption on the sampling:"
 _POISSON = "Epsilon with the Poisson sampling above:"
@@ -202,11 +203,11 @@ class StatementTest(parameterized.TestCase):
         (math.inf, "infinite"),
     )
     def test_figures_are_rounded_up(self, epsilon, printed):
-        self.assertEqual(statement_lib._round_up(epsilon), printed)
+        self.assertEqual(wording.round_up(epsilon), printed)
 
     @parameterized.parameters(5.49e22, 1.2345e15, 1e300)
     def test_huge_figures_are_rounded_up(self, epsilon):
-        printed = statement_lib._round_up(epsilon)
+        printed = wording.round_up(epsilon)
         self.assertGreaterEqual(float(printed), epsilon)
         self.assertLessEqual(float(printed), epsilon * 1.002)
 

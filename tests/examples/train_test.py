@@ -422,6 +422,11 @@ def test_every_setting_has_a_flag(monkeypatch):
             "private_mnist.keras",
         ),
         ("adaptive_clipping.py", "epsilon 2.", "adaptive_thresholds.png"),
+        (
+            "low_rank_carriers.py",
+            "random: test accuracy",
+            "low_rank_carriers.png",
+        ),
     ],
 )
 def test_the_tutorials_run(

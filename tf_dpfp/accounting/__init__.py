@@ -1,27 +1,41 @@
 """Privacy accounting: what ran, what it cost, what it may still cost."""
 
 from tf_dpfp.accounting.calibration import calibrate
+from tf_dpfp.accounting.calibration import least_noise
+from tf_dpfp.accounting.claimed import claimed_epsilon
 from tf_dpfp.accounting.epsilon import check_delta
 from tf_dpfp.accounting.epsilon import check_epsilon
 from tf_dpfp.accounting.epsilon import compute_epsilon
+from tf_dpfp.accounting.epsilon import max_further
 from tf_dpfp.accounting.epsilon import max_steps
 from tf_dpfp.accounting.events import compose_events
+from tf_dpfp.accounting.mechanisms import EveryLabel
 from tf_dpfp.accounting.mechanisms import LedgerEntry
 from tf_dpfp.accounting.mechanisms import PoissonSampling
+from tf_dpfp.accounting.mechanisms import Release
 from tf_dpfp.accounting.mechanisms import Sampling
 from tf_dpfp.accounting.mechanisms import UnknownSampling
+from tf_dpfp.accounting.mechanisms import WithoutReplacement
+from tf_dpfp.accounting.mechanisms import replaces_one
 from tf_dpfp.accounting.statement import statement as privacy_statement
 
 __all__ = [
+    "EveryLabel",
     "LedgerEntry",
     "PoissonSampling",
+    "Release",
     "Sampling",
     "UnknownSampling",
+    "WithoutReplacement",
     "calibrate",
     "check_delta",
     "check_epsilon",
+    "claimed_epsilon",
     "compose_events",
     "compute_epsilon",
+    "least_noise",
+    "max_further",
     "max_steps",
     "privacy_statement",
+    "replaces_one",
 ]

@@ -45,32 +45,68 @@ def calibrate(
     # 1.3563
     ```
     """
-    epsilon_lib.check_epsilon(epsilon)
-    epsilon_lib.check_delta(delta, accountant)
-    if not 0.0 < tolerance < 1.0:
-        raise ValueError(
-            f"tolerance must be between 0 and 1. Received: {tolerance}."
-        )
     sampling = mechanisms.PoissonSampling(sampling_rate, overflow_probability)
     # Raises on a bad count before the search begins.
     steps = mechanisms.LedgerEntry(sampling, 1.0, steps).steps
     if steps < 1:
         raise ValueError(f"steps must be at least 1. Received: {steps}.")
 
+    def released(noise_multiplier: float) -> list[mechanisms.LedgerEntry]:
+        return [mechanisms.LedgerEntry(sampling, noise_multiplier, steps)]
+
+    return least_noise(released, epsilon, delta, accountant, tolerance)
+
+
+def least_noise(
+    released: Callable[[float], list[mechanisms.LedgerEntry]],
+    epsilon: float,
+    delta: float,
+    accountant: str = "rdp",
+    tolerance: float = 1e-4,
+) -> float:
+    """Computes the least noise multiplier that keeps a training in a budget.
+
+    Args:
+        released: From a noise multiplier to what the training releases.
+        epsilon: The budget, above 0.
+        delta: Probability with which the guarantee may fail, in (0, 1).
+        accountant: `"rdp"` or `"pld"`.
+        tolerance: How far above the least sufficient noise multiplier the
+            result may be.
+
+    Returns:
+        A noise multiplier with which epsilon is at most `epsilon`, never
+        above.
+
+    Raises:
+        ValueError: If an argument is outside its range, or no noise multiplier
+            meets the budget.
+    """
+    epsilon_lib.check_epsilon(epsilon)
+    epsilon_lib.check_delta(delta, accountant)
+    if not 0.0 < tolerance < 1.0:
+        raise ValueError(
+            f"tolerance must be between 0 and 1. Received: {tolerance}."
+        )
+
     def within_budget(noise_multiplier: float, accountant: str) -> bool:
-        entry = mechanisms.LedgerEntry(sampling, noise_multiplier, steps)
-        return (
-            epsilon_lib.compute_epsilon([entry], delta, accountant) <= epsilon
+        entries = released(noise_multiplier)
+        return epsilon_lib.compute_epsilon(entries, delta, accountant) <= (
+            epsilon
         )
 
     low, high = 0.0, 1.0
     while not within_budget(high, "rdp"):
         if high >= _MAX_NOISE_MULTIPLIER:
+            described = ", ".join(
+                f"{entry.steps} steps with {entry.sampling}"
+                for entry in released(high)
+            )
             raise ValueError(
                 f"No noise multiplier up to {_MAX_NOISE_MULTIPLIER:g} reaches "
-                f"epsilon {epsilon} at delta {delta} in {steps} steps with "
-                f"{sampling}. Allow a larger epsilon or delta, fewer steps, "
-                "or a padded batch that overflows less often."
+                f"epsilon {epsilon} at delta {delta} in {described}. Allow a "
+                "larger epsilon or delta, fewer steps, or a padded batch that "
+                "overflows less often."
             )
         low, high = high, 2.0 * high
     high = _least(

@@ -1,6 +1,7 @@
 """Epsilon of what ran, and how many steps a budget still allows."""
 
 import contextlib
+import dataclasses
 import functools
 import logging as std_logging
 import math
@@ -15,6 +16,7 @@ from dp_accounting import rdp
 from tf_dpfp.accounting import events
 from tf_dpfp.accounting import ledger
 from tf_dpfp.accounting import mechanisms
+from tf_dpfp.accounting import rows
 
 ACCOUNTANTS = ("rdp", "pld")
 
@@ -55,9 +57,13 @@ def compute_epsilon(
 ) -> float:
     r"""Computes the epsilon of everything that ran.
 
-    Neighbouring data sets are those of which one has one example more. Only
-    what is proved counts: Poisson sampling amplifies, unknown sampling does
-    not. The value is an upper bound with either accountant.
+    Neighbouring data sets are those of which one has one example more. If rows
+    or labels were released, they are those that differ in what one example is
+    (`mechanisms.replaces_one`), for everything that ran: sums then count with
+    twice the sensitivity and without amplification. Only what is proved
+    counts: Poisson sampling amplifies sums, sampling without replacement rows,
+    unknown sampling nothing. The value is an upper bound with either
+    accountant; rows and labels are composed by RDP under both.
 
     Steps of statically padded batches may drop surplus examples. Let `M` be
     the mechanism that never drops and `M'` the one that ran. Drawn with the
@@ -80,7 +86,8 @@ def compute_epsilon(
             seconds). The latter never returns more than the former.
 
     Returns:
-        Epsilon: 0.0 when nothing ran, infinity when a step added no noise.
+        Epsilon: 0.0 when nothing ran, infinity when a step protects nothing
+        (`LedgerEntry.is_bare`).
 
     Raises:
         ValueError: If `delta` or `accountant` is not one of the above.
@@ -96,7 +103,7 @@ def compute_epsilon(
     ran = tuple(entry for entry in ledger.merge(entries) if entry.steps)
     if not ran:
         return 0.0
-    if any(entry.noise_multiplier == 0.0 for entry in ran):
+    if any(entry.is_bare for entry in ran):
         return math.inf
     curve = functools.partial(_epsilon_without_overflow, ran, accountant)
     tau = math.fsum(map(_overflow_probability, ran))
@@ -111,12 +118,38 @@ def max_steps(
     delta: float,
     accountant: str = "rdp",
 ) -> int:
-    """Computes how many further steps the budget allows.
+    """As `max_further`, for steps that release one sum each.
 
     Args:
         entries: What ran so far.
         sampling: How the examples of the further steps are chosen.
         noise_multiplier: Noise multiplier of the further steps.
+        epsilon: The budget, above 0.
+        delta: Probability with which the guarantee may fail, in (0, 1).
+        accountant: `"rdp"` or `"pld"`.
+
+    Returns:
+        The number of steps.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+    """
+    step = mechanisms.LedgerEntry(sampling, noise_multiplier, 1)
+    return max_further(entries, [step], epsilon, delta, accountant)
+
+
+def max_further(
+    entries: Iterable[mechanisms.LedgerEntry],
+    step: Iterable[mechanisms.LedgerEntry],
+    epsilon: float,
+    delta: float,
+    accountant: str = "rdp",
+) -> int:
+    """Computes how many further steps the budget allows.
+
+    Args:
+        entries: What ran so far.
+        step: What one further step releases.
         epsilon: The budget, above 0.
         delta: Probability with which the guarantee may fail, in (0, 1).
         accountant: `"rdp"` or `"pld"`.
@@ -132,9 +165,14 @@ def max_steps(
     check_delta(delta, accountant)
     spent = ledger.merge(entries)
 
+    step = ledger.merge(step)
+
     def within_budget(steps: int, accountant: str) -> bool:
-        further = mechanisms.LedgerEntry(sampling, noise_multiplier, steps)
-        return compute_epsilon([*spent, further], delta, accountant) <= epsilon
+        further = [
+            dataclasses.replace(entry, steps=entry.steps * steps)
+            for entry in step
+        ]
+        return compute_epsilon([*spent, *further], delta, accountant) <= epsilon
 
     if not within_budget(1, accountant):
         return 0
@@ -237,15 +275,14 @@ def _epsilon_without_overflow(
     delta: float,
 ) -> float:
     """Returns epsilon as if no step had dropped surplus examples."""
+    replaces_one = mechanisms.replaces_one(entries)
     total = sum(
-        entry.steps
-        * _rdp_of_step(
-            events.proved_sampling_rate(entry.sampling), entry.noise_multiplier
-        )
-        for entry in entries
+        entry.steps * _rdp_of_entry(entry, replaces_one) for entry in entries
     )
     by_rdp = rdp.compute_epsilon(_orders(), total, delta)[0]
     if accountant == "rdp" or delta < MIN_PLD_DELTA or math.isinf(by_rdp):
+        return by_rdp
+    if replaces_one:
         return by_rdp
     # Both are upper bounds, so the lesser is one, and RDP stands where PLD has
     # cut off the tail (infinity) or cannot be computed (extreme parameters).
@@ -254,6 +291,31 @@ def _epsilon_without_overflow(
         return min(by_rdp, composed.get_epsilon(delta))
     except (ArithmeticError, ValueError):
         return by_rdp
+
+
+def _rdp_of_entry(
+    entry: mechanisms.LedgerEntry, replaces_one: bool
+) -> np.ndarray:
+    """Returns the RDP of one release at each order, rounded up."""
+    rate = events.proved_sampling_rate(entry.sampling)
+    if entry.release is mechanisms.Release.LABELS:
+        return rows.randomized_response_rdp(
+            entry.noise_multiplier, entry.sampling.num_classes, _order_tuple()
+        )
+    if entry.release.is_rows:
+        # The bound is on half of what a replaced row may move.
+        noise_multiplier = min(
+            entry.noise_multiplier / 2.0, _MAX_NOISE_MULTIPLIER
+        )
+        return rows.sampled_rows_rdp(rate, noise_multiplier, _order_tuple())
+    if replaces_one:
+        return _rdp_of_step(1.0, entry.noise_multiplier / 2.0)
+    return _rdp_of_step(rate, entry.noise_multiplier)
+
+
+@functools.cache
+def _order_tuple() -> tuple[float, ...]:
+    return tuple(_orders().tolist())
 
 
 @functools.cache

@@ -7,7 +7,9 @@ import dp_accounting
 from tf_dpfp.accounting import mechanisms
 
 
-def entry_event(entry: mechanisms.LedgerEntry) -> dp_accounting.DpEvent:
+def entry_event(
+    entry: mechanisms.LedgerEntry, replaces_one: bool = False
+) -> dp_accounting.DpEvent:
     """Returns the event of one ledger entry.
 
     Overflow of padded batches is not part of the event: it is an additive
@@ -15,23 +17,40 @@ def entry_event(entry: mechanisms.LedgerEntry) -> dp_accounting.DpEvent:
 
     Args:
         entry: The entry.
+        replaces_one: Whether neighbours differ in what one example is, not in
+            whether it is there. It moves sums by twice the clip bound, and
+            nothing is proved for them about Poisson sampling.
 
     Returns:
-        `NoOpDpEvent` for zero steps, `NonPrivateDpEvent` for steps without
-        noise, else the (Poisson-sampled) Gaussian composed `entry.steps`
-        times.
+        `NoOpDpEvent` for zero steps, `NonPrivateDpEvent` for what protects
+        nothing, `UnsupportedDpEvent` for randomised labels (`dp_accounting`
+        has none), else the (sampled) Gaussian composed `entry.steps` times.
 
     Raises:
         TypeError: If the entry's sampling is of an unknown kind.
     """
     if entry.steps == 0:
         return dp_accounting.NoOpDpEvent()
-    if entry.noise_multiplier == 0.0:
+    if entry.is_bare:
         return dp_accounting.NonPrivateDpEvent()
-    gaussian = dp_accounting.GaussianDpEvent(entry.noise_multiplier)
-    rate = proved_sampling_rate(entry.sampling)
-    if rate < 1.0:
-        gaussian = dp_accounting.PoissonSampledDpEvent(rate, gaussian)
+    if entry.release is mechanisms.Release.LABELS:
+        return dp_accounting.UnsupportedDpEvent()
+    halved = replaces_one or entry.release.is_rows
+    gaussian = dp_accounting.GaussianDpEvent(
+        entry.noise_multiplier / 2.0 if halved else entry.noise_multiplier
+    )
+    match entry.sampling:
+        case mechanisms.WithoutReplacement() as sampling:
+            gaussian = dp_accounting.SampledWithoutReplacementDpEvent(
+                sampling.population, sampling.sample_size, gaussian
+            )
+        case mechanisms.PoissonSampling() as sampling:
+            if sampling.sampling_rate < 1.0 and not replaces_one:
+                gaussian = dp_accounting.PoissonSampledDpEvent(
+                    sampling.sampling_rate, gaussian
+                )
+        case _:
+            pass
     return dp_accounting.SelfComposedDpEvent(gaussian, entry.steps)
 
 
@@ -46,14 +65,16 @@ def compose_events(
     Returns:
         A `ComposedDpEvent`, or `NoOpDpEvent` when nothing ran.
     """
-    ran = [entry_event(entry) for entry in entries if entry.steps > 0]
+    entries = [entry for entry in entries if entry.steps > 0]
+    replaces_one = mechanisms.replaces_one(entries)
+    ran = [entry_event(entry, replaces_one) for entry in entries]
     if not ran:
         return dp_accounting.NoOpDpEvent()
     return dp_accounting.ComposedDpEvent(ran)
 
 
 def proved_sampling_rate(sampling: mechanisms.Sampling) -> float:
-    """Returns the Poisson rate that is proved, 1 when none is.
+    """Returns the rate of sampling that is proved, 1 when none is.
 
     Args:
         sampling: How examples were chosen.
@@ -65,9 +86,9 @@ def proved_sampling_rate(sampling: mechanisms.Sampling) -> float:
         TypeError: If the sampling is of an unknown kind.
     """
     match sampling:
-        case mechanisms.PoissonSampling():
+        case mechanisms.PoissonSampling() | mechanisms.WithoutReplacement():
             return sampling.sampling_rate
-        case mechanisms.UnknownSampling():
+        case mechanisms.UnknownSampling() | mechanisms.EveryLabel():
             return 1.0
         case _:
             raise TypeError(f"Unknown kind of sampling: {sampling!r}.")

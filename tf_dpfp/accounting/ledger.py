@@ -5,6 +5,7 @@ A table of `MAX_ROWS` rows describes what ran; a row is `WIDTH` float64 values
 int64 step count each, which is all that changes from step to step.
 """
 
+import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,7 +15,7 @@ from tf_dpfp.accounting import mechanisms
 # Columns of a row. Those a kind of sampling does not use are zero, and wide
 # enough for kinds with more parameters.
 WIDTH = 8
-_CODE, _NOISE_MULTIPLIER, _FIRST, _SECOND, _SEEDED = range(5)
+_CODE, _NOISE_MULTIPLIER, _FIRST, _SECOND, _SEEDED, _RELEASE = range(6)
 
 # Distinct descriptions one training may have: a new one begins only when the
 # noise multiplier or the sampling changes.
@@ -24,6 +25,8 @@ MAX_ROWS = 32
 EMPTY_CODE = 0
 _POISSON_CODE = 1
 _UNKNOWN_CODE = 2
+_WITHOUT_REPLACEMENT_CODE = 3
+_EVERY_LABEL_CODE = 4
 
 
 def encode(entry: mechanisms.LedgerEntry) -> np.ndarray:
@@ -42,6 +45,7 @@ def encode(entry: mechanisms.LedgerEntry) -> np.ndarray:
     row = np.zeros(WIDTH, dtype=np.float64)
     row[_NOISE_MULTIPLIER] = entry.noise_multiplier
     row[_SEEDED] = float(entry.seeded)
+    row[_RELEASE] = float(entry.release)
     match entry.sampling:
         case mechanisms.PoissonSampling() as sampling:
             row[_CODE] = _POISSON_CODE
@@ -52,6 +56,14 @@ def encode(entry: mechanisms.LedgerEntry) -> np.ndarray:
             # Sizes are at least 1, which leaves 0 to mean that none is known.
             row[_FIRST] = sampling.population or 0
             row[_SECOND] = sampling.batch_size or 0
+        case mechanisms.WithoutReplacement() as sampling:
+            row[_CODE] = _WITHOUT_REPLACEMENT_CODE
+            row[_FIRST] = sampling.population
+            row[_SECOND] = sampling.sample_size
+        case mechanisms.EveryLabel() as sampling:
+            row[_CODE] = _EVERY_LABEL_CODE
+            row[_FIRST] = sampling.num_classes
+            row[_SECOND] = sampling.identity
         case _:
             raise TypeError(f"Unknown kind of sampling: {entry.sampling!r}.")
     return row
@@ -76,13 +88,14 @@ def decode(row: np.ndarray, steps: int) -> mechanisms.LedgerEntry:
             f"A ledger row must be float64 of shape ({WIDTH},). Received: "
             f"{row.dtype} of shape {row.shape}."
         )
-    if not np.all(np.isfinite(row)) or np.any(row[_SEEDED + 1 :] != 0.0):
+    if not np.all(np.isfinite(row)) or np.any(row[_RELEASE + 1 :] != 0.0):
         raise ValueError(f"Not a ledger row: {row.tolist()}.")
     return mechanisms.LedgerEntry(
         sampling=_decode_sampling(row),
         noise_multiplier=float(row[_NOISE_MULTIPLIER]),
         steps=steps,
         seeded=bool(row[_SEEDED]),
+        release=_decode_release(row),
     )
 
 
@@ -159,26 +172,46 @@ def merge(
     Returns:
         One entry for each description, in the order of first appearance.
     """
-    totals: dict[tuple[mechanisms.Sampling, float, bool], int] = {}
+    totals: dict[mechanisms.LedgerEntry, int] = {}
     for entry in entries:
-        key = (entry.sampling, entry.noise_multiplier, entry.seeded)
-        totals[key] = totals.get(key, 0) + entry.steps
+        kind = dataclasses.replace(entry, steps=0)
+        steps = totals.get(kind, 0) + entry.steps
+        # Labels that were randomised once were released once.
+        if entry.release is mechanisms.Release.LABELS:
+            steps = min(steps, 1)
+        totals[kind] = steps
     return [
-        mechanisms.LedgerEntry(sampling, noise_multiplier, steps, seeded)
-        for (sampling, noise_multiplier, seeded), steps in totals.items()
+        dataclasses.replace(kind, steps=steps) for kind, steps in totals.items()
     ]
+
+
+def _decode_release(row: np.ndarray) -> mechanisms.Release:
+    if row[_RELEASE] not in tuple(mechanisms.Release):
+        raise ValueError(
+            f"Unknown release {row[_RELEASE]:g} in a ledger row. It may come "
+            "from a newer version of tf_dpfp: update, so that no step goes "
+            "uncounted."
+        )
+    return mechanisms.Release(int(row[_RELEASE]))
 
 
 def _decode_sampling(row: np.ndarray) -> mechanisms.Sampling:
     first, second = float(row[_FIRST]), float(row[_SECOND])
     if row[_CODE] == _POISSON_CODE:
         return mechanisms.PoissonSampling(first, second)
-    if row[_CODE] == _UNKNOWN_CODE:
+    if row[_CODE] in (
+        _UNKNOWN_CODE,
+        _WITHOUT_REPLACEMENT_CODE,
+        _EVERY_LABEL_CODE,
+    ):
         if not (first.is_integer() and second.is_integer()):
             raise ValueError(f"Not a ledger row: {row.tolist()}.")
-        return mechanisms.UnknownSampling(
-            int(first) or None, int(second) or None
-        )
+        first, second = int(first), int(second)
+        if row[_CODE] == _WITHOUT_REPLACEMENT_CODE:
+            return mechanisms.WithoutReplacement(first, second)
+        if row[_CODE] == _EVERY_LABEL_CODE:
+            return mechanisms.EveryLabel(first, second)
+        return mechanisms.UnknownSampling(first or None, second or None)
     raise ValueError(
         f"Unknown code {row[_CODE]:g} in a ledger row. It may come from a "
         "newer version of tf_dpfp: update, so that no step goes uncounted."

@@ -1,13 +1,16 @@
 """What ran, in the words the accountant needs.
 
 A `LedgerEntry` says that some number of steps released a Gaussian-noised sum
-of clipped contributions, and how the examples of each step were chosen. It
-holds no state of its own: the optimizer counts, these describe.
+of clipped contributions, or noised rows of clipped representations, and how
+the examples of each step were chosen. It holds no state of its own: optimizers
+and layers count, these describe.
 """
 
 import dataclasses
+import enum
 import math
 import operator
+from collections.abc import Iterable
 
 # Counts beyond this are not exact in float64, in which the ledger keeps them.
 MAX_COUNT = 2**53
@@ -109,23 +112,104 @@ class UnknownSampling:
                 object.__setattr__(self, name, _checked_count(name, value, 1))
 
 
-Sampling = PoissonSampling | UnknownSampling
+@dataclasses.dataclass(frozen=True)
+class WithoutReplacement:
+    """A fixed number of rows of one stratum, drawn without replacement.
+
+    A stratum is the examples of one label. Each draw takes `sample_size` of
+    its `population` examples, all subsets being equally likely, in random
+    order, independently of all other draws. Of the strata of a data set this
+    is the one in which an example is drawn most often.
+
+    Args:
+        population: Number of examples of the stratum.
+        sample_size: Number of them in a draw.
+
+    Raises:
+        ValueError: If more are drawn than there are, or none.
+    """
+
+    population: int
+    sample_size: int
+
+    def __post_init__(self):
+        for name in ("population", "sample_size"):
+            count = _checked_count(name, getattr(self, name), 1)
+            object.__setattr__(self, name, count)
+        if self.sample_size > self.population:
+            raise ValueError(
+                "sample_size must not be above population: a draw without "
+                "replacement takes an example at most once. Received: "
+                f"{self.sample_size} of {self.population}."
+            )
+
+    @property
+    def sampling_rate(self) -> float:
+        """Probability with which an example is in a draw."""
+        return self.sample_size / self.population
+
+
+@dataclasses.dataclass(frozen=True)
+class EveryLabel:
+    """All labels of a data set, each randomised once.
+
+    Args:
+        num_classes: Number of classes.
+        identity: A number of its own for each randomisation, so that the use
+            of one in several trainings is told from several.
+
+    Raises:
+        ValueError: If there are fewer than two classes.
+    """
+
+    num_classes: int
+    identity: int
+
+    def __post_init__(self):
+        for name, minimum in (("num_classes", 2), ("identity", 0)):
+            count = _checked_count(name, getattr(self, name), minimum)
+            object.__setattr__(self, name, count)
+
+
+Sampling = PoissonSampling | UnknownSampling | WithoutReplacement | EveryLabel
+
+
+class Release(enum.IntEnum):
+    """What a step releases. The numbers are part of saved models."""
+
+    # Clipped contributions, added up, plus noise.
+    SUMS = 0
+    # Clipped representations, one row for each example, plus noise. Labels
+    # are declared public, randomised before, or neither.
+    ROWS_LABELS_PUBLIC = 1
+    ROWS_LABELS_RANDOMIZED = 2
+    ROWS_LABELS_UNDECLARED = 3
+    # Such rows, and gradients that went past their noise.
+    ROWS_END_TO_END = 4
+    # Labels, by randomised response.
+    LABELS = 5
+
+    @property
+    def is_rows(self) -> bool:
+        """Whether it is of rows."""
+        return Release.ROWS_LABELS_PUBLIC <= self <= Release.ROWS_END_TO_END
 
 
 @dataclasses.dataclass(frozen=True)
 class LedgerEntry:
-    """`steps` releases of one sampled Gaussian mechanism.
+    """`steps` releases of one sampled mechanism.
 
     Args:
         sampling: How the examples of each step were chosen.
-        noise_multiplier: Standard deviation of the noise over the L2
-            sensitivity of the released sum. Two data sets are neighbours when
-            one has one example more than the other, so the sensitivity is
-            the clip bound. 0 means that no noise was added.
-        steps: Number of releases: optimizer updates, not micro-batches.
+        noise_multiplier: Standard deviation of the noise over the clip bound.
+            Of randomised labels, one over their epsilon. 0 means that no
+            noise was added.
+        steps: Number of releases: optimizer updates, not micro-batches; of
+            rows, the number of draws.
         seeded: Whether the noise or the choice of examples came from a seed
             that the user chose. It changes no epsilon and is told in the
             privacy statement.
+        release: What was released.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -136,13 +220,17 @@ class LedgerEntry:
     noise_multiplier: float
     steps: int
     seeded: bool = False
+    release: Release = Release.SUMS
 
     def __post_init__(self):
         if not isinstance(self.sampling, Sampling):
             raise TypeError(
-                "sampling must be a PoissonSampling or an UnknownSampling. "
-                f"Received: {self.sampling!r}."
+                "sampling must be a PoissonSampling, an UnknownSampling, a "
+                "WithoutReplacement or an EveryLabel. Received: "
+                f"{self.sampling!r}."
             )
+        object.__setattr__(self, "release", Release(self.release))
+        self._check_release()
         noise = _checked_float("noise_multiplier", self.noise_multiplier)
         if noise < 0.0:
             raise ValueError(
@@ -154,3 +242,43 @@ class LedgerEntry:
         object.__setattr__(
             self, "steps", _checked_count("steps", self.steps, 0)
         )
+
+    def _check_release(self) -> None:
+        """Raises where no proof covers a release of what was so sampled."""
+        kinds = {
+            PoissonSampling: self.release is Release.SUMS,
+            WithoutReplacement: self.release.is_rows,
+            EveryLabel: self.release is Release.LABELS,
+            UnknownSampling: self.release is not Release.LABELS,
+        }
+        if not kinds[type(self.sampling)]:
+            raise ValueError(
+                f"A release of kind {self.release.name} can't be accounted "
+                f"for with {self.sampling!r}. Use UnknownSampling, which "
+                "claims nothing."
+            )
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it protects nothing: epsilon is infinite."""
+        return self.noise_multiplier == 0.0 or self.release in (
+            Release.ROWS_LABELS_UNDECLARED,
+            Release.ROWS_END_TO_END,
+        )
+
+
+def replaces_one(entries: Iterable[LedgerEntry]) -> bool:
+    """Whether the entries are accounted for by replace-one adjacency.
+
+    Rows and labels are: one of each is there for every example, so no example
+    can be left out unseen. With them, everything is; adjacencies do not mix.
+
+    Args:
+        entries: What ran.
+
+    Returns:
+        Whether any of it is not a release of sums.
+    """
+    return any(
+        entry.release is not Release.SUMS for entry in entries if entry.steps
+    )

@@ -5,16 +5,13 @@ which reports the training that the caller describes; this one reports the
 training that was recorded, and keeps what is proved apart from what is not.
 """
 
-import math
-import textwrap
 from collections.abc import Iterable, Sequence
 
 from tf_dpfp.accounting import epsilon as epsilon_lib
 from tf_dpfp.accounting import ledger
 from tf_dpfp.accounting import mechanisms
-
-_WIDTH = 80
-_LABEL_WIDTH = 61
+from tf_dpfp.accounting import rows_statement
+from tf_dpfp.accounting import wording
 
 
 def statement(
@@ -25,6 +22,8 @@ def statement(
     population: int | None = None,
     seeded: bool = False,
     recorded: bool = True,
+    objections: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> str:
     """Writes the privacy statement of a training.
 
@@ -39,6 +38,9 @@ def statement(
         recorded: Whether the entries were recorded while training. `False`
             for numbers that somebody gave: the statement then claims nothing
             about what ran.
+        objections: Why the entries do not tell what was released: epsilon is
+            infinite then. For noised representations, as `notes`.
+        notes: What else there is to say.
 
     Returns:
         Plain text in paragraphs of 80 columns. Epsilons are rounded up.
@@ -54,8 +56,15 @@ def statement(
         # Held to the same rule as the sizes of the entries.
         population = mechanisms.UnknownSampling(population).population
     ran = [entry for entry in ledger.merge(entries) if entry.steps]
-    if not ran:
-        return _fill("No training step has been recorded: epsilon is 0.") + "\n"
+    if not ran and not objections:
+        return (
+            wording.fill("No training step has been recorded: epsilon is 0.")
+            + "\n"
+        )
+    if objections or mechanisms.replaces_one(ran):
+        return _statement_of_rows(
+            ran, delta, population, seeded, objections, notes
+        )
     paragraphs = _describe_training(ran, population, recorded)
     if any(entry.noise_multiplier == 0.0 for entry in ran):
         return "\n\n".join([*paragraphs, _no_privacy(ran)]) + "\n"
@@ -64,6 +73,38 @@ def statement(
         *_describe_guarantee(ran, delta, accountant),
         *_describe_sampling(ran, recorded),
         *_describe_seed(seeded or any(entry.seeded for entry in ran)),
+        *_describe_limits(),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _statement_of_rows(
+    entries: Sequence[mechanisms.LedgerEntry],
+    delta: float,
+    population: int | None,
+    seeded: bool,
+    objections: Sequence[str],
+    notes: Sequence[str],
+) -> str:
+    paragraphs = [rows_statement.describe_training(entries, population)]
+    claim = rows_statement.describe_claim(entries, delta)
+    reasons = [*rows_statement.reasons(entries), *objections]
+    if reasons:
+        listed = [wording.fill(f"- {r}", hanging=2) for r in reasons]
+        head = wording.fill(
+            "NO PRIVACY: nothing about the training data is proved to be "
+            "protected. Epsilon is infinite, for:"
+        )
+        return "\n\n".join(
+            [*paragraphs, "\n".join([head, *listed]), *claim]
+        ) + ("\n")
+    paragraphs += [
+        *_warn_delta(entries, delta, population),
+        *rows_statement.describe_guarantee(entries, delta),
+        *map(wording.fill, notes),
+        *claim,
+        *rows_statement.describe_sampling(entries),
+        *_describe_seed(seeded or any(entry.seeded for entry in entries)),
         *_describe_limits(),
     ]
     return "\n\n".join(paragraphs) + "\n"
@@ -79,7 +120,7 @@ def _describe_training(
     verb = "performed" if recorded else "to be performed"
     lines = [f"DP-SGD {verb}{examples} for {_steps(total)}:"]
     lines += [
-        _fill(
+        wording.fill(
             f"{_steps(entry.steps)} with noise multiplier "
             f"{entry.noise_multiplier:g} and {_sampling_words(entry.sampling)}",
             indent=4,
@@ -89,7 +130,7 @@ def _describe_training(
     paragraphs = ["\n".join(lines)]
     if not recorded:
         paragraphs.append(
-            _fill(
+            wording.fill(
                 "These are given numbers, not the record of a training. What "
                 "follows holds for a training that does exactly this."
             )
@@ -121,7 +162,7 @@ def _sampling_words(sampling: mechanisms.Sampling) -> str:
 def _no_privacy(entries: Sequence[mechanisms.LedgerEntry]) -> str:
     bare = sum(e.steps for e in entries if e.noise_multiplier == 0.0)
     total = sum(entry.steps for entry in entries)
-    return _fill(
+    return wording.fill(
         f"NO PRIVACY: {bare} of {_steps(total)} without noise (noise "
         "multiplier 0). Epsilon is infinite: nothing about the training data "
         "is protected."
@@ -137,7 +178,7 @@ def _warn_delta(
     if not known or delta < 1.0 / max(known):
         return []
     return [
-        _fill(
+        wording.fill(
             f"WARNING: delta = {delta} is not below one over the number of "
             f"examples ({max(known)}). At such a delta even the release of one "
             "random example in clear could be called private. Choose a delta "
@@ -160,22 +201,24 @@ def _describe_guarantee(
     ]
     if not all(map(_is_unknown, entries)):
         rows.insert(0, ("Epsilon with the Poisson sampling above:", entries))
-    head = _fill(
+    head = wording.fill(
         "Example-level DP with add-or-remove-one adjacency at delta = "
         f"{delta} computed with {accountant.upper()} accounting, proved for "
         "the steps above:"
     )
     paragraphs = [
-        _fill(
+        wording.fill(
             "This privacy guarantee protects the release of all model "
             "checkpoints in addition to the final model: the trainable "
             "weights and the optimizer state after every step."
         ),
-        "\n".join([head, *(_row(label, epsilon(ran)) for label, ran in rows)]),
+        "\n".join(
+            [head, *(wording.row(label, epsilon(ran)) for label, ran in rows)]
+        ),
     ]
     conditional = _conditional_rows(entries)
     if conditional:
-        head = _fill(
+        head = wording.fill(
             "Conditional figures, NOT proved for this training. They hold "
             "only if the condition is true of the input pipeline, which is not "
             "observed:"
@@ -185,14 +228,14 @@ def _describe_guarantee(
                 [
                     head,
                     *(
-                        _row(label, epsilon(then))
+                        wording.row(label, epsilon(then))
                         for label, then in conditional
                     ),
                 ]
             )
         )
     paragraphs.append(
-        _fill(
+        wording.fill(
             "No user-level privacy guarantee is possible without a bound on "
             "the number of examples per user."
         )
@@ -279,14 +322,14 @@ def _describe_sampling(
             "Shuffling is not Poisson sampling, and can be less private than "
             "this figure."
         )
-    return [_fill(paragraph) for paragraph in paragraphs]
+    return [wording.fill(paragraph) for paragraph in paragraphs]
 
 
 def _describe_seed(seeded: bool) -> list[str]:
     if not seeded:
         return []
     return [
-        _fill(
+        wording.fill(
             "SEEDED: the randomness came from a seed chosen by the user. "
             "Anyone who knows or guesses the seed can regenerate the noise "
             "and subtract it; the guarantee holds only towards those who "
@@ -318,7 +361,7 @@ def _describe_limits() -> list[str]:
         "\n".join(
             [
                 "This guarantee does not cover:",
-                *(_fill(f"- {bullet}", hanging=2) for bullet in bullets),
+                *(wording.fill(f"- {bullet}", hanging=2) for bullet in bullets),
             ]
         )
     ]
@@ -329,32 +372,8 @@ def _is_unknown(entry: mechanisms.LedgerEntry) -> bool:
 
 
 def _population(entry: mechanisms.LedgerEntry) -> int | None:
-    return entry.sampling.population if _is_unknown(entry) else None
+    return getattr(entry.sampling, "population", None)
 
 
 def _steps(count: int) -> str:
-    return f"{count} step" if count == 1 else f"{count} steps"
-
-
-def _fill(text: str, indent: int = 0, hanging: int = 0) -> str:
-    return textwrap.fill(
-        text,
-        width=_WIDTH,
-        initial_indent=" " * indent,
-        subsequent_indent=" " * (indent + hanging),
-    )
-
-
-def _row(label: str, epsilon: float) -> str:
-    return f"    {label:<{_LABEL_WIDTH}}{_round_up(epsilon):>15}"
-
-
-def _round_up(epsilon: float) -> str:
-    """Formats epsilon so that the printed figure is never below it."""
-    if math.isinf(epsilon):
-        return "infinite"
-    if epsilon >= 1e12:
-        # More than the half unit by which the last digit may be rounded down.
-        return f"{epsilon * 1.001:.3e}"
-    rounded = math.ceil(epsilon * 1000.0) / 1000.0
-    return f"{rounded:.3f}"
+    return wording.count(count, "step")

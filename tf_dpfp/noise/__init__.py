@@ -7,6 +7,7 @@ from tf_dpfp.noise.budget import BudgetSplit
 from tf_dpfp.noise.budget import split_budget
 from tf_dpfp.noise.gaussian import NoiseSource
 from tf_dpfp.noise.gaussian import gaussian as gaussian_noise
+from tf_dpfp.noise.gaussian import gaussian_like as gaussian_noise_like
 from tf_dpfp.noise.gaussian import gaussians as gaussian_noises
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "BudgetSplit",
     "NoiseSource",
     "gaussian_noise",
+    "gaussian_noise_like",
     "gaussian_noises",
     "sensitivity",
     "split_budget",

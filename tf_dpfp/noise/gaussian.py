@@ -66,6 +66,28 @@ def gaussian(
     return tf.reshape(normals, shape)
 
 
+def gaussian_like(
+    tensor: tf.Tensor, standard_deviation: float | tf.Tensor, key: tf.Tensor
+) -> tf.Tensor:
+    """Independent normals in the shape of a tensor, known or not.
+
+    Args:
+        tensor: Its shape counts, and nothing else.
+        standard_deviation: Standard deviation of every number.
+        key: uint64 scalar. Equal keys give equal numbers.
+
+    Returns:
+        float32 tensor of that shape.
+    """
+    if tensor.shape.is_fully_defined():
+        return gaussian(tensor.shape, standard_deviation, key)
+    shape = tf.shape(tensor)
+    size = tf.reduce_prod(shape)
+    deviation = tf.cast(standard_deviation, tf.float32)
+    normals = _kernel_normals((size + 1) // 2, deviation, key)[:size]
+    return tf.ensure_shape(tf.reshape(normals, shape), tensor.shape)
+
+
 def gaussians(
     shapes: Sequence[tf.TensorShape | list[int]],
     standard_deviations: Sequence[float | tf.Tensor],
@@ -95,7 +117,9 @@ def gaussians(
     ]
 
 
-def _bits(half: int, key: tf.Tensor, algorithm: int, counter) -> tf.Tensor:
+def _bits(
+    half: int | tf.Tensor, key: tf.Tensor, algorithm: int, counter
+) -> tf.Tensor:
     """int32 bits of shape `(2, half)`."""
     return tf.raw_ops.StatelessRandomUniformFullIntV2(
         shape=[2, half],
@@ -124,7 +148,7 @@ def _radius_and_turns(
     return radius, turns * 2.0**-31
 
 
-def _kernel_normals(half: int, deviation, key) -> tf.Tensor:
+def _kernel_normals(half: int | tf.Tensor, deviation, key) -> tf.Tensor:
     bits = _bits(half, key, _PHILOX, tf.zeros([2], tf.uint64))
     radius, turns = _radius_and_turns(bits, deviation)
     angle = turns * math.pi
@@ -177,6 +201,16 @@ def _polynomial(x: tf.Tensor, coefficients: list[float]) -> tf.Tensor:
     return result
 
 
+def _variable(value: int) -> tf.Variable:
+    # int64, for uint64 variables lack kernels on some devices.
+    return tf.Variable(
+        value,
+        dtype=tf.int64,
+        trainable=False,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+
+
 class NoiseSource:
     """Hands out a fresh key for every tensor of every step.
 
@@ -195,7 +229,13 @@ class NoiseSource:
         self._step: tf.Variable | None = None
         self._lock = threading.Lock()
 
-    def _build(self) -> None:
+    def build(self) -> None:
+        """Makes the variables; not in the second trace of a function.
+
+        Under a `tf.distribute` strategy, not from inside of a replica either.
+        All replicas then have the same key and count, so that each must draw
+        with a `replica` of its own in `key_of`.
+        """
         with self._lock, tf.init_scope():
             if self._key is not None:
                 return
@@ -205,10 +245,9 @@ class NoiseSource:
                 if self.seed is None
                 else hashlib.sha256(str(self.seed).encode()).digest()[:8]
             )
-            # int64, for uint64 variables lack kernels on some devices.
             value = int.from_bytes(raw, "little", signed=True)
-            self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
-            self._key = tf.Variable(value, dtype=tf.int64, trainable=False)
+            self._step = _variable(0)
+            self._key = _variable(value)
 
     def next_step(self, steps_before: tf.Tensor | None = None) -> tf.Tensor:
         """The base key of one logical step; call it once per step.
@@ -222,7 +261,7 @@ class NoiseSource:
         Returns:
             int64 scalar to pass to `key_of`.
         """
-        self._build()
+        self.build()
         if self.seed is not None and steps_before is not None:
             step = tf.cast(steps_before, tf.int64)
         else:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
+from tf_dpfp.accounting.mechanisms import LedgerEntry
 from tf_dpfp.accounting.mechanisms import PoissonSampling
+from tf_dpfp.accounting.mechanisms import WithoutReplacement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,26 +26,49 @@ class SamplingInfo:
         capacity: rows of every batch when batches are padded, else `None`.
         seeded: whether a seed was given, so that whoever knows it knows which
             examples are in which batch.
+        draws: number of independent draws that make up a batch.
+        labels: how the labels were randomised; `None` if they were not.
     """
 
-    sampling: PoissonSampling
+    sampling: PoissonSampling | WithoutReplacement
     expected_batch_size: float
     population: int
     steps_per_epoch: int
     capacity: int | None = None
     seeded: bool = False
+    draws: int = 1
+    labels: LedgerEntry | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Registered:
+    """What is known of a data set, and the way to draw from a part of it."""
+
+    info: SamplingInfo
+    shard: Callable[[int, int], tuple[tf.data.Dataset, SamplingInfo]] | None
 
 
 # Keyed by the identity of the data set rather than kept as its attribute: a
 # transformed data set is another object, and must not inherit the claim.
-_INFO: weakref.WeakKeyDictionary[tf.data.Dataset, SamplingInfo] = (
+_KNOWN: weakref.WeakKeyDictionary[tf.data.Dataset, _Registered] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def register(dataset: tf.data.Dataset, info: SamplingInfo) -> tf.data.Dataset:
-    """Records how `dataset` draws its batches, and returns it."""
-    _INFO[dataset] = info
+def register(
+    dataset: tf.data.Dataset,
+    info: SamplingInfo,
+    shard: Callable[[int, int], tuple[tf.data.Dataset, SamplingInfo]]
+    | None = None,
+) -> tf.data.Dataset:
+    """Records how `dataset` draws its batches, and returns it.
+
+    Args:
+        dataset: the data set.
+        info: the law of its batches.
+        shard: makes what `sampled_shard` returns.
+    """
+    _KNOWN[dataset] = _Registered(info, shard)
     return dataset
 
 
@@ -53,12 +79,47 @@ def sampling_of(dataset: Any) -> SamplingInfo | None:
         dataset: anything that can be passed to `fit`.
 
     Returns:
-        The `SamplingInfo` of a data set returned by `poisson_batches`. `None`
-        for anything else, a data set derived from such a one included: after
-        `map`, `take`, `shuffle`, `repeat` and the like nothing is proved about
-        the batches. Use the argument `map_fn` of `poisson_batches` to transform
-        batches and keep the proof.
+        The `SamplingInfo` of a data set returned by `poisson_batches` or
+        `microbatch_sampler`. `None` for anything else, a data set derived from
+        such a one included: after `map`, `take`, `shuffle`, `repeat` and the
+        like nothing is proved about the batches. Use their argument `map_fn`
+        to transform batches and keep the proof.
     """
     if not isinstance(dataset, tf.data.Dataset):
         return None
-    return _INFO.get(dataset)
+    known = _KNOWN.get(dataset)
+    return None if known is None else known.info
+
+
+def sampled_shard(
+    dataset: tf.data.Dataset, index: int, count: int
+) -> tuple[tf.data.Dataset, SamplingInfo]:
+    """Draws from every `count`-th example only, as one of `count` workers.
+
+    Poisson sampling of disjoint shards, each by itself, is Poisson sampling of
+    the whole: no example's coin depends on another's. So the workers need not
+    agree on anything but the rate.
+
+    Args:
+        dataset: a data set returned by `poisson_batches`.
+        index: which worker, from 0.
+        count: number of workers.
+
+    Returns:
+        The batches of this worker, and the law of the batches of all workers
+        together, which is the same on every worker.
+
+    Raises:
+        ValueError: if `dataset` was not made by `poisson_batches`.
+    """
+    known = _KNOWN.get(dataset)
+    if known is None or known.shard is None:
+        raise ValueError(
+            "Only the data set that tf_dpfp.poisson_batches returned, itself, "
+            "can be drawn from by shards."
+        )
+    if not 0 <= index < count:
+        raise ValueError(
+            f"`index` is one of {count} workers. Received: index={index}"
+        )
+    return known.shard(index, count)

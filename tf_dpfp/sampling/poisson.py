@@ -46,9 +46,11 @@ def poisson_batches(
     in several batches of one epoch.
 
     The guarantee is for adding or removing one example. The sampling rate must
-    then not depend on whether that example is there. `expected_batch_size`
-    divides by the size of the data set and so treats that size as public; if
-    it is not, choose a public `sampling_rate` (and `steps_per_epoch`) yourself.
+    then not depend on whether that example is there, nor may the number that
+    sums are divided by: the scale of the noise in the weights shows it.
+    Either of `expected_batch_size` and `sampling_rate` alone treats the size of
+    the data set as public; if it is not, choose both (and `steps_per_epoch`)
+    yourself.
     An example must be in the data once, and an example is what is protected:
     a person with several examples is protected less.
 
@@ -71,9 +73,12 @@ def poisson_batches(
         y: targets, nested like `x`. Leave it out if `x` yields `(x, y)` or
             `(x, y, sample_weight)` itself.
         sample_weight: weights, nested like `x` or `y`. Needs `y`.
-        expected_batch_size: mean number of examples in a batch. Give exactly
-            one of this and `sampling_rate`.
+        expected_batch_size: mean number of examples in a batch. Together with
+            `sampling_rate`, nothing but the public number that the sum of a
+            step is divided by.
         sampling_rate: probability of each example to be in a batch, in (0, 1].
+            If it is given alone, sums are divided by it times the size of the
+            data set, which treats that size as public.
         steps_per_epoch: number of batches in an iteration. Defaults to
             `1 / sampling_rate` rounded, at least 1.
         padded: `None` for batches of the size drawn, or `"static"` for batches
@@ -119,41 +124,64 @@ def poisson_batches(
     _check_options(
         expected_batch_size, sampling_rate, steps_per_epoch, padded, capacity
     )
-    _check_seed(seed)
+    check_seed(seed)
     if info_lib.sampling_of(x) is not None:
         raise ValueError(
-            "`x` already consists of Poisson batches. Pass the examples."
+            "`x` already consists of drawn batches. Pass the examples."
         )
     source = sources.make_source(x, y, sample_weight, cache)
     rate = _rate(source.size, expected_batch_size, sampling_rate)
     steps = int(steps_per_epoch or max(1, round(1 / rate)))
-    if padded:
-        capacity = int(capacity or default_capacity(source.size, rate))
+
+    def shard(
+        index: int, count: int
+    ) -> tuple[tf.data.Dataset, info_lib.SamplingInfo]:
+        largest = -(-source.size // count)
+        rows, overflow = None, 0.0
+        if padded:
+            rows = -(-capacity // count) if capacity else None
+            rows = int(rows or default_capacity(largest, rate))
+            # Any of the shards may overflow.
+            overflow = count * overflow_probability(largest, rate, rows)
+        mine = sources.every_nth(source, index, count)
+        dataset = _sampled(mine, rate, steps, rows, map_fn, seed, index)
+        info = info_lib.SamplingInfo(
+            sampling=PoissonSampling(
+                rate, overflow_probability=min(1.0, overflow)
+            ),
+            expected_batch_size=float(
+                expected_batch_size or rate * source.size
+            ),
+            population=source.size,
+            steps_per_epoch=steps,
+            capacity=rows,
+            seeded=seed is not None,
+        )
+        return dataset, info
+
+    return info_lib.register(*shard(0, 1), shard)
+
+
+def _sampled(
+    source: sources.Source,
+    rate: float,
+    steps: int,
+    capacity: int | None,
+    map_fn: Callable[..., Any] | None,
+    seed: int | None,
+    shard: int,
+) -> tf.data.Dataset:
+    """Poisson batches of a source, `steps` in every iteration."""
+    entropy = seeds(seed, shard)
 
     def draws() -> Iterator[np.ndarray]:
         rng = np.random.default_rng(next(entropy))
         for _ in range(steps):
             yield draw(rng, source.size, rate, capacity)
 
-    entropy = _entropy(seed)
-    dataset = _batches(source, draws, capacity, map_fn)
+    dataset = batches(source, draws, capacity, map_fn)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
-    overflow = 0.0
-    if capacity is not None:
-        overflow = overflow_probability(source.size, rate, capacity)
-    return info_lib.register(
-        dataset.prefetch(2),
-        info_lib.SamplingInfo(
-            sampling=PoissonSampling(rate, overflow_probability=overflow),
-            expected_batch_size=float(
-                expected_batch_size or rate * source.size
-            ),
-            population=source.size,
-            steps_per_epoch=steps,
-            capacity=capacity,
-            seeded=seed is not None,
-        ),
-    )
+    return dataset.prefetch(2)
 
 
 def draw(
@@ -211,25 +239,45 @@ def default_capacity(population: int, rate: float) -> int:
     return high * _CAPACITY_MULTIPLE
 
 
-def _entropy(seed: int | None) -> Iterator[Any]:
+def seeds(seed: int | None, shard: int = 0) -> Iterator[Any]:
     """One seed per iteration over the data set; None asks the system."""
     if seed is None:
         return itertools.repeat(None)
     # `zip` rather than a generator: iterators may start in several threads.
-    return zip(itertools.repeat(seed), itertools.count())
+    # Trailing zeros are no part of a seed: shard 0 draws as the whole would.
+    return zip(
+        itertools.repeat(seed), itertools.count(), itertools.repeat(shard)
+    )
 
 
-def _batches(
+def batches(
     source: sources.Source,
     draws: Callable[[], Iterator[np.ndarray]],
     capacity: int | None,
     map_fn: Callable[..., Any] | None,
+    fixed: int | None = None,
 ) -> tf.data.Dataset:
+    """The batches of `draws`, in the structure of the source.
+
+    Args:
+        source: where the examples are.
+        draws: the indices of every batch of an iteration.
+        capacity: rows to which every batch is padded, if it is.
+        map_fn: transforms a batch.
+        fixed: rows of every batch, if all draws have as many.
+
+    Returns:
+        The data set.
+    """
+
     def generate() -> Iterator[sources.Leaves]:
         return (source.take(indices) for indices in draws())
 
     def assemble(*leaves: tf.Tensor) -> Any:
         rows = tf.shape(leaves[0])[0]
+        if fixed is not None:
+            leaves = [_with_rows(leaf, fixed) for leaf in leaves]
+            rows = fixed
         if capacity is not None:
             # At most `capacity` rows were drawn, so the next multiple is it.
             leaves, mask = padding.pad_to_multiple(leaves, capacity)
@@ -334,10 +382,9 @@ def _check_options(
     padded: str | None,
     capacity: int | None,
 ) -> None:
-    if (expected_batch_size is None) == (sampling_rate is None):
+    if expected_batch_size is None and sampling_rate is None:
         raise ValueError(
-            "Give exactly one of `expected_batch_size` and `sampling_rate`, "
-            f"got {expected_batch_size} and {sampling_rate}."
+            "Give `expected_batch_size`, `sampling_rate` or both, got neither."
         )
     if expected_batch_size is not None:
         _check_positive("expected_batch_size", expected_batch_size)
@@ -348,8 +395,8 @@ def _check_options(
                 "`sampling_rate` is a probability and cannot exceed 1, got "
                 f"{sampling_rate}. For a batch size, use `expected_batch_size`."
             )
-    _check_count("steps_per_epoch", steps_per_epoch)
-    _check_count("capacity", capacity)
+    check_count("steps_per_epoch", steps_per_epoch)
+    check_count("capacity", capacity)
     if padded not in (None, "static"):
         raise ValueError(f"`padded` must be None or 'static', got {padded!r}.")
     if capacity is not None and padded is None:
@@ -362,7 +409,8 @@ def _check_positive(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be a number > 0, got {value!r}.")
 
 
-def _check_count(name: str, value: Any) -> None:
+def check_count(name: str, value: Any) -> None:
+    """Raises `ValueError` unless a value is a positive integer or `None`."""
     if value is None:
         return
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -370,7 +418,8 @@ def _check_count(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
 
 
-def _check_seed(seed: Any) -> None:
+def check_seed(seed: Any) -> None:
+    """Raises `ValueError` unless a seed is an integer >= 0 or `None`."""
     whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
     if seed is not None and (not whole or seed < 0):
         raise ValueError(

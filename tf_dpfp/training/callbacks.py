@@ -1,5 +1,6 @@
 """Callbacks that keep a training within its privacy budget."""
 
+import dataclasses
 import math
 
 import keras
@@ -58,7 +59,6 @@ class PrivacyBudget(keras.callbacks.Callback):
         self._shown = 0.0
 
     def on_train_begin(self, logs=None):
-        optimizer = private_model.require_private_optimizer(self.model)
         state = private_model.state_of(self.model)
         population = max(state.populations, default=None)
         if population is not None and self.delta >= 1.0 / population:
@@ -67,27 +67,31 @@ class PrivacyBudget(keras.callbacks.Callback):
                 f"examples ({population}): it would allow giving away one "
                 "example whole. Choose a smaller delta."
             )
-        self._start(optimizer)
+        self._start()
 
     def on_train_batch_begin(self, batch, logs=None):
         # A callback after this one may have restored a checkpoint.
-        optimizer = private_model.require_private_optimizer(self.model)
         if not self._started:
-            if optimizer.ledger_entries != self._spent_before:
-                self._start(optimizer)
+            if private_model.released(self.model) != self._spent_before:
+                self._start()
             self._started = True
 
-    def _start(self, optimizer) -> None:
-        self._spent_before = optimizer.ledger_entries
-        self._next = optimizer.next_entry
+    def _start(self) -> None:
+        self._spent_before = private_model.released(self.model)
+        self._next = private_model.next_step(self.model)
+        if not self._next:
+            raise ValueError(
+                f"Model '{self.model.name}' is not built, and what a step "
+                "releases is not known. Call it on a batch, or "
+                "`model.build(input_shape)`, first."
+            )
         self._started = False
         self._taken = 0
         self._allowed = math.inf
         if math.isfinite(self.epsilon):
-            self._allowed = accounting.max_steps(
+            self._allowed = accounting.max_further(
                 self._spent_before,
-                self._next.sampling,
-                self._next.noise_multiplier,
+                self._next,
                 self.epsilon,
                 self.delta,
                 self.accountant,
@@ -120,18 +124,19 @@ class PrivacyBudget(keras.callbacks.Callback):
 
     def _count(self) -> int:
         """Steps taken since this training began."""
-        optimizer = private_model.require_private_optimizer(self.model)
-        total = sum(entry.steps for entry in optimizer.ledger_entries)
-        return total - sum(entry.steps for entry in self._spent_before)
+        released = private_model.released(self.model)
+        total = sum(entry.steps for entry in released)
+        new = total - sum(entry.steps for entry in self._spent_before)
+        return math.ceil(new / sum(entry.steps for entry in self._next))
 
     def _compute(self, taken: int) -> float:
-        entries = list(self._spent_before)
-        if taken:
-            entries.append(
-                accounting.LedgerEntry(
-                    self._next.sampling, self._next.noise_multiplier, taken
-                )
-            )
+        entries = [
+            *self._spent_before,
+            *(
+                dataclasses.replace(entry, steps=taken * entry.steps)
+                for entry in self._next
+            ),
+        ]
         return accounting.compute_epsilon(entries, self.delta, self.accountant)
 
     def get_config(self):

@@ -26,6 +26,8 @@ from tf_dpfp.training import losses as losses_lib
 from tf_dpfp.training import pipelines
 from tf_dpfp.training import private_step
 from tf_dpfp.training import probe
+from tf_dpfp.training import replicated
+from tf_dpfp.training import representations
 
 _STATE = "_tf_dpfp_state"
 _METHODS = ("compile", "fit", "train_on_batch", "train_step")
@@ -37,7 +39,11 @@ class _State:
     def __init__(self):
         self.loss = None
         self.probed = False
+        self.findings: representations.Findings | None = None
+        self.tried_with: tuple[bool, ...] = ()
         self.populations: set[int] = set()
+        # Over how many replicas the batches of `fit` are dealt; not outside.
+        self.dealt_to = 1
 
 
 def is_private(model: keras.Model) -> bool:
@@ -96,7 +102,13 @@ class PrivateTraining:
     """The methods of `keras.Model` that private training changes."""
 
     def compile(self, *args, **kwargs):
-        """As `keras.Model.compile`, for private optimizers only."""
+        """As `keras.Model.compile`, for private optimizers only.
+
+        With a `DPRepresentationClip` in the model, for ordinary ones.
+        """
+        if representations.layers_of(self):
+            _compile_on_representations(self, args, kwargs)
+            return
         before = getattr(self, "optimizer", None)
         ordinary = _ordinary(self, "compile")
         kwargs["auto_scale_loss"] = False
@@ -117,16 +129,30 @@ class PrivateTraining:
 
     def compile_from_config(self, config):
         """As Keras, which compiles no loaded model of another `compile`."""
-        if not (config and _compile_loaded(self, config)):
+        if config and _compile_loaded(self, config):
+            return
+        plain = _ordinary(self, "compile").__func__ is keras.Model.compile
+        if type(self).compile is not PrivateTraining.compile or not plain:
             _ordinary(self, "compile_from_config")(config)
+            return
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        _build_optimizer(self, self.optimizer)
 
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`; the ledger learns how batches are drawn."""
+        if representations.layers_of(self):
+            return _fit_on_representations(self, args, kwargs)
         optimizer = _ready(self)
+        arguments = _bound(_ordinary(self, "fit"), args, kwargs)
         pipeline = pipelines.describe(
-            _bound(_ordinary(self, "fit"), args, kwargs),
+            arguments,
             need_batch_size=optimizer.expected_batch_size is None,
         )
+        strategy = replicated.strategy_for(self, optimizer)
+        if replicated.deals(strategy):
+            pipeline = replicated.pipeline_of(
+                strategy, arguments["x"], pipeline
+            )
         if pipeline.expected_batch_size is not None:
             optimizer.set_expected_batch_size(
                 pipeline.expected_batch_size, pipeline.name
@@ -142,13 +168,23 @@ class PrivateTraining:
         if pipeline.is_dataset:
             # Keras would warn that it can't shuffle a data set.
             kwargs.setdefault("shuffle", False)
+        if replicated.deals(strategy):
+            return _fit_dealt(self, strategy, pipeline, arguments)
         _build_optimizer(self, optimizer)
         with _sampled(optimizer, pipeline.sampling, pipeline.seeded):
             return _ordinary(self, "fit")(*args, **kwargs)
 
     def train_on_batch(self, *args, **kwargs):
         """As `keras.Model.train_on_batch`; counted without amplification."""
+        if representations.layers_of(self):
+            return _ordinary(self, "train_on_batch")(*args, **kwargs)
         optimizer = _ready(self)
+        if replicated.deals(replicated.strategy_for(self, optimizer)):
+            raise ValueError(
+                "`train_on_batch` would give the same batch to every replica, "
+                "and so count each example several times. Use `fit`, with a "
+                "tf.data.Dataset of one batch."
+            )
         if optimizer.expected_batch_size is None:
             x = _bound(_ordinary(self, "train_on_batch"), args, kwargs)["x"]
             optimizer.set_expected_batch_size(
@@ -160,6 +196,7 @@ class PrivateTraining:
     def train_step(self, data):
         """One private step: see `training.private_step`."""
         under_xla = bool(self.jit_compile) and not self.run_eagerly
+        under_xla |= replicated.compiles(tf.distribute.get_strategy())
         target = (
             compilation.Target.XLA
             if under_xla
@@ -209,6 +246,10 @@ keras_trainer.on_loading_a_custom_compile(_compile_loaded)
 
 
 def _train_step(model: keras.Model, data) -> dict:
+    if representations.layers_of(model):
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        _try_representations(model, x)
+        return _ordinary(model, "train_step")(data)
     optimizer = require_private_optimizer(model)
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     plan = build_plan(model, x, y, sample_weight)
@@ -239,9 +280,89 @@ def _train_step(model: keras.Model, data) -> dict:
     )
     _, regularization = private_step.regularization_gradients(plan)
     optimizer.apply(
-        private_step.as_clipped_gradients(plan, clipped, regularization)
+        private_step.as_clipped_gradients(
+            plan, clipped, regularization, _state(model).dealt_to
+        )
     )
     return model.get_metrics_result()
+
+
+def _fit_dealt(
+    model: keras.Model,
+    strategy: tf.distribute.Strategy,
+    pipeline: pipelines.Pipeline,
+    arguments: dict[str, Any],
+):
+    """`fit` on several replicas: each example of a batch goes to one."""
+    arguments = dict(arguments)
+    optimizer, state = model.optimizer, _state(model)
+    batches = arguments.pop("x")
+    if arguments["class_weight"] is not None:
+        raise ValueError(
+            "`class_weight` can't be used on several replicas. Give weights "
+            "with the examples instead (`sample_weight`)."
+        )
+    arguments["shuffle"] = False  # The data set has its own order.
+    arguments["steps_per_epoch"] = replicated.steps_per_epoch(
+        batches, arguments["steps_per_epoch"]
+    )
+    data = replicated.build(strategy, model, batches)
+    validation.raise_if_invalid(model, made_private=True)
+    build_plan(model, *data)
+    replicated.check_workers(strategy, model, pipeline, arguments)
+    arguments["callbacks"] = replicated.with_check(
+        arguments["callbacks"], strategy
+    )
+    state.dealt_to = strategy.num_replicas_in_sync
+    try:
+        with (
+            _sampled(optimizer, pipeline.sampling, pipeline.seeded),
+            replicated.fitting(strategy, model),
+        ):
+            return _ordinary(model, "fit")(
+                replicated.dealt(strategy, batches), **arguments
+            )
+    finally:
+        state.dealt_to = 1
+
+
+def _compile_on_representations(model, args, kwargs) -> None:
+    ordinary = _ordinary(model, "compile")
+    optimizer = _bound(ordinary, args, kwargs).get("optimizer")
+    if isinstance(optimizer, optimizers.PrivateOptimizer):
+        raise ValueError(
+            f"Model '{model.name}' has a DPRepresentationClip, and "
+            f"{type(optimizer).__name__} would add noise to what is noise "
+            "already. Use an ordinary optimizer, such as 'adam', or take the "
+            "layer out. Both in one model are not supported."
+        )
+    ordinary(*args, **kwargs)
+    _state(model).findings = None
+
+
+def _try_representations(model, x) -> representations.Findings:
+    """Checks a model with noised representations, once."""
+    state = _state(model)
+    frozen = representations.trainability(model)
+    if state.findings is None or state.tried_with != frozen:
+        state.findings = representations.raise_if_unprotected(model, x)
+        validation.raise_if_invalid(model, made_private=True)
+        # A model that is built on the way has more layers than before.
+        state.tried_with = representations.trainability(model)
+    return state.findings
+
+
+def _fit_on_representations(model, args, kwargs):
+    x = _bound(_ordinary(model, "fit"), args, kwargs)["x"]
+    validation.raise_if_invalid(model, made_private=True)
+    info = representations.drawn_rows(x)
+    if info is not None:
+        found = _try_representations(model, x.element_spec[0])
+        representations.check_sampled(found)
+        _state(model).populations.add(info.population)
+        kwargs.setdefault("shuffle", False)
+    with representations.sampled(model, info):
+        return _ordinary(model, "fit")(*args, **kwargs)
 
 
 def _has_accelerator() -> bool:
@@ -374,7 +495,9 @@ def make_private(model: keras.Model) -> keras.Model:
 
     The model keeps its class, its weights, its `evaluate`, `predict` and
     `save`; a saved file loads as the ordinary model it was. Compile it with a
-    private optimizer afterwards.
+    private optimizer afterwards; or with an ordinary one, if it has a
+    `DPRepresentationClip`: then the model is only checked and its batches
+    accounted for.
 
     Example:
 
@@ -405,6 +528,10 @@ def make_private(model: keras.Model) -> keras.Model:
             f"`make_private` takes a keras.Model. Received: {model!r}"
         )
     validation.raise_if_invalid(model, made_private=False)
+    if representations.layers_of(model) and getattr(model, "inputs", None):
+        representations.raise_if_unprotected(
+            model, representations.inputs_of(model)
+        )
     _state(model)
     for name in _METHODS:
         method = types.MethodType(vars(PrivateTraining)[name], model)
@@ -489,13 +616,22 @@ def sampled_steps(model: keras.Model, batches: tf.data.Dataset):
     For custom loops. The claim is the caller's: inside, every step must use
     the next batch of `batches`, whole and unchanged, once.
 
+    With a `DPRepresentationClip` in the model, private or not, `fit` may be
+    inside: every batch must be one forward pass in training.
+
     Args:
-        model: A private model, compiled with a private optimizer.
-        batches: A data set made by `poisson_batches`.
+        model: A private model, compiled with a private optimizer; or a model
+            with a `DPRepresentationClip`.
+        batches: A data set made by `poisson_batches`; for such a model, by
+            `microbatch_sampler`.
 
     Raises:
         ValueError: If nothing is known of how `batches` was drawn.
     """
+    if representations.layers_of(model):
+        with _sampled_rows(model, batches):
+            yield
+        return
     state = state_of(model)
     optimizer = require_private_optimizer(model)
     pipeline = pipelines.describe({"x": batches}, need_batch_size=False)
@@ -510,3 +646,42 @@ def sampled_steps(model: keras.Model, batches: tf.data.Dataset):
     state.populations.add(pipeline.population)
     with _sampled(optimizer, pipeline.sampling, pipeline.seeded):
         yield
+
+
+@contextlib.contextmanager
+def _sampled_rows(model: keras.Model, batches: tf.data.Dataset):
+    info = representations.drawn_rows(batches)
+    if info is None:
+        raise ValueError(
+            "`sampled_steps` takes the data set that tf_dpfp."
+            "microbatch_sampler returned, itself, for a model with a "
+            "DPRepresentationClip: another proves nothing."
+        )
+    found = representations.raise_if_unprotected(model, batches.element_spec[0])
+    representations.check_sampled(found)
+    if is_private(model):
+        state_of(model).populations.add(info.population)
+    with representations.sampled(model, info):
+        yield
+
+
+def released(model: keras.Model) -> list[accounting.LedgerEntry]:
+    """What a model has released so far.
+
+    Args:
+        model: A private, compiled model, or one with a `DPRepresentationClip`.
+
+    Raises:
+        NotPrivateError: If it is neither.
+    """
+    if representations.layers_of(model):
+        return representations.entries(model)
+    state_of(model)
+    return require_private_optimizer(model).ledger_entries
+
+
+def next_step(model: keras.Model) -> list[accounting.LedgerEntry]:
+    """What the next step of a model releases; as `released` otherwise."""
+    if representations.layers_of(model):
+        return representations.next_step(model)
+    return [require_private_optimizer(model).next_entry]

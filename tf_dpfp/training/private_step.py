@@ -360,9 +360,22 @@ def _with_none(clipped: clipping_lib.ClippedSums, tensors) -> list:
 
 
 def as_clipped_gradients(
-    plan: Plan, clipped: clipping_lib.ClippedSums, regularization
+    plan: Plan,
+    clipped: clipping_lib.ClippedSums,
+    regularization,
+    replicas: int = 1,
 ) -> ClippedGradients:
-    """Packs clipped sums for the optimizer."""
+    """Packs clipped sums for the optimizer.
+
+    Args:
+        plan: The plan of the step.
+        clipped: The clipped sums of this replica.
+        regularization: The gradients of the regularisers.
+        replicas: Over how many replicas the batch was dealt.
+
+    Returns:
+        `ClippedGradients`.
+    """
     return ClippedGradients(
         sums=tuple(clipped.sums),
         counts=clipped.counts,
@@ -370,4 +383,5 @@ def as_clipped_gradients(
         groups=tuple(plan.groups),
         carriers=tuple(plan.carriers),
         regularization=tuple(regularization),
+        replicas=replicas,
     )

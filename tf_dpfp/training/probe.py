@@ -28,20 +28,32 @@ from tf_dpfp import per_example
 from tf_dpfp.per_example import keras_layers
 from tf_dpfp.training import private_step
 
-_ROWS = 3
+ROWS = 3
 _OTHER_ROWS = 5
 _UNKNOWN_SIZE = 4
 _TOLERANCES = {"float16": 5e-2, "bfloat16": 1e-1}
 _TOLERANCE = 2e-3
 
 
-class _CannotProbe(Exception):
+def tolerance_of(model: keras.Model) -> float:
+    """Relative differences up to this are rounding."""
+    return max(
+        [_TOLERANCE]
+        + [
+            _TOLERANCES.get(layer.compute_dtype, 0.0)
+            for layer in keras_layers.all_layers(model)
+        ]
+    )
+
+
+class CannotProbe(Exception):
     """Inputs of this kind can't be made up."""
 
 
-def _made_up(
-    leaf, rng: np.random.Generator, rows: int = _ROWS
+def made_up(
+    leaf, rng: np.random.Generator, rows: int = ROWS
 ) -> tf.Tensor | None:
+    """Random numbers of the type and shape of a leaf, for some examples."""
     if leaf is None:
         return None
     dtype = tf.as_dtype(leaf.dtype)
@@ -54,11 +66,12 @@ def _made_up(
         return tf.cast(rng.integers(0, 2, shape), dtype)
     if dtype.is_floating:
         return tf.cast(rng.uniform(0.1, 0.9, shape), dtype)
-    raise _CannotProbe(f"inputs of type {dtype.name}")
+    raise CannotProbe(f"inputs of type {dtype.name}")
 
 
 @contextlib.contextmanager
-def _restored(variables):
+def restored(variables):
+    """Gives variables their values back when what is inside has run."""
     values = [tf.identity(v.value) for v in variables]
     try:
         yield
@@ -67,7 +80,7 @@ def _restored(variables):
             variable.assign(value)
 
 
-class _Difference(NamedTuple):
+class Difference(NamedTuple):
     """Two tensors that should be equal, as two numbers.
 
     Attributes:
@@ -80,14 +93,14 @@ class _Difference(NamedTuple):
     distance: tf.Tensor
 
 
-def _difference(a: tf.Tensor | None, b: tf.Tensor | None) -> _Difference:
+def difference(a: tf.Tensor | None, b: tf.Tensor | None) -> Difference:
     """Compared inside the graph, where gradients are freed as they are used."""
     if a is None and b is None:
-        return _Difference(tf.constant(0.0), tf.constant(0.0))
+        return Difference(tf.constant(0.0), tf.constant(0.0))
     a = tf.zeros_like(b) if a is None else tf.convert_to_tensor(a)
     b = tf.zeros_like(a) if b is None else tf.convert_to_tensor(b)
     if not a.shape.is_compatible_with(b.shape):
-        return _Difference(tf.constant(1.0), tf.constant(np.inf))
+        return Difference(tf.constant(1.0), tf.constant(np.inf))
     if not (a.dtype.is_floating and b.dtype.is_floating):
         a, b = tf.cast(a, tf.float64), tf.cast(b, tf.float64)
     a, b = tf.cast(a, tf.float32), tf.cast(b, tf.float32)
@@ -95,7 +108,7 @@ def _difference(a: tf.Tensor | None, b: tf.Tensor | None) -> _Difference:
     distance = tf.where(same, 0.0, tf.abs(a - b))
     distance = tf.where(tf.math.is_nan(distance), np.inf, distance)
     finite = tf.where(tf.math.is_finite(a), tf.abs(a), 0.0)
-    return _Difference(
+    return Difference(
         tf.reduce_max(tf.concat([[0.0], _flat(finite)], 0)),
         tf.reduce_max(tf.concat([[0.0], _flat(distance)], 0)),
     )
@@ -167,16 +180,16 @@ class _Result(NamedTuple):
     """
 
     changed: list[tf.Tensor]
-    outputs: list[_Difference]
-    contribution: list[_Difference]
-    sums: list[_Difference]
+    outputs: list[Difference]
+    contribution: list[Difference]
+    sums: list[Difference]
 
 
 def _try(model, plan, statistics, first, other) -> _Result:
     state = model.non_trainable_variables
     before = [tf.identity(v.value) for v in statistics]
-    with _restored(state):
-        alone = _run(model, plan, first, _ROWS)
+    with restored(state):
+        alone = _run(model, plan, first, ROWS)
         changed = [
             tf.reduce_any(
                 tf.not_equal(v.value, value)
@@ -184,27 +197,27 @@ def _try(model, plan, statistics, first, other) -> _Result:
             )
             for v, value in zip(statistics, before, strict=True)
         ]
-    with _restored(state):
+    with restored(state):
         company = _run(model, plan, other, _OTHER_ROWS)
     contribution, sums = [], []
-    everyone = [1.0] * _ROWS
+    everyone = [1.0] * ROWS
     for index in range(len(plan.variables)):
         # One after the other: a large model's gradients do not all fit.
         with tf.control_dependencies([d.distance for d in sums[-1:]]):
             contribution.append(
-                _difference(
-                    alone.weighted(index, _only_first(_ROWS)),
+                difference(
+                    alone.weighted(index, _only_first(ROWS)),
                     company.weighted(index, _only_first(_OTHER_ROWS)),
                 )
             )
         with tf.control_dependencies([contribution[-1].distance]):
             sums.append(
-                _difference(
+                difference(
                     alone.expected[index], alone.weighted(index, everyone)
                 )
             )
     outputs = [
-        _difference(a, b)
+        difference(a, b)
         for a, b in zip(alone.outputs, company.outputs, strict=True)
     ]
     return _Result(changed, outputs, contribution, sums)
@@ -234,7 +247,7 @@ def check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
         ValueError: If examples influence each other, gradients are missed or
             wrong, or statistics are kept.
     """
-    _outside_of_graphs(_check, model, plan, data)
+    outside_of_graphs(_check, model, plan, data)
 
 
 def build(model: keras.Model, x: Any) -> None:
@@ -249,21 +262,22 @@ def build(model: keras.Model, x: Any) -> None:
 
     def call_on_made_up() -> None:
         rng = np.random.default_rng(0)
-        model(tree.map_structure(lambda leaf: _made_up(leaf, rng), x))
+        model(tree.map_structure(lambda leaf: made_up(leaf, rng), x))
 
     try:
-        _outside_of_graphs(call_on_made_up)
-    except (_CannotProbe, tf.errors.OpError):
+        outside_of_graphs(call_on_made_up)
+    except (CannotProbe, tf.errors.OpError):
         # As in the trial, which will say so.
         model(x)
 
 
-def _outside_of_graphs(function, *args) -> None:
+def outside_of_graphs(function, *args) -> Any:
+    """Calls a function in eager mode, whatever is being traced."""
     # A thread of its own is in eager mode whatever is traced in this one.
     # (`tf.init_scope` would leave the graph too, but tapes record nothing in
     # it.)
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as executor:
-        executor.submit(function, *args).result()
+        return executor.submit(function, *args).result()
 
 
 def _check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
@@ -274,9 +288,9 @@ def _check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
         if not keras_layers.is_seed_variable(v)
     ]
     try:
-        first = tree.map_structure(lambda leaf: _made_up(leaf, rng), data)
+        first = tree.map_structure(lambda leaf: made_up(leaf, rng), data)
         other = tree.map_structure(
-            lambda leaf: _made_up(leaf, rng, _OTHER_ROWS), data
+            lambda leaf: made_up(leaf, rng, _OTHER_ROWS), data
         )
         # The same first example in other, and more, company.
         other = tree.map_structure(
@@ -289,7 +303,7 @@ def _check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
         result = tf.function(
             lambda a, b: _try(model, plan, statistics, a, b), autograph=False
         )(first, other)
-    except (_CannotProbe, tf.errors.OpError) as error:
+    except (CannotProbe, tf.errors.OpError) as error:
         warnings.warn(
             f"Model '{model.name}' could not be tried on made-up inputs "
             f"({error}); whether its own layers keep examples apart was not "
@@ -298,13 +312,7 @@ def _check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
         )
         return
     result = tree.map_structure(lambda t: t.numpy(), result)
-    tolerance = max(
-        [_TOLERANCE]
-        + [
-            _TOLERANCES.get(layer.compute_dtype, 0.0)
-            for layer in keras_layers.all_layers(model)
-        ]
-    )
+    tolerance = tolerance_of(model)
     _check_statistics(
         [
             v
@@ -340,7 +348,8 @@ def _check_statistics(changed) -> None:
         )
 
 
-def _far_apart(differences: list[_Difference], tolerance: float) -> list[bool]:
+def far_apart(differences: list[Difference], tolerance: float) -> list[bool]:
+    """Which of the differences are more than rounding."""
     # Some gradients are zero but for rounding (an attention key's bias): what
     # rounding is, the largest gradient tells.
     rounding = 1e-5 * max((d.scale for d in differences), default=0.0)
@@ -352,8 +361,8 @@ def _far_apart(differences: list[_Difference], tolerance: float) -> list[bool]:
 
 def _check_company(result: _Result, tolerance: float) -> None:
     # Each output by itself: one of them may be small.
-    apart = [_far_apart([d], tolerance)[0] for d in result.outputs]
-    if any(apart + _far_apart(result.contribution, tolerance)):
+    apart = [far_apart([d], tolerance)[0] for d in result.outputs]
+    if any(apart + far_apart(result.contribution, tolerance)):
         raise ValueError(
             "What the model computes for one example depends on the other "
             "examples of the batch, or on their number, so clipping one "
@@ -363,8 +372,8 @@ def _check_company(result: _Result, tolerance: float) -> None:
         )
 
 
-def _check_gradients(plan, sums: list[_Difference], tolerance: float) -> None:
-    apart = _far_apart(sums, tolerance)
+def _check_gradients(plan, sums: list[Difference], tolerance: float) -> None:
+    apart = far_apart(sums, tolerance)
     for variable, is_apart in zip(plan.variables, apart, strict=True):
         if is_apart:
             raise ValueError(

@@ -1,51 +1,76 @@
 """What a model's training has cost: epsilon, and the statement in words."""
 
+import math
 from collections.abc import Sequence
 
 import keras
 
 from tf_dpfp import accounting
+from tf_dpfp import validation
 from tf_dpfp.training import private_model
 from tf_dpfp.training import private_step
+from tf_dpfp.training import representations
 
 
 def ledger(model: keras.Model) -> Sequence[accounting.LedgerEntry]:
     """What a private model has released so far.
 
     Args:
-        model: A private, compiled model.
+        model: A private, compiled model, or one with a `DPRepresentationClip`.
 
     Returns:
         One `LedgerEntry` for each kind of step that ran: how its examples
-        were sampled, its noise multiplier, and how many steps there were.
+        were sampled, its noise multiplier, how many steps there were, and what
+        they released.
 
     Raises:
         NotPrivateError: If the model or its optimizer is not private.
     """
-    private_model.state_of(model)
-    return private_model.require_private_optimizer(model).ledger_entries
+    return private_model.released(model)
 
 
 def epsilon(model: keras.Model, delta: float, accountant: str = "rdp") -> float:
     """The epsilon of everything a model's training has released.
 
-    Adjacency: one example added or removed. Only what is proved counts: steps
-    on `poisson_batches` are amplified by sampling, others are not.
+    Adjacency: one example added or removed; of a model with a
+    `DPRepresentationClip`, one example replaced by another of the same label
+    (of any label, if labels were randomised). The two can't be compared.
+    Only what is proved counts: steps on `poisson_batches`, or rows of
+    `microbatch_sampler`, are amplified by sampling, others are not.
 
     Args:
-        model: A private, compiled model.
+        model: A private, compiled model, or one with a `DPRepresentationClip`.
         delta: Probability with which the guarantee may fail, in (0, 1); below
             one over the number of examples to mean anything.
         accountant: `"rdp"` or `"pld"` (tighter, slower).
 
     Returns:
-        Epsilon; 0 before the first step, infinity if a step added no noise.
+        Epsilon; 0 before the first step, infinity if a step added no noise or
+        nothing is proved (`privacy_statement` says why).
 
     Raises:
         NotPrivateError: If the model or its optimizer is not private.
         ValueError: If `delta` or `accountant` is out of range.
     """
-    return accounting.compute_epsilon(ledger(model), delta, accountant)
+    entries = ledger(model)
+    spent = accounting.compute_epsilon(entries, delta, accountant)
+    return math.inf if _objections(model, entries) else spent
+
+
+def _objections(
+    model: keras.Model, entries: Sequence[accounting.LedgerEntry]
+) -> list[str]:
+    """Why the ledger of a model does not tell its epsilon."""
+    if not representations.layers_of(model):
+        return []
+    uncounted = representations.uncounted_steps(model)
+    if private_model.is_private(model) or not (entries or uncounted):
+        return uncounted
+    return [
+        *uncounted,
+        *representations.objections(model),
+        *map(str, validation.model_problems(model)),
+    ]
 
 
 def privacy_statement(
@@ -54,7 +79,7 @@ def privacy_statement(
     """Says in words what a model's training guarantees and what it does not.
 
     Args:
-        model: A private, compiled model.
+        model: A private, compiled model, or one with a `DPRepresentationClip`.
         delta: Probability with which the guarantee may fail, in (0, 1).
         accountant: `"rdp"` or `"pld"`.
 
@@ -65,13 +90,16 @@ def privacy_statement(
         NotPrivateError: If the model or its optimizer is not private.
         ValueError: If `delta` or `accountant` is out of range.
     """
-    state = private_model.state_of(model)
-    optimizer = private_model.require_private_optimizer(model)
+    entries = private_model.released(model)
+    private = private_model.is_private(model)
+    populations = private_model.state_of(model).populations if private else ()
     return accounting.privacy_statement(
-        optimizer.ledger_entries,
+        entries,
         delta,
         accountant=accountant,
-        population=max(state.populations, default=None),
+        population=max(populations, default=None),
+        objections=_objections(model, entries),
+        notes=[] if private else representations.notes(model),
     )
 
 

@@ -1,0 +1,194 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_dpfp
+from tf_dpfp import auditing
+
+
+def linear_model(**settings):
+    model = keras.Sequential(
+        [
+            keras.Input((2,)),
+            keras.layers.Dense(1, kernel_initializer="ones"),
+        ]
+    )
+    tf_dpfp.make_private(model)
+    settings = {"noise_multiplier": 0.0, "l2_norm_clip": 5.0, **settings}
+    model.compile(tf_dpfp.DPSGD(0.5, **settings), loss="mse")
+    return model
+
+
+X = np.array([[1.0, 2.0], [0.5, -1.0], [0.0, 0.0]], np.float32)
+Y = np.array([[0.0], [3.0], [0.5]], np.float32)
+
+
+def clipped_sum(weights, clip=5.0):
+    """In float64, example by example."""
+    total = np.zeros(3)
+    for x, y in zip(X.astype(float), Y[:, 0].astype(float), strict=True):
+        inputs = np.append(x, 1.0)
+        gradient = 2.0 * (inputs @ weights - y) * inputs
+        total += gradient * min(1.0, clip / np.linalg.norm(gradient))
+    return total
+
+
+def test_what_is_recorded_is_the_released_sum_of_each_step():
+    model = linear_model()
+    recorder = auditing.ReleaseRecorder()
+    model.fit(X, Y, batch_size=3, epochs=4, verbose=0, callbacks=[recorder])
+    assert recorder.releases.shape == (4, 3)
+    weights = np.array([1.0, 1.0, 0.0])
+    for released in recorder.releases:
+        expected = clipped_sum(weights)
+        np.testing.assert_allclose(released, expected, atol=1e-3)
+        weights -= 0.5 * expected / 3.0
+
+
+def test_runs_start_over_and_the_ledger_goes_on():
+    model = linear_model(noise_multiplier=1.0)
+    model.optimizer.build(model.trainable_variables)
+    recorder = auditing.ReleaseRecorder(restart_every=2)
+    batches = tf.data.Dataset.from_tensors((X, Y)).repeat(7)
+    model.fit(batches, shuffle=False, verbose=0, callbacks=[recorder])
+    # The seventh step is half a run.
+    assert recorder.releases.shape == (3, 2, 3)
+    start = clipped_sum(np.array([1.0, 1.0, 0.0]))
+    noise = recorder.releases[:, 0] - start
+    # Fresh noise, around the sum at the same weights.
+    assert np.max(np.abs(noise)) < 5.0 * 6.0
+    assert len(np.unique(noise)) == 9
+    assert sum(entry.steps for entry in tf_dpfp.ledger(model)) == 7
+    # The next `fit` starts where this one did.
+    assert int(model.optimizer.iterations.numpy()) == 0
+    np.testing.assert_array_equal(model.get_weights()[0], [[1.0], [1.0]])
+
+
+def test_the_ledger_of_a_layer_goes_on_under_ordinary_sgd():
+    model = keras.Sequential(
+        [
+            keras.Input((2,)),
+            tf_dpfp.DPRepresentationClip(1.0, 3.0, labels="public"),
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.5), loss="mse")
+    recorder = auditing.ReleaseRecorder(restart_every=1)
+    start = model.get_weights()[-2:]
+    batches = tf.data.Dataset.from_tensors((X, Y)).repeat(4)
+    model.fit(batches, shuffle=False, verbose=0, callbacks=[recorder])
+    assert recorder.releases.shape == (4, 1, 3)
+    assert len(np.unique(recorder.releases[..., 0])) == 4
+    counted = [e.steps for e in model.layers[0].ledger_entries]
+    model.fit(batches, shuffle=False, verbose=0, callbacks=[recorder])
+    assert [e.steps for e in model.layers[0].ledger_entries] == [
+        2 * count for count in counted
+    ]
+    for before, after in zip(start, model.get_weights()[-2:], strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_schedules_are_read_before_each_step():
+    model = linear_model()
+    model.compile(
+        tf_dpfp.DPSGD(
+            keras.optimizers.schedules.PiecewiseConstantDecay([0], [0.5, 0.25]),
+            noise_multiplier=0.0,
+            l2_norm_clip=5.0,
+        ),
+        loss="mse",
+    )
+    recorder = auditing.ReleaseRecorder()
+    model.fit(X, Y, batch_size=3, epochs=2, verbose=0, callbacks=[recorder])
+    weights = np.array([1.0, 1.0, 0.0])
+    for released, rate in zip(recorder.releases, (0.5, 0.25), strict=True):
+        np.testing.assert_allclose(released, clipped_sum(weights), atol=1e-3)
+        weights -= rate * clipped_sum(weights) / 3.0
+
+
+@pytest.mark.parametrize(
+    "optimizer, message",
+    [
+        (lambda: tf_dpfp.DPAdam(0.1, noise_multiplier=1.0), "DPAdam"),
+        (
+            lambda: tf_dpfp.DPSGD(0.1, momentum=0.9, noise_multiplier=1.0),
+            "momentum",
+        ),
+        (
+            lambda: tf_dpfp.DPSGD(0.1, weight_decay=0.1, noise_multiplier=1.0),
+            "weight_decay",
+        ),
+    ],
+)
+def test_optimizers_that_hide_what_was_released_are_refused(optimizer, message):
+    model = linear_model()
+    model.compile(optimizer(), loss="mse")
+    with pytest.raises(ValueError, match=message):
+        model.fit(X, Y, verbose=0, callbacks=[auditing.ReleaseRecorder()])
+
+
+def test_steps_that_can_not_be_told_apart_are_refused():
+    model = linear_model()
+    model.compile(
+        tf_dpfp.DPSGD(0.1, noise_multiplier=1.0),
+        loss="mse",
+        steps_per_execution=2,
+    )
+    with pytest.raises(ValueError, match="steps_per_execution=1"):
+        model.fit(X, Y, verbose=0, callbacks=[auditing.ReleaseRecorder()])
+    with pytest.raises(ValueError, match="restart_every=0"):
+        auditing.ReleaseRecorder(restart_every=0)
+
+
+def test_likelihood_scores_are_log_likelihood_ratios():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 3, 2))
+    signal, deviation, rate = 1.5, 0.7, 0.3
+
+    def density(value, mean):
+        return np.exp(-((value - mean) ** 2) / (2 * deviation**2))
+
+    both = (1 - rate) * density(x, 0.0) + rate * density(x, signal)
+    expected = np.log(both / density(x, 0.0)).sum(axis=1)
+    found = auditing.likelihood_scores(x, signal, deviation, rate)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    always = np.log(density(x, signal) / density(x, 0.0)).sum(axis=1)
+    np.testing.assert_allclose(
+        auditing.likelihood_scores(x, signal, deviation), always, rtol=1e-9
+    )
+
+
+def test_spread_scores_see_what_noise_used_twice_hides():
+    noise = np.array([[0.3], [-1.0]])
+    steps = noise + np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 1.0]])
+    np.testing.assert_allclose(auditing.spread_scores(steps), [0.0, 1.0])
+
+
+def test_dirac_audit_refuses_what_it_can_not_audit():
+    used = linear_model().optimizer
+    used.build([keras.Variable([0.0])])
+    with pytest.raises(ValueError, match="built for another model"):
+        auditing.dirac_audit(used)
+    with pytest.raises(ValueError, match="steps=0"):
+        auditing.dirac_audit(tf_dpfp.DPSGD(1.0, noise_multiplier=1.0), steps=0)
+
+
+def test_canaries_are_removed_without_changing_the_number_of_rows():
+    x = {"a": np.ones((3, 2)), "b": np.zeros(3)}
+    own = {"a": np.full((2, 2), 7.0), "b": np.ones(2)}
+    inputs, labels, weights = auditing.insert_canaries(
+        x, np.arange(3), own, np.array([8, 9]), np.array([True, False])
+    )
+    assert (
+        inputs["a"].shape == (5, 2)
+        and inputs["b"].tolist() == [0] * 3 + [1.0] * 2
+    )
+    assert labels.tolist() == [0, 1, 2, 8, 9]
+    assert weights.tolist() == [1, 1, 1, 1, 0]
+
+
+def test_unused_features_are_zero_for_everybody_else():
+    x, own = auditing.unused_features(np.ones((2, 3)), 2, scale=4.0)
+    assert x.tolist() == [[1, 1, 1, 0, 0]] * 2
+    assert own.tolist() == [[0, 0, 0, 4, 0], [0, 0, 0, 0, 4]]

@@ -1,0 +1,61 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import tf_dpfp
+from tf_dpfp import accounting
+
+
+@pytest.mark.parametrize("epsilon", [0.3, 2.0])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_frequencies(epsilon, classes):
+    count = 40_000
+    y = np.full(count, 1, np.int32)
+    found = tf_dpfp.randomize_labels(y, epsilon, classes)
+    keep = math.exp(epsilon) / (math.exp(epsilon) + classes - 1)
+    expected = np.full(classes, (1 - keep) / (classes - 1))
+    expected[1] = keep
+    assert found.keep_probability == pytest.approx(keep)
+    observed = np.bincount(found.values, minlength=classes)
+    assert stats.chisquare(observed, expected * count).pvalue > 1e-4
+    # What the probabilities cost is the epsilon that is accounted for.
+    ratio = math.log(keep / expected[0])
+    assert ratio == pytest.approx(epsilon)
+    assert 1.0 / found.entry.noise_multiplier == pytest.approx(epsilon)
+    assert found.values.dtype == np.int32
+
+
+def test_each_randomisation_is_a_release_of_its_own():
+    y = np.arange(4)
+    one, two = (tf_dpfp.randomize_labels(y, 1.0, 4) for _ in range(2))
+    assert one.entry != two.entry
+    assert not one.entry.seeded
+    assert one.entry.sampling.num_classes == 4
+    seeded = [tf_dpfp.randomize_labels(y, 1.0, 4, seed=1) for _ in range(2)]
+    np.testing.assert_array_equal(seeded[0].values, seeded[1].values)
+    assert seeded[0].entry.seeded
+    assert isinstance(one.entry, accounting.LedgerEntry)
+
+
+def test_columns_keep_their_shape():
+    y = np.zeros((7, 1), np.int64)
+    assert tf_dpfp.randomize_labels(y, 1.0, 2).values.shape == (7, 1)
+
+
+@pytest.mark.parametrize(
+    "y, epsilon, classes, message",
+    [
+        ([0, 1], 0.0, 2, "epsilon"),
+        ([0, 1], math.inf, 2, "epsilon"),
+        ([0, 1], math.nan, 2, "epsilon"),
+        ([0, 1], 1.0, 1, "num_classes"),
+        ([0, 2], 1.0, 2, "from 0 to 1"),
+        ([0, -1], 1.0, 2, "from 0 to 1"),
+        ([0.0, 1.0], 1.0, 2, "integers"),
+    ],
+)
+def test_refusals(y, epsilon, classes, message):
+    with pytest.raises(ValueError, match=message):
+        tf_dpfp.randomize_labels(np.array(y), epsilon, classes)

@@ -1,0 +1,175 @@
+"""The sharpest audit of private steps: gradients of one weight alone.
+
+A canary with an input feature of its own has a gradient that is zero except
+for the weights of that feature, and is as long as the clip norm allows. The
+steps that run are the library's own: sampling, clipping, noise, division and
+update, in `fit`. Only the model is made to measure.
+"""
+
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+
+from tf_dpfp import accounting
+from tf_dpfp import sampling
+from tf_dpfp import training
+from tf_dpfp.auditing import audits
+from tf_dpfp.auditing import canaries as canaries_lib
+from tf_dpfp.auditing import releases as releases_lib
+
+# Examples beside the canary, each with a feature of its own.
+_OTHERS = 4
+# Gradients this many times as long as the clip norm: clipped in every group.
+_LENGTHS = 1e3
+
+
+def dirac_audit(
+    optimizer: keras.optimizers.Optimizer,
+    *,
+    runs: int = 1000,
+    steps: int = 1,
+    sampling_rate: float = 1.0,
+    layers: int = 1,
+    delta: float | Sequence[float] = (1e-5, 1e-3, 1e-1),
+    confidence: float = 0.95,
+    score: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> audits.AuditReport:
+    """Audits the steps of a private optimizer with a one-hot gradient.
+
+    Trains a linear model with `fit` on Poisson batches, many times for `steps`
+    steps, half of the times with the canary. The adversary sees the release of
+    every step, and takes the best test there is for noise as claimed. Claimed
+    is what the accountant says of so many steps at the optimizer's noise
+    multiplier.
+
+    Example:
+
+    ```python
+    optimizer = tf_dpfp.DPSGD(1.0, l2_norm_clip=1.0, noise_multiplier=2.0)
+    print(auditing.dirac_audit(optimizer, steps=4, sampling_rate=0.5))
+    ```
+
+    Args:
+        optimizer: A new `DPSGD` with the clipping to be audited; its learning
+            rate is of no importance. It is used up: its ledger counts the
+            audit.
+        runs: Runs with the canary, and as many without.
+        steps: Steps of one run.
+        sampling_rate: Probability of an example to be in a step.
+        layers: How many layers share the canary's gradient equally.
+        delta: As in `audit`.
+        confidence: As in `audit`.
+        score: From releases along the canary, `(runs, steps)`, to a score for
+            each run. By default `likelihood_scores`.
+
+    Returns:
+        An `AuditReport`; adjacency: add-or-remove.
+
+    Raises:
+        ValueError: If the optimizer was used before or its updates do not
+            show its releases, or an argument is outside its range.
+
+    Reference:
+        Nasr et al., 2023, "Tight auditing of differentially private machine
+        learning", arXiv 2302.07956.
+    """
+    if runs < 2 or steps < 1 or layers < 1:
+        raise ValueError(
+            "`runs` is at least 2, `steps` and `layers` at least 1. Received: "
+            f"runs={runs}, steps={steps}, layers={layers}"
+        )
+    if optimizer.built:
+        raise ValueError(
+            f"The optimizer '{optimizer.name}' was built for another model. "
+            "Pass a new one: it is used up by the audit."
+        )
+    model = _linear_model(layers)
+    training.make_private(model)
+    model.compile(optimizer, loss=_linear_loss)
+    projections = [
+        _projections(model, included, runs, steps, sampling_rate)
+        for included in (True, False)
+    ]
+    if score is None:
+        deviation = optimizer.noise_multiplier * optimizer.l2_norm_clip
+
+        def score(values):
+            return releases_lib.likelihood_scores(
+                values,
+                optimizer.l2_norm_clip,
+                # Without noise any will do: the order is what counts.
+                deviation or 1.0,
+                sampling_rate,
+            )
+
+    step = accounting.LedgerEntry(
+        accounting.PoissonSampling(sampling_rate),
+        optimizer.noise_multiplier,
+        steps,
+    )
+    return audits.audit_scores(
+        np.concatenate([score(values) for values in projections]),
+        np.arange(2 * runs) < runs,
+        method="many_runs",
+        delta=delta,
+        claimed_epsilon=lambda d: accounting.compute_epsilon([step], d, "pld"),
+        adjacency="add_or_remove",
+        confidence=confidence,
+    )
+
+
+def _linear_loss(y_true, y_pred):
+    """Has the same gradient wherever the weights are."""
+    return -keras.ops.sum(y_true * y_pred, axis=-1)
+
+
+def _linear_model(layers: int) -> keras.Model:
+    """A sum of linear layers: each example has weights of its own in each."""
+    inputs = keras.Input((_OTHERS + 1,))
+    outputs = [
+        keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")(
+            inputs
+        )
+        for _ in range(layers)
+    ]
+    return keras.Model(
+        inputs, keras.layers.add(outputs) if layers > 1 else outputs[0]
+    )
+
+
+def _projections(
+    model: keras.Model,
+    included: bool,
+    runs: int,
+    steps: int,
+    sampling_rate: float,
+) -> np.ndarray:
+    """Releases along the canary's gradient, `(runs, steps)`."""
+    scale = _LENGTHS * model.optimizer.l2_norm_clip
+    others, canary = canaries_lib.unused_features(
+        np.eye(_OTHERS, dtype=np.float32) * scale, 1, scale
+    )
+    x, y, weight = canaries_lib.insert_canaries(
+        others,
+        np.ones((_OTHERS, 1), np.float32),
+        canary,
+        np.ones((1, 1), np.float32),
+        np.array([included]),
+    )
+    recorder = releases_lib.ReleaseRecorder(restart_every=steps)
+    model.fit(
+        sampling.poisson_batches(
+            x,
+            y,
+            weight,
+            sampling_rate=sampling_rate,
+            steps_per_epoch=runs * steps,
+        ),
+        callbacks=[recorder],
+        verbose=0,
+    )
+    # The canary's feature is the last one, in each layer.
+    kernels = recorder.releases.reshape(runs, steps, -1, _OTHERS + 1)
+    own = -kernels[..., -1]
+    return own.sum(axis=-1) / np.sqrt(own.shape[-1])

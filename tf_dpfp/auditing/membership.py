@@ -1,0 +1,219 @@
+"""Membership inference: can the model tell whom it was trained on?
+
+An attack on one trained model, by the loss of examples that were in the
+training data and others that were not. It measures; it does not bound epsilon,
+for members were not chosen by coins. For that, see `audit`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import tree
+
+from tf_dpfp.training import keras_trainer
+from tf_dpfp.training import losses as losses_lib
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RocCurve:
+    """What an attack by a threshold achieves, for every threshold.
+
+    Attributes:
+        false_positive_rate: Ascending, from 0 to 1.
+        true_positive_rate: At each of them.
+        members: How many members there were.
+        non_members: How many others.
+    """
+
+    false_positive_rate: np.ndarray
+    true_positive_rate: np.ndarray
+    members: int
+    non_members: int
+
+    @property
+    def area(self) -> float:
+        """Area under the curve; 1/2 for guessing."""
+        heights = self.true_positive_rate[1:] + self.true_positive_rate[:-1]
+        return float(np.diff(self.false_positive_rate) @ heights / 2.0)
+
+    @property
+    def advantage(self) -> float:
+        """Greatest true less false positive rate; 0 for guessing."""
+        return float(np.max(self.true_positive_rate - self.false_positive_rate))
+
+    def true_positive_rate_at(self, false_positive_rate: float) -> float:
+        """The greatest true positive rate at a low false positive rate.
+
+        Args:
+            false_positive_rate: The rate that may not be exceeded, in [0, 1].
+
+        Returns:
+            The true positive rate of the best threshold that keeps to it.
+
+        Raises:
+            ValueError: If the rate is outside its range.
+        """
+        if not 0.0 <= false_positive_rate <= 1.0:
+            raise ValueError(
+                "`false_positive_rate` is in [0, 1]. Received: "
+                f"false_positive_rate={false_positive_rate!r}"
+            )
+        kept = self.false_positive_rate <= false_positive_rate
+        return float(np.max(self.true_positive_rate[kept]))
+
+    def __str__(self) -> str:
+        rates = [
+            f"{self.true_positive_rate_at(rate):.2%} at {100 * rate:g} %"
+            for rate in (0.1, 0.01, 0.001)
+            if rate * self.non_members >= 1.0
+        ]
+        return (
+            f"Membership inference, {self.members} members and "
+            f"{self.non_members} others: area {self.area:.4f}, advantage "
+            f"{self.advantage:.4f}; true positives at false positives: "
+            f"{', '.join(rates) or 'too few others'}."
+        )
+
+
+def roc_curve(
+    member_scores: Sequence[float], other_scores: Sequence[float]
+) -> RocCurve:
+    """The curve of an attack that says "member" above a threshold.
+
+    Args:
+        member_scores: Scores of members, greater where they seem members.
+        other_scores: Scores of the others.
+
+    Returns:
+        A `RocCurve`.
+
+    Raises:
+        ValueError: If there are none of either, or scores that are no
+            numbers.
+    """
+    members = np.asarray(member_scores, np.float64).reshape(-1)
+    others = np.asarray(other_scores, np.float64).reshape(-1)
+    if not len(members) or not len(others):
+        raise ValueError(
+            "A curve needs members and others. Received: "
+            f"{len(members)} members, {len(others)} others."
+        )
+    scores = np.concatenate([members, others])
+    if np.any(np.isnan(scores)):
+        raise ValueError(
+            f"{np.sum(np.isnan(scores))} of {len(scores)} scores are NaN. Give "
+            "such examples a score of the scale's end."
+        )
+    thresholds = np.unique(scores)[::-1]
+
+    def rate(values):
+        below = np.searchsorted(np.sort(values), thresholds, side="left")
+        return np.concatenate([[0.0], 1.0 - below / len(values)])
+
+    return RocCurve(rate(others), rate(members), len(members), len(others))
+
+
+def example_losses(
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    sample_weight: Any = None,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """The compiled loss of each example, in inference mode.
+
+    Args:
+        model: A compiled model, private or not.
+        x: Inputs, arrays, nested or not.
+        y: Labels.
+        sample_weight: Weights, or `None`.
+        batch_size: Examples at once.
+
+    Returns:
+        Losses, `(examples,)`: what Keras computes for a batch of one.
+
+    Raises:
+        ValueError: If the model is not compiled with a loss.
+    """
+    if not getattr(model, "compiled", False) or not (
+        keras_trainer.has_compiled_loss(model)
+    ):
+        raise ValueError(
+            f"Model '{model.name}' is compiled without a loss, and the attack "
+            "goes by it. Give `loss=` to `compile`."
+        )
+    loss, loss_weights = keras_trainer.compiled_loss_arguments(model)
+    structured = keras_trainer.structured_loss(
+        losses_lib.per_example(loss),
+        loss_weights,
+        getattr(model, "output_names", None),
+    )
+    takes_training = keras_trainer.takes_training(model)
+
+    def of_batch(x, y, sample_weight):
+        outputs = model(x, training=False) if takes_training else model(x)
+        return structured(y, outputs, sample_weight)
+
+    def cut(array, start):
+        return tf.convert_to_tensor(
+            np.asarray(array)[start : start + batch_size]
+        )
+
+    def rows(start):
+        return tree.map_structure(
+            lambda array: None if array is None else cut(array, start),
+            (x, y, sample_weight),
+        )
+
+    count = len(tree.flatten(y)[0])
+    return np.concatenate(
+        [of_batch(*rows(i)).numpy() for i in range(0, count, batch_size)]
+    )
+
+
+def membership_inference(
+    model: keras.Model, members: tuple, others: tuple, batch_size: int = 256
+) -> RocCurve:
+    """Attacks a model by the loss of each example.
+
+    Example:
+
+    ```python
+    curve = auditing.membership_inference(
+        model, (x_train, y_train), (x_test, y_test)
+    )
+    print(curve.true_positive_rate_at(0.001))
+    auditing.plot_roc("attack.png", {"DP-SGD": curve})
+    ```
+
+    Args:
+        model: A compiled model, private or not.
+        members: `(x, y)` or `(x, y, sample_weight)` it was trained on.
+        others: The same of examples from the same source, of which it has
+            seen none.
+        batch_size: Examples at once.
+
+    Returns:
+        A `RocCurve`: low losses are taken for members. A loss that is not a
+        number is taken for infinite.
+
+    Raises:
+        ValueError: If the model is not compiled with a loss, or there are no
+            examples.
+
+    Reference:
+        - Yeom et al., 2018, "Privacy risk in machine learning", arXiv
+          1709.01604.
+        - Carlini et al., 2022, "Membership inference attacks from first
+          principles", arXiv 2112.03570 (the rate at few false positives).
+    """
+
+    def scores(data):
+        losses = example_losses(model, *data, batch_size=batch_size)
+        return -np.where(np.isnan(losses), np.inf, losses)
+
+    return roc_curve(scores(members), scores(others))

@@ -1,0 +1,314 @@
+"""Private forward propagation: clipped representations plus noise."""
+
+import hashlib
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_dpfp import accounting
+from tf_dpfp import counting
+from tf_dpfp import noise as noise_lib
+from tf_dpfp import sampling as sampling_lib
+from tf_dpfp.layers import clipping
+from tf_dpfp.layers import trial
+
+# Beyond these, float32 has no numbers for the bound or its noise.
+_LEAST_CLIP, _GREATEST_CLIP = 1e-10, 1e30
+_GREATEST_NOISE = 1e7
+
+
+@keras.saving.register_keras_serializable(package="tf_dpfp")
+class DPRepresentationClip(keras.layers.Layer):
+    """Clips each example's representation and adds Gaussian noise to it.
+
+    What is above this layer sees the examples through its noise only, and may
+    be trained by any optimizer, without clipping and without further noise:
+    that is post-processing. What is below must be frozen: the gradient stops
+    here, since a gradient that went on would depend on the examples in clear.
+
+    The layer counts what it releases: every row of every call with
+    `training=True`. By itself it claims nothing about how batches are drawn;
+    `tf_dpfp.make_private(model)`, or `tf_dpfp.sampled_steps` for a model that
+    stays ordinary, with the batches of `tf_dpfp.microbatch_sampler` makes
+    epsilon smaller. See `tf_dpfp.privacy_statement(model, delta)`.
+
+    The guarantee is for replacing one example by another of the same label:
+    the noise does not cover the labels.
+
+    Example:
+
+    ```python
+    encoder.trainable = False
+    h = tf_dpfp.DPRepresentationClip(
+        clip_norm=1.0, noise_multiplier=2.0, labels="public"
+    )(encoder(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(10)(h))
+    model.compile(optimizer="adam", loss=loss)
+    ```
+
+    Args:
+        clip_norm: The bound C on the L2 norm of one example's representation,
+            over all axes but the first.
+        noise_multiplier: Standard deviation of the noise on every coordinate,
+            over `clip_norm`. 0 adds no noise; epsilon is then infinite.
+        labels: `"public"` declares that the labels of all examples may be
+            known to anyone; what `tf_dpfp.randomize_labels` returned, that the
+            model is trained on those. `None` declares nothing: epsilon is
+            infinite, unless the batches of `microbatch_sampler` say it.
+        end_to_end: Whether to let the gradient through, to train what is
+            below. Nothing is proved then: epsilon is infinite.
+        noise_at_inference: Whether to add noise without `training`, too. Such
+            calls are not counted, so do not make them on the training data.
+        seed: Integer that makes the noise reproducible, only for reproducing
+            a run: who knows it can subtract the noise. `None` draws the
+            noise's key from the operating system.
+        **kwargs: As for `keras.layers.Layer`.
+
+    Input shape:
+        `(batch, ...)`, of floating point. Positions that a mask leaves out are
+        set to zero and get noise like the rest: their number is data. The mask
+        ends here, too.
+
+    Output shape:
+        That of the input.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Reference:
+        Du and Mi, 2021, "DP-FP: Differentially Private Forward Propagation for
+        Large Models". What they train below the noise, this layer freezes.
+    """
+
+    def __init__(
+        self,
+        clip_norm: float,
+        noise_multiplier: float,
+        labels: Any = None,
+        end_to_end: bool = False,
+        noise_at_inference: bool = False,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.clip_norm = _number(
+            "clip_norm", clip_norm, _LEAST_CLIP, _GREATEST_CLIP
+        )
+        self.noise_multiplier = _number(
+            "noise_multiplier", noise_multiplier, 0.0, _GREATEST_NOISE
+        )
+        self._labels = _labels_entry(labels)
+        self._labels_public = labels == "public" if _is_text(labels) else False
+        self.end_to_end = bool(end_to_end)
+        self.noise_at_inference = bool(noise_at_inference)
+        if seed is not None and (isinstance(seed, bool) or seed != int(seed)):
+            raise ValueError(
+                f"`seed` is an integer or None. Received: seed={seed!r}"
+            )
+        self.seed = seed
+        self.supports_masking = True
+        # Two layers of one seed must not draw the same noise.
+        self._noise_source = noise_lib.NoiseSource(
+            None if seed is None else _mixed(seed, self.name)
+        )
+        self._ledger: counting.Ledger | None = None
+        self._rows: int | None = None
+
+    def build(self, input_shape):
+        """Makes the ledger, a weight that is not trained."""
+        # Out of a graph that is being traced: the ledger is read from Python.
+        with tf.init_scope():
+            self._noise_source.build()
+            table = self.add_weight(
+                shape=counting.TABLE_SHAPE,
+                initializer="zeros",
+                dtype="float64",
+                trainable=False,
+                autocast=False,
+                aggregation="only_first_replica",
+                name="privacy_ledger",
+            )
+        self._ledger = counting.Ledger(
+            table,
+            self.noise_multiplier,
+            seeded=self.seed is not None,
+            release=self._release(self._labels_public, self._labels),
+        )
+        if self._labels is not None:
+            self._ledger.add(self._labels)
+
+    def _release(self, public: bool, labels) -> accounting.Release:
+        if self.end_to_end:
+            return accounting.Release.ROWS_END_TO_END
+        if labels is not None:
+            return accounting.Release.ROWS_LABELS_RANDOMIZED
+        if public:
+            return accounting.Release.ROWS_LABELS_PUBLIC
+        return accounting.Release.ROWS_LABELS_UNDECLARED
+
+    def call(self, inputs, training=None, mask=None):
+        """Clips, and in training stops gradients, adds noise and counts."""
+        inputs = keras.ops.convert_to_tensor(inputs)
+        self._check(inputs)
+        running = trial.current()
+        if running is not None:
+            return running.stand_in(inputs, self.compute_dtype, bool(training))
+        if not self.end_to_end:
+            inputs = tf.stop_gradient(inputs)
+        # In half precision a norm, or noise beside a number, is rounded away.
+        if inputs.dtype.size < 4:
+            inputs = tf.cast(inputs, tf.float32)
+        if mask is not None:
+            inputs = _without_masked(inputs, mask)
+        rows = clipping.clip_rows(inputs, self.clip_norm)
+        if training:
+            self._count(rows)
+        if self.noise_multiplier and (training or self.noise_at_inference):
+            rows += tf.cast(self._noise(rows, training), rows.dtype)
+        return tf.cast(rows, self.compute_dtype)
+
+    def _check(self, inputs: tf.Tensor) -> None:
+        if not inputs.dtype.is_floating or not inputs.shape.rank:
+            raise ValueError(
+                f"Layer '{self.name}' takes floating point of shape (batch, "
+                f"...). Received: {inputs.dtype.name} of shape {inputs.shape}."
+            )
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            raise ValueError(
+                "DPRepresentationClip trains on one replica. Received a "
+                f"strategy of "
+                f"{tf.distribute.get_strategy().num_replicas_in_sync}."
+            )
+
+    def _count(self, rows: tf.Tensor) -> None:
+        """Before the noise: a step that fails half-way is counted."""
+        size = rows.shape[0]
+        if self._rows is not None and size not in (None, self._rows):
+            raise ValueError(
+                f"Layer '{self.name}' was called with {size} rows and the "
+                f"sampler draws {self._rows}: one row for each example, in one "
+                "call. Keep the batch in the first axis, whole."
+            )
+        self._ledger.count_step(tf.shape(rows)[0] if size is None else size)
+
+    def _noise(self, rows: tf.Tensor, training) -> tf.Tensor:
+        key = self._noise_source.next_step(self._ledger.total_steps())
+        return noise_lib.gaussian_noise_like(
+            rows,
+            self.noise_multiplier * self.clip_norm,
+            # By a seed, a count that stands still would repeat what was drawn.
+            noise_lib.NoiseSource.key_of(key, 0 if training else 1),
+        )
+
+    @property
+    def ledger_entries(self) -> list[accounting.LedgerEntry]:
+        """What was released so far, for the accountant."""
+        return [] if self._ledger is None else self._ledger.entries()
+
+    @property
+    def next_entry(self) -> accounting.LedgerEntry:
+        """What the next call releases, as a `LedgerEntry`."""
+        return self._ledger.current()
+
+    def open_ledger(self, info: "sampling_lib.SamplingInfo | None") -> None:
+        """Says how the rows of the calls that follow are drawn.
+
+        Args:
+            info: What `microbatch_sampler` registered; `None` for anything
+                else, of which nothing is claimed.
+        """
+        if info is None:
+            self._rows = None
+            # One that is not built yet claims nothing from the start.
+            if self._ledger is not None:
+                self._ledger.open(accounting.UnknownSampling())
+            return
+        if info.labels is not None:
+            self._ledger.add(info.labels)
+        self._rows = info.capacity
+        self._ledger.open(
+            info.sampling,
+            info.seeded,
+            self._release(True, info.labels),
+            info.draws,
+            info.capacity,
+        )
+
+    def compute_output_shape(self, input_shape):
+        """That of the input."""
+        return input_shape
+
+    def compute_mask(self, inputs, previous_mask=None):
+        """None: which positions an example has is data."""
+        return None
+
+    def get_config(self):
+        """The arguments."""
+        labels = "public" if self._labels_public else None
+        if self._labels is not None:
+            labels = {
+                "epsilon": 1.0 / self._labels.noise_multiplier,
+                "num_classes": self._labels.sampling.num_classes,
+                "identity": self._labels.sampling.identity,
+                "seeded": self._labels.seeded,
+            }
+        return {
+            **super().get_config(),
+            "clip_norm": self.clip_norm,
+            "noise_multiplier": self.noise_multiplier,
+            "labels": labels,
+            "end_to_end": self.end_to_end,
+            "noise_at_inference": self.noise_at_inference,
+            "seed": self.seed,
+        }
+
+
+def _mixed(seed: int, name: str) -> int:
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+def _number(name: str, value, least: float, greatest: float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = np.nan
+    if isinstance(value, bool) or not least <= number <= greatest:
+        raise ValueError(
+            f"`{name}` is a number from {least:g} to {greatest:g}. "
+            f"Received: {name}={value!r}"
+        )
+    return number
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str)
+
+
+def _labels_entry(labels) -> accounting.LedgerEntry | None:
+    """What was released of the labels, `None` if they are not randomised."""
+    if labels is None or (_is_text(labels) and labels == "public"):
+        return None
+    if isinstance(labels, sampling_lib.RandomizedLabels):
+        return labels.entry
+    if isinstance(labels, dict):
+        return accounting.LedgerEntry(
+            accounting.EveryLabel(labels["num_classes"], labels["identity"]),
+            1.0 / labels["epsilon"],
+            1,
+            labels["seeded"],
+            accounting.Release.LABELS,
+        )
+    raise ValueError(
+        "`labels` is 'public', what tf_dpfp.randomize_labels returned, or "
+        f"None. Received: labels={labels!r}"
+    )
+
+
+def _without_masked(inputs: tf.Tensor, mask) -> tf.Tensor:
+    mask = tf.cast(mask, tf.bool)
+    missing = inputs.shape.rank - mask.shape.rank
+    mask = tf.reshape(mask, tf.concat([tf.shape(mask), [1] * missing], axis=0))
+    return tf.where(mask, inputs, tf.zeros_like(inputs))
