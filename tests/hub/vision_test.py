@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tf_dpfp
-from tests.hub import sweep_test
+from tests.hub import example_loop
 
 keras_hub = pytest.importorskip(
     "keras_hub", reason="KerasHub is not installed (the extra `hub`)"
@@ -56,7 +56,7 @@ def _resnet_with_frozen_statistics():
 
 def _data():
     rng = np.random.default_rng(0)
-    shape = (sweep_test.EXAMPLES, SIZE, SIZE, 3)
+    shape = (example_loop.EXAMPLES, SIZE, SIZE, 3)
     images = rng.uniform(size=shape).astype("float32")
     return images, rng.integers(0, CLASSES, len(images)), None
 
@@ -68,7 +68,7 @@ def test_clipped_gradients_equal_a_loop(build):
     model = build()
     for index, v in enumerate(model.trainable_variables):
         v.assign_add(keras.random.normal(v.shape, stddev=0.2, seed=index))
-    sweep_test.check_against_loop(model, _data())
+    example_loop.check_against_loop(model, _data())
 
 
 def test_trained_statistics_are_refused():
