@@ -27,7 +27,7 @@ TOKENS = 32
 WIDTH = 384
 _HEADS = 12
 _NORM_EPSILON = 1e-12
-_BLOCKS = 6
+BLOCKS = 6
 _PREDICTION_BATCH = 256
 
 
@@ -90,7 +90,7 @@ def load_text() -> tuple[Arrays, Arrays]:
 def below_top() -> keras.Model:
     """MiniLM without its top block, from tokens to hidden states."""
     encoder = minilm.backbone()
-    return keras.Model(encoder.input, _block(encoder, _BLOCKS - 2).output)
+    return keras.Model(encoder.input, _block(encoder, BLOCKS - 2).output)
 
 
 def hidden_states(texts: np.ndarray, below: keras.Model) -> dict:
@@ -141,7 +141,7 @@ def text_classifier(pretrained: bool = True) -> keras.Model:
     logits = layers.Dense(2, name=HEAD)(layers.Flatten()(output))
     model = keras.Model({"hidden": hidden, "padding_mask": mask}, logits)
     if pretrained:
-        top = _block(minilm.backbone(), _BLOCKS - 1)
+        top = _block(minilm.backbone(), BLOCKS - 1)
         parts = (attention, norm, wide, narrow, last_norm)
         sources = (
             top._self_attention_layer,
