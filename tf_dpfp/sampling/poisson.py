@@ -46,9 +46,11 @@ def poisson_batches(
     in several batches of one epoch.
 
     The guarantee is for adding or removing one example. The sampling rate must
-    then not depend on whether that example is there. `expected_batch_size`
-    divides by the size of the data set and so treats that size as public; if
-    it is not, choose a public `sampling_rate` (and `steps_per_epoch`) yourself.
+    then not depend on whether that example is there, nor may the number that
+    sums are divided by: the scale of the noise in the weights shows it.
+    Either of `expected_batch_size` and `sampling_rate` alone treats the size of
+    the data set as public; if it is not, choose both (and `steps_per_epoch`)
+    yourself.
     An example must be in the data once, and an example is what is protected:
     a person with several examples is protected less.
 
@@ -71,9 +73,12 @@ def poisson_batches(
         y: targets, nested like `x`. Leave it out if `x` yields `(x, y)` or
             `(x, y, sample_weight)` itself.
         sample_weight: weights, nested like `x` or `y`. Needs `y`.
-        expected_batch_size: mean number of examples in a batch. Give exactly
-            one of this and `sampling_rate`.
+        expected_batch_size: mean number of examples in a batch. Together with
+            `sampling_rate`, nothing but the public number that the sum of a
+            step is divided by.
         sampling_rate: probability of each example to be in a batch, in (0, 1].
+            If it is given alone, sums are divided by it times the size of the
+            data set, which treats that size as public.
         steps_per_epoch: number of batches in an iteration. Defaults to
             `1 / sampling_rate` rounded, at least 1.
         padded: `None` for batches of the size drawn, or `"static"` for batches
@@ -127,33 +132,56 @@ def poisson_batches(
     source = sources.make_source(x, y, sample_weight, cache)
     rate = _rate(source.size, expected_batch_size, sampling_rate)
     steps = int(steps_per_epoch or max(1, round(1 / rate)))
-    if padded:
-        capacity = int(capacity or default_capacity(source.size, rate))
+
+    def shard(
+        index: int, count: int
+    ) -> tuple[tf.data.Dataset, info_lib.SamplingInfo]:
+        largest = -(-source.size // count)
+        rows, overflow = None, 0.0
+        if padded:
+            rows = -(-capacity // count) if capacity else None
+            rows = int(rows or default_capacity(largest, rate))
+            # Any of the shards may overflow.
+            overflow = count * overflow_probability(largest, rate, rows)
+        mine = sources.every_nth(source, index, count)
+        dataset = _sampled(mine, rate, steps, rows, map_fn, seed, index)
+        info = info_lib.SamplingInfo(
+            sampling=PoissonSampling(
+                rate, overflow_probability=min(1.0, overflow)
+            ),
+            expected_batch_size=float(
+                expected_batch_size or rate * source.size
+            ),
+            population=source.size,
+            steps_per_epoch=steps,
+            capacity=rows,
+            seeded=seed is not None,
+        )
+        return dataset, info
+
+    return info_lib.register(*shard(0, 1), shard)
+
+
+def _sampled(
+    source: sources.Source,
+    rate: float,
+    steps: int,
+    capacity: int | None,
+    map_fn: Callable[..., Any] | None,
+    seed: int | None,
+    shard: int,
+) -> tf.data.Dataset:
+    """Poisson batches of a source, `steps` in every iteration."""
+    entropy = seeds(seed, shard)
 
     def draws() -> Iterator[np.ndarray]:
         rng = np.random.default_rng(next(entropy))
         for _ in range(steps):
             yield draw(rng, source.size, rate, capacity)
 
-    entropy = seeds(seed)
     dataset = batches(source, draws, capacity, map_fn)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
-    overflow = 0.0
-    if capacity is not None:
-        overflow = overflow_probability(source.size, rate, capacity)
-    return info_lib.register(
-        dataset.prefetch(2),
-        info_lib.SamplingInfo(
-            sampling=PoissonSampling(rate, overflow_probability=overflow),
-            expected_batch_size=float(
-                expected_batch_size or rate * source.size
-            ),
-            population=source.size,
-            steps_per_epoch=steps,
-            capacity=capacity,
-            seeded=seed is not None,
-        ),
-    )
+    return dataset.prefetch(2)
 
 
 def draw(
@@ -211,12 +239,15 @@ def default_capacity(population: int, rate: float) -> int:
     return high * _CAPACITY_MULTIPLE
 
 
-def seeds(seed: int | None) -> Iterator[Any]:
+def seeds(seed: int | None, shard: int = 0) -> Iterator[Any]:
     """One seed per iteration over the data set; None asks the system."""
     if seed is None:
         return itertools.repeat(None)
     # `zip` rather than a generator: iterators may start in several threads.
-    return zip(itertools.repeat(seed), itertools.count())
+    # Trailing zeros are no part of a seed: shard 0 draws as the whole would.
+    return zip(
+        itertools.repeat(seed), itertools.count(), itertools.repeat(shard)
+    )
 
 
 def batches(
@@ -351,10 +382,9 @@ def _check_options(
     padded: str | None,
     capacity: int | None,
 ) -> None:
-    if (expected_batch_size is None) == (sampling_rate is None):
+    if expected_batch_size is None and sampling_rate is None:
         raise ValueError(
-            "Give exactly one of `expected_batch_size` and `sampling_rate`, "
-            f"got {expected_batch_size} and {sampling_rate}."
+            "Give `expected_batch_size`, `sampling_rate` or both, got neither."
         )
     if expected_batch_size is not None:
         _check_positive("expected_batch_size", expected_batch_size)
