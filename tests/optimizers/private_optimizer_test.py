@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import keras
@@ -197,7 +198,7 @@ def test_an_unknown_batch_size_is_refused():
     assert tf_dpfp.ledger(other) == []
 
 
-def test_more_replicas_than_one_are_refused():
+def test_a_batch_that_was_not_dealt_to_the_replicas_is_refused():
     model = _model(
         tf_dpfp.DPSGD(0.1, noise_multiplier=1.0, expected_batch_size=4)
     )
@@ -208,8 +209,12 @@ def test_more_replicas_than_one_are_refused():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tf.distribute, "get_strategy", Two)
-        with pytest.raises(NotImplementedError, match="one replica"):
+        with pytest.raises(tf_dpfp.NotPrivateError, match="count each example"):
             model.optimizer.apply(clipped)
+    dealt = dataclasses.replace(clipped, replicas=2)
+    with pytest.raises(tf_dpfp.NotPrivateError, match="one of 2 replicas"):
+        model.optimizer.apply(dealt)
+    assert tf_dpfp.ledger(model) == []
 
 
 def test_moving_averages_of_the_weights():

@@ -16,7 +16,8 @@ class Crossing:
 
     Attributes:
         source: The device it leaves.
-        to: The device it goes to.
+        to: The device it goes to; "all" if it takes part in a collective
+            operation.
         tensor: Its name.
         dtype: Its type.
         shape: Its static shape, or `None`.
@@ -106,22 +107,43 @@ def _leaving(partition, shapes) -> list[Crossing]:
     nodes = {node.name: node for node in partition.node}
     result = []
     for node in partition.node:
-        if node.op not in ("_Send", "_HostSend"):
+        collective = node.op.startswith("Collective")
+        if not collective and node.op not in ("_Send", "_HostSend"):
             continue
-        name, _, output = node.input[0].partition(":")
-        if nodes[name].op == "Const":  # What stands for a control edge.
-            continue
-        result.append(
-            Crossing(
-                short(node.attr["send_device"].s.decode()),
-                short(node.attr["recv_device"].s.decode()),
-                f"{name}:{output or 0}",
-                tf.as_dtype(node.attr["T"].type),
-                shapes.get(f"{name}:{output or 0}"),
-                _carried(nodes, name),
+        source, to = node.device, "all"
+        if not collective:
+            source = node.attr["send_device"].s.decode()
+            to = short(node.attr["recv_device"].s.decode())
+        for name, output in (
+            _packed(nodes, node) if collective else [_source(node.input[0])]
+        ):
+            if nodes[name].op == "Const":  # What stands for a control edge.
+                continue
+            result.append(
+                Crossing(
+                    short(source),
+                    to,
+                    f"{name}:{output}",
+                    tf.as_dtype(node.attr["T"].type),
+                    shapes.get(f"{name}:{output}"),
+                    _carried(nodes, name),
+                )
             )
-        )
     return result
+
+
+def _source(edge: str) -> tuple[str, str]:
+    name, _, output = edge.partition(":")
+    return name, output or "0"
+
+
+def _packed(nodes, node) -> list[tuple[str, str]]:
+    """What a collective operation takes: tensors, or many laid end to end."""
+    name, output = _source(node.input[0])
+    if nodes[name].op != "ConcatV2":
+        return [(name, output)]
+    edges = [e for e in nodes[name].input if e[0] != "^"]
+    return [_source(edge) for edge in edges[:-1]]  # The last is the axis.
 
 
 def _carried(nodes, name: str) -> frozenset[str]:

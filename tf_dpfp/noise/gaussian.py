@@ -201,6 +201,16 @@ def _polynomial(x: tf.Tensor, coefficients: list[float]) -> tf.Tensor:
     return result
 
 
+def _variable(value: int) -> tf.Variable:
+    # int64, for uint64 variables lack kernels on some devices.
+    return tf.Variable(
+        value,
+        dtype=tf.int64,
+        trainable=False,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+
+
 class NoiseSource:
     """Hands out a fresh key for every tensor of every step.
 
@@ -220,7 +230,12 @@ class NoiseSource:
         self._lock = threading.Lock()
 
     def build(self) -> None:
-        """Makes the variables; not in the second trace of a function."""
+        """Makes the variables; not in the second trace of a function.
+
+        Under a `tf.distribute` strategy, not from inside of a replica either.
+        All replicas then have the same key and count, so that each must draw
+        with a `replica` of its own in `key_of`.
+        """
         with self._lock, tf.init_scope():
             if self._key is not None:
                 return
@@ -230,10 +245,9 @@ class NoiseSource:
                 if self.seed is None
                 else hashlib.sha256(str(self.seed).encode()).digest()[:8]
             )
-            # int64, for uint64 variables lack kernels on some devices.
             value = int.from_bytes(raw, "little", signed=True)
-            self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
-            self._key = tf.Variable(value, dtype=tf.int64, trainable=False)
+            self._step = _variable(0)
+            self._key = _variable(value)
 
     def next_step(self, steps_before: tf.Tensor | None = None) -> tf.Tensor:
         """The base key of one logical step; call it once per step.

@@ -12,6 +12,11 @@ coordinate: `noise_multiplier * l2_norm_clip`. With adaptive thresholds the
 counts that move them are released beside the sums, and the two share the
 multiplier (see `noise.budget`).
 
+**Replicas.** Of R replicas, each adds its share of the noise to the clipped
+sums of its own examples, of standard deviation 1 / sqrt(R) of the above and
+from a stream of its own; then one all-reduce adds up. So the mechanism is that
+of one replica.
+
 Reference:
     Abadi et al., 2016, arXiv 1607.00133.
 """
@@ -35,6 +40,7 @@ from tf_dpfp import low_rank
 from tf_dpfp import noise as noise_lib
 from tf_dpfp.accounting import LedgerEntry
 from tf_dpfp.accounting import Sampling
+from tf_dpfp.distribute import replicas
 from tf_dpfp.optimizers import adaptation as adaptation_lib
 from tf_dpfp.optimizers import carrier_state as carrier_state_lib
 
@@ -72,6 +78,8 @@ class ClippedGradients:
             adapts.
         carriers: The carriers that the sums were projected with; `None` for
             variables without. Empty: for all of them.
+        replicas: Over how many replicas the batch was dealt, each example to
+            exactly one of them.
     """
 
     sums: Sequence[tf.Tensor | None]
@@ -80,6 +88,26 @@ class ClippedGradients:
     regularization: Sequence[tf.Tensor | None]
     counts: tf.Tensor | None = None
     carriers: Sequence[low_rank.Carriers | None] = ()
+    replicas: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draws:
+    """What one replica adds to the noise of a step.
+
+    Attributes:
+        step_key: The key of the step, the same on every replica.
+        replica: Which replica this is.
+        share: Of the standard deviation of all noise, what this replica adds.
+    """
+
+    step_key: tf.Tensor
+    replica: tf.Tensor | int
+    share: float
+
+    def key(self, tensor: int) -> tf.Tensor:
+        """The key of one tensor's noise, of this replica alone."""
+        return noise_lib.NoiseSource.key_of(self.step_key, tensor, self.replica)
 
 
 def _positive_int(name: str, value, optional: bool = True) -> int | None:
@@ -384,6 +412,7 @@ class PrivateOptimizer:
         # would not be on the devices of those they belong to.
         with tf.init_scope():
             super().build(variables)
+        self._noise_source.build()
         if self._adaptive is not None:
             self._adaptation = adaptation_lib.Adaptation(self, variables)
         self._carrier_state.build(variables)
@@ -419,25 +448,28 @@ class PrivateOptimizer:
                 "The expected batch size is not known. Give the optimizer "
                 "`expected_batch_size=`."
             )
-        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            raise NotImplementedError(
-                "Private training runs on one replica. Received a strategy "
-                "of "
-                f"{tf.distribute.get_strategy().num_replicas_in_sync}."
-            )
+        _check_dealt(grads)
         if not self.built:
             self.build(list(grads.variables))
         carriers = self._carriers_of(grads)
         divisor = tf.convert_to_tensor(self._batch_size.value)
-        step_key = self._noise_source.next_step(self._ledger.total_steps())
+        draws = _Draws(
+            self._noise_source.next_step(self._ledger.total_steps()),
+            replicas.index() if grads.replicas > 1 else 0,
+            1.0 / math.sqrt(grads.replicas),
+        )
         # Before anything is released: a step that fails half-way is counted.
         self._ledger.count_step()
-        noise_multiplier = self.noise_multiplier
+        noise_multiplier, counts = self.noise_multiplier, None
         if self._adaptive is not None:
-            noise_multiplier = self._adapt(grads, divisor, step_key)
+            noise_multiplier, counts = self._noised_counts(grads, draws)
         released = _add_noise(
-            grads, noise_multiplier, self.clipping.noise_allocation, step_key
+            grads, noise_multiplier, self.clipping.noise_allocation, draws
         )
+        # Noised: from here on nothing is private, once it is added up.
+        *released, counts = replicas.sum_over_all([*released, counts])
+        if counts is not None:
+            self._adapt(grads, counts, divisor)
         self._carrier_state.before_update(grads.variables, carriers)
         gradients = _finished(grads, released, carriers, divisor)
         super().apply(gradients, list(grads.variables))
@@ -456,13 +488,10 @@ class PrivateOptimizer:
                 )
         return carriers
 
-    def _adapt(
-        self,
-        grads: ClippedGradients,
-        expected_batch_size: tf.Tensor,
-        step_key: tf.Tensor,
-    ) -> float:
-        """Moves the thresholds; returns what noise is left for the sums."""
+    def _noised_counts(
+        self, grads: ClippedGradients, draws: _Draws
+    ) -> tuple[float, tf.Tensor]:
+        """What noise is left for the sums; this replica's noised counts."""
         if grads.counts is None:
             raise ValueError(
                 "These clipped gradients carry no counts, from which adaptive "
@@ -482,11 +511,19 @@ class PrivateOptimizer:
         if self.noise_multiplier:
             counts += noise_lib.gaussian_noise(
                 counts.shape,
-                budget.counts,
+                budget.counts * draws.share,
                 # The keys before it are those of the variables.
-                noise_lib.NoiseSource.key_of(step_key, len(grads.variables)),
+                draws.key(len(grads.variables)),
             )
-        # Noised: from here on nothing is private.
+        return budget.sums, counts
+
+    def _adapt(
+        self,
+        grads: ClippedGradients,
+        counts: tf.Tensor,
+        expected_batch_size: tf.Tensor,
+    ) -> None:
+        """Moves the thresholds, by noised counts of all replicas."""
         estimates = clipping_lib.updated_estimates(
             tf.stack([group.estimate for group in grads.groups]),
             counts,
@@ -494,7 +531,6 @@ class PrivateOptimizer:
             self._adaptive,
         )
         self._adaptation.write(grads.groups, grads.variables, estimates)
-        return budget.sums
 
     def update_step(self, gradient, variable, learning_rate):
         """As the Keras optimizer's, where the variable's group is."""
@@ -503,11 +539,10 @@ class PrivateOptimizer:
             super().update_step(gradient, variable, learning_rate)
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
-        # Of one replica it is the identity, on the first device: gradients
-        # would go there and come back.
-        if tf.distribute.get_strategy().num_replicas_in_sync == 1:
-            return grads_and_vars
-        return super()._all_reduce_sum_gradients(grads_and_vars)
+        # What arrives here is added up over replicas: `apply` did it, before
+        # anything was divided. Of one replica, gradients would go to the first
+        # device and come back.
+        return grads_and_vars
 
     def apply_gradients(self, grads_and_vars):
         """As `apply`, for `ClippedGradients` only."""
@@ -564,6 +599,25 @@ class PrivateOptimizer:
         return config
 
 
+def _check_dealt(grads: ClippedGradients) -> None:
+    """Refuses a batch that may be on several replicas, or on none."""
+    count = replicas.count()
+    if grads.replicas == count:
+        return
+    if grads.replicas == 1:
+        raise NotPrivateError(
+            f"A step on {count} replicas needs a batch that was dealt to "
+            "them, each example to one: the same batch on every replica would "
+            f"count each example {count} times. Only `model.fit` deals: "
+            "train with it, or without a strategy."
+        )
+    raise NotPrivateError(
+        f"These clipped gradients are those of one of {grads.replicas} "
+        f"replicas, and {count} step together here. Apply them where they "
+        "were made."
+    )
+
+
 def _warn_if_drowned(
     budget: noise_lib.BudgetSplit, expected_batch_size: float
 ) -> None:
@@ -584,9 +638,12 @@ def _add_noise(
     clipped: ClippedGradients,
     noise_multiplier: float,
     allocation: str,
-    step_key: tf.Tensor,
+    draws: _Draws,
 ) -> list[tf.Tensor | None]:
-    """The released sums: each clipped sum plus its group's noise."""
+    """The released sums: each clipped sum plus its group's noise.
+
+    Of one replica of several: plus the replica's share of the noise.
+    """
     released: list[tf.Tensor | None] = list(clipped.sums)
     if not noise_multiplier:
         return released
@@ -596,6 +653,7 @@ def _add_noise(
         noise_multiplier,
         allocation,
     )
+    deviations = [deviation * draws.share for deviation in deviations]
     together: dict[str | None, list[tuple[int, Any]]] = {}
     drawn = 0
     for group, deviation in zip(clipped.groups, deviations, strict=True):
@@ -611,7 +669,7 @@ def _add_noise(
                 released[index] = _noised(
                     total,
                     deviation,
-                    noise_lib.NoiseSource.key_of(step_key, index),
+                    draws.key(index),
                     early=drawn <= _DRAWN_EARLY,
                 )
     for device, small in together.items():
@@ -621,7 +679,7 @@ def _add_noise(
                 [clipped.sums[index].shape for index in indices],
                 [deviation for _, deviation in small],
                 # One key for all of them; those of the others are not used.
-                noise_lib.NoiseSource.key_of(step_key, indices[0]),
+                draws.key(indices[0]),
             )
             for index, noise in zip(indices, noises, strict=True):
                 released[index] = _plus(clipped.sums[index], noise)

@@ -1,9 +1,12 @@
 """Random batches whose law is known, and the shapes they are given."""
 
 from tf_dpfp.sampling.calibration import calibrate_representation
+from tf_dpfp.sampling.dealing import deal
 from tf_dpfp.sampling.info import SamplingInfo
+from tf_dpfp.sampling.info import sampled_shard
 from tf_dpfp.sampling.info import sampling_of
 from tf_dpfp.sampling.labels import RandomizedLabels
+from tf_dpfp.sampling.labels import keep_probability
 from tf_dpfp.sampling.labels import randomize_labels
 from tf_dpfp.sampling.microbatches import microbatch_sampler
 from tf_dpfp.sampling.padding import pad_to_multiple
@@ -14,10 +17,13 @@ __all__ = [
     "RandomizedLabels",
     "SamplingInfo",
     "calibrate_representation",
+    "deal",
+    "keep_probability",
     "microbatch_sampler",
     "pad_to_multiple",
     "poisson_batches",
     "randomize_labels",
+    "sampled_shard",
     "sampling_of",
     "split_microbatches",
 ]

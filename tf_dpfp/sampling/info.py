@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -39,16 +40,35 @@ class SamplingInfo:
     labels: LedgerEntry | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Registered:
+    """What is known of a data set, and the way to draw from a part of it."""
+
+    info: SamplingInfo
+    shard: Callable[[int, int], tuple[tf.data.Dataset, SamplingInfo]] | None
+
+
 # Keyed by the identity of the data set rather than kept as its attribute: a
 # transformed data set is another object, and must not inherit the claim.
-_INFO: weakref.WeakKeyDictionary[tf.data.Dataset, SamplingInfo] = (
+_KNOWN: weakref.WeakKeyDictionary[tf.data.Dataset, _Registered] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def register(dataset: tf.data.Dataset, info: SamplingInfo) -> tf.data.Dataset:
-    """Records how `dataset` draws its batches, and returns it."""
-    _INFO[dataset] = info
+def register(
+    dataset: tf.data.Dataset,
+    info: SamplingInfo,
+    shard: Callable[[int, int], tuple[tf.data.Dataset, SamplingInfo]]
+    | None = None,
+) -> tf.data.Dataset:
+    """Records how `dataset` draws its batches, and returns it.
+
+    Args:
+        dataset: the data set.
+        info: the law of its batches.
+        shard: makes what `sampled_shard` returns.
+    """
+    _KNOWN[dataset] = _Registered(info, shard)
     return dataset
 
 
@@ -67,4 +87,39 @@ def sampling_of(dataset: Any) -> SamplingInfo | None:
     """
     if not isinstance(dataset, tf.data.Dataset):
         return None
-    return _INFO.get(dataset)
+    known = _KNOWN.get(dataset)
+    return None if known is None else known.info
+
+
+def sampled_shard(
+    dataset: tf.data.Dataset, index: int, count: int
+) -> tuple[tf.data.Dataset, SamplingInfo]:
+    """Draws from every `count`-th example only, as one of `count` workers.
+
+    Poisson sampling of disjoint shards, each by itself, is Poisson sampling of
+    the whole: no example's coin depends on another's. So the workers need not
+    agree on anything but the rate.
+
+    Args:
+        dataset: a data set returned by `poisson_batches`.
+        index: which worker, from 0.
+        count: number of workers.
+
+    Returns:
+        The batches of this worker, and the law of the batches of all workers
+        together, which is the same on every worker.
+
+    Raises:
+        ValueError: if `dataset` was not made by `poisson_batches`.
+    """
+    known = _KNOWN.get(dataset)
+    if known is None or known.shard is None:
+        raise ValueError(
+            "Only the data set that tf_dpfp.poisson_batches returned, itself, "
+            "can be drawn from by shards."
+        )
+    if not 0 <= index < count:
+        raise ValueError(
+            f"`index` is one of {count} workers. Received: index={index}"
+        )
+    return known.shard(index, count)

@@ -132,33 +132,56 @@ def poisson_batches(
     source = sources.make_source(x, y, sample_weight, cache)
     rate = _rate(source.size, expected_batch_size, sampling_rate)
     steps = int(steps_per_epoch or max(1, round(1 / rate)))
-    if padded:
-        capacity = int(capacity or default_capacity(source.size, rate))
+
+    def shard(
+        index: int, count: int
+    ) -> tuple[tf.data.Dataset, info_lib.SamplingInfo]:
+        largest = -(-source.size // count)
+        rows, overflow = None, 0.0
+        if padded:
+            rows = -(-capacity // count) if capacity else None
+            rows = int(rows or default_capacity(largest, rate))
+            # Any of the shards may overflow.
+            overflow = count * overflow_probability(largest, rate, rows)
+        mine = sources.every_nth(source, index, count)
+        dataset = _sampled(mine, rate, steps, rows, map_fn, seed, index)
+        info = info_lib.SamplingInfo(
+            sampling=PoissonSampling(
+                rate, overflow_probability=min(1.0, overflow)
+            ),
+            expected_batch_size=float(
+                expected_batch_size or rate * source.size
+            ),
+            population=source.size,
+            steps_per_epoch=steps,
+            capacity=rows,
+            seeded=seed is not None,
+        )
+        return dataset, info
+
+    return info_lib.register(*shard(0, 1), shard)
+
+
+def _sampled(
+    source: sources.Source,
+    rate: float,
+    steps: int,
+    capacity: int | None,
+    map_fn: Callable[..., Any] | None,
+    seed: int | None,
+    shard: int,
+) -> tf.data.Dataset:
+    """Poisson batches of a source, `steps` in every iteration."""
+    entropy = seeds(seed, shard)
 
     def draws() -> Iterator[np.ndarray]:
         rng = np.random.default_rng(next(entropy))
         for _ in range(steps):
             yield draw(rng, source.size, rate, capacity)
 
-    entropy = seeds(seed)
     dataset = batches(source, draws, capacity, map_fn)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
-    overflow = 0.0
-    if capacity is not None:
-        overflow = overflow_probability(source.size, rate, capacity)
-    return info_lib.register(
-        dataset.prefetch(2),
-        info_lib.SamplingInfo(
-            sampling=PoissonSampling(rate, overflow_probability=overflow),
-            expected_batch_size=float(
-                expected_batch_size or rate * source.size
-            ),
-            population=source.size,
-            steps_per_epoch=steps,
-            capacity=capacity,
-            seeded=seed is not None,
-        ),
-    )
+    return dataset.prefetch(2)
 
 
 def draw(
@@ -216,12 +239,15 @@ def default_capacity(population: int, rate: float) -> int:
     return high * _CAPACITY_MULTIPLE
 
 
-def seeds(seed: int | None) -> Iterator[Any]:
+def seeds(seed: int | None, shard: int = 0) -> Iterator[Any]:
     """One seed per iteration over the data set; None asks the system."""
     if seed is None:
         return itertools.repeat(None)
     # `zip` rather than a generator: iterators may start in several threads.
-    return zip(itertools.repeat(seed), itertools.count())
+    # Trailing zeros are no part of a seed: shard 0 draws as the whole would.
+    return zip(
+        itertools.repeat(seed), itertools.count(), itertools.repeat(shard)
+    )
 
 
 def batches(

@@ -115,6 +115,26 @@ def _element_source(x: Any) -> Callable[[Any], Source] | None:
     )
 
 
+def every_nth(source: Source, first: int, step: int) -> Source:
+    """The examples `first`, `first + step` and so on of a source.
+
+    Args:
+        source: all examples.
+        first: the first one to take, below `step`.
+        step: how far apart they are.
+
+    Returns:
+        A `Source` of these alone.
+    """
+    if step == 1:
+        return source
+    return dataclasses.replace(
+        source,
+        size=len(range(first, source.size, step)),
+        take=lambda indices: source.take(indices * step + first),
+    )
+
+
 # --- arrays ---------------------------------------------------------------
 
 

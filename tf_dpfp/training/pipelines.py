@@ -59,14 +59,7 @@ def describe(arguments: dict[str, Any], need_batch_size: bool) -> Pipeline:
                 "DPRepresentationClip: nothing is proved of them for clipped "
                 "gradients. Use tf_dpfp.poisson_batches."
             )
-        return Pipeline(
-            "the Poisson-sampled data set",
-            info.sampling,
-            info.expected_batch_size,
-            info.population,
-            info.seeded,
-            is_dataset=True,
-        )
+        return of_info(info)
     if isinstance(x, tf.data.Dataset):
         size = _dataset_batch_size(x) if need_batch_size else None
         return Pipeline("the data set", accounting.UnknownSampling(), size)
@@ -74,6 +67,18 @@ def describe(arguments: dict[str, Any], need_batch_size: bool) -> Pipeline:
         size = len(tree.flatten(x[0])[0]) if need_batch_size else None
         return Pipeline("the PyDataset", accounting.UnknownSampling(), size)
     return _describe_arrays(x, arguments, need_batch_size)
+
+
+def of_info(info: sampling_lib.SamplingInfo) -> Pipeline:
+    """The description of a Poisson-sampled data set."""
+    return Pipeline(
+        "the Poisson-sampled data set",
+        info.sampling,
+        info.expected_batch_size,
+        info.population,
+        info.seeded,
+        is_dataset=True,
+    )
 
 
 def _describe_arrays(x, arguments, need_batch_size: bool) -> Pipeline:

@@ -26,6 +26,7 @@ from tf_dpfp.training import losses as losses_lib
 from tf_dpfp.training import pipelines
 from tf_dpfp.training import private_step
 from tf_dpfp.training import probe
+from tf_dpfp.training import replicated
 from tf_dpfp.training import representations
 
 _STATE = "_tf_dpfp_state"
@@ -39,7 +40,10 @@ class _State:
         self.loss = None
         self.probed = False
         self.findings: representations.Findings | None = None
+        self.tried_with: tuple[bool, ...] = ()
         self.populations: set[int] = set()
+        # Over how many replicas the batches of `fit` are dealt; not outside.
+        self.dealt_to = 1
 
 
 def is_private(model: keras.Model) -> bool:
@@ -125,23 +129,24 @@ class PrivateTraining:
 
     def compile_from_config(self, config):
         """As Keras, which compiles no loaded model of another `compile`."""
-        plain = _ordinary(self, "compile").__func__ is keras.Model.compile
-        if type(self).compile is not PrivateTraining.compile or not plain:
+        if not (config and _compile_loaded(self, config)):
             _ordinary(self, "compile_from_config")(config)
-            return
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        # The state that follows holds the ledger.
-        _build_optimizer(self, self.optimizer)
 
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`; the ledger learns how batches are drawn."""
         if representations.layers_of(self):
             return _fit_on_representations(self, args, kwargs)
         optimizer = _ready(self)
+        arguments = _bound(_ordinary(self, "fit"), args, kwargs)
         pipeline = pipelines.describe(
-            _bound(_ordinary(self, "fit"), args, kwargs),
+            arguments,
             need_batch_size=optimizer.expected_batch_size is None,
         )
+        strategy = replicated.strategy_for(self, optimizer)
+        if replicated.deals(strategy):
+            pipeline = replicated.pipeline_of(
+                strategy, arguments["x"], pipeline
+            )
         if pipeline.expected_batch_size is not None:
             optimizer.set_expected_batch_size(
                 pipeline.expected_batch_size, pipeline.name
@@ -157,6 +162,8 @@ class PrivateTraining:
         if pipeline.is_dataset:
             # Keras would warn that it can't shuffle a data set.
             kwargs.setdefault("shuffle", False)
+        if replicated.deals(strategy):
+            return _fit_dealt(self, strategy, pipeline, arguments)
         _build_optimizer(self, optimizer)
         with _sampled(optimizer, pipeline.sampling, pipeline.seeded):
             return _ordinary(self, "fit")(*args, **kwargs)
@@ -166,6 +173,12 @@ class PrivateTraining:
         if representations.layers_of(self):
             return _ordinary(self, "train_on_batch")(*args, **kwargs)
         optimizer = _ready(self)
+        if replicated.deals(replicated.strategy_for(self, optimizer)):
+            raise ValueError(
+                "`train_on_batch` would give the same batch to every replica, "
+                "and so count each example several times. Use `fit`, with a "
+                "tf.data.Dataset of one batch."
+            )
         if optimizer.expected_batch_size is None:
             x = _bound(_ordinary(self, "train_on_batch"), args, kwargs)["x"]
             optimizer.set_expected_batch_size(
@@ -177,6 +190,7 @@ class PrivateTraining:
     def train_step(self, data):
         """One private step: see `training.private_step`."""
         under_xla = bool(self.jit_compile) and not self.run_eagerly
+        under_xla |= replicated.compiles(tf.distribute.get_strategy())
         target = (
             compilation.Target.XLA
             if under_xla
@@ -184,6 +198,45 @@ class PrivateTraining:
         )
         with compilation.tracing_for(target):
             return _train_step(self, data)
+
+
+def _compile_loaded(model: keras.Model, config: dict) -> bool:
+    """Gives a loaded model its private optimizer back, for it has the ledger.
+
+    Args:
+        model: A model with a `compile` of its own.
+        config: As `get_compile_config` returned it.
+
+    Returns:
+        Whether the file holds a private optimizer.
+
+    Raises:
+        ValueError: If it does, and the model's `compile` does not take it.
+    """
+    if not _names_private_optimizer(config.get("optimizer")):
+        return False
+    arguments = keras.saving.deserialize_keras_object(config)
+    try:
+        model.compile(**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"{type(model).__name__} was saved with a private optimizer, "
+            "which holds the ledger of what its training released, and can't "
+            f"be compiled with it again ({error}). Load it with compile=False: "
+            "its ledger is then lost, and adding up is your task."
+        ) from error
+    # The state that follows in the file holds the ledger.
+    _build_optimizer(model, model.optimizer)
+    return True
+
+
+def _names_private_optimizer(config: Any) -> bool:
+    if not isinstance(config, dict):
+        return False
+    return str(config.get("registered_name")).startswith("tf_dpfp>")
+
+
+keras_trainer.on_loading_a_custom_compile(_compile_loaded)
 
 
 def _train_step(model: keras.Model, data) -> dict:
@@ -221,9 +274,50 @@ def _train_step(model: keras.Model, data) -> dict:
     )
     _, regularization = private_step.regularization_gradients(plan)
     optimizer.apply(
-        private_step.as_clipped_gradients(plan, clipped, regularization)
+        private_step.as_clipped_gradients(
+            plan, clipped, regularization, _state(model).dealt_to
+        )
     )
     return model.get_metrics_result()
+
+
+def _fit_dealt(
+    model: keras.Model,
+    strategy: tf.distribute.Strategy,
+    pipeline: pipelines.Pipeline,
+    arguments: dict[str, Any],
+):
+    """`fit` on several replicas: each example of a batch goes to one."""
+    arguments = dict(arguments)
+    optimizer, state = model.optimizer, _state(model)
+    batches = arguments.pop("x")
+    if arguments["class_weight"] is not None:
+        raise ValueError(
+            "`class_weight` can't be used on several replicas. Give weights "
+            "with the examples instead (`sample_weight`)."
+        )
+    arguments["shuffle"] = False  # The data set has its own order.
+    arguments["steps_per_epoch"] = replicated.steps_per_epoch(
+        batches, arguments["steps_per_epoch"]
+    )
+    data = replicated.build(strategy, model, batches)
+    validation.raise_if_invalid(model, made_private=True)
+    build_plan(model, *data)
+    replicated.check_workers(strategy, model, pipeline, arguments)
+    arguments["callbacks"] = replicated.with_check(
+        arguments["callbacks"], strategy
+    )
+    state.dealt_to = strategy.num_replicas_in_sync
+    try:
+        with (
+            _sampled(optimizer, pipeline.sampling, pipeline.seeded),
+            replicated.fitting(strategy, model),
+        ):
+            return _ordinary(model, "fit")(
+                replicated.dealt(strategy, batches), **arguments
+            )
+    finally:
+        state.dealt_to = 1
 
 
 def _compile_on_representations(model, args, kwargs) -> None:
@@ -243,9 +337,12 @@ def _compile_on_representations(model, args, kwargs) -> None:
 def _try_representations(model, x) -> representations.Findings:
     """Checks a model with noised representations, once."""
     state = _state(model)
-    if state.findings is None:
+    frozen = representations.trainability(model)
+    if state.findings is None or state.tried_with != frozen:
         state.findings = representations.raise_if_unprotected(model, x)
         validation.raise_if_invalid(model, made_private=True)
+        # A model that is built on the way has more layers than before.
+        state.tried_with = representations.trainability(model)
     return state.findings
 
 

@@ -128,10 +128,13 @@ class MicrobatchResult:
 
 
 def forward(model: keras.Model, x):
-    """Calls the model in training mode."""
+    """Calls the model in training mode, each layer once."""
+    arguments = {}
     if keras_trainer.takes_training(model):
-        return model(x, training=True)
-    return model(x)
+        arguments["training"] = True
+    layers = keras_layers.all_layers(model)
+    with keras_layers.without_rematerialization(layers):
+        return model(x, **arguments)
 
 
 def clipped_microbatch(
@@ -199,7 +202,7 @@ def _backward(tape, total: tf.Tensor, sources, plan: Plan):
 
 
 def _variables_of(call: per_example.LayerCall) -> list[keras.Variable]:
-    return call.layer.trainable_variables
+    return call.rule.variables(call.layer)
 
 
 def _unscale(source_gradients, scale: float):
@@ -357,9 +360,22 @@ def _with_none(clipped: clipping_lib.ClippedSums, tensors) -> list:
 
 
 def as_clipped_gradients(
-    plan: Plan, clipped: clipping_lib.ClippedSums, regularization
+    plan: Plan,
+    clipped: clipping_lib.ClippedSums,
+    regularization,
+    replicas: int = 1,
 ) -> ClippedGradients:
-    """Packs clipped sums for the optimizer."""
+    """Packs clipped sums for the optimizer.
+
+    Args:
+        plan: The plan of the step.
+        clipped: The clipped sums of this replica.
+        regularization: The gradients of the regularisers.
+        replicas: Over how many replicas the batch was dealt.
+
+    Returns:
+        `ClippedGradients`.
+    """
     return ClippedGradients(
         sums=tuple(clipped.sums),
         counts=clipped.counts,
@@ -367,4 +383,5 @@ def as_clipped_gradients(
         groups=tuple(plan.groups),
         carriers=tuple(plan.carriers),
         regularization=tuple(regularization),
+        replicas=replicas,
     )

@@ -50,6 +50,11 @@ def layers_of(
     ]
 
 
+def trainability(model: keras.Model) -> tuple[bool, ...]:
+    """What a trial holds for: which layers are frozen."""
+    return tuple(layer.trainable for layer in keras_layers.all_layers(model))
+
+
 def entries(model: keras.Model) -> list[accounting.LedgerEntry]:
     """What the layers of a model have released."""
     return [e for layer in layers_of(model) for e in layer.ledger_entries]

@@ -1,0 +1,684 @@
+"""Checks of private training on the replicas of one machine.
+
+`python -m tests.training.replicas_worker results.json` writes the name of
+every check with its traceback, or null. Logical devices must be made before
+TensorFlow starts, so that this is a process of its own.
+"""
+
+import contextlib
+import functools
+import json
+import math
+import sys
+import tempfile
+import traceback
+from unittest import mock
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+from scipy import stats
+
+import tf_dpfp
+from tests.training import crossings
+from tests.training import reference
+from tf_dpfp import clipping
+from tf_dpfp.distribute import agreement
+from tf_dpfp.distribute import replicas
+from tf_dpfp.noise import NoiseSource
+from tf_dpfp.optimizers import private_optimizer
+from tf_dpfp.training import private_model
+
+EXAMPLES, FEATURES, CLASSES = 61, 7, 3
+CLIP, EXPECTED = 0.3, 9.0
+CHECKS = {}
+_PROBE_CHECK = private_model.probe.check
+
+
+def check(function):
+    """Makes a function one of the checks."""
+    CHECKS[function.__name__.replace("_", " ")] = function
+    return function
+
+
+@functools.cache
+def strategy(count):
+    """One strategy for each number of replicas, which adds up in its own way.
+
+    Two that both do it by collective operations would take each other's.
+    """
+    if count == 1:
+        return tf.distribute.get_strategy()
+    way = None if count == 2 else tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy(
+        [f"CPU:{i}" for i in range(count)], cross_device_ops=way
+    )
+
+
+def _data(seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(EXAMPLES, FEATURES)).astype(np.float32)
+    return x, rng.integers(0, CLASSES, EXAMPLES)
+
+
+def _mlp():
+    return keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            layers.Dense(19, "tanh", kernel_regularizer="l2"),
+            layers.Dense(CLASSES),
+        ]
+    )
+
+
+def _loss():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def _private(
+    count, cls=tf_dpfp.DPAdam, make=_mlp, marks=None, compiled=None, **kwargs
+):
+    """A private model on `count` replicas, with the same weights for each."""
+    keras.utils.set_random_seed(5)
+    arguments = {"noise_multiplier": 0.0, "l2_norm_clip": CLIP} | kwargs
+    with strategy(count).scope():
+        model = make()
+        tf_dpfp.make_private(model)
+        if marks:
+            tf_dpfp.reparametrize(model, **marks)
+        model.compile(
+            cls(0.05, **arguments), **({"loss": _loss()} | (compiled or {}))
+        )
+    return model
+
+
+def _batches(expected=EXPECTED, **kwargs):
+    return tf_dpfp.poisson_batches(
+        *_data(), expected_batch_size=expected, seed=3, **kwargs
+    )
+
+
+def _fit(model, batches=None, **kwargs):
+    return model.fit(
+        _batches() if batches is None else batches,
+        **({"epochs": 2, "verbose": 0} | kwargs),
+    )
+
+
+def _assert_equal_weights(a, b, atol=1e-5):
+    for mine, theirs in zip(a.get_weights(), b.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=atol, rtol=1e-5)
+
+
+def _assert_moved(model):
+    fresh = _private(1).get_weights()
+    assert all(
+        np.abs(a - b).max() > 1e-2
+        for a, b in zip(model.get_weights(), fresh, strict=True)
+    )
+
+
+def _adaptive(**kwargs):
+    return tf_dpfp.PerLayer(thresholds=tf_dpfp.Adaptive(**kwargs))
+
+
+# What is trained.
+
+WAYS = {
+    "flat": (2, {"microbatch_size": 2}),
+    "adaptive": (
+        4,
+        {
+            "cls": tf_dpfp.DPAdamW,
+            "weight_decay": 0.1,
+            "clipping": _adaptive(rescale=False),
+        },
+    ),
+    "carriers of the history": (
+        2,
+        {
+            "marks": {"rank": 2, "recompute_every": 3, "warmup_steps": 2},
+            "clipping": tf_dpfp.PerLayer(thresholds=tf_dpfp.Automatic()),
+        },
+    ),
+    "random carriers": (
+        4,
+        {
+            "marks": {"rank": 2, "carrier_source": "random"},
+            "use_ema": True,
+            "clipping": "per_layer",
+        },
+    ),
+    "eager": (2, {"compiled": {"run_eagerly": True}}),
+}
+
+
+def _trains_as_on_one(count, kwargs):
+    one, several = (_private(n, **kwargs) for n in (1, count))
+    # Batches smaller than the replicas are many, and empty; some are not.
+    batches = [_batches(expected=2.5), _batches(expected=2.5)]
+    _fit(one, batches[0], epochs=1)
+    _fit(several, batches[1], epochs=1)
+    _assert_moved(several)
+    _assert_equal_weights(one, several)
+    assert tf_dpfp.ledger(one) == tf_dpfp.ledger(several)
+    thresholds = [list(tf_dpfp.thresholds(m).values()) for m in (one, several)]
+    np.testing.assert_allclose(*thresholds, rtol=1e-5)
+
+
+for _way in WAYS:
+    CHECKS[f"{_way} on several trains as on one"] = functools.partial(
+        _trains_as_on_one, *WAYS[_way]
+    )
+
+
+@check
+def padded_batches_train_as_on_one():
+    compiled = {"weighted_metrics": ["accuracy"]}
+    models = [_private(n, compiled=compiled) for n in (1, 4)]
+    # A capacity that four replicas can't share equally.
+    logs = [
+        _fit(m, _batches(padded="static", capacity=30)).history for m in models
+    ]
+    _assert_equal_weights(*models)
+    for name in logs[0]:
+        np.testing.assert_allclose(logs[0][name], logs[1][name], rtol=1e-4)
+    (entry,) = tf_dpfp.ledger(models[1])
+    assert entry.sampling.overflow_probability > 0.0
+    assert tf_dpfp.ledger(models[0]) == [entry]
+
+
+@check
+def several_replicas_train_as_the_loop_over_examples():
+    model = _private(2, cls=tf_dpfp.DPSGD)
+    loop = reference.Reference(
+        _mlp,
+        model,
+        lambda: keras.optimizers.SGD(0.05),
+        reference.flat_group,
+        CLIP,
+        EXPECTED,
+        lambda: {"loss": _loss()},
+    )
+    batches = list(_batches(steps_per_epoch=4))
+    _fit(model, _batches(steps_per_epoch=4), epochs=1)
+    for x, y in batches:
+        loop.step(x, y)
+    loop.assert_weights_equal(model, atol=1e-5)
+    # Clipping must have mattered.
+    sums, _ = loop.clipped_sum(*batches[0])
+    length = math.sqrt(sum(np.sum(s**2) for s in sums))
+    assert length > 0.5 * CLIP
+
+
+@check
+def an_ordinary_data_set_is_dealt_too():
+    models = [_private(n, expected_batch_size=5) for n in (1, 2)]
+    data = tf.data.Dataset.from_tensor_slices(_data()).batch(5)
+    logs = [_fit(m, data).history["loss"] for m in models]
+    _assert_equal_weights(*models)
+    np.testing.assert_allclose(*logs, rtol=1e-4)
+    (entry,) = tf_dpfp.ledger(models[1])
+    assert entry.steps == 26
+    assert tf_dpfp.ledger(models[0]) == [entry]
+
+
+@check
+def a_model_that_is_not_built_is_built_before_the_first_step():
+    def unbuilt():
+        return keras.Sequential(
+            [layers.Dense(5, "tanh"), layers.Dense(CLASSES)]
+        )
+
+    model = _private(2, make=unbuilt, noise_multiplier=1.0)
+    _fit(model, epochs=1, validation_data=_data())
+    assert all(
+        isinstance(v.value, tf.distribute.DistributedValues)
+        for v in [*model.variables, *model.optimizer.variables]
+    )
+    assert math.isfinite(model.evaluate(*_data(), verbose=0))
+
+
+@check
+def the_trial_runs_once_and_refuses():
+    class Mixing(layers.Layer):
+        def call(self, x):
+            return x - keras.ops.mean(x, axis=0)
+
+    def mixing():
+        return keras.Sequential(
+            [keras.Input((FEATURES,)), layers.Dense(3), Mixing()]
+        )
+
+    good, bad = _private(2), _private(2, make=mixing)
+    with mock.patch.object(
+        private_model.probe, "check", side_effect=_PROBE_CHECK
+    ) as trial:
+        _fit(good, epochs=1)
+        _fit(good, epochs=1)
+        assert trial.call_count == 1
+        _refuses(bad, "depends on the other")
+
+
+# The noise.
+
+
+def _silent(count, width=257, **kwargs):
+    """Zero inputs and zero labels: whatever moves is noise."""
+
+    def make():
+        return keras.Sequential(
+            [
+                keras.Input((width,)),
+                layers.Dense(width, kernel_initializer="zeros"),
+            ]
+        )
+
+    arguments = {"noise_multiplier": 1.7, "expected_batch_size": 5.0}
+    with strategy(count).scope():
+        model = tf_dpfp.make_private(make())
+        model.compile(
+            tf_dpfp.DPSGD(1.0, l2_norm_clip=CLIP, **(arguments | kwargs)),
+            loss=lambda y_true, y_pred: tf.reduce_sum(0.0 * y_pred),
+        )
+    return model
+
+
+def _moves(model, steps):
+    """What each step adds to each weight, over its right deviation."""
+    width = model.input_shape[1]
+    seen = [model.get_weights()]
+
+    class Note(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(model.get_weights())
+
+    zeros = np.zeros((6, width), np.float32)
+    data = tf.data.Dataset.from_tensors((zeros, zeros)).repeat(steps)
+    model.fit(data, verbose=0, callbacks=[Note()])
+    flat = [
+        np.concatenate([w.astype(np.float64).ravel() for w in weights])
+        for weights in seen
+    ]
+    return np.diff(flat, axis=0) * 5.0 / (CLIP * 1.7)
+
+
+def _has_scale_one(sample, replica_count):
+    def p(scale):
+        return stats.kstest(np.ravel(sample), stats.norm(0, scale).cdf).pvalue
+
+    root = math.sqrt(replica_count)
+    assert p(1.0) > 1e-6, np.std(sample)
+    for wrong in (0.97, 1.03, root, 1 / root, replica_count, 1 / replica_count):
+        assert p(wrong) < 1e-6, wrong
+
+
+@check
+def the_noise_of_two_replicas_is_that_of_one():
+    moves = _moves(_silent(2), 3)
+    _has_scale_one(moves, 2)
+    correlations = np.corrcoef(moves)[np.triu_indices(3, 1)]
+    assert np.abs(correlations).max() < 6 / math.sqrt(moves.shape[1])
+
+
+@check
+def the_noise_of_four_replicas_is_that_of_one():
+    _has_scale_one(_moves(_silent(4, microbatch_size=2), 3), 4)
+
+
+@check
+def the_noise_of_counts_is_that_of_one_replica():
+    share, groups, steps, multiplier, expected = 0.5, 4, 150, 1.3, 100.0
+
+    def make():
+        return keras.Sequential(
+            [keras.Input((2,))] + [layers.Dense(2) for _ in range(groups)]
+        )
+
+    rate = 1e-2  # So that what is clipped stays what it was.
+    with strategy(4).scope():
+        model = tf_dpfp.make_private(make())
+        model.compile(
+            tf_dpfp.DPSGD(
+                0.0,
+                noise_multiplier=multiplier,
+                expected_batch_size=expected,
+                clipping=_adaptive(
+                    budget_share=share, learning_rate=rate, rescale=False
+                ),
+            ),
+            loss=lambda y_true, y_pred: tf.reduce_sum(0.0 * y_pred),
+        )
+    seen = []
+
+    class Note(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(list(tf_dpfp.thresholds(model).values()))
+
+    zeros = np.zeros((10, 2), np.float32)
+    data = tf.data.Dataset.from_tensors((zeros, zeros)).repeat(steps)
+    model.fit(data, verbose=0, callbacks=[Note()])
+    # An estimate times exp(-rate * (fraction - quantile)); the ten examples
+    # are all below it.
+    fractions = 0.5 - np.diff(np.log(np.float64(seen)), axis=0) / rate
+    deviation = multiplier * math.sqrt(groups) / (2 * math.sqrt(share))
+    noise = ((fractions - 0.5) * expected - 5.0) / deviation
+    for wrong, sign in ((1.0, 1), (0.5, -1), (2.0, -1), (0.25, -1), (4.0, -1)):
+        p = stats.kstest(noise.ravel(), stats.norm(0, wrong).cdf).pvalue
+        assert sign * (p - 1e-6) > 0, (wrong, noise.mean(), noise.std())
+
+
+@check
+def replicas_draw_from_streams_of_their_own():
+    shapes = [(300, 300), (900,)]  # One drawn alone, the other with others.
+    variables = [keras.Variable(np.zeros(s, np.float32)) for s in shapes]
+    group = clipping.Group("all", (0, 1), 1.0, 90900)
+    with strategy(4).scope():
+        source = NoiseSource()
+        source.build()
+
+    def shares():
+        clipped = tf_dpfp.ClippedGradients(
+            sums=[tf.zeros(s) for s in shapes],
+            variables=variables,
+            groups=[group],
+            regularization=[None, None],
+            replicas=4,
+        )
+        draws = private_optimizer._Draws(
+            source.next_step(), replicas.index(), 0.5
+        )
+        found = private_optimizer._add_noise(clipped, 1.0, "global", draws)
+        return tf.concat([tf.reshape(f, [-1]) for f in found], 0)
+
+    step = tf.function(lambda: strategy(4).run(shares), autograph=False)
+    drawn = np.concatenate(
+        [
+            strategy(4).experimental_local_results(step()),
+            strategy(4).experimental_local_results(step()),
+        ]
+    )
+    np.testing.assert_allclose(np.std(drawn, axis=1), 0.5, rtol=0.02)
+    for part in (drawn[:, :90000], drawn[:, 90000:]):
+        correlations = np.corrcoef(part)[np.triu_indices(8, 1)]
+        assert np.abs(correlations).max() < 5 / math.sqrt(part.shape[1])
+
+
+@check
+def seeded_noise_repeats_on_as_many_replicas():
+    runs = [_moves(_silent(2, 31, seed=8), 2) for _ in range(2)]
+    np.testing.assert_array_equal(*runs)
+    assert not np.allclose(runs[0][0], runs[0][1])
+
+
+# What is the same everywhere.
+
+
+@check
+def every_replica_holds_the_same_bits():
+    model = _private(
+        4, noise_multiplier=1.0, clipping=_adaptive(), marks={"rank": 2}
+    )
+    _fit(model)
+    for variable in [*model.variables, *model.optimizer.variables]:
+        copies = strategy(4).experimental_local_results(variable.value)
+        assert len(copies) == 4
+        for copy in copies[1:]:
+            assert copy.numpy().tobytes() == copies[0].numpy().tobytes()
+
+
+@check
+def replicas_that_went_apart_are_found():
+    model = _private(2, noise_multiplier=1.0)
+
+    class Disturb(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            kernel = model.trainable_variables[0].value
+            copy = strategy(2).experimental_local_results(kernel)[1]
+            copy.assign_add(1e-7 * tf.ones_like(copy))
+
+    with _raises(agreement.ReplicasDifferError, "different numbers for"):
+        _fit(model, epochs=1, callbacks=[Disturb()])
+
+
+@check
+def one_step_of_all_replicas_counts_once():
+    models = [_private(n, noise_multiplier=1.1) for n in (1, 4)]
+    for model in models:
+        _fit(model, epochs=3)
+    (entry,) = tf_dpfp.ledger(models[1])
+    assert entry.steps == 3 * len(_batches())
+    assert tf_dpfp.ledger(models[0]) == [entry]
+    epsilons = [tf_dpfp.epsilon(m, 1e-5) for m in models]
+    assert epsilons[0] == epsilons[1] > 0.0
+
+
+@check
+def the_budget_stops_several_replicas():
+    model = _private(2, noise_multiplier=1.1)
+    budget = tf_dpfp.PrivacyBudget(epsilon=3.0, delta=1e-3)
+    history = _fit(model, epochs=50, callbacks=[budget]).history
+    assert len(history["epsilon"]) < 50
+    assert 2.0 < tf_dpfp.epsilon(model, 1e-3) <= 3.0
+
+
+# What crosses from replica to replica.
+
+
+def _sent(count, **kwargs):
+    model = _private(count, noise_multiplier=1.0, **kwargs)
+    step = crossings.of_step(
+        lambda: _fit(model, _batches(steps_per_epoch=1), epochs=1)
+    )
+    return model, [c for c in step.crossings if c.source != c.to]
+
+
+def _numbers(sent, source):
+    """How many numbers of float32 leave a replica, logs and keys left out."""
+    shapes = [
+        c.shape for c in sent if c.source == source and c.dtype == tf.float32
+    ]
+    return sum(math.prod(shape) for shape in shapes if shape)
+
+
+@check
+def nothing_of_single_examples_leaves_a_replica():
+    # By collective operations, and from device to device.
+    for count in (2, 4):
+        model, sent = _sent(count, clipping=_adaptive())
+        assert sent
+        for crossing in sent:
+            assert crossing.shape is not None, crossing
+            assert None not in crossing.shape, crossing
+            assert "examples" not in crossing.carries, crossing
+        assert any("sum" in crossing.carries for crossing in sent)
+        weights = sum(w.size for w in model.get_weights())
+        counts = len(tf_dpfp.thresholds(model))
+        # The last replica receives and adds up nothing.
+        assert _numbers(sent, f"CPU:{count - 1}") == weights + counts
+
+
+@check
+def only_carriers_leave_a_replica():
+    def wide():
+        return keras.Sequential(
+            [keras.Input((40,)), layers.Dense(30, use_bias=False)]
+        )
+
+    model = _private(2, make=wide, marks={"rank": 2}, noise_multiplier=1.0)
+    x = np.ones((12, 40), np.float32)
+    data = tf.data.Dataset.from_tensors((x, np.zeros(12, np.int64)))
+    step = crossings.of_step(lambda: _fit(model, data, epochs=1))
+    assert _numbers(step.crossings, "CPU:1") == 2 * (40 + 30)
+
+
+@contextlib.contextmanager
+def _raises(kind, message):
+    try:
+        yield
+    except kind as error:
+        assert message in str(error), str(error)
+    else:
+        raise AssertionError(f"did not raise {kind.__name__}: {message}")
+
+
+def _refuses(model, message, *args, kind=ValueError, **kwargs):
+    before = model.get_weights()
+    with _raises(kind, message):
+        _fit(model, *args, **kwargs)
+    for mine, theirs in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert tf_dpfp.ledger(model) == []
+
+
+# What is refused.
+
+
+@check
+def a_scope_that_is_entered_too_late_is_refused():
+    outside = _private(1)
+    with strategy(2).scope():
+        _refuses(outside, "was made outside of it")
+    keras.utils.set_random_seed(5)
+    with strategy(2).scope():
+        model = tf_dpfp.make_private(_mlp())
+    model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), loss=_loss())
+    _refuses(model, "was made outside of the scope")
+    model = tf_dpfp.make_private(_mlp())
+    with strategy(2).scope():
+        model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), loss=_loss())
+    _refuses(model, "outside of it")
+
+
+@check
+def batches_that_may_miss_a_replica_are_refused():
+    x, y = _data()
+    model = _private(2, expected_batch_size=8)
+    _refuses(model, "The arrays can't be dealt", x, y=y)
+    _refuses(model, "The generator can't be dealt", ((x, y) for _ in range(2)))
+    distributed = strategy(2).experimental_distribute_dataset(
+        tf.data.Dataset.from_tensors((x, y))
+    )
+    _refuses(model, "exactly one replica can't be told", distributed)
+    with _raises(ValueError, "the same batch to every replica"):
+        model.train_on_batch(x, y)
+    _refuses(model, "`class_weight`", _batches(8), class_weight={0: 2.0})
+    unknown = tf.data.Dataset.from_generator(
+        lambda: [(x, y)],
+        output_signature=(
+            tf.TensorSpec([None, FEATURES]),
+            tf.TensorSpec([None], tf.int64),
+        ),
+    )
+    _refuses(model, "steps_per_epoch=", unknown)
+    _fit(model, unknown, steps_per_epoch=2, epochs=1)
+
+
+@check
+def a_loop_that_gives_every_replica_the_same_batch_is_refused():
+    model = _private(2, expected_batch_size=8)
+    x, y = _data()
+    clipped = tf_dpfp.clipped_gradients(model, x[:8], y[:8])
+    with _raises(tf_dpfp.NotPrivateError, "Only `model.fit` deals"):
+        with strategy(2).scope():
+            model.optimizer.apply(clipped)
+
+    def step(x, y):
+        model.optimizer.apply(tf_dpfp.clipped_gradients(model, x, y))
+
+    with _raises(tf_dpfp.NotPrivateError, "Only `model.fit` deals"):
+        strategy(2).run(step, args=(x[:8], y[:8]))
+    assert tf_dpfp.ledger(model) == []
+
+
+@check
+def what_keras_can_not_do_on_replicas_is_refused():
+    _refuses(
+        _private(2, compiled={"steps_per_execution": 3}),
+        "steps_per_execution=1",
+    )
+    _refuses(_private(2, compiled={"jit_compile": True}), "without XLA")
+    _refuses(
+        _private(2, use_ema=True, ema_overwrite_frequency=2),
+        "`ema_overwrite_frequency`",
+    )
+
+
+@check
+def asynchronous_strategies_are_refused():
+    with tf.distribute.experimental.CentralStorageStrategy(
+        ["CPU:0", "CPU:1"]
+    ).scope():
+        model = tf_dpfp.make_private(_mlp())
+        model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), loss=_loss())
+    _refuses(model, "does not run under CentralStorageStrategy")
+
+
+# State.
+
+
+@check
+def checkpoints_of_several_replicas_keep_everything():
+    kwargs = dict(
+        noise_multiplier=1.0,
+        clipping=_adaptive(),
+        marks={"rank": 2, "recompute_every": 3},
+    )
+    model = _private(2, **kwargs)
+    with tempfile.TemporaryDirectory() as folder:
+        _fit(model, epochs=1)
+        model.save_weights(f"{folder}/model.weights.h5")
+        entries = tf_dpfp.ledger(model)
+        state = model.optimizer.variables
+        saved = [v.numpy() for v in state if "ledger" not in v.path]
+        tf.train.Checkpoint(model=model).write(f"{folder}/checkpoint")
+        for restore in (
+            lambda m: m.load_weights(f"{folder}/model.weights.h5"),
+            lambda m: tf.train.Checkpoint(model=m).read(f"{folder}/checkpoint"),
+        ):
+            again = _private(2, **kwargs)
+            with strategy(2).scope():
+                again.optimizer.build(again.trainable_variables)
+            restore(again)
+            _assert_equal_weights(model, again, atol=0)
+            assert tf_dpfp.ledger(again) == entries
+            state = again.optimizer.variables
+            state = [v.value for v in state if "ledger" not in v.path]
+            for variable, value in zip(state, saved, strict=True):
+                for copy in strategy(2).experimental_local_results(variable):
+                    np.testing.assert_array_equal(copy.numpy(), value)
+            _fit(again, epochs=1)
+            (entry,) = tf_dpfp.ledger(again)
+            assert entry.steps == 2 * len(_batches())
+
+
+def main(path):
+    results = {}
+    for name, function in CHECKS.items():
+        results[name] = None
+        try:
+            with without_trial():
+                function()
+        except Exception:  # Reported by name, by the test.
+            results[name] = traceback.format_exc()
+    with open(path, "w") as file:
+        json.dump(results, file)
+
+
+def without_trial():
+    """It is not what is checked, and it takes half of the time."""
+    return mock.patch.object(private_model.probe, "check")
+
+
+def make_devices(count):
+    """Splits the CPU into logical devices."""
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * count
+    )
+
+
+if __name__ == "__main__":
+    make_devices(4)
+    main(sys.argv[1])

@@ -1,0 +1,289 @@
+"""One of two workers that train together.
+
+`python -m tests.training.workers_program INDEX checks FOLDER` runs the checks
+and writes what came of them; `... INDEX train FOLDER [KILL]` trains with
+backups, and kills worker 1 in the middle of the second epoch if told so.
+"""
+
+import json
+import math
+import os
+import pathlib
+import signal
+import sys
+import traceback
+from unittest import mock
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+from scipy import stats
+
+import tf_dpfp
+from tf_dpfp.distribute import agreement
+from tf_dpfp.training import private_model
+
+EXAMPLES, FEATURES, CLASSES, CLIP = 61, 7, 3, 0.3
+EPOCHS, STEPS, RATE = 3, 4, 0.5
+CHECKS = {}
+
+
+def check(function):
+    """Makes a function one of the checks."""
+    CHECKS[function.__name__.replace("_", " ")] = function
+    return function
+
+
+def _data():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(EXAMPLES, FEATURES)).astype(np.float32)
+    return x, rng.integers(0, CLASSES, EXAMPLES)
+
+
+def _batches(rate=RATE, **kwargs):
+    return tf_dpfp.poisson_batches(
+        *_data(), sampling_rate=rate, steps_per_epoch=STEPS, **kwargs
+    )
+
+
+def _mlp():
+    return keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            layers.Dense(19, "tanh"),
+            layers.Dense(CLASSES),
+        ]
+    )
+
+
+def _private(strategy, marks=None, **kwargs):
+    keras.utils.set_random_seed(5)
+    with strategy.scope():
+        model = tf_dpfp.make_private(_mlp())
+        if marks:
+            tf_dpfp.reparametrize(model, **marks)
+        arguments = {"l2_norm_clip": CLIP, "noise_multiplier": 1.0} | kwargs
+        model.compile(
+            tf_dpfp.DPAdam(0.05, **arguments),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
+    return model
+
+
+def _adaptive():
+    return tf_dpfp.PerLayer(thresholds=tf_dpfp.Adaptive(rescale=False))
+
+
+@check
+def two_workers_train_as_one(strategy, index):
+    # Every example in every batch: shards of 31 and 30.
+    models, logs = [], []
+    for each in (strategy, tf.distribute.get_strategy()):
+        model = _private(each, noise_multiplier=0.0, clipping=_adaptive())
+        history = model.fit(
+            _batches(rate=1.0),
+            epochs=2,
+            verbose=0,
+            validation_data=_data(),
+        ).history
+        models.append(model)
+        logs.append(history)
+    for mine, theirs in zip(*[m.get_weights() for m in models], strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5, rtol=1e-5)
+    moved = np.abs(
+        models[0].get_weights()[0]
+        - _private(tf.distribute.get_strategy()).get_weights()[0]
+    )
+    assert moved.max() > 1e-2
+    assert tf_dpfp.ledger(models[0]) == tf_dpfp.ledger(models[1])
+    for name in logs[0]:
+        np.testing.assert_allclose(logs[0][name], logs[1][name], rtol=1e-4)
+
+
+@check
+def the_noise_of_two_workers_is_that_of_one(strategy, index):
+    width, expected, multiplier = 257, 5.0, 1.7
+    with strategy.scope():
+        model = keras.Sequential(
+            [
+                keras.Input((width,)),
+                layers.Dense(width, kernel_initializer="zeros"),
+            ]
+        )
+        tf_dpfp.make_private(model)
+        model.compile(
+            tf_dpfp.DPSGD(1.0, l2_norm_clip=CLIP, noise_multiplier=multiplier),
+            loss=lambda y_true, y_pred: tf.reduce_sum(0.0 * y_pred),
+        )
+    zeros = np.zeros((10, width), np.float32)
+    batches = tf_dpfp.poisson_batches(
+        zeros, zeros, expected_batch_size=expected, steps_per_epoch=1
+    )
+    model.fit(batches, verbose=0)
+    flat = np.concatenate([np.ravel(w) for w in model.get_weights()])
+    noise = np.float64(flat) * expected / (CLIP * multiplier)
+    for scale, sign in ((1.0, 1), (2**0.5, -1), (0.5**0.5, -1), (2.0, -1)):
+        p = stats.kstest(noise, stats.norm(0, scale).cdf).pvalue
+        assert sign * (p - 1e-6) > 0, (scale, noise.std())
+
+
+@check
+def a_shard_without_examples_takes_part(strategy, index):
+    model = _private(strategy, marks={"rank": 2})
+    x, y = _data()
+    batches = tf_dpfp.poisson_batches(
+        x[:1], y[:1], sampling_rate=0.5, steps_per_epoch=3
+    )
+    model.fit(batches, verbose=0)
+    (entry,) = tf_dpfp.ledger(model)
+    assert entry.steps == 3
+
+
+@check
+def padded_shards_take_part(strategy, index):
+    model = _private(strategy)
+    model.fit(_batches(padded="static", capacity=40), verbose=0)
+    (entry,) = tf_dpfp.ledger(model)
+    # Rows for 20 of 31 examples, and of 32 next door, in two shards.
+    overflow = 2 * stats.binom.sf(20, 32, RATE)
+    claimed = entry.sampling.overflow_probability
+    assert math.isclose(claimed, overflow), (claimed, overflow)
+
+
+@check
+def workers_with_different_flags_are_refused(strategy, index):
+    model = _private(strategy, noise_multiplier=1.0 + index)
+    _refuses("different optimizers", model.fit, _batches(), verbose=0)
+    model = _private(strategy)
+    _refuses("different data sets", model.fit, _batches(0.5 + 0.1 * index))
+    _refuses("different lengths", model.fit, _batches(), epochs=1 + index)
+
+    class Restore(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            if index:
+                kernel = self.model.trainable_variables[0]
+                kernel.assign(kernel + 1.0)
+
+    _refuses("different states", model.fit, _batches(), callbacks=[Restore()])
+    assert tf_dpfp.ledger(model) == []
+
+
+@check
+def data_that_is_not_sharded_is_refused(strategy, index):
+    model = _private(strategy, expected_batch_size=8)
+    data = tf.data.Dataset.from_tensor_slices(_data()).batch(8)
+    _refuses("its own share", model.fit, data)
+    assert tf_dpfp.ledger(model) == []
+
+
+@check
+def workers_that_went_apart_are_found(strategy, index):
+    model = _private(strategy)
+
+    class Disturb(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            if index:
+                kernel = model.trainable_variables[0]
+                kernel.assign(kernel + 1e-6)
+
+    _refuses(
+        "trained apart",
+        model.fit,
+        _batches(),
+        verbose=0,
+        callbacks=[Disturb()],
+        kind=agreement.ReplicasDifferError,
+    )
+
+
+@check
+def keras_still_needs_the_ways_round(strategy, index):
+    """Fails when Keras mends it: `keras_distribution` can then do without."""
+
+    def ordinary():
+        with strategy.scope():
+            model = _mlp()
+            model.compile("sgd", loss="sparse_categorical_crossentropy")
+        return model
+
+    data = tf.data.Dataset.from_tensor_slices(_data()).batch(10)
+    _refuses("", ordinary().fit, data, verbose=0, kind=Exception)
+    model = ordinary()
+    with mock.patch.object(model, "_maybe_symbolic_build"):
+        _refuses("", model.fit, data, verbose=0, kind=Exception)
+
+
+def _refuses(message, function, *args, kind=ValueError, **kwargs):
+    try:
+        function(*args, **kwargs)
+    except kind as error:
+        assert message in str(error), str(error)
+    else:
+        raise AssertionError(f"not refused: {message}")
+
+
+def _run_checks(strategy, index, folder):
+    results = {}
+    for name, function in CHECKS.items():
+        results[name] = None
+        try:
+            with mock.patch.object(private_model.probe, "check"):
+                function(strategy, index)
+        except Exception:  # Reported by name, by the test.
+            results[name] = traceback.format_exc()
+    return results
+
+
+class _KillAt(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        epoch = self.model.optimizer.iterations.numpy() // STEPS
+        if epoch == 1 and batch == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _train(strategy, index, folder, kill=False):
+    model = _private(
+        strategy, clipping=_adaptive(), marks={"rank": 2, "recompute_every": 3}
+    )
+    before = []
+
+    class Note(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            before.append(sum(e.steps for e in tf_dpfp.ledger(model)))
+
+    callbacks = [
+        keras.callbacks.BackupAndRestore(
+            f"{folder}/backup{index}", delete_checkpoint=False
+        ),
+        Note(),
+    ]
+    if kill and index:
+        callbacks.append(_KillAt())
+    model.fit(_batches(), epochs=EPOCHS, verbose=0, callbacks=callbacks)
+    return {
+        "steps before": before[0],
+        "steps": [e.steps for e in tf_dpfp.ledger(model)],
+        "epsilon": tf_dpfp.epsilon(model, 1e-3),
+        "thresholds": list(tf_dpfp.thresholds(model).values()),
+        "digest": agreement.digest_of(
+            [*model.variables, *model.optimizer.variables]
+        ),
+    }
+
+
+def main(index, what, folder, *kill):
+    """Runs one worker."""
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    assert strategy.num_replicas_in_sync == 2
+    if what == "checks":
+        results = _run_checks(strategy, int(index), folder)
+    else:
+        results = _train(strategy, int(index), folder, bool(kill))
+    path = pathlib.Path(folder, f"results{index}.json")
+    path.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,7 @@
+"""Private training on several devices and machines, by `tf.distribute`."""
+
+from tf_dpfp.distribute.agreement import ReplicasDifferError
+from tf_dpfp.distribute.strategies import STRATEGIES
+from tf_dpfp.distribute.strategies import make_strategy
+
+__all__ = ["STRATEGIES", "ReplicasDifferError", "make_strategy"]

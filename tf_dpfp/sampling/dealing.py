@@ -1,0 +1,71 @@
+"""Deals every batch of a data set to replicas, each example to one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_dpfp.sampling import padding
+
+
+def deal(
+    batches: tf.data.Dataset, replicas: int, static: bool = False
+) -> tf.data.Dataset:
+    """Cuts every batch into one piece for each replica, forever.
+
+    Piece r of a batch is for replica r. All rows of a batch are in its pieces,
+    each in one of them; pieces may be empty, and differ by one row at most. So
+    unlike the batching that `tf.distribute` does by itself, it is exact for
+    batches of any size.
+
+    Args:
+        batches: batches of any size. When they end, they begin anew.
+        replicas: number of pieces.
+        static: whether pieces must have one static size; the batches must then
+            be `(x, y, sample_weight)` of one static size, and may get further
+            rows of weight zero.
+
+    Returns:
+        The pieces of the first batch, of the second one, and so on; infinite.
+
+    Raises:
+        ValueError: if a component of a batch has no axis over examples.
+    """
+
+    def pieces(*batch: Any) -> tf.data.Dataset:
+        if static:
+            batch, _ = padding.pad_to_multiple(batch, replicas)
+        leaves = keras.tree.flatten(batch)
+        for leaf in leaves:
+            if leaf.shape.rank == 0:
+                raise ValueError(
+                    "A component of the batches has no first axis over "
+                    "examples, so it can't be dealt to replicas. Leave it out."
+                )
+
+        def piece(replica: tf.Tensor) -> Any:
+            dealt = keras.tree.pack_sequence_as(
+                batch,
+                [_piece(leaf, replica, replicas, static) for leaf in leaves],
+            )
+            return dealt if isinstance(element, tuple) else dealt[0]
+
+        return tf.data.Dataset.range(replicas).map(piece)
+
+    element = batches.element_spec
+    dealt = batches.repeat().flat_map(pieces)
+    return dealt.apply(
+        tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+    )
+
+
+def _piece(
+    leaf: tf.Tensor, replica: tf.Tensor, replicas: int, static: bool
+) -> tf.Tensor:
+    rows = leaf.shape[0] if static else tf.shape(leaf, out_type=tf.int64)[0]
+    piece = leaf[replica * rows // replicas : (replica + 1) * rows // replicas]
+    if static:
+        piece = tf.ensure_shape(piece, [rows // replicas, *leaf.shape[1:]])
+    return piece

@@ -1,0 +1,342 @@
+"""Private `fit` on the replicas of a `tf.distribute` strategy.
+
+Every batch is dealt: each of its examples reaches exactly one replica. What
+would happen inside the first step (building, the trial) happens before it, once
+and outside of all replicas. After the last step, the replicas must hold the
+same bits.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_dpfp import sampling as sampling_lib
+from tf_dpfp.distribute import agreement
+from tf_dpfp.training import keras_distribution
+from tf_dpfp.training import pipelines
+
+_SUPPORTED = (
+    tf.distribute.OneDeviceStrategy,
+    tf.distribute.MirroredStrategy,
+    tf.distribute.MultiWorkerMirroredStrategy,
+    tf.distribute.TPUStrategy,
+)
+
+
+def strategy_for(
+    model: keras.Model, optimizer
+) -> tf.distribute.Strategy | None:
+    """The strategy that a model trains under.
+
+    Args:
+        model: A private, compiled model.
+        optimizer: Its optimizer.
+
+    Returns:
+        The strategy, or `None` where there is none.
+
+    Raises:
+        ValueError: If model and optimizer were not both made in its scope, or
+            private training does not support it.
+    """
+    strategy = keras_distribution.strategy_of(model)
+    current = tf.distribute.get_strategy()
+    if tf.distribute.has_strategy() and current is not strategy:
+        raise ValueError(
+            f"`fit` is called in the scope of a {type(current).__name__} and "
+            f"model '{model.name}' was made outside of it. Make and compile "
+            "the model inside `with strategy.scope():`."
+        )
+    if strategy is None:
+        strategy = _strategy_of_variables(optimizer)
+        if strategy is None:
+            return None
+        raise ValueError(
+            f"The optimizer was made in the scope of a "
+            f"{type(strategy).__name__} and model '{model.name}' outside of "
+            "it. Make and compile the model inside `with strategy.scope():`."
+        )
+    if not isinstance(strategy, _SUPPORTED):
+        raise ValueError(
+            f"Private training does not run under {type(strategy).__name__}: "
+            "all replicas must take each step together. Use MirroredStrategy, "
+            "MultiWorkerMirroredStrategy or TPUStrategy."
+        )
+    for variable in [*model.variables, *optimizer.variables]:
+        if not strategy.extended.variable_created_in_scope(variable.value):
+            raise ValueError(
+                f"'{variable.path}' was made outside of the scope of the "
+                f"{type(strategy).__name__} that the model trains under. Make "
+                "model and optimizer, and compile, inside "
+                "`with strategy.scope():`."
+            )
+    if deals(strategy):
+        _check_settings(strategy, model, optimizer)
+    return strategy
+
+
+def _check_settings(strategy, model: keras.Model, optimizer) -> None:
+    """Refuses what Keras can't do on several replicas, with any model."""
+    if int(model.steps_per_execution) != 1:
+        raise ValueError(
+            "Keras runs one step at a time on several replicas. Compile with "
+            "steps_per_execution=1. Received: "
+            f"steps_per_execution={int(model.steps_per_execution)}"
+        )
+    if model.jit_compile and not compiles(strategy):
+        raise ValueError(
+            "Steps on several replicas run without XLA, except on TPUs. "
+            "Compile with jit_compile=False."
+        )
+    if getattr(optimizer, "ema_overwrite_frequency", None):
+        raise ValueError(
+            "Keras can't overwrite weights with their averages during steps "
+            "on several replicas. Leave `ema_overwrite_frequency` out: they "
+            "are overwritten at the end of `fit`."
+        )
+
+
+def _strategy_of_variables(optimizer) -> tf.distribute.Strategy | None:
+    value = optimizer.iterations.value
+    return value.distribute_strategy if _is_distributed(value) else None
+
+
+def _is_distributed(value) -> bool:
+    return isinstance(value, tf.distribute.DistributedValues)
+
+
+def compiles(strategy: tf.distribute.Strategy | None) -> bool:
+    """Whether a strategy has XLA compile what its replicas run."""
+    return isinstance(strategy, tf.distribute.TPUStrategy)
+
+
+def deals(strategy: tf.distribute.Strategy | None) -> bool:
+    """Whether batches must be dealt under a strategy."""
+    return strategy is not None and (
+        strategy.num_replicas_in_sync > 1 or agreement.num_workers(strategy) > 1
+    )
+
+
+def pipeline_of(
+    strategy: tf.distribute.Strategy, x: Any, pipeline: pipelines.Pipeline
+) -> pipelines.Pipeline:
+    """The pipeline of all workers together.
+
+    Args:
+        strategy: The strategy.
+        x: What `fit` was given.
+        pipeline: Its description.
+
+    Returns:
+        The description of what all workers draw.
+
+    Raises:
+        ValueError: If it is not certain that each example would reach exactly
+            one replica.
+    """
+    if isinstance(x, tf.distribute.DistributedDataset):
+        raise ValueError(
+            "Whether each example of a distributed data set reaches exactly "
+            "one replica can't be told. Give `fit` the data set that "
+            "tf_dpfp.poisson_batches returned; it is distributed here."
+        )
+    if not isinstance(x, tf.data.Dataset):
+        raise ValueError(
+            f"{pipeline.name[:1].upper()}{pipeline.name[1:]} can't be dealt "
+            "to several replicas. Give `fit` the data set that "
+            "tf_dpfp.poisson_batches returned, or a tf.data.Dataset of "
+            "batches."
+        )
+    workers = agreement.num_workers(strategy)
+    if workers == 1:
+        return pipeline
+    if not pipeline.is_dataset:
+        raise ValueError(
+            "Workers that read data sets of their own may meet the same "
+            "example in one step. Give `fit` the data set that "
+            "tf_dpfp.poisson_batches returned: each worker then draws from "
+            "its own share of the examples."
+        )
+    _, info = sampling_lib.sampled_shard(x, 0, workers)
+    return pipelines.of_info(info)
+
+
+def dealt(
+    strategy: tf.distribute.Strategy, batches: tf.data.Dataset
+) -> tf.distribute.DistributedDataset:
+    """Distributes batches, each example to exactly one replica.
+
+    Args:
+        strategy: The strategy.
+        batches: What `fit` was given.
+
+    Returns:
+        An infinite distributed data set.
+    """
+
+    def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        info, mine = sampling_lib.sampling_of(batches), batches
+        if context.num_input_pipelines > 1:
+            mine, info = sampling_lib.sampled_shard(
+                batches,
+                context.input_pipeline_id,
+                context.num_input_pipelines,
+            )
+        return sampling_lib.deal(
+            mine,
+            context.num_replicas_in_sync // context.num_input_pipelines,
+            static=info is not None and info.capacity is not None,
+        ).prefetch(2)
+
+    return strategy.distribute_datasets_from_function(of_worker)
+
+
+def steps_per_epoch(batches: tf.data.Dataset, given: int | None) -> int:
+    """How many steps an epoch has.
+
+    Args:
+        batches: What `fit` was given.
+        given: Its `steps_per_epoch`.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: If it can't be told.
+    """
+    steps = given or int(batches.cardinality())
+    if steps < 1:
+        raise ValueError(
+            "How many batches the data set has can't be told. Give `fit` "
+            "`steps_per_epoch=`."
+        )
+    return steps
+
+
+def build(
+    strategy: tf.distribute.Strategy,
+    model: keras.Model,
+    batches: tf.data.Dataset,
+) -> tuple:
+    """Builds a model, its metrics and its optimizer under a strategy.
+
+    Args:
+        strategy: The strategy.
+        model: A private, compiled model.
+        batches: What `fit` was given.
+
+    Returns:
+        The specifications of `(x, y, sample_weight)`.
+    """
+    data = keras.utils.unpack_x_y_sample_weight(batches.element_spec)
+    with strategy.scope():
+        keras_distribution.symbolic_build(model, data)
+    return data
+
+
+@contextlib.contextmanager
+def fitting(
+    strategy: tf.distribute.Strategy, model: keras.Model
+) -> Iterator[None]:
+    """What must hold while Keras fits a model that is built.
+
+    Args:
+        strategy: The strategy.
+        model: The model.
+
+    Raises:
+        ReplicasDifferError: At the end, if replicas hold different numbers.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(keras_distribution.without_symbolic_build(model))
+        if agreement.num_workers(strategy) > 1:
+            stack.enter_context(keras_distribution.reducible_logs(model))
+        yield
+    agreement.check_identical(strategy, _state_of(model))
+
+
+def check_workers(
+    strategy: tf.distribute.Strategy,
+    model: keras.Model,
+    pipeline: pipelines.Pipeline,
+    arguments: dict[str, Any],
+) -> None:
+    """Raises unless all workers were given the same.
+
+    Args:
+        strategy: The strategy.
+        model: The model, built.
+        pipeline: The pipeline of all workers.
+        arguments: Those of `fit`.
+
+    Raises:
+        ValueError: If they were not.
+    """
+    optimizer = model.optimizer
+    lengths = ("epochs", "steps_per_epoch", "validation_steps")
+    agreement.check_same_on_workers(
+        strategy,
+        {
+            "optimizers": sorted(optimizer.get_config().items()),
+            "ledgers": optimizer.ledger_entries,
+            "data sets": (pipeline.sampling, pipeline.population),
+            "batch sizes": optimizer.expected_batch_size,
+            "lengths of training": [arguments[name] for name in lengths],
+            "models": [
+                (tuple(v.shape), str(v.dtype), bool(v.trainable))
+                for v in model.variables
+            ],
+        },
+    )
+
+
+class CheckStart(keras.callbacks.Callback):
+    """Checks that workers start with the same, restored or new.
+
+    Each restores its state by itself, and one may have saved an epoch more
+    than the others before it was killed.
+
+    Args:
+        strategy: The strategy.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy):
+        super().__init__()
+        self._strategy = strategy
+
+    def on_train_begin(self, logs=None):
+        agreement.check_same_on_workers(
+            self._strategy,
+            {
+                "states to start with": [
+                    agreement.digest_of(_state_of(self.model)),
+                    keras_distribution.initial_epoch(self.model),
+                ]
+            },
+        )
+
+
+def _state_of(model: keras.Model) -> list[keras.Variable]:
+    return [*model.trainable_variables, *model.optimizer.variables]
+
+
+def with_check(callbacks: Any, strategy: tf.distribute.Strategy) -> Any:
+    """The callbacks of `fit`, with the check of the start behind them.
+
+    Args:
+        callbacks: What `fit` was given.
+        strategy: The strategy.
+
+    Returns:
+        What to give to Keras.
+    """
+    if agreement.num_workers(strategy) == 1:
+        return callbacks
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks.append(CheckStart(strategy))
+        return callbacks
+    given = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
+    return [*(c for c in given if c is not None), CheckStart(strategy)]
