@@ -5,6 +5,8 @@
     python -m benchmarks.step_time --memory_curve
     python -m benchmarks.step_time --workloads=bert_base --modes=per_layer
     python -m benchmarks.step_time --workloads=frozen --modes=dpfp
+    python -m benchmarks.step_time --workloads=minilm,minilm_lora \
+        --modes=per_layer,adaptive --rounds=10
 
 Times are taken in one process, ordinary and private steps in turn, noise
 included, with everything `fit` compiles (loss, optimizer, metrics). Each row
@@ -39,7 +41,7 @@ from examples import clippings
 
 _WORKLOADS = flags.DEFINE_list(
     "workloads",
-    [n for n in workloads.WORKLOADS if n not in ("bert_base", "frozen")],
+    [n for n in workloads.WORKLOADS if n not in (*workloads.HUB, "frozen")],
     f"Which workloads to run, of {', '.join(workloads.WORKLOADS)}.",
 )
 _MODES = flags.DEFINE_list(
