@@ -11,6 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from benchmarks import rgp_tasks
+
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
@@ -193,6 +195,20 @@ def _bert_batch(count: int, length: int):
     return inputs, labels
 
 
+def _text_block() -> keras.Model:
+    return rgp_tasks.text_classifier(pretrained=False)
+
+
+def _hidden_states(count: int):
+    rng = np.random.default_rng(0)
+    shape = (count, rgp_tasks.TOKENS, rgp_tasks.WIDTH)
+    inputs = {
+        "hidden": rng.normal(size=shape).astype(np.float32),
+        "padding_mask": np.ones(shape[:2], np.int32),
+    }
+    return inputs, rng.integers(0, 2, count)
+
+
 _BERT_VOCABULARY = 30522
 
 WORKLOADS = {
@@ -205,6 +221,8 @@ WORKLOADS = {
         Workload("wide_mlp", wide_mlp, _images(4096), 256),
         Workload("cnn_256", tutorial_cnn, _images(28, 28, 1), 256),
         Workload("cnn_2048", tutorial_cnn, _images(28, 28, 1), 2048),
+        Workload("rgp_mlp", rgp_tasks.mlp, _images(28, 28, 1), 2048),
+        Workload("rgp_text", _text_block, _hidden_states, 1000),
         Workload("bert_base", bert_base, _bert_batch, 8, 128),
         Workload("minilm", minilm, _bert_batch, 32, 128),
         Workload("minilm_lora", minilm_lora, _bert_batch, 32, 128),
