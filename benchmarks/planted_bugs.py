@@ -23,8 +23,8 @@ from tf_dpfp.training import private_step
 def noise_forgotten() -> Iterator[None]:
     """The clipped sums are released as they are."""
 
-    def release(clipped, noise_multiplier, allocation, step_key):
-        del noise_multiplier, allocation, step_key
+    def release(clipped, noise_multiplier, allocation, draws):
+        del noise_multiplier, allocation, draws
         return list(clipped.sums)
 
     with mock.patch.object(private_optimizer, "_add_noise", release):
@@ -36,8 +36,8 @@ def noise_halved() -> Iterator[None]:
     """Half of the standard deviation that is accounted for."""
     original = private_optimizer._add_noise
 
-    def release(clipped, noise_multiplier, allocation, step_key):
-        return original(clipped, noise_multiplier / 2, allocation, step_key)
+    def release(clipped, noise_multiplier, allocation, draws):
+        return original(clipped, noise_multiplier / 2, allocation, draws)
 
     with mock.patch.object(private_optimizer, "_add_noise", release):
         yield
@@ -46,7 +46,6 @@ def noise_halved() -> Iterator[None]:
 @contextlib.contextmanager
 def noise_reused() -> Iterator[None]:
     """The same noise in every step."""
-
     original = noise.NoiseSource.key_of
 
     def key_of(step_key, *of_tensor):

@@ -91,7 +91,7 @@ def overfitted():
     before = auditing.membership_inference(
         model, (x[:100], y[:100]), (x[100:], y[100:])
     )
-    model.fit(x[:100], y[:100], epochs=60, verbose=0)
+    model.fit(x[:100], y[:100], epochs=40, verbose=0)
     after = auditing.membership_inference(
         model, (x[:100], y[:100]), (x[100:], y[100:])
     )

@@ -51,14 +51,10 @@ def test_sound_adaptive_steps_are_not_refuted():
     assert 1.7 < np.mean(inside) - np.mean(outside) < 2.3
 
 
-def test_sound_sampled_steps_are_not_refuted():
-    assert not audit_cases.flat_sampled(RUNS // 2, seed=3).refuted
-
-
 def test_a_public_batch_size_hides_the_number_of_examples():
-    assert not audit_cases.data_size(RUNS, seed=3).refuted
+    assert not audit_cases.data_size(100, seed=3).refuted
     # Otherwise sums are divided by what follows the data: of another claim.
-    assert audit_cases.data_size(RUNS, seed=3, public=False).refuted
+    assert audit_cases.data_size(100, seed=3, public=False).refuted
 
 
 def test_every_bug_has_a_case():

@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 import tf_dpfp
+from tf_dpfp import accounting
 from tf_dpfp import auditing
 
 
@@ -172,6 +173,23 @@ def test_dirac_audit_refuses_what_it_can_not_audit():
         auditing.dirac_audit(used)
     with pytest.raises(ValueError, match="steps=0"):
         auditing.dirac_audit(tf_dpfp.DPSGD(1.0, noise_multiplier=1.0), steps=0)
+
+
+def test_dirac_audit_keeps_the_batch_size_and_counts_what_it_ran():
+    optimizer = tf_dpfp.DPSGD(
+        0.25, noise_multiplier=1.0, l2_norm_clip=0.5, expected_batch_size=64.0
+    )
+    report = auditing.dirac_audit(optimizer, runs=5, steps=2, delta=1e-3)
+    assert optimizer.expected_batch_size == 64.0
+    assert sum(entry.steps for entry in optimizer.ledger_entries) == 20
+    assert report.adjacency == "add_or_remove" and len(report.scores) == 10
+    # Two steps without sampling: a Gaussian mechanism of multiplier 1/sqrt 2.
+    exact = accounting.compute_epsilon(
+        [accounting.LedgerEntry(accounting.UnknownSampling(), 0.5**0.5, 1)],
+        1e-3,
+        "pld",
+    )
+    assert report.claimed_epsilon == pytest.approx(exact, rel=1e-3)
 
 
 def test_canaries_are_removed_without_changing_the_number_of_rows():

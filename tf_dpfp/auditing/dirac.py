@@ -164,6 +164,8 @@ def _projections(
             y,
             weight,
             sampling_rate=sampling_rate,
+            # Its own, if it was given one.
+            expected_batch_size=model.optimizer.expected_batch_size,
             steps_per_epoch=runs * steps,
         ),
         callbacks=[recorder],
