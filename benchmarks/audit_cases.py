@@ -190,6 +190,52 @@ def padded(runs: int, seed: int | None = None) -> auditing.AuditReport:
     return _report([projections(rows), projections(rows - 1)])
 
 
+def data_size(
+    runs: int, seed: int | None = None, public: bool = True
+) -> auditing.AuditReport:
+    """The scale of the noise in the weights: what sums are divided by.
+
+    Args:
+        runs: Runs of each kind.
+        seed: Of the noise.
+        public: Whether the expected batch size is a number of its own, and
+            not the sampling rate times the number of examples.
+    """
+    rate, features = 0.5, 400
+
+    model = _compiled(
+        keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros"),
+        features,
+        _linear_loss,
+        seed=seed,
+    )
+
+    def spreads(examples):
+        recorder = auditing.ReleaseRecorder(restart_every=1)
+        batches = tf_dpfp.poisson_batches(
+            np.zeros((examples, features), np.float32),
+            np.zeros((examples, 1), np.float32),
+            sampling_rate=rate,
+            expected_batch_size=5.0 if public else None,
+            steps_per_epoch=runs,
+        )
+        model.fit(batches, callbacks=[recorder], verbose=0)
+        # The update itself: of what it was divided by nothing is known.
+        updates = recorder.releases / model.optimizer.expected_batch_size
+        return -np.std(updates, axis=(1, 2))
+
+    ran = accounting.LedgerEntry(
+        accounting.PoissonSampling(rate), NOISE_MULTIPLIER, 1
+    )
+    return auditing.audit_scores(
+        np.concatenate([spreads(10), spreads(9)]),
+        np.arange(2 * runs) < runs,
+        method="many_runs",
+        delta=DELTAS,
+        claimed_epsilon=lambda d: accounting.compute_epsilon([ran], d, "pld"),
+    )
+
+
 Case = Callable[..., auditing.AuditReport]
 
 # What must not be refuted.
@@ -198,6 +244,7 @@ SOUND: dict[str, Case] = {
     "DP-SGD, flat, 4 steps, rate 1/2": flat_sampled,
     "DP-SGD, per layer, adaptive, 2 steps": per_layer_adaptive,
     "RGP, rank 2": low_rank,
+    "DP-SGD, number of examples not public": data_size,
 }
 # Each bug with the case that shows it, which alone is not refuted.
 TELLTALE: dict[str, Case] = {

@@ -4,9 +4,10 @@
     python -m benchmarks.audit_study --parts=bugs --bug_runs=200
     python -m benchmarks.audit_study --plots=docs
 
-Four parts: single steps under the sharpest canary, which must not be refuted;
-the same with a bug planted, which must be; networks trained once with many
-canaries, scored by their loss. One JSON object for each audit. With `--plots`,
+Four parts: steps under the sharpest canary, which must not be refuted; the same
+with a bug planted, which must be; forward propagation as published, which must
+be, too; networks trained once with many canaries, scored by their loss. One
+JSON object for each audit. With `--plots`,
 the pictures of docs/auditing.md are drawn into a directory.
 """
 
@@ -22,14 +23,17 @@ from absl import flags
 
 import tf_dpfp
 from benchmarks import audit_cases
+from benchmarks import forward_cases
 from benchmarks import planted_bugs
 from tf_dpfp import auditing
 
 _PARTS = flags.DEFINE_list(
-    "parts", ["steps", "bugs", "networks"], "Parts of the study."
+    "parts", ["steps", "bugs", "published", "networks"], "Parts of the study."
 )
 _RUNS = flags.DEFINE_integer("runs", 4000, "Runs with the canary, sound steps.")
-_BUG_RUNS = flags.DEFINE_integer("bug_runs", 500, "The same, planted bugs.")
+_BUG_RUNS = flags.DEFINE_integer(
+    "bug_runs", 1000, "The same, planted bugs and published forms."
+)
 _CANARIES = flags.DEFINE_integer("canaries", 1000, "Canaries of a network.")
 _SEED = flags.DEFINE_integer("seed", 1, "Of coins, noise and batches.")
 _PLOTS = flags.DEFINE_string("plots", None, "Directory for pictures.")
@@ -63,14 +67,23 @@ def _print(row: dict) -> dict:
     return row
 
 
-def _steps() -> dict[str, auditing.AuditReport]:
+def _audit_each(part: str, cases: dict, runs: int) -> dict:
     reports = {}
-    for name, case in audit_cases.SOUND.items():
+    for name, case in cases.items():
         start = time.perf_counter()
-        reports[name] = case(_RUNS.value, seed=_SEED.value)
+        reports[name] = case(runs, seed=_SEED.value)
         seconds = round(time.perf_counter() - start, 1)
-        _print(_row("steps", name, reports[name], seconds=seconds))
+        _print(_row(part, name, reports[name], seconds=seconds))
     return reports
+
+
+def _steps() -> dict[str, auditing.AuditReport]:
+    cases = {**audit_cases.SOUND, **forward_cases.SOUND}
+    return _audit_each("steps", cases, _RUNS.value)
+
+
+def _published() -> dict[str, auditing.AuditReport]:
+    return _audit_each("published", forward_cases.PUBLISHED, _BUG_RUNS.value)
 
 
 def _bugs() -> dict[str, auditing.AuditReport]:
@@ -94,14 +107,14 @@ def _bugs() -> dict[str, auditing.AuditReport]:
     return reports
 
 
-_FEATURES, _CLASSES, _OTHERS, _EPOCHS, _RATE = 20, 4, 1000, 20, 0.1
+_FEATURES, _CLASSES, _OTHERS, _EPOCHS, _RATE = 20, 4, 1000, 30, 0.1
 
 
 def _optimizer(**settings):
     return tf_dpfp.DPSGD(
         2.0,
         l2_norm_clip=0.5,
-        noise_multiplier=1.0,
+        noise_multiplier=2.0,
         seed=_SEED.value,
         **settings,
     )
@@ -137,7 +150,7 @@ def _train_network(name: str, included: np.ndarray) -> tuple:
     model = keras.Sequential(
         [
             keras.Input((_FEATURES,)),
-            keras.layers.Dense(64, "relu"),
+            keras.layers.Dense(256, "relu"),
             keras.layers.Dense(_CLASSES),
         ]
     )
@@ -205,7 +218,12 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     # Of adaptive thresholds with batches of five: expected here.
     warnings.filterwarnings("ignore", message="The fractions that adaptive")
-    parts = {"steps": _steps, "bugs": _bugs, "networks": _networks}
+    parts = {
+        "steps": _steps,
+        "bugs": _bugs,
+        "published": _published,
+        "networks": _networks,
+    }
     found = {part: parts[part]() for part in _PARTS.value}
     if not _PLOTS.value:
         return
@@ -221,6 +239,12 @@ def main(argv: list[str]) -> None:
             directory / "audit_bug.png",
             found["bugs"]["noise halved"],
             "The same step, half of the noise",
+        )
+    if "published" in found:
+        auditing.plot_audit(
+            directory / "audit_published.png",
+            found["published"]["DP-FP as published, label gap"],
+            "DP-FP as published: the labels",
         )
     if "networks" in found:
         auditing.plot_roc(

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 from unittest import mock
 
+import keras
 import tensorflow as tf
 
 from tf_dpfp import clipping
@@ -46,12 +47,12 @@ def noise_halved() -> Iterator[None]:
 def noise_reused() -> Iterator[None]:
     """The same noise in every step."""
 
-    def key(self, steps_before=None):
-        del steps_before
-        self._build()
-        return self._key.value()
+    original = noise.NoiseSource.key_of
 
-    with mock.patch.object(noise.NoiseSource, "next_step", key):
+    def key_of(step_key, *of_tensor):
+        return original(tf.zeros_like(step_key), *of_tensor)
+
+    with mock.patch.object(noise.NoiseSource, "key_of", staticmethod(key_of)):
         yield
 
 
@@ -75,7 +76,10 @@ def actual_batch_size() -> Iterator[None]:
 
     def clipped_batch(model, plan, x, y, sample_weight, *rest):
         clipped = original(model, plan, x, y, sample_weight, *rest)
-        drawn = tf.math.count_nonzero(sample_weight, dtype=tf.float32)
+        if sample_weight is None:
+            drawn = tf.cast(tf.shape(keras.tree.flatten(x)[0])[0], tf.float32)
+        else:
+            drawn = tf.math.count_nonzero(sample_weight, dtype=tf.float32)
         scale = model.optimizer.expected_batch_size / tf.maximum(drawn, 1.0)
         sums = [None if s is None else s * scale for s in clipped.sums]
         return clipped._replace(sums=sums)

@@ -28,7 +28,7 @@ from benchmarks import workloads
 from examples import clippings
 
 _WORKLOAD = flags.DEFINE_enum(
-    "workload", "mlp", list(workloads.WORKLOADS), "What to train."
+    "workload", "mlp_256", list(workloads.WORKLOADS), "What to train."
 )
 _REPLICAS = flags.DEFINE_list("replicas", ["1", "2", "4"], "How many replicas.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each kind has its turn.")

@@ -4,6 +4,7 @@
     python -m benchmarks.step_time --workloads=transformer --rounds=40
     python -m benchmarks.step_time --memory_curve
     python -m benchmarks.step_time --workloads=bert_base --modes=per_layer
+    python -m benchmarks.step_time --workloads=frozen --modes=dpfp
 
 Times are taken in one process, ordinary and private steps in turn, noise
 included, with everything `fit` compiles (loss, optimizer, metrics). Each row
@@ -38,14 +39,15 @@ from examples import clippings
 
 _WORKLOADS = flags.DEFINE_list(
     "workloads",
-    [name for name in workloads.WORKLOADS if name != "bert_base"],
+    [n for n in workloads.WORKLOADS if n not in ("bert_base", "frozen")],
     f"Which workloads to run, of {', '.join(workloads.WORKLOADS)}.",
 )
 _MODES = flags.DEFINE_list(
     "modes",
     ["flat", "per_layer"],
     f"What to time, of {', '.join(clippings.CLIPPINGS)} and rgp (flat, with "
-    "low-rank carriers).",
+    "low-rank carriers), and dpfp (noise before the last layer, for workload "
+    "frozen).",
 )
 _RANK = flags.DEFINE_integer("rank", 4, "Of the carriers of the mode rgp.")
 _CARRIER_SOURCE = flags.DEFINE_enum(
@@ -78,6 +80,7 @@ _ORDINARY = "non_private"
 # Batch and length.
 _CURVE = [(16, 128), (32, 128), (64, 128), (16, 256)]
 _LOW_RANK = "rgp"
+_REPRESENTATIONS = "dpfp"
 
 
 def _batch_size(workload: workloads.Workload) -> int:
@@ -100,7 +103,9 @@ def _compiled_model(workload: workloads.Workload, mode: str) -> keras.Model:
             carrier_source=_CARRIER_SOURCE.value,
             warmup_steps=2,
         )
-    if mode != _ORDINARY:
+    if mode == _REPRESENTATIONS:
+        model = tf_dpfp.make_private(_with_noise(model))
+    elif mode != _ORDINARY:
         tf_dpfp.make_private(model)
         optimizer = tf_dpfp.DPAdam(
             1e-4,
@@ -120,6 +125,13 @@ def _compiled_model(workload: workloads.Workload, mode: str) -> keras.Model:
         **arguments,
     )
     return model
+
+
+def _with_noise(model: keras.Model) -> keras.Model:
+    """The same layers, with noise on what the last one is given."""
+    head = model.layers[-1]
+    noise = tf_dpfp.DPRepresentationClip(1.0, 1.0, labels="public")
+    return keras.Model(model.input, head(noise(head.input)))
 
 
 def _iterator(workload: workloads.Workload) -> Iterator:

@@ -101,6 +101,14 @@ def transformer(
     return keras.Model(tokens, keras.layers.Dense(num_classes)(x))
 
 
+def frozen_transformer(length: int = 128) -> keras.Model:
+    """The transformer with nothing but its last layer to train."""
+    model = transformer(length=length)
+    for layer in model.layers[:-1]:
+        layer.trainable = False
+    return model
+
+
 def bert_base(length: int = 128) -> keras.Model:
     """A classifier on KerasHub's BERT of base size, 110 million weights.
 
@@ -155,6 +163,7 @@ WORKLOADS = {
     workload.name: workload
     for workload in (
         Workload("transformer", transformer, _tokens(8000), 16, 128),
+        Workload("frozen", frozen_transformer, _tokens(8000), 16, 128),
         Workload("mlp_256", mlp, _images(784), 256),
         Workload("mlp_2048", mlp, _images(784), 2048),
         Workload("wide_mlp", wide_mlp, _images(4096), 256),

@@ -20,6 +20,7 @@ from tf_dpfp.clipping import Flat
 from tf_dpfp.clipping import PerBlock
 from tf_dpfp.clipping import PerDevice
 from tf_dpfp.clipping import PerLayer
+from tf_dpfp.layers import DebiasedCrossentropy
 from tf_dpfp.layers import DPRepresentationClip
 from tf_dpfp.low_rank import RGPConv1D
 from tf_dpfp.low_rank import RGPConv2D

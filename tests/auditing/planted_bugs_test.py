@@ -55,6 +55,12 @@ def test_sound_sampled_steps_are_not_refuted():
     assert not audit_cases.flat_sampled(RUNS // 2, seed=3).refuted
 
 
+def test_a_public_batch_size_hides_the_number_of_examples():
+    assert not audit_cases.data_size(RUNS, seed=3).refuted
+    # Otherwise sums are divided by what follows the data: of another claim.
+    assert audit_cases.data_size(RUNS, seed=3, public=False).refuted
+
+
 def test_every_bug_has_a_case():
     assert set(planted_bugs.BUGS) == set(audit_cases.TELLTALE)
 

@@ -65,6 +65,30 @@ def test_runs_start_over_and_the_ledger_goes_on():
     np.testing.assert_array_equal(model.get_weights()[0], [[1.0], [1.0]])
 
 
+def test_the_ledger_of_a_layer_goes_on_under_ordinary_sgd():
+    model = keras.Sequential(
+        [
+            keras.Input((2,)),
+            tf_dpfp.DPRepresentationClip(1.0, 3.0, labels="public"),
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.5), loss="mse")
+    recorder = auditing.ReleaseRecorder(restart_every=1)
+    start = model.get_weights()[-2:]
+    batches = tf.data.Dataset.from_tensors((X, Y)).repeat(4)
+    model.fit(batches, shuffle=False, verbose=0, callbacks=[recorder])
+    assert recorder.releases.shape == (4, 1, 3)
+    assert len(np.unique(recorder.releases[..., 0])) == 4
+    counted = [e.steps for e in model.layers[0].ledger_entries]
+    model.fit(batches, shuffle=False, verbose=0, callbacks=[recorder])
+    assert [e.steps for e in model.layers[0].ledger_entries] == [
+        2 * count for count in counted
+    ]
+    for before, after in zip(start, model.get_weights()[-2:], strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
 def test_schedules_are_read_before_each_step():
     model = linear_model()
     model.compile(

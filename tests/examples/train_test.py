@@ -19,7 +19,9 @@ import pytest
 import tf_dpfp
 from examples import checkpoints
 from examples import datasets
+from examples import minilm
 from examples import plots
+from examples import text_datasets
 from examples import training
 from tf_dpfp import accounting
 
@@ -470,6 +472,11 @@ def test_every_setting_has_a_flag(monkeypatch):
             "private_mnist.keras",
         ),
         ("adaptive_clipping.py", "epsilon 2.", "adaptive_thresholds.png"),
+        (
+            "low_rank_carriers.py",
+            "random: test accuracy",
+            "low_rank_carriers.png",
+        ),
     ],
 )
 def test_the_tutorials_run(
@@ -492,3 +499,29 @@ def test_the_tutorials_run(
     runpy.run_path(str(ROOT / "examples" / tutorial))
     assert says in capsys.readouterr().out
     assert (tmp_path / leaves).exists()
+
+
+def test_the_tutorial_on_text_runs(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+
+    def small():
+        texts = np.array([f"sentence {i}" for i in range(2100)], object)
+        labels = rng.integers(0, 2, 2100)
+        return (texts[:2000], labels[:2000]), (texts[2000:], labels[2000:])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TF_DPFP_TUTORIAL_EPOCHS", "2")
+    monkeypatch.setattr(text_datasets, "load_movie_reviews", small)
+    monkeypatch.setattr(
+        minilm,
+        "sentence_vectors",
+        lambda texts: rng.normal(size=(len(texts), 8)).astype("float32"),
+    )
+    runpy.run_path(str(ROOT / "examples" / "noised_representations.py"))
+    printed = capsys.readouterr().out
+    # Both guarantees are met, each for its own neighbours.
+    assert "replace-one adjacency" in printed
+    figures = [float(e) for e in re.findall(r"epsilon (\d\.\d+)\n", printed)]
+    assert len(figures) == 5
+    assert all(2.9 < figure <= 3.0 for figure in figures)
+    assert (tmp_path / "noised_representations.png").exists()

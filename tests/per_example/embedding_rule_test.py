@@ -186,15 +186,6 @@ def test_oracle_sees_a_wrong_soft_cap(monkeypatch):
         oracle.check(model, ids)
 
 
-@needs_reversible
-def test_lora_takes_the_generic_rule():
-    table = L.ReversibleEmbedding(NUM_ROWS, WIDTH)
-    table.build((None, 5))
-    table.enable_lora(2)
-    (unit,) = per_example.find_units(table)
-    assert isinstance(unit.rule, per_example.GenericRule)
-
-
 def test_layer_of_the_hub_takes_the_rule():
     hub = _hub()
     layer = hub.layers.ReversibleEmbedding(NUM_ROWS, WIDTH)

@@ -609,14 +609,27 @@ def test_a_preprocessing_task_takes_raw_strings():
     assert np.isfinite(history["loss"][0])
 
 
+@pytest.mark.parametrize("size", [40, 41])
+def test_rate_and_batch_size_may_both_be_public_numbers(size):
+    batches = poisson_batches(
+        np.arange(size), sampling_rate=0.25, expected_batch_size=60
+    )
+    info = sampling_of(batches)
+    assert info.sampling.sampling_rate == 0.25
+    assert info.expected_batch_size == 60.0
+
+
 # --- errors ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({}, "exactly one of"),
-        ({"expected_batch_size": 2, "sampling_rate": 0.1}, "exactly one of"),
+        ({}, "`sampling_rate` or both, got neither"),
+        (
+            {"expected_batch_size": 0, "sampling_rate": 0.1},
+            "`expected_batch_size` must be",
+        ),
         ({"expected_batch_size": 11}, "larger than the data set of 10"),
         ({"expected_batch_size": 0}, "`expected_batch_size` must be"),
         ({"expected_batch_size": -1}, "`expected_batch_size` must be"),

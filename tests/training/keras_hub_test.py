@@ -205,14 +205,70 @@ def test_preset_of_a_private_task_is_an_ordinary_one(tmp_path):
         task.predict(texts, verbose=0),
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_loaded_task_keeps_its_ledger(name, tmp_path):
+    texts, labels = _sentences(8)
+    data = (texts, labels) if name == "classifier" else (texts,)
+    task = _private(TASKS[name], 0.7, expected_batch_size=4)
+    task.fit(*data, batch_size=4, shuffle=False, verbose=0)
+    assert sum(entry.steps for entry in tf_dpfp.ledger(task)) == 2
     task.save(tmp_path / "task.keras")
-    # Keras compiles no loaded model with a `compile` of its own. What was
-    # released is in the file with the optimizer, for one of the same kind.
-    resumed = _private(_classifier, 0.7, expected_batch_size=4)
+
+    loaded = keras.saving.load_model(tmp_path / "task.keras")
+    assert type(loaded) is type(task)
+    # It is an ordinary model with a private optimizer, which refuses that.
+    with pytest.raises(tf_dpfp.NotPrivateError):
+        loaded.fit(*data, batch_size=4, verbose=0)
+    tf_dpfp.make_private(loaded)
+    assert tf_dpfp.ledger(loaded) == tf_dpfp.ledger(task)
+    _assert_same_weights(loaded, task, atol=0.0)
+    loaded.fit(*data, batch_size=4, shuffle=False, verbose=0)
+    assert sum(entry.steps for entry in tf_dpfp.ledger(loaded)) == 4
+    # Another private optimizer takes over what was released before.
+    loaded.compile(
+        tf_dpfp.DPAdam(noise_multiplier=0.9, l2_norm_clip=1.0),
+        **_compile_arguments(),
+    )
+    assert sum(entry.steps for entry in tf_dpfp.ledger(loaded)) == 4
+
+    # Weights alone, with an optimizer of the same kind.
+    resumed = _private(TASKS[name], 0.7, expected_batch_size=4)
     resumed.optimizer.build(resumed.trainable_variables)
     resumed.load_weights(tmp_path / "task.keras")
     assert tf_dpfp.ledger(resumed) == tf_dpfp.ledger(task)
     _assert_same_weights(resumed, task, atol=0.0)
+
+
+def test_an_ordinary_task_loads_as_ever(tmp_path):
+    task = _classifier()
+    task.save(tmp_path / "task.keras")
+    with pytest.warns(UserWarning, match="method is custom"):
+        loaded = keras.saving.load_model(tmp_path / "task.keras")
+    assert type(loaded.optimizer) is keras.optimizers.Adam
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class OwnCompile(keras.Sequential):
+    """Its `compile` takes something that no file has."""
+
+    def compile(self, optimizer="adam", *, secret, **kwargs):
+        super().compile(optimizer, **kwargs)
+
+
+def test_a_ledger_that_would_be_lost_is_refused(tmp_path):
+    model = OwnCompile([keras.Input((3,)), keras.layers.Dense(2)])
+    tf_dpfp.make_private(model)
+    model.compile(
+        secret=1, optimizer=tf_dpfp.DPSGD(noise_multiplier=1.0), loss="mse"
+    )
+    model.fit(np.ones((4, 3)), np.ones((4, 2)), batch_size=4, verbose=0)
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="holds the ledger"):
+        keras.saving.load_model(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    _assert_same_weights(loaded, model, atol=0.0)
 
 
 def test_a_private_task_refuses_the_optimizer_of_the_hub():

@@ -138,7 +138,11 @@ def test_quantized_and_rematerialized_layers_are_recognised():
     assert keras_layers.is_quantized(dense)
     if hasattr(keras, "RematScope"):
         with keras.RematScope(mode="full"):
-            assert keras_layers.is_rematerialized(layers.Dense(2))
+            dense = layers.Dense(2)
+        assert keras_layers.is_rematerialized(dense)
+        with keras_layers.without_rematerialization([dense]):
+            assert not keras_layers.is_rematerialized(dense)
+        assert keras_layers.is_rematerialized(dense)
 
 
 def test_masks_travel_with_tensors():

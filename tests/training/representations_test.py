@@ -125,6 +125,17 @@ def test_an_ordinary_model_counts_by_itself():
                 pass
 
 
+def test_sequential_models_that_were_never_called():
+    def sequential():
+        return keras.Sequential([keras.Input((5,)), _clip(), layers.Dense(2)])
+
+    model = sequential()
+    tf_dpfp.make_private(model)
+    ordinary = sequential()
+    ordinary.compile("adam", LOSS)
+    assert tf_dpfp.epsilon(ordinary, DELTA) == 0.0
+
+
 def test_saved_and_loaded(tmp_path):
     model = _private()
     model.fit(_batches(steps_per_epoch=2), verbose=0)
@@ -246,6 +257,27 @@ def _mask_around():
     return keras.Model(tokens, layers.Dense(2)(h))
 
 
+class Remasks(layers.Layer):
+    """Passes its first input on, with a mask made of its second."""
+
+    supports_masking = True
+
+    def call(self, inputs):
+        return inputs[0]
+
+    def compute_mask(self, inputs, mask=None):
+        return inputs[1] > 0.5
+
+    def compute_output_shape(self, shapes):
+        return shapes[0]
+
+
+def _mask_of_the_output():
+    inputs = keras.Input((5,))
+    h = _clip()(keras.ops.expand_dims(inputs, -1))
+    return keras.Model(inputs, Remasks()([layers.Dense(2)(h), inputs]))
+
+
 def _added_loss():
     return _model(encoder=AddsLoss())
 
@@ -267,6 +299,7 @@ def _below(layer):
         (lambda: _skip(1e-4), "way around the layer"),
         (_product, "way around the layer"),
         (_mask_around, "way around the layer"),
+        (_mask_of_the_output, "way around the layer"),
         (_added_loss, "way around the layer"),
         (_activity, "way around the layer"),
         (lambda: _below(Mixes()), "depends on the other examples"),
@@ -290,8 +323,9 @@ def test_what_the_noise_does_not_protect_is_refused(build, message):
     model = build()
     model.compile("adam", LOSS)
     x = X if model.input.dtype == "float32" else np.ones((N, 5), np.int32)
+    y = Y[:, None].repeat(5, 1) if len(model.output.shape) == 3 else Y
     if "rows are not" not in message:
-        model.fit(x, Y, verbose=0)
+        model.fit(x, y, verbose=0)
         statement = " ".join(tf_dpfp.privacy_statement(model, DELTA).split())
         assert message in statement or "stayed as they were" in statement
     infinite = "forgotten" not in message and "rows are not" not in message
@@ -339,6 +373,14 @@ def test_a_layer_that_is_told_not_to_train_is_found():
 
     with pytest.raises(ValueError, match="without `training=True`"):
         _private(Silent()).fit(X, Y, verbose=0)
+
+
+def test_a_model_is_tried_again_when_layers_are_unfrozen():
+    model = _private(_below(_frozen(layers.BatchNormalization())))
+    model.fit(X, Y, verbose=0)
+    model.layers[1].trainable = True
+    with pytest.raises(ValueError, match="keeps statistics"):
+        model.train_on_batch(X[:7], Y[:7])
 
 
 def test_what_mixes_above_the_noise_is_fine():

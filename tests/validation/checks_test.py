@@ -168,7 +168,26 @@ class BackwardCentre(layers.Layer):
         return identity(x)
 
 
-@pytest.mark.parametrize("layer", [Centre, StoppedCentre, BackwardCentre])
+class Counted(layers.Layer):
+    """Looks at how many examples there are, and at none of them."""
+
+    def call(self, x):
+        return x / tf.cast(tf.shape(x)[0], x.dtype)
+
+
+class BackwardCounted(layers.Layer):
+    def call(self, x):
+        @tf.custom_gradient
+        def identity(x):
+            count = tf.cast(tf.shape(x)[0], x.dtype)
+            return tf.identity(x), lambda g: g / count
+
+        return identity(x)
+
+
+@pytest.mark.parametrize(
+    "layer", [Centre, StoppedCentre, BackwardCentre, Counted, BackwardCounted]
+)
 def test_layers_that_mix_examples_are_caught(layer):
     _refused(_sequential(layers.Dense(3), layer()), "depends on the other")
 

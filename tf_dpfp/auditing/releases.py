@@ -14,7 +14,8 @@ class ReleaseRecorder(keras.callbacks.Callback):
     """Records the noised sum that each step of a `fit` releases.
 
     For `DPSGD` with nothing but a learning rate, which is read before each
-    step. Gradients of weight regularisers are in what is recorded.
+    step. Gradients of weight regularisers are in what is recorded. Under
+    ordinary `SGD` it is the gradient of the batch's loss.
 
     With `restart_every`, weights and optimizer start over after so many steps:
     one `fit` is then many short trainings, each from the same state, with
@@ -78,7 +79,8 @@ class ReleaseRecorder(keras.callbacks.Callback):
             self._start_over()
         optimizer = self.model.optimizer
         rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
-        self._factor = optimizer.expected_batch_size / rate
+        size = getattr(optimizer, "expected_batch_size", 1.0)
+        self._factor = size / rate
         self._before = _flat(self.model)
 
     def on_train_batch_end(self, batch, logs=None):
@@ -106,10 +108,13 @@ def _flat(model: keras.Model) -> np.ndarray:
 
 def _state_of(model: keras.Model) -> list[keras.Variable]:
     """Weights and optimizer: where a run starts."""
-    # Of the ledger nothing is ever taken back. States of random generators
-    # are no weights: every run has masks of its own.
-    state = [v for v in model.optimizer.variables if v.name != "privacy_ledger"]
-    return [*model.weights, *state]
+    # Of a ledger nothing is ever taken back. States of random generators are
+    # no weights: every run has masks of its own.
+    return [
+        variable
+        for variable in [*model.weights, *model.optimizer.variables]
+        if variable.name != "privacy_ledger"
+    ]
 
 
 def _check_plain(model: keras.Model) -> None:

@@ -1,8 +1,15 @@
 """Layers that are private by themselves: forward-pass perturbation."""
 
 from tf_dpfp.layers.clipping import clip_rows
+from tf_dpfp.layers.label_loss import DebiasedCrossentropy
 from tf_dpfp.layers.representation import DPRepresentationClip
 from tf_dpfp.layers.trial import Trial
 from tf_dpfp.layers.trial import trial
 
-__all__ = ["DPRepresentationClip", "Trial", "clip_rows", "trial"]
+__all__ = [
+    "DPRepresentationClip",
+    "DebiasedCrossentropy",
+    "Trial",
+    "clip_rows",
+    "trial",
+]

@@ -10,6 +10,7 @@ from tf_dpfp.per_example import dense as _dense
 from tf_dpfp.per_example import depthwise_convolution as _depthwise_convolution
 from tf_dpfp.per_example import einsum_dense as _einsum_dense
 from tf_dpfp.per_example import embedding as _embedding
+from tf_dpfp.per_example import keras_hub_layers as _keras_hub_layers
 from tf_dpfp.per_example import normalization as _normalization
 from tf_dpfp.per_example import scale as _scale
 from tf_dpfp.per_example.generic import GenericRule
@@ -27,7 +28,7 @@ from tf_dpfp.per_example.rules import register_gradient_rule
 from tf_dpfp.per_example.rules import rule_for
 
 del _convolution, _dense, _depthwise_convolution, _einsum_dense, _embedding
-del _normalization, _scale
+del _keras_hub_layers, _normalization, _scale
 
 __all__ = [
     "GenericRule",

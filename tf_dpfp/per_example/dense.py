@@ -48,7 +48,7 @@ def _lora_products(layer, left, right):
     """`x (A B) scale`: the gradients of both factors, never of A B."""
     a = tf.cast(layer.lora_kernel_a.value, left.dtype)
     b = tf.cast(layer.lora_kernel_b.value, left.dtype)
-    right = right * (layer.lora_alpha / layer.lora_rank)
+    right = right * keras_layers.lora_scale(layer)
     through_b = tf.matmul(right, b, transpose_b=True)
     return [
         (layer.lora_kernel_a, gradients.OuterProduct(left, through_b)),

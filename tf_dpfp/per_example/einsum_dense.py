@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import string
 
 import keras
@@ -89,7 +90,12 @@ class EinsumDenseRule(rules.GradientRule):
     """Positions times contracted letters, positions times produced ones."""
 
     def supports(self, layer):
-        return not (keras_layers.is_quantized(layer) or layer.lora_enabled)
+        if keras_layers.is_quantized(layer):
+            return False
+        # LoRA factors the last letter out: it must be summed over, or made.
+        inputs, kernel, outputs = re.split(",|->", layer.equation)
+        last = kernel.strip()[-1]
+        return not layer.lora_enabled or (last in inputs) != (last in outputs)
 
     def record(self, layer, call, args, kwargs):
         return rules.record_before_activation(self, layer, call, args, kwargs)
@@ -100,16 +106,66 @@ class EinsumDenseRule(rules.GradientRule):
         letters = parse(layer.equation, inputs.shape.rank, gradient.shape.rank)
         dtype = gradients.accumulation_dtype(inputs, gradient)
         inputs, gradient = tf.cast(inputs, dtype), tf.cast(gradient, dtype)
-        result = [
-            (layer._kernel, _kernel_gradient(layer, letters, inputs, gradient))
-        ]
+        if layer.lora_enabled:
+            result = _lora_gradients(layer, letters, inputs, gradient)
+        else:
+            kernel = layer._kernel
+            result = [
+                (kernel, _kernel_gradient(kernel, letters, inputs, gradient))
+            ]
         if layer.bias is not None:
             bias = _bias_gradient(layer.bias.shape, gradient)
             result.append((layer.bias, bias))
         return result
 
 
-def _kernel_gradient(layer, letters, inputs, gradient):
+def _lora_gradients(layer, letters, inputs, gradient):
+    """Gradients of both factors of `A B scale`, never of the product.
+
+    A has the letters of the kernel, with a letter for the rank in place of the
+    last one; each factor is the kernel of an einsum of its own.
+    """
+    first, second = layer.lora_kernel_a, layer.lora_kernel_b
+    a = tf.cast(first.value, gradient.dtype)
+    b = tf.cast(second.value, gradient.dtype)
+    gradient *= keras_layers.lora_scale(layer)
+    last = letters.kernel[-1]
+    used = letters.inputs + letters.kernel + letters.outputs
+    rank = next(c for c in string.ascii_letters if c not in used)
+    thin = letters.kernel[:-1] + rank
+    if last in letters.outputs:
+        # (x A) B: what A makes has the letters of the output, but for one.
+        made = letters.outputs.replace(last, rank)
+        through_a = tf.einsum(f"{letters.inputs},{thin}->{made}", inputs, a)
+        through_b = tf.einsum(
+            f"{letters.outputs},{rank + last}->{made}", gradient, b
+        )
+        of_a = Contraction(letters.inputs, thin, made), inputs, through_b
+        of_b = (
+            Contraction(made, rank + last, letters.outputs),
+            through_a,
+            gradient,
+        )
+    else:
+        # (x B) A: what B makes has the letters of the input, but for one.
+        made = letters.inputs.replace(last, rank)
+        through_b = tf.einsum(
+            f"{letters.inputs},{rank + last}->{made}", inputs, b
+        )
+        through_a = tf.einsum(f"{letters.outputs},{thin}->{made}", gradient, a)
+        of_a = Contraction(made, thin, letters.outputs), through_b, gradient
+        of_b = (
+            Contraction(letters.inputs, rank + last, made),
+            inputs,
+            through_a,
+        )
+    return [
+        (first, _kernel_gradient(first, *of_a)),
+        (second, _kernel_gradient(second, *of_b)),
+    ]
+
+
+def _kernel_gradient(kernel, letters, inputs, gradient):
     if not letters.is_matrix_product():
         batch = letters.inputs[0]
         equation = f"{letters.inputs},{letters.outputs}->{batch}" + (
@@ -122,7 +178,7 @@ def _kernel_gradient(layer, letters, inputs, gradient):
     right = _transpose(gradient, letters.outputs, lead + letters.produced)
     left = dense.rows(left, len(letters.contracted))
     right = dense.rows(right, len(letters.produced))
-    sizes = dict(zip(letters.kernel, layer._kernel.shape, strict=True))
+    sizes = dict(zip(letters.kernel, kernel.shape, strict=True))
     have = letters.contracted + letters.produced
 
     def to_variable(matrix):

@@ -19,15 +19,65 @@ def _lookups(table, ids, gradient: tf.Tensor) -> gradients.RowGather:
     return gradients.RowGather(ids, values, table.shape[0])
 
 
+def _lora_factors(layer, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
+    return (
+        tf.cast(layer.lora_embeddings_a.value, dtype),
+        tf.cast(layer.lora_embeddings_b.value, dtype),
+    )
+
+
+def _lora_lookups(layer, ids, gradient: tf.Tensor):
+    """Rows of `A B scale`: rows of A, and products with B."""
+    gradient = tf.cast(gradient, gradients.accumulation_dtype(gradient))
+    gradient *= keras_layers.lora_scale(layer)
+    a, b = _lora_factors(layer, gradient.dtype)
+    thin = tf.gather(a, tf.cast(ids, tf.int32))
+    return [
+        (
+            layer.lora_embeddings_a,
+            _lookups(a, ids, tf.matmul(gradient, b, transpose_b=True)),
+        ),
+        (
+            layer.lora_embeddings_b,
+            gradients.OuterProduct(dense.rows(thin), dense.rows(gradient)),
+        ),
+    ]
+
+
+def _lora_projection(layer, inputs: tf.Tensor, gradient: tf.Tensor):
+    """Products with the rows of `A B scale`; thin on either side."""
+    dtype = gradients.accumulation_dtype(inputs, gradient)
+    inputs, gradient = tf.cast(inputs, dtype), tf.cast(gradient, dtype)
+    gradient *= keras_layers.lora_scale(layer)
+    a, b = _lora_factors(layer, dtype)
+    return [
+        (
+            layer.lora_embeddings_a,
+            gradients.OuterProduct(
+                gradient,
+                tf.matmul(inputs, b, transpose_b=True),
+                layout=gradients.TABLE_LAYOUT,
+            ),
+        ),
+        (
+            layer.lora_embeddings_b,
+            gradients.OuterProduct(tf.matmul(gradient, a), inputs),
+        ),
+    ]
+
+
 @rules.register_gradient_rule(keras.layers.Embedding)
 class EmbeddingRule(rules.GradientRule):
     """The gradient touches the rows that the example's ids name."""
 
     def supports(self, layer):
-        return not (keras_layers.is_quantized(layer) or layer.lora_enabled)
+        return not keras_layers.is_quantized(layer)
 
     def gradients(self, call, output_gradients):
-        table, (gradient,) = call.layer._embeddings, output_gradients
+        layer, (gradient,) = call.layer, output_gradients
+        if layer.lora_enabled:
+            return _lora_lookups(layer, call.inputs, gradient)
+        table = layer._embeddings
         return [(table, _lookups(table, call.inputs, gradient))]
 
 
@@ -58,6 +108,8 @@ class ReversibleEmbeddingRule(EmbeddingRule):
         # The projection may compute in a type of its own.
         inputs = dense.rows(tf.cast(call.inputs, logits.dtype))
         gradient = dense.rows(gradient)
+        if layer.tie_weights and layer.lora_enabled:
+            return _lora_projection(layer, inputs, gradient)
         if layer.tie_weights:
             product = gradients.OuterProduct(
                 gradient, inputs, layout=gradients.TABLE_LAYOUT

@@ -93,15 +93,28 @@ class GenericRule(rules.GradientRule):
                 outputs = call(*one_args, **one_kwargs)
             _refuse_statistics(layer, statistics, scope)
             _refuse_added_losses(layer, scope)
-            return tree.map_structure(lambda t: tf.squeeze(t, 0), outputs)
+            # What is no tensor (`None`) can't be vectorised, nor need be.
+            structure.append(outputs)
+            return [
+                tf.squeeze(t, 0) for t in tree.flatten(outputs) if t is not None
+            ]
 
-        outputs = tf.vectorized_map(
+        structure = []
+        found = tf.vectorized_map(
             call_one,
             (
                 copies,
                 seeds,
                 [f for f, m in zip(flat, mapped, strict=True) if m],
             ),
+        )
+        found = iter(found)
+        outputs = tree.pack_sequence_as(
+            structure[0],
+            [
+                None if leaf is None else next(found)
+                for leaf in tree.flatten(structure[0])
+            ],
         )
         return outputs, rules.LayerCall(
             layer, self, rules.first(args, kwargs), copies, trainable

@@ -5,6 +5,9 @@ is quantized; the answers live here and nowhere else, with tests that fail
 when Keras changes them.
 """
 
+import contextlib
+from collections.abc import Iterable, Iterator
+
 import keras
 
 
@@ -29,9 +32,39 @@ def is_quantized(layer: keras.layers.Layer) -> bool:
     return getattr(layer, "quantization_mode", None) is not None
 
 
+def lora_scale(layer: keras.layers.Layer) -> float:
+    """What the product of a layer's LoRA matrices is multiplied by."""
+    # Keras had no `lora_alpha` at first, and did not scale.
+    alpha = getattr(layer, "lora_alpha", None)
+    return 1.0 if alpha is None else alpha / layer.lora_rank
+
+
 def is_rematerialized(layer: keras.layers.Layer) -> bool:
     """Whether the layer was built under a `keras.RematScope`."""
     return getattr(layer, "_remat_mode", None) is not None
+
+
+@contextlib.contextmanager
+def without_rematerialization(
+    layers: Iterable[keras.layers.Layer],
+) -> Iterator[None]:
+    """Calls layers once, those of a `keras.RematScope`, too.
+
+    A rematerialised layer runs inside a function of its own, and its tensors
+    are out of reach.
+
+    Args:
+        layers: All layers that are called.
+    """
+    modes = [(one, one._remat_mode) for one in layers if is_rematerialized(one)]
+    for layer, _ in modes:
+        # Past Keras's attribute tracking: this is undone before anyone looks.
+        object.__setattr__(layer, "_remat_mode", None)
+    try:
+        yield
+    finally:
+        for layer, mode in modes:
+            object.__setattr__(layer, "_remat_mode", mode)
 
 
 def is_seed_variable(variable: keras.Variable) -> bool:

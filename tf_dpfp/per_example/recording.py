@@ -33,7 +33,7 @@ class Unit:
 
     @property
     def variables(self) -> list[keras.Variable]:
-        return self.layer.trainable_variables
+        return self.rule.variables(self.layer)
 
 
 def find_units(root: keras.layers.Layer) -> list[Unit]:
@@ -61,6 +61,10 @@ def find_units(root: keras.layers.Layer) -> list[Unit]:
         rule = rules.rule_for(layer)
         if rule is not None:
             units.append(Unit(layer, rule))
+            if not rule.holds_units:
+                return
+            for sublayer in keras_layers.sublayers(layer):
+                visit(sublayer)
             return
         owns_weights = any(
             v.trainable for v in keras_layers.own_variables(layer)
@@ -107,8 +111,9 @@ def _patched_call(unit: Unit):
                 "`tf_dpfp.register_gradient_rule(OuterLayer)"
                 "(tf_dpfp.GenericRule)`."
             )
-        # A unit's own sublayers are the rule's affair.
-        _RECORDER.calls = None
+        # A unit's own sublayers are the rule's affair, unless it says not.
+        if not unit.rule.holds_units:
+            _RECORDER.calls = None
         try:
             outputs, recorded = unit.rule.record(
                 unit.layer, original, args, kwargs

@@ -21,6 +21,7 @@ import keras
 import tensorflow as tf
 
 from tf_dpfp.per_example import gradients
+from tf_dpfp.per_example import keras_layers
 
 
 @dataclasses.dataclass
@@ -48,6 +49,11 @@ class GradientRule(abc.ABC):
     Subclass it and decorate the subclass with
     `register_gradient_rule(LayerType)`.
 
+    Attributes:
+        holds_units: Whether the rule is for the layer's own variables alone,
+            and the layers that it holds are recorded by themselves. If not,
+            the rule must answer for all of them.
+
     Example:
 
     ```python
@@ -67,11 +73,19 @@ class GradientRule(abc.ABC):
     ```
     """
 
+    holds_units: bool = False
+
+    def variables(self, layer: keras.layers.Layer) -> list[keras.Variable]:
+        """The trainable variables of a layer that this rule answers for."""
+        if not self.holds_units:
+            return layer.trainable_variables
+        return [v for v in keras_layers.own_variables(layer) if v.trainable]
+
     def supports(self, layer: keras.layers.Layer) -> bool:
         """Whether this instance is covered; if not, the generic rule is used.
 
-        A rule must cover every trainable variable of the layer and its
-        sublayers, or say `False` here.
+        A rule must cover every trainable variable of the layer and, unless it
+        `holds_units`, of its sublayers, or say `False` here.
         """
         del layer
         return True

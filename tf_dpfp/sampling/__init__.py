@@ -6,6 +6,7 @@ from tf_dpfp.sampling.info import SamplingInfo
 from tf_dpfp.sampling.info import sampled_shard
 from tf_dpfp.sampling.info import sampling_of
 from tf_dpfp.sampling.labels import RandomizedLabels
+from tf_dpfp.sampling.labels import keep_probability
 from tf_dpfp.sampling.labels import randomize_labels
 from tf_dpfp.sampling.microbatches import microbatch_sampler
 from tf_dpfp.sampling.padding import pad_to_multiple
@@ -17,6 +18,7 @@ __all__ = [
     "SamplingInfo",
     "calibrate_representation",
     "deal",
+    "keep_probability",
     "microbatch_sampler",
     "pad_to_multiple",
     "poisson_batches",

@@ -46,9 +46,11 @@ def poisson_batches(
     in several batches of one epoch.
 
     The guarantee is for adding or removing one example. The sampling rate must
-    then not depend on whether that example is there. `expected_batch_size`
-    divides by the size of the data set and so treats that size as public; if
-    it is not, choose a public `sampling_rate` (and `steps_per_epoch`) yourself.
+    then not depend on whether that example is there, nor may the number that
+    sums are divided by: the scale of the noise in the weights shows it.
+    Either of `expected_batch_size` and `sampling_rate` alone treats the size of
+    the data set as public; if it is not, choose both (and `steps_per_epoch`)
+    yourself.
     An example must be in the data once, and an example is what is protected:
     a person with several examples is protected less.
 
@@ -71,9 +73,12 @@ def poisson_batches(
         y: targets, nested like `x`. Leave it out if `x` yields `(x, y)` or
             `(x, y, sample_weight)` itself.
         sample_weight: weights, nested like `x` or `y`. Needs `y`.
-        expected_batch_size: mean number of examples in a batch. Give exactly
-            one of this and `sampling_rate`.
+        expected_batch_size: mean number of examples in a batch. Together with
+            `sampling_rate`, nothing but the public number that the sum of a
+            step is divided by.
         sampling_rate: probability of each example to be in a batch, in (0, 1].
+            If it is given alone, sums are divided by it times the size of the
+            data set, which treats that size as public.
         steps_per_epoch: number of batches in an iteration. Defaults to
             `1 / sampling_rate` rounded, at least 1.
         padded: `None` for batches of the size drawn, or `"static"` for batches
@@ -377,10 +382,9 @@ def _check_options(
     padded: str | None,
     capacity: int | None,
 ) -> None:
-    if (expected_batch_size is None) == (sampling_rate is None):
+    if expected_batch_size is None and sampling_rate is None:
         raise ValueError(
-            "Give exactly one of `expected_batch_size` and `sampling_rate`, "
-            f"got {expected_batch_size} and {sampling_rate}."
+            "Give `expected_batch_size`, `sampling_rate` or both, got neither."
         )
     if expected_batch_size is not None:
         _check_positive("expected_batch_size", expected_batch_size)

@@ -4,7 +4,9 @@ Each function stands for one private thing of Keras; the tests beside it fail
 when Keras changes it.
 """
 
+import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -97,3 +99,27 @@ def update_metrics(
 def takes_training(model: keras.Model) -> bool:
     """Whether the model's `call` has a `training` argument."""
     return "training" in inspect.signature(type(model).call).parameters
+
+
+def on_loading_a_custom_compile(
+    compile_loaded: Callable[[keras.Model, dict], bool],
+) -> None:
+    """Adds to how Keras compiles loaded models that override `compile`.
+
+    Keras leaves such a model uncompiled, or, where its constructor compiles it,
+    with an optimizer that has nothing to do with the file. The tasks of
+    KerasHub are of this kind.
+
+    Args:
+        compile_loaded: Called with the model and its saved configuration;
+            returns whether it compiled the model. If not, all is as before.
+    """
+    ordinary = keras.Model.compile_from_config
+
+    @functools.wraps(ordinary)
+    def compile_from_config(self, config):
+        custom = type(self).compile is not keras.Model.compile
+        if not (custom and config and compile_loaded(self, config)):
+            ordinary(self, config)
+
+    keras.Model.compile_from_config = compile_from_config

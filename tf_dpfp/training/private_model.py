@@ -40,6 +40,7 @@ class _State:
         self.loss = None
         self.probed = False
         self.findings: representations.Findings | None = None
+        self.tried_with: tuple[bool, ...] = ()
         self.populations: set[int] = set()
         # Over how many replicas the batches of `fit` are dealt; not outside.
         self.dealt_to = 1
@@ -128,13 +129,8 @@ class PrivateTraining:
 
     def compile_from_config(self, config):
         """As Keras, which compiles no loaded model of another `compile`."""
-        plain = _ordinary(self, "compile").__func__ is keras.Model.compile
-        if type(self).compile is not PrivateTraining.compile or not plain:
+        if not (config and _compile_loaded(self, config)):
             _ordinary(self, "compile_from_config")(config)
-            return
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        # The state that follows holds the ledger.
-        _build_optimizer(self, self.optimizer)
 
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`; the ledger learns how batches are drawn."""
@@ -168,7 +164,8 @@ class PrivateTraining:
             kwargs.setdefault("shuffle", False)
         if replicated.deals(strategy):
             return _fit_dealt(self, strategy, pipeline, arguments)
-        _build_optimizer(self, optimizer)
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            _build_optimizer(self, optimizer)
         with _sampled(optimizer, pipeline.sampling, pipeline.seeded):
             return _ordinary(self, "fit")(*args, **kwargs)
 
@@ -202,6 +199,45 @@ class PrivateTraining:
         )
         with compilation.tracing_for(target):
             return _train_step(self, data)
+
+
+def _compile_loaded(model: keras.Model, config: dict) -> bool:
+    """Gives a loaded model its private optimizer back, for it has the ledger.
+
+    Args:
+        model: A model with a `compile` of its own.
+        config: As `get_compile_config` returned it.
+
+    Returns:
+        Whether the file holds a private optimizer.
+
+    Raises:
+        ValueError: If it does, and the model's `compile` does not take it.
+    """
+    if not _names_private_optimizer(config.get("optimizer")):
+        return False
+    arguments = keras.saving.deserialize_keras_object(config)
+    try:
+        model.compile(**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"{type(model).__name__} was saved with a private optimizer, "
+            "which holds the ledger of what its training released, and can't "
+            f"be compiled with it again ({error}). Load it with compile=False: "
+            "its ledger is then lost, and adding up is your task."
+        ) from error
+    # The state that follows in the file holds the ledger.
+    _build_optimizer(model, model.optimizer)
+    return True
+
+
+def _names_private_optimizer(config: Any) -> bool:
+    if not isinstance(config, dict):
+        return False
+    return str(config.get("registered_name")).startswith("tf_dpfp>")
+
+
+keras_trainer.on_loading_a_custom_compile(_compile_loaded)
 
 
 def _train_step(model: keras.Model, data) -> dict:
@@ -302,9 +338,12 @@ def _compile_on_representations(model, args, kwargs) -> None:
 def _try_representations(model, x) -> representations.Findings:
     """Checks a model with noised representations, once."""
     state = _state(model)
-    if state.findings is None:
+    frozen = representations.trainability(model)
+    if state.findings is None or state.tried_with != frozen:
         state.findings = representations.raise_if_unprotected(model, x)
         validation.raise_if_invalid(model, made_private=True)
+        # A model that is built on the way has more layers than before.
+        state.tried_with = representations.trainability(model)
     return state.findings
 
 
@@ -485,7 +524,9 @@ def make_private(model: keras.Model) -> keras.Model:
         )
     validation.raise_if_invalid(model, made_private=False)
     if representations.layers_of(model) and getattr(model, "inputs", None):
-        representations.raise_if_unprotected(model, model.input)
+        representations.raise_if_unprotected(
+            model, representations.inputs_of(model)
+        )
     _state(model)
     for name in _METHODS:
         method = types.MethodType(vars(PrivateTraining)[name], model)

@@ -128,10 +128,13 @@ class MicrobatchResult:
 
 
 def forward(model: keras.Model, x):
-    """Calls the model in training mode."""
+    """Calls the model in training mode, each layer once."""
+    arguments = {}
     if keras_trainer.takes_training(model):
-        return model(x, training=True)
-    return model(x)
+        arguments["training"] = True
+    layers = keras_layers.all_layers(model)
+    with keras_layers.without_rematerialization(layers):
+        return model(x, **arguments)
 
 
 def clipped_microbatch(
@@ -199,7 +202,7 @@ def _backward(tape, total: tf.Tensor, sources, plan: Plan):
 
 
 def _variables_of(call: per_example.LayerCall) -> list[keras.Variable]:
-    return call.layer.trainable_variables
+    return call.rule.variables(call.layer)
 
 
 def _unscale(source_gradients, scale: float):

@@ -4,8 +4,8 @@ Static checks can't see what a custom layer computes. The probe runs the real
 forward pass on random numbers and looks at three things that the guarantee
 rests on:
 
-* what comes out for one example does not depend on the others, and neither
-  does what it contributes to the gradient;
+* what comes out for one example does not depend on the others, nor on how
+  many they are, and neither does what it contributes to the gradient;
 * the per-example gradients add up to what automatic differentiation gives,
   so no path from a weight to the loss was missed;
 * no variable but the random state changes, so no statistics are kept.
@@ -29,6 +29,7 @@ from tf_dpfp.per_example import keras_layers
 from tf_dpfp.training import private_step
 
 ROWS = 3
+_OTHER_ROWS = 5
 _UNKNOWN_SIZE = 4
 _TOLERANCES = {"float16": 5e-2, "bfloat16": 1e-1}
 _TOLERANCE = 2e-3
@@ -49,12 +50,14 @@ class CannotProbe(Exception):
     """Inputs of this kind can't be made up."""
 
 
-def made_up(leaf, rng: np.random.Generator) -> tf.Tensor | None:
-    """Random numbers of the type and shape of a leaf, for `ROWS` examples."""
+def made_up(
+    leaf, rng: np.random.Generator, rows: int = ROWS
+) -> tf.Tensor | None:
+    """Random numbers of the type and shape of a leaf, for some examples."""
     if leaf is None:
         return None
     dtype = tf.as_dtype(leaf.dtype)
-    shape = [ROWS] + [
+    shape = [rows] + [
         _UNKNOWN_SIZE if size is None else size for size in leaf.shape[1:]
     ]
     if dtype == tf.bool:
@@ -136,7 +139,7 @@ class _Trial(NamedTuple):
         return gradient.weighted_sum(tf.constant(factors))
 
 
-def _run(model, plan: private_step.Plan, data) -> _Trial:
+def _run(model, plan: private_step.Plan, data, rows: int) -> _Trial:
     x, y, sample_weight = data
     variables = [v.value for v in plan.variables]
     with tf.GradientTape(persistent=True) as tape:
@@ -150,7 +153,7 @@ def _run(model, plan: private_step.Plan, data) -> _Trial:
     gathered = clipping_lib.gather_gradients(
         calls, _dense(sources), plan.variables
     )
-    _check_rows(plan, gathered)
+    _check_rows(plan, gathered, rows)
 
     return _Trial(
         [t[0] for t in tree.flatten((y_pred, losses)) if t is not None],
@@ -186,7 +189,7 @@ def _try(model, plan, statistics, first, other) -> _Result:
     state = model.non_trainable_variables
     before = [tf.identity(v.value) for v in statistics]
     with restored(state):
-        alone = _run(model, plan, first)
+        alone = _run(model, plan, first, ROWS)
         changed = [
             tf.reduce_any(
                 tf.not_equal(v.value, value)
@@ -195,16 +198,16 @@ def _try(model, plan, statistics, first, other) -> _Result:
             for v, value in zip(statistics, before, strict=True)
         ]
     with restored(state):
-        company = _run(model, plan, other)
+        company = _run(model, plan, other, _OTHER_ROWS)
     contribution, sums = [], []
-    only_first, everyone = [1.0] + [0.0] * (ROWS - 1), [1.0] * ROWS
+    everyone = [1.0] * ROWS
     for index in range(len(plan.variables)):
         # One after the other: a large model's gradients do not all fit.
         with tf.control_dependencies([d.distance for d in sums[-1:]]):
             contribution.append(
                 difference(
-                    alone.weighted(index, only_first),
-                    company.weighted(index, only_first),
+                    alone.weighted(index, _only_first(ROWS)),
+                    company.weighted(index, _only_first(_OTHER_ROWS)),
                 )
             )
         with tf.control_dependencies([contribution[-1].distance]):
@@ -218,6 +221,10 @@ def _try(model, plan, statistics, first, other) -> _Result:
         for a, b in zip(alone.outputs, company.outputs, strict=True)
     ]
     return _Result(changed, outputs, contribution, sums)
+
+
+def _only_first(rows: int) -> list[float]:
+    return [1.0] + [0.0] * (rows - 1)
 
 
 def _is_nan(value) -> tf.Tensor:
@@ -282,8 +289,10 @@ def _check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
     ]
     try:
         first = tree.map_structure(lambda leaf: made_up(leaf, rng), data)
-        other = tree.map_structure(lambda leaf: made_up(leaf, rng), data)
-        # The same first example in other company.
+        other = tree.map_structure(
+            lambda leaf: made_up(leaf, rng, _OTHER_ROWS), data
+        )
+        # The same first example in other, and more, company.
         other = tree.map_structure(
             lambda a, b: None if a is None else tf.concat([a[:1], b[1:]], 0),
             first,
@@ -315,15 +324,15 @@ def _check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
     _check_gradients(plan, result.sums, tolerance)
 
 
-def _check_rows(plan: private_step.Plan, gathered) -> None:
+def _check_rows(plan: private_step.Plan, gathered, expected: int) -> None:
     for variable, gradient in zip(plan.variables, gathered, strict=True):
         if gradient is None:
             continue
         rows = gradient.squared_norms().shape[0]
-        if rows != ROWS:
+        if rows != expected:
             raise ValueError(
                 f"The layer of '{variable.path}' is called with {rows} rows "
-                f"for a batch of {ROWS} examples, so its rows are not the "
+                f"for a batch of {expected} examples, so its rows are not the "
                 "examples. Keep the batch in the first axis, without merging "
                 "others into it: layers take further axes as they are."
             )
@@ -356,7 +365,8 @@ def _check_company(result: _Result, tolerance: float) -> None:
     if any(apart + far_apart(result.contribution, tolerance)):
         raise ValueError(
             "What the model computes for one example depends on the other "
-            "examples of the batch, so clipping one example's gradient "
+            "examples of the batch, or on their number, so clipping one "
+            "example's gradient "
             "does not bound its influence. Find the layer or loss that "
             "mixes examples and replace it."
         )

@@ -50,6 +50,11 @@ def layers_of(
     ]
 
 
+def trainability(model: keras.Model) -> tuple[bool, ...]:
+    """What a trial holds for: which layers are frozen."""
+    return tuple(layer.trainable for layer in keras_layers.all_layers(model))
+
+
 def entries(model: keras.Model) -> list[accounting.LedgerEntry]:
     """What the layers of a model have released."""
     return [e for layer in layers_of(model) for e in layer.ledger_entries]
@@ -139,6 +144,14 @@ def sampled(model: keras.Model, info: sampling_lib.SamplingInfo | None):
             layer.open_ledger(None)
 
 
+def inputs_of(model: keras.Model) -> Any:
+    """The symbolic inputs of a functional or sequential model, as it nests."""
+    if isinstance(model, keras.Sequential):
+        # It has no `input` before it was called.
+        return model.inputs[0]
+    return model.input
+
+
 def uncounted_steps(model: keras.Model) -> list[str]:
     """Says if a model was trained by more steps than its layers noised.
 
@@ -174,14 +187,14 @@ def objections(model: keras.Model) -> list[str]:
             "its DPRepresentationClip was not tried. Call "
             "tf_dpfp.make_private(model) before training, which does."
         ]
-    return list(examine(model, model.input).problems)
+    return list(examine(model, inputs_of(model)).problems)
 
 
 def notes(model: keras.Model) -> list[str]:
     """What the statement says of a model that was not made private."""
     if not getattr(model, "inputs", None):
         return []
-    found = examine(model, model.input)
+    found = examine(model, inputs_of(model))
     if not found.trainable_below:
         return []
     return [

@@ -103,20 +103,6 @@ def _quantized(layer) -> Problem | None:
     )
 
 
-def _rematerialized(layer) -> Problem | None:
-    if not keras_layers.is_rematerialized(layer):
-        return None
-    if not layer.trainable_variables:
-        return None
-    return Problem(
-        layer.path,
-        "it was built under a RematScope, which computes its forward pass "
-        "twice, out of reach of per-example gradients.",
-        "Build it without the scope and bound memory with the optimizer's "
-        "`microbatch_size`.",
-    )
-
-
 def _reparametrized(layer) -> Problem | None:
     reason = low_rank.broken_mark(layer)
     if reason is None:
@@ -134,7 +120,6 @@ _LAYER_CHECKS: tuple[Callable[..., Problem | None], ...] = (
     _rewriting_layer,
     _activity_regularizer,
     _quantized,
-    _rematerialized,
     _reparametrized,
 )
 

@@ -1,0 +1,87 @@
+"""A loss that undoes, on average, what randomised response did to labels."""
+
+import keras
+
+from tf_dpfp import sampling as sampling_lib
+
+
+@keras.saving.register_keras_serializable(package="tf_dpfp")
+class DebiasedCrossentropy(keras.losses.Loss):
+    """Crossentropy of randomised labels whose mean is that of the true ones.
+
+    With the probabilities p of a label to stay and q to become any given other
+    one, and l(k) the crossentropy for class k,
+
+        loss(label) = (l(label) - q * sum_k l(k)) / (p - q).
+
+    Its expectation over the randomisation is l(true label). It can be negative,
+    and varies the more the smaller epsilon is. It is post-processing: it
+    changes nothing about privacy.
+
+    Args:
+        epsilon: That of `randomize_labels`.
+        num_classes: Likewise.
+        from_logits: Whether predictions are logits rather than probabilities.
+        **kwargs: As for `keras.losses.Loss`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Reference:
+        Natarajan et al., 2013, "Learning with Noisy Labels".
+    """
+
+    def __init__(
+        self,
+        epsilon: float,
+        num_classes: int,
+        from_logits: bool = True,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if not epsilon > 0.0 or num_classes < 2:
+            raise ValueError(
+                "`epsilon` must be above 0 and `num_classes` at least 2. "
+                f"Received: epsilon={epsilon}, num_classes={num_classes}."
+            )
+        self.epsilon = float(epsilon)
+        self.num_classes = int(num_classes)
+        self.from_logits = bool(from_logits)
+
+    def call(self, y_true, y_pred):
+        """The loss of each example.
+
+        Args:
+            y_true: Randomised labels, integers of shape `(batch,)` or
+                `(batch, 1)`.
+            y_pred: Predictions of shape `(batch, num_classes)`.
+
+        Returns:
+            Shape `(batch,)`.
+        """
+        if y_pred.shape[-1] != self.num_classes:
+            raise ValueError(
+                f"DebiasedCrossentropy is for {self.num_classes} classes. "
+                f"Received predictions of shape {tuple(y_pred.shape)}."
+            )
+        if self.from_logits:
+            logs = keras.ops.log_softmax(y_pred)
+        else:
+            logs = keras.ops.log(
+                keras.ops.maximum(y_pred, keras.config.epsilon())
+            )
+        labels = keras.ops.reshape(y_true, (-1,))
+        of_label = keras.ops.one_hot(labels, self.num_classes, dtype=logs.dtype)
+        stay = sampling_lib.keep_probability(self.epsilon, self.num_classes)
+        other = (1.0 - stay) / (self.num_classes - 1)
+        weights = (of_label - other) / (stay - other)
+        return -keras.ops.sum(weights * logs, axis=-1)
+
+    def get_config(self):
+        """The arguments."""
+        return {
+            **super().get_config(),
+            "epsilon": self.epsilon,
+            "num_classes": self.num_classes,
+            "from_logits": self.from_logits,
+        }
