@@ -226,16 +226,16 @@ def an_ordinary_data_set_is_dealt_too():
 
 @check
 def a_strategy_of_one_replica_trains_as_none():
+    arguments = {"noise_multiplier": 0.0, "l2_norm_clip": CLIP}
     models = [_private(1)]
     keras.utils.set_random_seed(5)
     with tf.distribute.MirroredStrategy(["CPU:1"]).scope():
         models.append(tf_dpfp.make_private(_mlp()))
-        models[1].compile(
-            tf_dpfp.DPAdam(0.05, noise_multiplier=0.0, l2_norm_clip=CLIP),
-            loss=_loss(),
-        )
+        models[1].compile(tf_dpfp.DPAdam(0.05, **arguments), loss=_loss())
+    # Of seeded batches Keras would look at the first ones to build the model.
+    data = tf.data.Dataset.from_tensor_slices(_data()).batch(8)
     for model in models:
-        _fit(model, epochs=1)
+        _fit(model, data, epochs=1)
         model.train_on_batch(*_data())
     _assert_equal_weights(*models)
     assert tf_dpfp.ledger(models[0]) == tf_dpfp.ledger(models[1])
