@@ -341,7 +341,7 @@ def the_noise_of_two_replicas_is_that_of_one():
 
 @check
 def the_noise_of_four_replicas_is_that_of_one():
-    _has_scale_one(_moves(_silent(4), 1), 4)
+    _has_scale_one(_moves(_silent(4, 450), 1), 4)
 
 
 @check
