@@ -29,6 +29,7 @@ from absl import app
 from absl import flags
 
 import tf_dpfp
+from benchmarks import carrier_energy
 from benchmarks import rgp_tasks
 from benchmarks import rgp_training
 from tf_dpfp import low_rank
@@ -77,33 +78,6 @@ def _mean_gradient(model: keras.Model, x, y) -> list[np.ndarray]:
     return [g.numpy() for g in tape.gradient(loss, variables)]
 
 
-def kept(matrix: np.ndarray, carriers: low_rank.Carriers) -> np.ndarray:
-    """The part of a kernel's gradient that the carriers carry.
-
-    Args:
-        matrix: The gradient, `(d, p)`.
-        carriers: The carriers.
-
-    Returns:
-        `(d, p)`.
-    """
-    left = carriers.left.numpy()
-    rest = matrix - left @ (left.T @ matrix)
-    if carriers.right is None:
-        return matrix - rest
-    right = carriers.right.numpy()
-    return matrix - (rest - (rest @ right) @ right.T)
-
-
-def noise_dimensions(shape: tuple[int, int], carriers) -> int:
-    """In how many directions of a kernel there is noise."""
-    rows, columns = shape
-    rank = carriers.left.shape[1]
-    if carriers.right is None:
-        return rank * columns
-    return rank * (rows + columns) - rank**2
-
-
 def _energy(array) -> float:
     return float(np.sum(np.square(np.asarray(array, np.float64))))
 
@@ -129,11 +103,12 @@ def _look(training: rgp_training.Training, batch) -> dict:
             values = np.linalg.svd(matrix, compute_uv=False)
             rank = own.left.shape[1] * (1 if own.right is None else 2)
             totals["kernels"] += _energy(matrix)
-            totals["kept"] += _energy(kept(matrix, own))
+            totals["kept"] += _energy(carrier_energy.kept(matrix, own))
             totals["best"] += _energy(values[:rank])
-            totals["noise"] += noise_dimensions(matrix.shape, own)
+            noisy = carrier_energy.noise_dimensions(matrix.shape, own)
+            totals["noise"] += noisy
             totals["all"] += matrix.size
-            dimensions += noise_dimensions(matrix.shape, own)
+            dimensions += noisy
             update = low_rank.reconstruct(clipped_sum, own, view)
         along += float(np.sum(update.numpy() * gradient)) / count
     clip = clipped.groups[0].threshold

@@ -19,8 +19,6 @@ carriers, see `benchmarks.rgp_tasks`. A step's time and memory are measured by
 import dataclasses
 import itertools
 import json
-import pathlib
-import statistics
 import time
 from collections.abc import Iterator
 
@@ -30,6 +28,7 @@ from absl import app
 from absl import flags
 
 import tf_dpfp
+from benchmarks import rgp_rows
 from benchmarks import rgp_tasks
 from benchmarks import rgp_training
 
@@ -131,15 +130,6 @@ def _train(settings: rgp_training.Settings, data) -> dict:
     }
 
 
-def read_rows(path: str) -> list[dict]:
-    """Reads what earlier runs appended; a missing file has no rows."""
-    try:
-        lines = pathlib.Path(path).read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines if line.strip()]
-
-
 def _key(row: dict) -> tuple:
     fields = dataclasses.fields(rgp_training.Settings)
     return tuple(row[field.name] for field in fields)
@@ -153,60 +143,14 @@ def _append(row: dict) -> None:
             stream.write(line + "\n")
 
 
-def summary(rows: list[dict]) -> Iterator[str]:
-    """Lines of a Markdown table: mean and standard deviation by kind.
-
-    Args:
-        rows: What trainings printed, of any number of tasks.
-
-    Yields:
-        The lines.
-    """
-    columns = sorted({(r["task"], r["epsilon"]) for r in rows})
-    titles = [f"{task}, epsilon {epsilon:g}" for task, epsilon in columns]
-    yield "| " + " | ".join(["method", *titles]) + " |"
-    yield "|---" * (1 + len(columns)) + "|"
-    kinds = dict.fromkeys(map(_kind, rows))
-    for kind in kinds:
-        cells = [
-            _cell(
-                [
-                    r["accuracy"]
-                    for r in rows
-                    if _kind(r) == kind and (r["task"], r["epsilon"]) == column
-                ]
-            )
-            for column in columns
-        ]
-        yield "| " + " | ".join([kind, *cells]) + " |"
-
-
-def _kind(row: dict) -> str:
-    words = [row["method"].replace("_", " ")]
-    if row["rank"] is not None:
-        words = [row["source"], f"rank {row['rank']}"]
-    words += [w for w in ("left_only", "kernels_only") if row[w]]
-    return ", ".join(words)
-
-
-def _cell(accuracies: list[float]) -> str:
-    if not accuracies:
-        return ""
-    percent = [100.0 * a for a in accuracies]
-    mean = f"{statistics.mean(percent):.2f}"
-    if len(percent) == 1:
-        return mean
-    return f"{mean} ± {statistics.stdev(percent):.2f}"
-
-
 def main(argv: list[str]) -> None:
     """Prints one JSON object per training, or a table of what was printed."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if _SUMMARY.value:
-        print("\n".join(summary(read_rows(_SUMMARY.value))))
+        print("\n".join(rgp_rows.summary(rgp_rows.read(_SUMMARY.value))))
         return
-    done = read_rows(_OUTPUT.value) if _OUTPUT.value else []
+    done = rgp_rows.read(_OUTPUT.value) if _OUTPUT.value else []
     known = set(map(_key, done))
     for task in _TASKS.value:
         todo = [

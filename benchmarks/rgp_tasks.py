@@ -23,11 +23,11 @@ Arrays = tuple[Any, np.ndarray]
 
 # Of the layer that is trained as it is, as in the authors' experiments.
 HEAD = "logits"
-_TOKENS = 32
-_WIDTH = 384
+TOKENS = 32
+WIDTH = 384
 _HEADS = 12
 _NORM_EPSILON = 1e-12
-_BLOCKS = 6
+BLOCKS = 6
 _PREDICTION_BATCH = 256
 
 
@@ -90,7 +90,7 @@ def load_text() -> tuple[Arrays, Arrays]:
 def below_top() -> keras.Model:
     """MiniLM without its top block, from tokens to hidden states."""
     encoder = minilm.backbone()
-    return keras.Model(encoder.input, _block(encoder, _BLOCKS - 2).output)
+    return keras.Model(encoder.input, _block(encoder, BLOCKS - 2).output)
 
 
 def hidden_states(texts: np.ndarray, below: keras.Model) -> dict:
@@ -104,7 +104,7 @@ def hidden_states(texts: np.ndarray, below: keras.Model) -> dict:
         `hidden`, half-precision array of shape `(n, tokens, width)`, and
         `padding_mask`, of shape `(n, tokens)`.
     """
-    tokens = minilm.preprocess(texts, _TOKENS)
+    tokens = minilm.preprocess(texts, TOKENS)
     hidden = below.predict(tokens, batch_size=_PREDICTION_BATCH, verbose=0)
     return {
         "hidden": hidden.astype("float16"),
@@ -124,24 +124,24 @@ def text_classifier(pretrained: bool = True) -> keras.Model:
     Returns:
         A model from what `hidden_states` returns to two logits.
     """
-    hidden = keras.Input((_TOKENS, _WIDTH), name="hidden")
-    mask = keras.Input((_TOKENS,), dtype="int32", name="padding_mask")
+    hidden = keras.Input((TOKENS, WIDTH), name="hidden")
+    mask = keras.Input((TOKENS,), dtype="int32", name="padding_mask")
     first = hidden[:, :1]
     # As in MiniLM, but without dropout.
-    attention = layers.MultiHeadAttention(_HEADS, _WIDTH // _HEADS)
+    attention = layers.MultiHeadAttention(_HEADS, WIDTH // _HEADS)
     attended = attention(
         first, hidden, attention_mask=keras.ops.cast(mask[:, None], "bool")
     )
     norm = layers.LayerNormalization(epsilon=_NORM_EPSILON)
     between = norm(layers.Add()([first, attended]))
-    wide = layers.Dense(4 * _WIDTH, activation=_gelu)
-    narrow = layers.Dense(_WIDTH)
+    wide = layers.Dense(4 * WIDTH, activation=_gelu)
+    narrow = layers.Dense(WIDTH)
     last_norm = layers.LayerNormalization(epsilon=_NORM_EPSILON)
     output = last_norm(layers.Add()([between, narrow(wide(between))]))
     logits = layers.Dense(2, name=HEAD)(layers.Flatten()(output))
     model = keras.Model({"hidden": hidden, "padding_mask": mask}, logits)
     if pretrained:
-        top = _block(minilm.backbone(), _BLOCKS - 1)
+        top = _block(minilm.backbone(), BLOCKS - 1)
         parts = (attention, norm, wide, narrow, last_norm)
         sources = (
             top._self_attention_layer,

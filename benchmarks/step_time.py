@@ -5,6 +5,8 @@
     python -m benchmarks.step_time --memory_curve
     python -m benchmarks.step_time --workloads=bert_base --modes=per_layer
     python -m benchmarks.step_time --workloads=frozen --modes=dpfp
+    python -m benchmarks.step_time --workloads=minilm,minilm_lora \
+        --modes=per_layer,adaptive --rounds=10
 
 Times are taken in one process, ordinary and private steps in turn, noise
 included, with everything `fit` compiles (loss, optimizer, metrics). Each row
@@ -39,15 +41,15 @@ from examples import clippings
 
 _WORKLOADS = flags.DEFINE_list(
     "workloads",
-    [n for n in workloads.WORKLOADS if n not in ("bert_base", "frozen")],
+    [n for n in workloads.WORKLOADS if n not in (*workloads.HUB, "frozen")],
     f"Which workloads to run, of {', '.join(workloads.WORKLOADS)}.",
 )
 _MODES = flags.DEFINE_list(
     "modes",
     ["flat", "per_layer"],
     f"What to time, of {', '.join(clippings.CLIPPINGS)} and rgp (flat, with "
-    "low-rank carriers), and dpfp (noise before the last layer, for workload "
-    "frozen).",
+    "low-rank carriers; rgp_history_16 is rgp with another source and rank), "
+    "and dpfp (noise before the last layer, for workload frozen).",
 )
 _RANK = flags.DEFINE_integer("rank", 4, "Of the carriers of the mode rgp.")
 _CARRIER_SOURCE = flags.DEFINE_enum(
@@ -93,15 +95,25 @@ def _sized(workload: workloads.Workload) -> dict[str, int]:
     return {"length": _LENGTH.value or workload.length}
 
 
+def _carriers(mode: str) -> tuple[str, int] | None:
+    """Source and rank of the carriers of a mode, if it has any."""
+    name, *settings = mode.split("_")
+    if name != _LOW_RANK:
+        return None
+    if not settings:
+        return _CARRIER_SOURCE.value, _RANK.value
+    source, rank = settings
+    return source, int(rank)
+
+
 def _compiled_model(workload: workloads.Workload, mode: str) -> keras.Model:
     model = workload.make_model(**_sized(workload))
     optimizer = keras.optimizers.Adam(1e-4)
-    if mode == _LOW_RANK:
+    carriers = _carriers(mode)
+    if carriers is not None:
+        source, rank = carriers
         tf_dpfp.reparametrize(
-            model,
-            _RANK.value,
-            carrier_source=_CARRIER_SOURCE.value,
-            warmup_steps=2,
+            model, rank, carrier_source=source, warmup_steps=2
         )
     if mode == _REPRESENTATIONS:
         model = tf_dpfp.make_private(_with_noise(model))
@@ -111,7 +123,7 @@ def _compiled_model(workload: workloads.Workload, mode: str) -> keras.Model:
             1e-4,
             l2_norm_clip=1.0,
             noise_multiplier=1.0,
-            clipping=clippings.CLIPPINGS["flat" if mode == _LOW_RANK else mode],
+            clipping=clippings.CLIPPINGS["flat" if carriers else mode],
             expected_batch_size=_batch_size(workload),
             microbatch_size=_MICROBATCH.value,
         )

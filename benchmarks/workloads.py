@@ -11,6 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from benchmarks import rgp_tasks
+
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
@@ -116,7 +118,7 @@ def bert_base(length: int = 128) -> keras.Model:
     pretraining.
     """
     del length
-    import keras_hub  # The only workload that needs it.
+    import keras_hub  # Only the workloads of `HUB` need it.
 
     backbone = keras_hub.models.BertBackbone(
         vocabulary_size=_BERT_VOCABULARY,
@@ -126,6 +128,42 @@ def bert_base(length: int = 128) -> keras.Model:
         intermediate_dim=3072,
         max_sequence_length=512,
     )
+    return keras_hub.models.BertTextClassifier(backbone, num_classes=10)
+
+
+def _minilm_backbone() -> keras.Model:
+    import keras_hub
+
+    return keras_hub.models.BertBackbone(
+        vocabulary_size=_BERT_VOCABULARY,
+        num_layers=6,
+        num_heads=12,
+        hidden_dim=384,
+        intermediate_dim=1536,
+        max_sequence_length=512,
+    )
+
+
+def minilm(length: int = 128) -> keras.Model:
+    """A classifier on a BERT of MiniLM's size, 22.7 million weights.
+
+    Random weights, dropout as in pretraining; everything is trained.
+    """
+    del length
+    import keras_hub
+
+    return keras_hub.models.BertTextClassifier(
+        _minilm_backbone(), num_classes=10
+    )
+
+
+def minilm_lora(length: int = 128) -> keras.Model:
+    """The same with LoRA of rank 8 on queries and values."""
+    del length
+    import keras_hub
+
+    backbone = _minilm_backbone()
+    backbone.enable_lora(8)
     return keras_hub.models.BertTextClassifier(backbone, num_classes=10)
 
 
@@ -157,6 +195,20 @@ def _bert_batch(count: int, length: int):
     return inputs, labels
 
 
+def _text_block() -> keras.Model:
+    return rgp_tasks.text_classifier(pretrained=False)
+
+
+def _hidden_states(count: int):
+    rng = np.random.default_rng(0)
+    shape = (count, rgp_tasks.TOKENS, rgp_tasks.WIDTH)
+    inputs = {
+        "hidden": rng.normal(size=shape).astype(np.float32),
+        "padding_mask": np.ones(shape[:2], np.int32),
+    }
+    return inputs, rng.integers(0, 2, count)
+
+
 _BERT_VOCABULARY = 30522
 
 WORKLOADS = {
@@ -169,6 +221,12 @@ WORKLOADS = {
         Workload("wide_mlp", wide_mlp, _images(4096), 256),
         Workload("cnn_256", tutorial_cnn, _images(28, 28, 1), 256),
         Workload("cnn_2048", tutorial_cnn, _images(28, 28, 1), 2048),
+        Workload("rgp_mlp", rgp_tasks.mlp, _images(28, 28, 1), 2048),
+        Workload("rgp_text", _text_block, _hidden_states, 1000),
         Workload("bert_base", bert_base, _bert_batch, 8, 128),
+        Workload("minilm", minilm, _bert_batch, 32, 128),
+        Workload("minilm_lora", minilm_lora, _bert_batch, 32, 128),
     )
 }
+# Run only when asked for.
+HUB = ("bert_base", "minilm", "minilm_lora")

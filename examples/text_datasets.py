@@ -99,3 +99,6 @@ def _split(examples: Texts) -> TextDataset:
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(texts))
     train, test = np.split(order, [_TRAINING_REVIEWS])
     return (texts[train], labels[train]), (texts[test], labels[test])
+
+
+LOADERS = {"movie_reviews": load_movie_reviews}

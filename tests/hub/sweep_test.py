@@ -4,67 +4,16 @@ import inspect
 import pathlib
 import re
 
-import keras
-import numpy as np
 import pytest
-import tensorflow as tf
 
 import tf_dpfp
+from tests.hub import example_loop
 from tests.hub import tiny_models
 from tf_dpfp import per_example
 
 keras_hub = pytest.importorskip(
     "keras_hub", reason="KerasHub is not installed (the extra `hub`)"
 )
-
-EXAMPLES = 4
-
-
-def _loss():
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-def _row(tensors, i):
-    return tf.nest.map_structure(
-        lambda t: None if t is None else tf.constant(t[i : i + 1]), tensors
-    )
-
-
-def _loop(model, data) -> list[list[np.ndarray]]:
-    """The gradient of every example, on a batch of that example alone."""
-    variables = [v.value for v in model.trainable_variables]
-    rows = []
-    for i in range(EXAMPLES):
-        x, y, weights = (_row(part, i) for part in data)
-        with tf.GradientTape() as tape:
-            values = _loss().call(y, model(x, training=True))
-            values = tf.cast(values, tf.float32)
-            if weights is not None:
-                values *= weights
-            loss = tf.reduce_mean(values)
-        found = tape.gradient(
-            loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
-        rows.append([tf.convert_to_tensor(g).numpy() for g in found])
-    return rows
-
-
-def _norm(gradient) -> float:
-    squares = (np.sum(np.square(g.astype(np.float64))) for g in gradient)
-    return float(np.sqrt(sum(squares)))
-
-
-def _clipped(model, data, bound):
-    model.compile(
-        optimizer=tf_dpfp.DPSGD(1.0, l2_norm_clip=bound, noise_multiplier=0.0),
-        loss=_loss(),
-    )
-    clipped = tf_dpfp.clipped_gradients(model, *data)
-    return [
-        np.zeros(v.shape) if s is None else tf.convert_to_tensor(s).numpy()
-        for v, s in zip(model.trainable_variables, clipped.sums, strict=True)
-    ]
-
 
 # Trained in every run of the tests; the others are slow in their number.
 ALWAYS = (
@@ -136,32 +85,17 @@ def _generic_layers(model) -> str:
 def test_clipped_gradients_equal_a_loop(name):
     model = tiny_models.build(name)
     assert _generic_layers(model) == _documented()[name]
-    data = tiny_models.data(model, EXAMPLES)
-    rows = _loop(model, data)
-    # Between the norms: some examples are clipped and some are not.
-    bound = float(np.median([_norm(row) for row in rows]))
-    expected = [
-        sum(
-            g * min(1.0, bound / _norm(row))
-            for g, row in zip(parts, rows, strict=True)
-        )
-        for parts in zip(*rows, strict=True)
-    ]
-    found = _clipped(tf_dpfp.make_private(model), data, bound)
-    scale = max(np.max(np.abs(e)) for e in expected)
-    for v, a, e in zip(model.trainable_variables, found, expected, strict=True):
-        np.testing.assert_allclose(
-            a, e, rtol=2e-3, atol=2e-5 * scale, err_msg=v.path
-        )
+    data = tiny_models.data(model, example_loop.EXAMPLES)
+    example_loop.check_against_loop(model, data)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_others_are_refused_with_the_reason(name):
     model = tiny_models.build(name)
-    data = tiny_models.data(model, EXAMPLES)
+    data = tiny_models.data(model, example_loop.EXAMPLES)
     with pytest.raises(ValueError, match=REFUSED[name]):
-        _clipped(tf_dpfp.make_private(model), data, 1.0)
+        example_loop.clipped(tf_dpfp.make_private(model), data, 1.0)
 
 
 def test_every_model_is_documented():

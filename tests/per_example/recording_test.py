@@ -236,3 +236,43 @@ def test_two_threads_over_one_layer():
         raise failures[0]
     assert "call" not in vars(layer)
     assert layer.activation is activation
+
+
+class _Holder(keras.layers.Layer):
+    def __init__(self, own_weight=False):
+        super().__init__()
+        self.inner = keras.layers.Dense(3)
+        self.own_weight = own_weight
+
+    def build(self, shape):
+        self.inner.build(shape)
+        if self.own_weight:
+            self.scale = self.add_weight(shape=(3,), initializer="ones")
+        self.built = True
+
+    def call(self, x):
+        x = self.inner(x)
+        return x * self.scale if self.own_weight else x
+
+
+@pytest.mark.parametrize("own_weight", [False, True])
+def test_layers_unfrozen_inside_a_frozen_one_are_found(own_weight):
+    holder = _Holder(own_weight)
+    model = keras.Sequential([keras.Input((2,)), holder])
+    holder.trainable = False
+    assert per_example.find_units(model) == []
+    holder.inner.trainable = True
+    # Keras trains them.
+    expected = {id(v) for v in model.trainable_variables}
+    assert expected == {id(v) for v in holder.inner.variables}
+    (unit,) = per_example.find_units(model)
+    assert {id(v) for v in unit.variables} == expected
+    inputs = tf.constant([[1.0, 2.0], [3.0, -1.0]])
+    with (
+        per_example.record_calls([unit]) as calls,
+        tf.GradientTape() as tape,
+    ):
+        loss = tf.reduce_sum(tf.square(model(inputs)))
+    found = tape.gradient(loss, calls[0].sources)
+    pairs = calls[0].rule.gradients(calls[0], tuple(found))
+    assert expected <= {id(v) for v, _ in pairs}

@@ -45,7 +45,8 @@ def gather_gradients(
     for call, output_gradients in zip(calls, source_gradients, strict=True):
         if all(g is None for g in output_gradients):
             continue
-        owned = [devices.get(id(v)) for v in call.layer.trainable_variables]
+        covered = call.rule.variables(call.layer)
+        owned = [devices.get(id(v)) for v in covered]
         with placement.on(next((d for d in owned if d is not None), None)):
             found = call.rule.gradients(call, tuple(output_gradients))
         for variable, gradient in found:

@@ -67,10 +67,10 @@ class GenericRule(rules.GradientRule):
     def record(self, layer, call, args, kwargs):
         reference = _batch_of(args, kwargs)
         batch_size = tf.shape(reference)[0]
-        trainable = layer.trainable_variables
+        trainable = self.variables(layer)
         copies = tuple(_copies(v, batch_size) for v in trainable)
         is_seed = keras_layers.is_seed_variable
-        others = layer.non_trainable_variables
+        others = [v for v in layer.variables if not v.trainable]
         seed_states = [v for v in others if is_seed(v)]
         statistics = [v for v in others if not is_seed(v)]
         seeds = [_example_seeds(v, batch_size) for v in seed_states]

@@ -27,6 +27,16 @@ def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     return [v for v in layer.variables if id(v) not in below]
 
 
+def trainable_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """What a model that holds the layer trains of it.
+
+    `layer.trainable_variables` is empty if the layer is frozen, even where
+    layers that it holds were unfrozen afterwards: Keras's LoRA on a backbone
+    does so. The model trains these all the same.
+    """
+    return [v for v in layer.variables if v.trainable]
+
+
 def is_quantized(layer: keras.layers.Layer) -> bool:
     """Whether `call` is bypassed in favour of quantized arithmetic."""
     return getattr(layer, "quantization_mode", None) is not None

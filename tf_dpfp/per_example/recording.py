@@ -55,7 +55,7 @@ def find_units(root: keras.layers.Layer) -> list[Unit]:
     seen: set[int] = set()
 
     def visit(layer: keras.layers.Layer) -> None:
-        if id(layer) in seen or not layer.trainable_variables:
+        if id(layer) in seen or not keras_layers.trainable_variables(layer):
             return
         seen.add(id(layer))
         rule = rules.rule_for(layer)

@@ -78,7 +78,7 @@ class GradientRule(abc.ABC):
     def variables(self, layer: keras.layers.Layer) -> list[keras.Variable]:
         """The trainable variables of a layer that this rule answers for."""
         if not self.holds_units:
-            return layer.trainable_variables
+            return keras_layers.trainable_variables(layer)
         return [v for v in keras_layers.own_variables(layer) if v.trainable]
 
     def supports(self, layer: keras.layers.Layer) -> bool:

@@ -35,7 +35,7 @@ class BroadcastRule(rules.GradientRule):
 
     def record(self, layer, call, args, kwargs):
         inputs = rules.first(args, kwargs)
-        variables = layer.trainable_variables
+        variables = self.variables(layer)
         copies = tuple(_copies(v, inputs) for v in variables)
         with keras.StatelessScope() as scope:
             for variable, copy in zip(variables, copies, strict=True):

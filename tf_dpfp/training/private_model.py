@@ -129,8 +129,14 @@ class PrivateTraining:
 
     def compile_from_config(self, config):
         """As Keras, which compiles no loaded model of another `compile`."""
-        if not (config and _compile_loaded(self, config)):
+        if config and _compile_loaded(self, config):
+            return
+        plain = _ordinary(self, "compile").__func__ is keras.Model.compile
+        if type(self).compile is not PrivateTraining.compile or not plain:
             _ordinary(self, "compile_from_config")(config)
+            return
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        _build_optimizer(self, self.optimizer)
 
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`; the ledger learns how batches are drawn."""

@@ -221,6 +221,10 @@ def examine(model: keras.Model, x: Any) -> Findings:
     return probe.outside_of_graphs(_examine, model, x)
 
 
+# Rows of the second trial, which are not as many as those of the first.
+_COMPANY = 2 * probe.ROWS
+
+
 @dataclasses.dataclass(frozen=True)
 class _Pass:
     """One forward pass inside a trial."""
@@ -262,9 +266,9 @@ def _examine(model: keras.Model, x: Any) -> Findings:
     connected, training = [], []
 
     def run(first, other):
-        # The same first example in other company.
+        # The same first example in other, and more, company.
         company = tree.map_structure(
-            lambda a, b: None if a is None else tf.concat([a[:1], b[1:]], 0),
+            lambda a, b: None if a is None else tf.concat([a[:1], b[1:], b], 0),
             first,
             other,
         )
@@ -273,7 +277,7 @@ def _examine(model: keras.Model, x: Any) -> Findings:
         connected.extend(passes[0].connected)
         training.extend(beside.training)
         rows = [t.shape[0] for t in beside.given]
-        if any(count != probe.ROWS for count in rows):
+        if any(count != _COMPANY for count in rows):
             raise _OtherRows(rows)
         return (
             _differences(passes[0].outputs, passes[1].outputs),
@@ -291,7 +295,7 @@ def _examine(model: keras.Model, x: Any) -> Findings:
         return Findings(
             (
                 f"It is called with {error.args[0]} rows for a batch of "
-                f"{probe.ROWS} examples, so its rows are not the examples. "
+                f"{_COMPANY} examples, so its rows are not the examples. "
                 "Keep the batch in the first axis, without merging others "
                 "into it.",
             ),

@@ -1,0 +1,68 @@
+"""The rows that `benchmarks.rgp_table` writes, and the table made of them."""
+
+import json
+import pathlib
+import statistics
+from collections.abc import Iterator
+
+
+def read(path: str) -> list[dict]:
+    """Reads what earlier runs appended.
+
+    Args:
+        path: A file with one JSON object in each line, or none.
+
+    Returns:
+        The rows; a missing file has none.
+    """
+    try:
+        lines = pathlib.Path(path).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def summary(rows: list[dict]) -> Iterator[str]:
+    """Lines of a Markdown table: mean and standard deviation by kind.
+
+    Args:
+        rows: What trainings printed, of any number of tasks.
+
+    Yields:
+        The lines.
+    """
+    columns = sorted({(r["task"], r["epsilon"]) for r in rows})
+    titles = [f"{task}, epsilon {epsilon:g}" for task, epsilon in columns]
+    yield "| " + " | ".join(["method", *titles]) + " |"
+    yield "|---" * (1 + len(columns)) + "|"
+    kinds = dict.fromkeys(map(_kind, rows))
+    for kind in kinds:
+        cells = [
+            _cell(
+                [
+                    r["accuracy"]
+                    for r in rows
+                    if _kind(r) == kind and (r["task"], r["epsilon"]) == column
+                ]
+            )
+            for column in columns
+        ]
+        yield "| " + " | ".join([kind, *cells]) + " |"
+
+
+def _kind(row: dict) -> str:
+    words = [row["method"].replace("_", " ")]
+    if row["rank"] is not None:
+        words = [row["source"], f"rank {row['rank']}"]
+    words += [w for w in ("left_only", "kernels_only") if row[w]]
+    return ", ".join(words)
+
+
+def _cell(accuracies: list[float]) -> str:
+    if not accuracies:
+        return ""
+    percent = [100.0 * a for a in accuracies]
+    mean = f"{statistics.mean(percent):.2f}"
+    if len(percent) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(percent):.2f}"

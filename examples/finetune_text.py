@@ -1,0 +1,99 @@
+"""Fine-tunes a pretrained text encoder with differential privacy.
+
+    python -m examples.finetune_text --method=lora --epsilon=3
+    python -m examples.finetune_text --method=full --clipping=adaptive
+    python -m examples.finetune_text --preset=bert_tiny_en_uncased
+
+By default the encoder is MiniLM and the data are sentences of movie reviews.
+The guarantee covers these sentences, and nothing that the encoder saw before.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import app
+from absl import flags
+
+from examples import clippings
+from examples import datasets
+from examples import finetuning
+from examples import text_datasets
+
+
+def _define_flags() -> None:
+    default = finetuning.Config()
+    flags.DEFINE_string(
+        "preset", default.preset, "minilm, or a preset's folder or name."
+    )
+    flags.DEFINE_enum(
+        "dataset", default.dataset, list(text_datasets.LOADERS), "The data."
+    )
+    flags.DEFINE_enum(
+        "method", default.method, finetuning.METHODS, "What is trained."
+    )
+    flags.DEFINE_integer("rank", default.rank, "Of LoRA or of the carriers.")
+    flags.DEFINE_bool(
+        "freeze_embeddings", False, "Leave the tables as they are."
+    )
+    flags.DEFINE_enum(
+        "clipping",
+        default.clipping,
+        list(clippings.CLIPPINGS),
+        "What is clipped, and at which thresholds.",
+    )
+    flags.DEFINE_float("epsilon", default.epsilon, "The budget.")
+    flags.DEFINE_float("delta", default.delta, "Delta of the guarantee.")
+    flags.DEFINE_float("l2_norm_clip", default.l2_norm_clip, "Clip norm.")
+    flags.DEFINE_integer(
+        "batch_size", default.batch_size, "Expected size of a Poisson batch."
+    )
+    flags.DEFINE_integer(
+        "microbatch_size",
+        default.microbatch_size,
+        "Physical batch; bounds memory.",
+    )
+    flags.DEFINE_integer("epochs", default.epochs, "Passes over the data.")
+    flags.DEFINE_integer("steps", None, "At most so many steps.")
+    flags.DEFINE_float("learning_rate", None, "Default: by method.")
+    flags.DEFINE_integer(
+        "sequence_length", default.sequence_length, "Tokens of an example."
+    )
+    flags.DEFINE_integer(
+        "seed", None, "Repeats a run; not for a model that is released."
+    )
+    flags.DEFINE_string(
+        "output_dir", None, "Where the model and the statement go."
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Args:
+        argv: The command line, flags taken out.
+
+    Returns:
+        The exit code: 0, or 2 if the flags do not make sense.
+    """
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"Not a flag: {argv[1]!r}.")
+        names = [field.name for field in dataclasses.fields(finetuning.Config)]
+        config = finetuning.Config(
+            **{name: flags.FLAGS[name].value for name in names}
+        )
+        prepared = finetuning.prepare(config)
+    except (ValueError, OSError, datasets.DatasetUnavailableError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(finetuning.report(finetuning.run(prepared), config))
+    return 0
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main)

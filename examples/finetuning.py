@@ -1,0 +1,344 @@
+"""Private fine-tuning of a pretrained text encoder, with everything around it.
+
+`prepare` loads data and encoder and builds the model, `run` trains it, and
+`report` says what came of it. `examples.finetune_text` is the command.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+
+import keras
+import numpy as np
+from keras import ops
+
+import tf_dpfp
+from examples import clippings
+from examples import minilm
+from examples import text_datasets
+from tf_dpfp import accounting
+
+METHODS = ("head", "lora", "full", "rgp")
+_LEARNING_RATES = {"head": 1e-2, "lora": 2e-3, "full": 5e-4, "rgp": 5e-4}
+_MINILM = "minilm"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to fine-tune, and how; a flag for each field.
+
+    Attributes:
+        preset: `minilm`, or a preset of a BERT-type backbone of KerasHub: a
+            folder or a name.
+        dataset: One of `examples.text_datasets.LOADERS`.
+        method: `head` (a linear classifier on the frozen encoder), `lora`,
+            `full` (everything) or `rgp` (everything, through low-rank
+            carriers).
+        rank: Of LoRA, or of the carriers.
+        freeze_embeddings: Whether the tables stay as they are; for `full` and
+            `rgp`.
+        clipping: One of `examples.clippings.CLIPPINGS`.
+        epsilon: The budget, from which the noise follows.
+        delta: Probability with which the guarantee may fail.
+        l2_norm_clip: Clip norm of one example's gradient.
+        batch_size: Expected number of examples of a Poisson batch.
+        microbatch_size: Physical batch, to bound memory; it changes no result.
+        epochs: Passes over the data, as expected.
+        steps: Stops earlier; the noise is then that of so many steps.
+        learning_rate: Of Adam; `None` for the method's default.
+        sequence_length: Tokens of an example; longer ones are cut.
+        seed: Makes a run repeatable, and its noise known to whoever knows the
+            seed. `None` for a release.
+        output_dir: Where the fine-tuned model and the privacy statement go.
+    """
+
+    preset: str = _MINILM
+    dataset: str = "movie_reviews"
+    method: str = "lora"
+    rank: int = 8
+    freeze_embeddings: bool = False
+    clipping: str = "flat"
+    epsilon: float = 3.0
+    delta: float = 1e-5
+    l2_norm_clip: float = 0.1
+    batch_size: int = 1000
+    microbatch_size: int | None = 64
+    epochs: int = 5
+    steps: int | None = None
+    learning_rate: float | None = None
+    sequence_length: int = 48
+    seed: int | None = None
+    output_dir: str | None = None
+
+    def __post_init__(self):
+        accounting.check_epsilon(self.epsilon)
+        accounting.check_delta(self.delta, "rdp")
+        choices = {
+            "method": METHODS,
+            "clipping": clippings.CLIPPINGS,
+            "dataset": text_datasets.LOADERS,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"--{name} is one of {', '.join(allowed)}. Received: "
+                    f"{getattr(self, name)!r}."
+                )
+        for name in ("rank", "batch_size", "epochs", "sequence_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"--{name} must be at least 1. Received: "
+                    f"{getattr(self, name)}."
+                )
+        if not self.l2_norm_clip > 0.0:
+            raise ValueError(
+                f"--l2_norm_clip must be above 0. Received: "
+                f"{self.l2_norm_clip}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A model that is ready to train, and its data.
+
+    Attributes:
+        config: The settings.
+        backbone: The encoder.
+        model: From tokens to logits.
+        trained: What `fit` is called on: `model`, or for `head` its last layer
+            alone, on vectors that the frozen encoder made once.
+        train: Inputs of `trained` and labels.
+        test: The same, to test with.
+        steps: Steps of the training.
+    """
+
+    config: Config
+    backbone: keras.Model
+    model: keras.Model
+    trained: keras.Model
+    train: tuple
+    test: tuple
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a training came to.
+
+    Attributes:
+        accuracy: On the test set.
+        epsilon: Of everything that was released.
+        statement: The privacy statement.
+        trainable: Number of weights that were trained.
+        seconds_per_step: Mean over the steps after the first, which is
+            traced; not a number if there is one.
+    """
+
+    accuracy: float
+    epsilon: float
+    statement: str
+    trainable: int
+    seconds_per_step: float
+
+
+def _encoder(config: Config) -> tuple[keras.Model, keras.layers.Layer]:
+    """The backbone, without dropout, and the preprocessor of its tokens."""
+    import keras_hub
+
+    preset = config.preset
+    if preset == _MINILM:
+        preset = str(minilm.folder())
+        backbone_class = keras_hub.models.BertBackbone
+        preprocessor = keras_hub.models.BertTextClassifierPreprocessor(
+            keras_hub.models.BertTokenizer.from_preset(preset),
+            sequence_length=config.sequence_length,
+        )
+    else:
+        backbone_class = keras_hub.models.Backbone
+        preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(
+            preset, sequence_length=config.sequence_length
+        )
+    # The noise of private training regularises enough.
+    return backbone_class.from_preset(preset, dropout=0.0), preprocessor
+
+
+def _tokens(preprocessor, texts: np.ndarray) -> dict[str, np.ndarray]:
+    return {
+        name: ops.convert_to_numpy(value)
+        for name, value in preprocessor(list(texts)).items()
+    }
+
+
+def _sequence(backbone: keras.Model):
+    output = backbone.output
+    return output["sequence_output"] if isinstance(output, dict) else output
+
+
+def _choose_weights(config: Config, backbone: keras.Model) -> None:
+    """Freezes, or adds to, the encoder as the method says."""
+    if config.method == "head":
+        backbone.trainable = False
+    elif config.method == "lora":
+        backbone.enable_lora(config.rank)
+    elif config.freeze_embeddings:
+        for layer in backbone.layers:
+            if "embedding" in layer.name:
+                layer.trainable = False
+
+
+def prepare(config: Config) -> Prepared:
+    """Loads data and encoder, and builds the private model.
+
+    Args:
+        config: The settings.
+
+    Returns:
+        What `run` takes.
+
+    Raises:
+        DatasetUnavailableError: If data or encoder can't be had.
+    """
+    if config.seed is not None:
+        keras.utils.set_random_seed(config.seed)
+    (train, train_labels), (test, test_labels) = text_datasets.LOADERS[
+        config.dataset
+    ]()
+    backbone, preprocessor = _encoder(config)
+    _choose_weights(config, backbone)
+    vectors = minilm.mean_over_tokens(
+        _sequence(backbone), backbone.input["padding_mask"]
+    )
+    classes = int(np.max(train_labels)) + 1
+    head = keras.layers.Dense(classes, name="logits", dtype="float32")
+    model = keras.Model(backbone.input, head(vectors))
+    train, test = _tokens(preprocessor, train), _tokens(preprocessor, test)
+    trained = model
+    if config.method == "head":
+        # The frozen encoder sees each sentence by itself: once is enough.
+        encoder = keras.Model(backbone.input, vectors)
+        train, test = (encoder.predict(x, verbose=0) for x in (train, test))
+        trained = keras.Sequential([keras.Input(train.shape[1:]), head])
+    if config.method == "rgp":
+        # The few weights of the last layer learn from nothing.
+        tf_dpfp.reparametrize(
+            trained, config.rank, exclude="logits", warmup_steps=0
+        )
+    count = len(train_labels)
+    steps = max(1, round(config.epochs * count / config.batch_size))
+    if config.steps is not None:
+        steps = min(steps, config.steps)
+    _compile(config, trained, min(1.0, config.batch_size / count), steps)
+    return Prepared(
+        config=config,
+        backbone=backbone,
+        model=model,
+        trained=trained,
+        train=(train, train_labels),
+        test=(test, test_labels),
+        steps=steps,
+    )
+
+
+def _compile(config: Config, model: keras.Model, rate: float, steps: int):
+    noise = tf_dpfp.calibrate(config.epsilon, config.delta, rate, steps)
+    learning_rate = config.learning_rate or _LEARNING_RATES[config.method]
+    microbatch_size = config.microbatch_size
+    tf_dpfp.make_private(model)
+    model.compile(
+        optimizer=tf_dpfp.DPAdam(
+            learning_rate,
+            l2_norm_clip=config.l2_norm_clip,
+            noise_multiplier=noise,
+            clipping=clippings.CLIPPINGS[config.clipping],
+            microbatch_size=None
+            if config.method == "head"
+            else microbatch_size,
+            seed=config.seed,
+        ),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+
+
+class _Clock(keras.callbacks.Callback):
+    """Notes when each step ended."""
+
+    def __init__(self):
+        super().__init__()
+        self.ends = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.ends.append(time.monotonic())
+
+
+def run(prepared: Prepared) -> Result:
+    """Trains, and writes the results if there is an `output_dir`.
+
+    Args:
+        prepared: What `prepare` returned.
+
+    Returns:
+        The `Result`.
+    """
+    config, model = prepared.config, prepared.trained
+    x, y = prepared.train
+    batches = tf_dpfp.poisson_batches(
+        x,
+        y,
+        sampling_rate=min(1.0, config.batch_size / len(y)),
+        steps_per_epoch=prepared.steps,
+        seed=config.seed,
+    )
+    clock = _Clock()
+    model.fit(
+        batches,
+        callbacks=[
+            tf_dpfp.PrivacyBudget(config.epsilon, config.delta),
+            clock,
+        ],
+        verbose=0,
+    )
+    # The first step is traced and tried.
+    waits = np.diff(clock.ends)
+    x, y = prepared.test
+    logits = model.predict(x, batch_size=128, verbose=0)
+    statement = tf_dpfp.privacy_statement(model, delta=config.delta)
+    if config.output_dir is not None:
+        _write(prepared, statement)
+    return Result(
+        accuracy=float(np.mean(np.argmax(logits, axis=1) == y)),
+        epsilon=tf_dpfp.epsilon(model, config.delta),
+        statement=statement,
+        trainable=sum(int(np.prod(v.shape)) for v in model.trainable_variables),
+        seconds_per_step=float(np.mean(waits)) if len(waits) else float("nan"),
+    )
+
+
+def _write(prepared: Prepared, statement: str) -> None:
+    """Leaves what needs no tf_dpfp to be loaded: a preset, and a head."""
+    folder = pathlib.Path(prepared.config.output_dir).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    prepared.backbone.save_to_preset(str(folder / "backbone"))
+    kernel, bias = prepared.model.get_layer("logits").get_weights()
+    np.savez(folder / "head.npz", kernel=kernel, bias=bias)
+    (folder / "privacy_statement.txt").write_text(statement)
+
+
+def report(result: Result, config: Config) -> str:
+    """Says what came of a training.
+
+    Args:
+        result: What `run` returned.
+        config: The settings.
+
+    Returns:
+        A few lines.
+    """
+    return (
+        f"{result.statement}\n\n"
+        f"{config.method} on {config.dataset}: {result.accuracy:.2%} correct, "
+        f"epsilon {result.epsilon:.3f} at delta {config.delta:g}, "
+        f"{result.trainable} weights trained, "
+        f"{result.seconds_per_step:.2f} s per step."
+    )

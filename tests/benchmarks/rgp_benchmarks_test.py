@@ -1,0 +1,131 @@
+"""What the tables and studies of low-rank carriers compute."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from benchmarks import carrier_energy
+from benchmarks import rgp_rows
+from benchmarks import rgp_tasks
+from tf_dpfp import low_rank
+from tf_dpfp import per_example
+
+ROWS, COLUMNS, RANK = 8, 6, 2
+
+
+def _carriers(left_only):
+    rng = np.random.default_rng(0)
+    left, right = (
+        tf.constant(np.linalg.qr(rng.normal(size=(size, RANK)))[0], tf.float32)
+        for size in (ROWS, COLUMNS)
+    )
+    return low_rank.Carriers(left, None if left_only else right)
+
+
+@pytest.mark.parametrize("left_only", [False, True])
+def test_what_is_kept_is_what_a_step_makes_of_a_gradient(left_only):
+    carriers = _carriers(left_only)
+    rng = np.random.default_rng(1)
+    matrix = rng.normal(size=(ROWS, COLUMNS)).astype(np.float32)
+    view = low_rank.MatrixView((ROWS, COLUMNS), (0, 1), 1)
+    gradient = per_example.Materialized(tf.constant(matrix[None]))
+    released = low_rank.project(gradient, carriers, view).weighted_sum(
+        tf.ones([1])
+    )
+    np.testing.assert_allclose(
+        carrier_energy.kept(matrix, carriers),
+        low_rank.reconstruct(released, carriers, view),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("left_only", [False, True])
+def test_noise_has_the_energy_that_is_said(left_only):
+    carriers = _carriers(left_only)
+    view = low_rank.MatrixView((ROWS, COLUMNS), (0, 1), 1)
+    size = RANK * (COLUMNS + (0 if left_only else ROWS))
+    # The energy that unit noise has on average is that of the unit vectors.
+    energy = sum(
+        np.sum(np.square(low_rank.reconstruct(unit, carriers, view)))
+        for unit in tf.eye(size)
+    )
+    said = carrier_energy.noise_dimensions((ROWS, COLUMNS), carriers)
+    assert energy == pytest.approx(said, rel=1e-5)
+
+
+def _row(accuracy, **changes):
+    row = dict(
+        task="mlp",
+        method="rgp",
+        source="history",
+        rank=4,
+        epsilon=3.0,
+        accuracy=accuracy,
+        left_only=False,
+        kernels_only=False,
+    )
+    return {**row, **changes}
+
+
+def test_the_summary_has_mean_and_spread_by_kind_task_and_epsilon():
+    flat = dict(method="flat", source=None, rank=None)
+    rows = [
+        _row(0.8, **flat),
+        _row(0.7),
+        _row(0.72),
+        _row(0.9, epsilon=8.0),
+    ]
+    assert list(rgp_rows.summary(rows)) == [
+        "| method | mlp, epsilon 3 | mlp, epsilon 8 |",
+        "|---|---|---|",
+        "| flat | 80.00 |  |",
+        "| history, rank 4 | 71.00 ± 1.41 | 90.00 |",
+    ]
+
+
+def test_a_missing_file_has_no_rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    assert rgp_rows.read(str(path)) == []
+    path.write_text('{"a": 1}\n\n{"a": 2}\n')
+    assert rgp_rows.read(str(path)) == [{"a": 1}, {"a": 2}]
+
+
+def test_only_kernels_and_the_head_are_left_to_train():
+    model = rgp_tasks.mlp()
+    rgp_tasks.freeze_all_but_kernels(model)
+    paths = [v.path.split("/")[-2:] for v in model.trainable_variables]
+    assert [name for _, name in paths] == ["kernel"] * 3 + ["bias"]
+    assert paths[-1] == [rgp_tasks.HEAD, "bias"]
+
+
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_the_cut_text_model_is_the_top_of_the_whole_one(monkeypatch, tokens):
+    keras_hub = pytest.importorskip("keras_hub")
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=50,
+        num_layers=rgp_tasks.BLOCKS,
+        num_heads=12,
+        hidden_dim=rgp_tasks.WIDTH,
+        intermediate_dim=4 * rgp_tasks.WIDTH,
+        max_sequence_length=rgp_tasks.TOKENS,
+        dropout=0.0,
+    )
+    rng = np.random.default_rng(0)
+    for variable in backbone.trainable_variables:
+        noise = rng.normal(size=variable.shape)
+        variable.assign(variable + 0.1 * noise)
+    monkeypatch.setattr(rgp_tasks.minilm, "backbone", lambda: backbone)
+    mask = np.arange(rgp_tasks.TOKENS)[None] < tokens
+    inputs = {
+        "token_ids": rng.integers(0, 50, mask.shape),
+        "segment_ids": np.zeros(mask.shape, "int32"),
+        "padding_mask": mask.astype("int32"),
+    }
+    hidden = rgp_tasks.below_top().predict(inputs, verbose=0)
+    model = rgp_tasks.text_classifier()
+    head = model.layers[-1]
+    given = {"hidden": hidden, "padding_mask": inputs["padding_mask"]}
+    whole = backbone.predict(inputs, verbose=0)["sequence_output"][:, 0]
+    np.testing.assert_allclose(
+        model.predict(given, verbose=0), head(whole), rtol=1e-3, atol=1e-4
+    )

@@ -1,0 +1,179 @@
+import importlib.util
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import tf_dpfp
+from examples import finetuning
+from examples import minilm
+from examples import text_datasets
+
+keras_hub = pytest.importorskip(
+    "keras_hub", reason="KerasHub is not installed (the extra `hub`)"
+)
+
+WORDS = ["good", "bad", "film", "plot", "fine", "dull"]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+
+
+def _reviews():
+    rng = np.random.default_rng(0)
+
+    def split(count):
+        texts = [
+            " ".join(rng.choice(WORDS, rng.integers(1, 6)))
+            for _ in range(count)
+        ]
+        labels = np.array([int("good" in text) for text in texts])
+        # The shortest there is: nothing between the two ends.
+        texts[0], labels[0] = "", 0
+        return np.array(texts, dtype=object), labels
+
+    return split(60), split(20)
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory):
+    """A tiny encoder and its tokenizer in a folder."""
+    keras.utils.set_random_seed(0)
+    folder = str(tmp_path_factory.mktemp("presets") / "tiny")
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=len(VOCABULARY),
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=12,
+        max_sequence_length=8,
+    )
+    backbone.save_to_preset(folder)
+    preprocessor = keras_hub.models.BertTextClassifierPreprocessor(
+        keras_hub.models.BertTokenizer(vocabulary=VOCABULARY),
+        sequence_length=8,
+    )
+    preprocessor.save_to_preset(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _data(monkeypatch):
+    loaders = {"movie_reviews": _reviews}
+    monkeypatch.setattr(text_datasets, "LOADERS", loaders)
+
+
+def _config(preset, **changes):
+    settings = dict(
+        preset=preset,
+        rank=2,
+        epsilon=8.0,
+        delta=1e-3,
+        batch_size=20,
+        microbatch_size=8,
+        epochs=2,
+        sequence_length=8,
+    )
+    return finetuning.Config(**(settings | changes))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(epsilon=-1.0), "epsilon"),
+        (dict(delta=1.0), "delta"),
+        (dict(method="adapters"), "--method is one of head, lora"),
+        (dict(clipping="none"), "--clipping is one of flat"),
+        (dict(dataset="imdb"), "--dataset is one of movie_reviews"),
+        (dict(rank=0), "--rank must be at least 1"),
+        (dict(l2_norm_clip=0.0), "--l2_norm_clip must be above 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        _config("tiny", **changes)
+
+
+def _weights(model):
+    return {v.path: v.numpy() for v in model.variables}
+
+
+@pytest.mark.parametrize("method", finetuning.METHODS)
+def test_each_method_trains_what_it_says_within_the_budget(preset, method):
+    config = _config(preset, method=method, clipping="per_layer")
+    prepared = finetuning.prepare(config)
+    before = _weights(prepared.model)
+    result = finetuning.run(prepared)
+    assert 7.0 < result.epsilon <= 8.0
+    assert sum(e.steps for e in tf_dpfp.ledger(prepared.trained)) == 6
+    assert "6 steps" in result.statement and 0.0 <= result.accuracy <= 1.0
+    assert method in finetuning.report(result, config)
+    after = _weights(prepared.model)
+    moved = {path for path in before if np.any(before[path] != after[path])}
+    moved = {path for path in moved if "seed" not in path}
+    trained = {v.path for v in prepared.model.trainable_variables}
+    frozen = {v.path for v in prepared.backbone.variables}
+    if method == "head":
+        assert moved == {"logits/kernel", "logits/bias"}
+        assert not moved & frozen
+    else:
+        # The noise moves every weight that is trained, and no other.
+        assert moved == trained
+    assert (method == "lora") == any("lora" in path for path in moved)
+
+
+def test_frozen_embeddings_stay(preset):
+    config = _config(preset, method="full", freeze_embeddings=True)
+    prepared = finetuning.prepare(config)
+    paths = {v.path for v in prepared.model.trainable_variables}
+    assert not any("embedding" in path for path in paths)
+    assert any("attention" in path for path in paths)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_what_is_written_loads_as_an_ordinary_encoder(preset, method, tmp_path):
+    config = _config(preset, method=method, output_dir=str(tmp_path))
+    prepared = finetuning.prepare(config)
+    result = finetuning.run(prepared)
+    statement = (tmp_path / "privacy_statement.txt").read_text()
+    assert statement == result.statement
+    # LoRA is merged into the kernels that it stood beside.
+    script = (
+        "import sys, numpy as np, keras_hub\n"
+        "folder, tokens, out = sys.argv[1:]\n"
+        "x = dict(np.load(tokens))\n"
+        "b = keras_hub.models.Backbone.from_preset(folder, dropout=0.0)\n"
+        "np.save(out, b.predict(x, verbose=0)['sequence_output'])\n"
+        "assert 'tf_dpfp' not in sys.modules\n"
+    )
+    x, _ = prepared.test
+    np.savez(tmp_path / "tokens.npz", **x)
+    out = tmp_path / "out.npy"
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            script,
+            str(tmp_path / "backbone"),
+            str(tmp_path / "tokens.npz"),
+            str(out),
+        ],
+        check=True,
+    )
+    expected = prepared.backbone.predict(x, verbose=0)["sequence_output"]
+    np.testing.assert_allclose(np.load(out), expected, atol=1e-5)
+    vectors = minilm.mean_over_tokens(np.load(out), x["padding_mask"])
+    head = np.load(tmp_path / "head.npz")
+    np.testing.assert_allclose(
+        vectors @ head["kernel"] + head["bias"],
+        prepared.model.predict(x, verbose=0),
+        atol=1e-4,
+    )
+
+
+def test_command_has_a_flag_for_every_field():
+    source = importlib.util.find_spec("examples.finetune_text").origin
+    with open(source) as file:
+        text = file.read()
+    for field in finetuning.Config.__dataclass_fields__:
+        assert f'"{field}"' in text
