@@ -30,6 +30,7 @@ from examples import clippings
 from examples import datasets
 from examples import models
 from examples import training
+from tf_dpfp import distribute
 
 
 def _define_flags() -> None:
@@ -74,6 +75,19 @@ def _define_flags() -> None:
     )
     flags.DEFINE_integer(
         "seed", None, "Repeats a run; not for a model that is released."
+    )
+    flags.DEFINE_enum(
+        "strategy",
+        default.strategy,
+        distribute.STRATEGIES,
+        "On what to train: one device; all GPUs of this machine, or "
+        "--num_logical_cpus; several machines, as TF_CONFIG lists them; a TPU.",
+    )
+    flags.DEFINE_integer(
+        "num_logical_cpus", None, "Tries --strategy=mirrored without GPUs."
+    )
+    flags.DEFINE_string(
+        "tpu", None, "Name or address of a TPU; none on a TPU VM."
     )
     flags.DEFINE_string(
         "output_dir", None, "Default: a folder under runs/ by the settings."

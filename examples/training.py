@@ -25,6 +25,7 @@ from examples import datasets
 from examples import models
 from examples import plots
 from tf_dpfp import accounting
+from tf_dpfp import distribute
 
 _EVALUATION_BATCH_SIZE = 2048
 _SETTINGS = "settings.json"
@@ -67,6 +68,9 @@ class Config:
         optimizer: A private optimizer by the name of its base.
         seed: Makes a run repeatable, and its noise known to whoever knows the
             seed. `None` for a release.
+        strategy: One of `tf_dpfp.distribute.STRATEGIES`; it changes no result.
+        num_logical_cpus: Into how many devices to split the CPU.
+        tpu: Name or address of a TPU.
         output_dir: Where everything goes. `None` for a folder under `runs/`
             that belongs to these settings.
     """
@@ -85,6 +89,9 @@ class Config:
     learning_rate: float | None = None
     optimizer: str = "sgd"
     seed: int | None = None
+    strategy: str = "one_device"
+    num_logical_cpus: int | None = None
+    tpu: str | None = None
     output_dir: str | None = None
 
     def __post_init__(self):
@@ -100,6 +107,13 @@ class Config:
         _check_choice("model", self.model, models.NAMES)
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
         _check_choice("clipping", self.clipping, clippings.CLIPPINGS)
+        _check_choice("strategy", self.strategy, distribute.STRATEGIES)
+        if self.model == "scattering" and self.strategy != "one_device":
+            raise ValueError(
+                "--model=scattering computes its features on one device. Use "
+                "--strategy=one_device, or another --model. Received: "
+                f"--strategy={self.strategy}."
+            )
         for name in ("batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(
@@ -123,13 +137,26 @@ class Config:
     def settings(self) -> dict:
         """What decides the outcome; a resumed training must agree in it."""
         settings = dataclasses.asdict(self)
-        for name in ("output_dir", "microbatch_size"):
+        for name in (
+            "output_dir",
+            "microbatch_size",
+            "strategy",
+            "num_logical_cpus",
+            "tpu",
+        ):
             del settings[name]
         return settings | {"epsilon": self.budget}
 
     @property
     def folder(self) -> pathlib.Path:
-        """The output folder."""
+        """The output folder; each worker of several has one of its own."""
+        folder = self._folder
+        if self.strategy == "multi_worker":
+            folder /= f"worker-{distribute.worker_index()}"
+        return folder
+
+    @property
+    def _folder(self) -> pathlib.Path:
         if self.output_dir is not None:
             return pathlib.Path(self.output_dir).expanduser()
         digest = hashlib.sha256(json.dumps(self.settings).encode()).hexdigest()
@@ -202,6 +229,11 @@ def prepare(config: Config) -> Training:
             belongs to other settings.
         datasets.DatasetUnavailableError: If the data can't be loaded.
     """
+    strategy = distribute.make_strategy(
+        config.strategy,
+        num_logical_cpus=config.num_logical_cpus,
+        tpu=config.tpu,
+    )
     resumed = _last_checkpoint(config)
     (x, y), (x_test, y_test) = datasets.load(config.dataset)
     if config.delta >= 1.0 / len(x):
@@ -213,24 +245,28 @@ def prepare(config: Config) -> Training:
     if config.seed is not None:
         keras.utils.set_random_seed(config.seed)
     num_classes = 1 + max(int(y.max()), int(y_test.max()))
-    network = models.build(config.model, x.shape[1:], num_classes)
+    with strategy.scope():
+        network = models.build(config.model, x.shape[1:], num_classes)
     batches = tf_dpfp.poisson_batches(
         # Features take more memory than images: half precision for the many.
         network.transform(x, "float16"),
         y,
         expected_batch_size=config.batch_size,
         seed=_sampling_seed(config.seed, resumed.epoch if resumed else 0),
+        # XLA, which TPUs need, wants batches of one size.
+        padded="static" if config.strategy == "tpu" else None,
     )
     model = network.classifier
-    tf_dpfp.make_private(model)
-    model.compile(
-        optimizer=_optimizer(config, len(x), len(batches)),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    if resumed:
-        resumed.restore(model)
-    else:
+    with strategy.scope():
+        tf_dpfp.make_private(model)
+        model.compile(
+            optimizer=_optimizer(config, len(x), len(batches)),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
+        if resumed:
+            resumed.restore(model)
+    if not resumed:
         _write_settings(config)
     test_data = (network.transform(x_test), y_test)
     return Training(config, network, batches, len(x), test_data, resumed)

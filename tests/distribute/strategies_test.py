@@ -70,6 +70,15 @@ def test_a_cluster_that_can_not_train_is_refused(monkeypatch, config, message):
         distribute.make_strategy("multi_worker")
 
 
+def test_every_worker_has_an_index_of_its_own(monkeypatch):
+    cluster = WORKERS | {"chief": ["localhost:3"]}
+    found = []
+    for task in ({"type": "chief", "index": 0}, {"type": "worker", "index": 1}):
+        monkeypatch.setenv("TF_CONFIG", _config(cluster, **task))
+        found.append(distribute.worker_index())
+    assert found == [0, 2]
+
+
 def test_logical_cpus_are_made_once_and_first():
     program = (
         "import tensorflow as tf\n"

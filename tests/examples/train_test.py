@@ -78,6 +78,8 @@ def _config(folder, **changes):
         (dict(epochs=0), "--epochs must be at least 1"),
         (dict(l2_norm_clip=0.0), "--l2_norm_clip must be above 0"),
         (dict(l2_norm_clip=math.nan), "--l2_norm_clip must be above 0"),
+        (dict(strategy="ps"), "--strategy is one of one_device, mirrored"),
+        (dict(strategy="mirrored", model="scattering"), "on one device"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):
@@ -366,6 +368,52 @@ def test_a_killed_training_resumes_with_its_ledger(tmp_path):
     assert result.epsilon == pytest.approx(expected)
     assert 0.99 * config.epsilon < expected <= config.epsilon
     assert "for 16 steps" in result.statement
+
+
+_REPLICATED = """
+    import sys
+    sys.path[:0] = [{root!r}, {here!r}]
+    import train_test
+    from examples import datasets, training
+    from examples.training import Config
+    datasets.load = train_test._synthetic
+    training.run(training.prepare({config!r}))
+"""
+
+
+def test_replicas_change_no_result(tmp_path):
+    one = _config(tmp_path / "one", seed=4, epochs=2)
+    two = dataclasses.replace(
+        one,
+        output_dir=str(tmp_path / "two"),
+        strategy="mirrored",
+        num_logical_cpus=2,
+    )
+    assert two.settings == one.settings
+    expected = training.run(training.prepare(one))
+    program = textwrap.dedent(_REPLICATED).format(
+        root=str(ROOT), here=str(ROOT / "tests" / "examples"), config=two
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
+    model = keras.models.load_model(tmp_path / "two" / "model.keras")
+    assert type(model) is keras.Sequential
+    statements = [
+        (tmp_path / name / "statement.txt").read_text()
+        for name in ("one", "two")
+    ]
+    assert statements[0] == statements[1] == expected.statement
+
+
+def test_workers_keep_to_folders_of_their_own(monkeypatch):
+    cluster = {"worker": ["localhost:1", "localhost:2"]}
+    folders = set()
+    for index in range(2):
+        task = {"type": "worker", "index": index}
+        config = json.dumps({"cluster": cluster, "task": task})
+        monkeypatch.setenv("TF_CONFIG", config)
+        folders.add(training.Config(strategy="multi_worker").folder)
+    assert {folder.name for folder in folders} == {"worker-0", "worker-1"}
+    assert {folder.parent for folder in folders} == {training.Config().folder}
 
 
 # The command.

@@ -22,7 +22,7 @@ def results(tmp_path_factory):
         env=os.environ | {"PYTHONPATH": str(_ROOT)},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
     )
     assert process.returncode == 0, process.stderr
     return json.loads(path.read_text())

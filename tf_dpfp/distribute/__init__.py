@@ -3,5 +3,11 @@
 from tf_dpfp.distribute.agreement import ReplicasDifferError
 from tf_dpfp.distribute.strategies import STRATEGIES
 from tf_dpfp.distribute.strategies import make_strategy
+from tf_dpfp.distribute.strategies import worker_index
 
-__all__ = ["STRATEGIES", "ReplicasDifferError", "make_strategy"]
+__all__ = [
+    "STRATEGIES",
+    "ReplicasDifferError",
+    "make_strategy",
+    "worker_index",
+]

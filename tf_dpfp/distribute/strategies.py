@@ -70,11 +70,26 @@ def make_strategy(
     if name == "mirrored":
         return _mirrored(num_logical_cpus)
     if name == "multi_worker":
-        _check_cluster(os.environ.get("TF_CONFIG", ""))
+        _checked_config(os.environ.get("TF_CONFIG", ""))
         return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "tpu":
         return _tpu("local" if tpu is None else tpu)
     return tf.distribute.get_strategy()
+
+
+def worker_index() -> int:
+    """Which of the workers that `TF_CONFIG` lists this process is.
+
+    Returns:
+        Its number, from 0; a chief comes first.
+
+    Raises:
+        ValueError: If `TF_CONFIG` does not say so.
+    """
+    config = _checked_config(os.environ.get("TF_CONFIG", ""))
+    cluster, task = config["cluster"], config["task"]
+    before = len(cluster.get("chief", [])) if task["type"] == "worker" else 0
+    return before + task["index"]
 
 
 def _mirrored(num_logical_cpus: int | None) -> tf.distribute.Strategy:
@@ -108,11 +123,11 @@ def _mirrored(num_logical_cpus: int | None) -> tf.distribute.Strategy:
     )
 
 
-def _check_cluster(text: str) -> None:
-    """Refuses a `TF_CONFIG` that would train something else, or wait forever.
+def _checked_config(text: str) -> Mapping:
+    """Reads `TF_CONFIG`.
 
     Raises:
-        ValueError: If so.
+        ValueError: If it would train something else, or wait forever.
     """
     try:
         config = json.loads(text or "null")
@@ -146,6 +161,7 @@ def _check_cluster(text: str) -> None:
             f"{task.get('index')}, which its cluster does not list: "
             f"{dict(cluster)}."
         )
+    return config
 
 
 def _tpu(tpu: str) -> tf.distribute.Strategy:

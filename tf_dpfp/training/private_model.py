@@ -170,7 +170,8 @@ class PrivateTraining:
             kwargs.setdefault("shuffle", False)
         if replicated.deals(strategy):
             return _fit_dealt(self, strategy, pipeline, arguments)
-        _build_optimizer(self, optimizer)
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            _build_optimizer(self, optimizer)
         with _sampled(optimizer, pipeline.sampling, pipeline.seeded):
             return _ordinary(self, "fit")(*args, **kwargs)
 

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_dpfp import clipping
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp.distribute import agreement
 from tf_dpfp.training import keras_distribution
@@ -79,7 +80,12 @@ def strategy_for(
 
 
 def _check_settings(strategy, model: keras.Model, optimizer) -> None:
-    """Refuses what Keras can't do on several replicas, with any model."""
+    """Refuses what is not done on several replicas, by Keras or here."""
+    if isinstance(optimizer.clipping, clipping.PerDevice):
+        raise ValueError(
+            "PerDevice() names devices that all replicas would share. Under "
+            "several replicas, clip with PerLayer() or PerBlock()."
+        )
     if int(model.steps_per_execution) != 1:
         raise ValueError(
             "Keras runs one step at a time on several replicas. Compile with "
