@@ -150,6 +150,12 @@ def main(argv: list[str]) -> None:
     if _SUMMARY.value:
         print("\n".join(rgp_rows.summary(rgp_rows.read(_SUMMARY.value))))
         return
+    methods = {*_PLAIN, *_SOURCES, rgp_training.HEAD_ONLY}
+    unknown = sorted(set(_METHODS.value) - methods)
+    if unknown:
+        raise app.UsageError(
+            f"--methods are of {sorted(methods)}, not {unknown}"
+        )
     done = rgp_rows.read(_OUTPUT.value) if _OUTPUT.value else []
     known = set(map(_key, done))
     for task in _TASKS.value:
