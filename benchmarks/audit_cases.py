@@ -29,7 +29,9 @@ def flat(runs: int, seed: int | None = None) -> auditing.AuditReport:
     return auditing.dirac_audit(_optimizer(seed=seed), runs=runs, delta=DELTAS)
 
 
-def flat_sampled(runs: int, seed: int | None = None) -> auditing.AuditReport:
+def flat_sampled(
+    runs: int, seed: int | None = None, score=None
+) -> auditing.AuditReport:
     """Flat clipping, four steps at sampling rate 1/2."""
     return auditing.dirac_audit(
         _optimizer(seed=seed),
@@ -37,19 +39,13 @@ def flat_sampled(runs: int, seed: int | None = None) -> auditing.AuditReport:
         steps=4,
         sampling_rate=0.5,
         delta=DELTAS,
+        score=score,
     )
 
 
 def flat_spread(runs: int, seed: int | None = None) -> auditing.AuditReport:
     """The same steps, tested for noise that cancels between them."""
-    return auditing.dirac_audit(
-        _optimizer(seed=seed),
-        runs=runs,
-        steps=4,
-        sampling_rate=0.5,
-        delta=DELTAS,
-        score=auditing.spread_scores,
-    )
+    return flat_sampled(runs, seed, auditing.spread_scores)
 
 
 def per_layer_adaptive(

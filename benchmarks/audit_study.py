@@ -41,6 +41,29 @@ _PLOTS = flags.DEFINE_string("plots", None, "Directory for pictures.")
 _DELTA = 1e-5
 
 
+# Part, case, file and title.
+_AUDIT_PLOTS = [
+    (
+        "steps",
+        "DP-SGD, flat",
+        "audit_sound.png",
+        "DP-SGD, one step, noise as accounted for",
+    ),
+    (
+        "bugs",
+        "noise halved",
+        "audit_bug.png",
+        "The same step, half of the noise",
+    ),
+    (
+        "published",
+        "DP-FP as published, label gap",
+        "audit_published.png",
+        "DP-FP as published: the labels",
+    ),
+]
+
+
 def _row(part: str, name: str, report: auditing.AuditReport, **more) -> dict:
     return {
         "part": part,
@@ -228,24 +251,9 @@ def main(argv: list[str]) -> None:
     if not _PLOTS.value:
         return
     directory = pathlib.Path(_PLOTS.value)
-    if "steps" in found:
-        auditing.plot_audit(
-            directory / "audit_sound.png",
-            found["steps"]["DP-SGD, flat"],
-            "DP-SGD, one step, noise as accounted for",
-        )
-    if "bugs" in found:
-        auditing.plot_audit(
-            directory / "audit_bug.png",
-            found["bugs"]["noise halved"],
-            "The same step, half of the noise",
-        )
-    if "published" in found:
-        auditing.plot_audit(
-            directory / "audit_published.png",
-            found["published"]["DP-FP as published, label gap"],
-            "DP-FP as published: the labels",
-        )
+    for part, case, name, title in _AUDIT_PLOTS:
+        if part in found:
+            auditing.plot_audit(directory / name, found[part][case], title)
     if "networks" in found:
         auditing.plot_roc(
             directory / "audit_roc.png",

@@ -8,7 +8,6 @@ By default the encoder is MiniLM and the data are sentences of movie reviews.
 The guarantee covers these sentences, and nothing that the encoder saw before.
 """
 
-import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from absl import app
 from absl import flags
 
 from examples import clippings
+from examples import commands
 from examples import datasets
 from examples import finetuning
 from examples import text_datasets
@@ -80,12 +80,7 @@ def main(argv: Sequence[str]) -> int:
         The exit code: 0, or 2 if the flags do not make sense.
     """
     try:
-        if len(argv) > 1:
-            raise ValueError(f"Not a flag: {argv[1]!r}.")
-        names = [field.name for field in dataclasses.fields(finetuning.Config)]
-        config = finetuning.Config(
-            **{name: flags.FLAGS[name].value for name in names}
-        )
+        config = commands.read_flags(argv, finetuning.Config)
         prepared = finetuning.prepare(config)
     except (ValueError, OSError, datasets.DatasetUnavailableError) as error:
         print(f"error: {error}", file=sys.stderr)

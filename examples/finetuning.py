@@ -16,6 +16,7 @@ from keras import ops
 
 import tf_dpfp
 from examples import clippings
+from examples import commands
 from examples import minilm
 from examples import text_datasets
 from tf_dpfp import accounting
@@ -86,17 +87,10 @@ class Config:
                     f"--{name} is one of {', '.join(allowed)}. Received: "
                     f"{getattr(self, name)!r}."
                 )
-        for name in ("rank", "batch_size", "epochs", "sequence_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"--{name} must be at least 1. Received: "
-                    f"{getattr(self, name)}."
-                )
-        if not self.l2_norm_clip > 0.0:
-            raise ValueError(
-                f"--l2_norm_clip must be above 0. Received: "
-                f"{self.l2_norm_clip}."
-            )
+        commands.check_at_least_one(
+            self, ("rank", "batch_size", "epochs", "sequence_length")
+        )
+        commands.check_clip_norm(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,6 @@ The settings were chosen by this very accuracy, of few trainings; choosing
 them on private data would spend more.
 """
 
-import dataclasses
 import os
 import sys
 import time
@@ -27,6 +26,7 @@ from absl import app
 from absl import flags
 
 from examples import clippings
+from examples import commands
 from examples import datasets
 from examples import models
 from examples import training
@@ -104,12 +104,7 @@ def main(argv: Sequence[str]) -> int:
         The exit code: 0, or 2 if the flags do not make sense.
     """
     try:
-        if len(argv) > 1:
-            raise ValueError(f"Not a flag: {argv[1]!r}.")
-        names = [field.name for field in dataclasses.fields(training.Config)]
-        config = training.Config(
-            **{name: flags.FLAGS[name].value for name in names}
-        )
+        config = commands.read_flags(argv, training.Config)
         prepared = training.prepare(config)
     except (ValueError, OSError, datasets.DatasetUnavailableError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -21,6 +21,7 @@ import tensorflow as tf
 import tf_dpfp
 from examples import checkpoints
 from examples import clippings
+from examples import commands
 from examples import datasets
 from examples import models
 from examples import plots
@@ -114,17 +115,8 @@ class Config:
                 "--strategy=one_device, or another --model. Received: "
                 f"--strategy={self.strategy}."
             )
-        for name in ("batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"--{name} must be at least 1. Received: "
-                    f"{getattr(self, name)}."
-                )
-        if not self.l2_norm_clip > 0.0:
-            raise ValueError(
-                f"--l2_norm_clip must be above 0. Received: "
-                f"{self.l2_norm_clip}."
-            )
+        commands.check_at_least_one(self, ("batch_size", "epochs"))
+        commands.check_clip_norm(self)
 
     @property
     def budget(self) -> float | None:

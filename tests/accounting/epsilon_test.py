@@ -551,11 +551,16 @@ class OverflowTest(parameterized.TestCase):
         )
 
 
+def _max_steps(entries, sampling, noise_multiplier, *budget):
+    step = mechanisms.LedgerEntry(sampling, noise_multiplier, 1)
+    return epsilon_lib.max_steps(entries, [step], *budget)
+
+
 class MaxStepsTest(parameterized.TestCase):
     def test_published_count(self):
         # JAX-Privacy's accounting.py: 155 steps for epsilon 2.
         self.assertEqual(
-            epsilon_lib.max_steps(
+            _max_steps(
                 [], mechanisms.PoissonSampling(0.1), 3.0, 2.0, 1e-6, "pld"
             ),
             155,
@@ -570,7 +575,7 @@ class MaxStepsTest(parameterized.TestCase):
     ):
         spent = [_poisson(0.01, 1.0, done)]
         sampling = mechanisms.PoissonSampling(rate)
-        steps = epsilon_lib.max_steps(spent, sampling, noise, budget, delta)
+        steps = _max_steps(spent, sampling, noise, budget, delta)
 
         def after(count):
             return epsilon_lib.compute_epsilon(
@@ -585,26 +590,22 @@ class MaxStepsTest(parameterized.TestCase):
     def test_spent_budget_allows_nothing(self):
         sampling = mechanisms.PoissonSampling(0.01)
         spent = [_poisson(0.01, 1.0, 10**6)]
-        self.assertEqual(
-            epsilon_lib.max_steps(spent, sampling, 1.0, 1.0, 1e-5), 0
-        )
+        self.assertEqual(_max_steps(spent, sampling, 1.0, 1.0, 1e-5), 0)
 
     def test_no_noise_allows_nothing(self):
         sampling = mechanisms.PoissonSampling(0.01)
-        self.assertEqual(
-            epsilon_lib.max_steps([], sampling, 0.0, 100.0, 1e-5), 0
-        )
+        self.assertEqual(_max_steps([], sampling, 0.0, 100.0, 1e-5), 0)
 
     def test_search_is_bounded(self):
         sampling = mechanisms.PoissonSampling(1e-9)
         self.assertEqual(
-            epsilon_lib.max_steps([], sampling, 1e9, 1.0, 1e-5),
+            _max_steps([], sampling, 1e9, 1.0, 1e-5),
             epsilon_lib.STEP_LIMIT,
         )
 
     def test_overflow_is_paid_for(self):
         clean, padded = (
-            epsilon_lib.max_steps(
+            _max_steps(
                 [], mechanisms.PoissonSampling(0.01, overflow), 1.0, 2.0, 1e-5
             )
             for overflow in (0.0, 1e-10)
@@ -615,15 +616,11 @@ class MaxStepsTest(parameterized.TestCase):
     @parameterized.parameters(0.0, -1.0, math.nan, math.inf)
     def test_bad_budget_is_refused(self, budget):
         with self.assertRaisesRegex(ValueError, "epsilon"):
-            epsilon_lib.max_steps(
-                [], mechanisms.PoissonSampling(0.01), 1.0, budget, 1e-5
-            )
+            _max_steps([], mechanisms.PoissonSampling(0.01), 1.0, budget, 1e-5)
 
     def test_bad_noise_is_refused(self):
         with self.assertRaisesRegex(ValueError, "noise_multiplier"):
-            epsilon_lib.max_steps(
-                [], mechanisms.PoissonSampling(0.01), -1.0, 1.0, 1e-5
-            )
+            _max_steps([], mechanisms.PoissonSampling(0.01), -1.0, 1.0, 1e-5)
 
 
 if __name__ == "__main__":

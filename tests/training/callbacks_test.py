@@ -37,9 +37,7 @@ def _affordable(epsilon, noise_multiplier=1.0):
     entry = tf_dpfp.accounting.LedgerEntry(
         tf_dpfp.accounting.PoissonSampling(10 / 500), noise_multiplier, 1
     )
-    return tf_dpfp.accounting.max_steps(
-        [], entry.sampling, noise_multiplier, epsilon, DELTA, "rdp"
-    )
+    return tf_dpfp.accounting.max_steps([], [entry], epsilon, DELTA, "rdp")
 
 
 @pytest.mark.parametrize("steps_per_execution", [1, 4])

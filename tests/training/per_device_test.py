@@ -1,31 +1,15 @@
 """Per-device clipping on logical CPUs, in a process of its own."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
 from tests.training import per_device_worker
-
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests.training import worker_process
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     path = tmp_path_factory.mktemp("per_device") / "results.json"
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.training.per_device_worker", str(path)],
-        cwd=_ROOT,
-        env=os.environ | {"PYTHONPATH": str(_ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert process.returncode == 0, process.stderr
-    return json.loads(path.read_text())
+    return worker_process.results_of(per_device_worker, path, timeout=600)
 
 
 @pytest.mark.parametrize("name", per_device_worker.CHECKS)

@@ -6,7 +6,6 @@ from tf_dpfp.accounting.claimed import claimed_epsilon
 from tf_dpfp.accounting.epsilon import check_delta
 from tf_dpfp.accounting.epsilon import check_epsilon
 from tf_dpfp.accounting.epsilon import compute_epsilon
-from tf_dpfp.accounting.epsilon import max_further
 from tf_dpfp.accounting.epsilon import max_steps
 from tf_dpfp.accounting.events import compose_events
 from tf_dpfp.accounting.mechanisms import EveryLabel
@@ -34,7 +33,6 @@ __all__ = [
     "compose_events",
     "compute_epsilon",
     "least_noise",
-    "max_further",
     "max_steps",
     "privacy_statement",
     "replaces_one",

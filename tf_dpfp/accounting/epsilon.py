@@ -112,34 +112,6 @@ def compute_epsilon(
 
 def max_steps(
     entries: Iterable[mechanisms.LedgerEntry],
-    sampling: mechanisms.Sampling,
-    noise_multiplier: float,
-    epsilon: float,
-    delta: float,
-    accountant: str = "rdp",
-) -> int:
-    """As `max_further`, for steps that release one sum each.
-
-    Args:
-        entries: What ran so far.
-        sampling: How the examples of the further steps are chosen.
-        noise_multiplier: Noise multiplier of the further steps.
-        epsilon: The budget, above 0.
-        delta: Probability with which the guarantee may fail, in (0, 1).
-        accountant: `"rdp"` or `"pld"`.
-
-    Returns:
-        The number of steps.
-
-    Raises:
-        ValueError: If an argument is outside its range.
-    """
-    step = mechanisms.LedgerEntry(sampling, noise_multiplier, 1)
-    return max_further(entries, [step], epsilon, delta, accountant)
-
-
-def max_further(
-    entries: Iterable[mechanisms.LedgerEntry],
     step: Iterable[mechanisms.LedgerEntry],
     epsilon: float,
     delta: float,

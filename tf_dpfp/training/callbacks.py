@@ -89,7 +89,7 @@ class PrivacyBudget(keras.callbacks.Callback):
         self._taken = 0
         self._allowed = math.inf
         if math.isfinite(self.epsilon):
-            self._allowed = accounting.max_further(
+            self._allowed = accounting.max_steps(
                 self._spent_before,
                 self._next,
                 self.epsilon,
