@@ -11,19 +11,22 @@ from examples import finetuning
 PUBLIC = "public"
 _COMMON = {"sequence_length": 40, "microbatch_size": 32, "delta": 1e-5}
 _BLOCKS = {
+    "levels": 3,
     "l2_norm_clip": 0.1,
     "batch_size": 1000,
-    "epochs": 4,
-    "learning_rate": 3e-3,
+    "epochs": 5,
+    "learning_rate": 5e-3,
     "decay": True,
 }
 _HEAD = {
     **_BLOCKS,
     "method": "head",
-    "levels": 3,
-    "epochs": 30,
-    "learning_rate": 0.03,
+    "levels": 4,
+    "epochs": 60,
+    "learning_rate": 0.02,
 }
+_TOP_1 = {**_BLOCKS, "method": "full", "blocks": 1, "levels": 2}
+_TOP_2 = {**_BLOCKS, "method": "full", "blocks": 2}
 _ORDINARY = {
     "epsilon": math.inf,
     "batch_size": 64,
@@ -33,20 +36,22 @@ _ORDINARY = {
 
 METHODS = {
     "head": _HEAD,
-    "full_1": {**_BLOCKS, "method": "full", "blocks": 1, "start": "prompts"},
-    "full_2": {**_BLOCKS, "method": "full", "blocks": 2, "start": "prompts"},
-    "public_head": {**_HEAD, "start": PUBLIC},
-    "public_full_1": {
-        **_BLOCKS,
-        "method": "full",
-        "blocks": 1,
-        "start": PUBLIC,
+    "full_1": {**_TOP_1, "start": "prompts"},
+    "full_1_adaptive": {
+        **_TOP_1,
+        "start": "prompts",
+        "clipping": "adaptive",
     },
-    "public_full_2": {
-        **_BLOCKS,
-        "method": "full",
-        "blocks": 2,
+    "lora_1": {**_TOP_1, "start": "prompts", "method": "lora"},
+    "rgp_1": {**_TOP_1, "start": "prompts", "method": "rgp"},
+    "full_2": {**_TOP_2, "start": "prompts"},
+    "public_head": {**_HEAD, "start": PUBLIC},
+    "public_full_2": {**_TOP_2, "start": PUBLIC},
+    "public_head_first_2": {
+        **_TOP_2,
         "start": PUBLIC,
+        "head_epsilon": 0.3,
+        "learning_rate": 3e-3,
     },
 }
 
@@ -69,7 +74,11 @@ def config(
     if math.isinf(epsilon):
         changes |= _ORDINARY
         if method.endswith("head"):
-            changes |= {"epochs": 30, "learning_rate": 3e-3}
+            changes |= {"epochs": 15, "learning_rate": 3e-3}
+        changes.pop("head_epsilon", None)
+    elif "head_epsilon" in changes:
+        # A part of the budget, here in parts of one.
+        changes["head_epsilon"] = round(changes["head_epsilon"] * epsilon, 4)
     if changes.get("start") == PUBLIC:
         changes["start"] = start
     return finetuning.Config(**changes)

@@ -72,6 +72,19 @@ def _define_flags() -> None:
     flags.DEFINE_integer("steps", None, "At most so many steps.")
     flags.DEFINE_float("learning_rate", None, "Default: by method.")
     flags.DEFINE_bool("decay", False, "Let the learning rate fall to 0.")
+    flags.DEFINE_float(
+        "head_epsilon",
+        default.head_epsilon,
+        "Part of the budget that trains the head alone, first.",
+    )
+    flags.DEFINE_integer(
+        "head_epochs", default.head_epochs, "Passes over the data of that."
+    )
+    flags.DEFINE_float(
+        "head_learning_rate",
+        default.head_learning_rate,
+        "Learning rate of that.",
+    )
     flags.DEFINE_float("ema", default.ema, "Momentum of averaged weights.")
     flags.DEFINE_integer(
         "sequence_length", default.sequence_length, "Tokens of an example."

@@ -7,6 +7,7 @@ it, and `report` says what came of it. `examples.finetune_text` is the command.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import pathlib
 import time
@@ -34,9 +35,11 @@ _LEARNING_RATES = {
 }
 _MINILM = "minilm"
 _PROMPTS = "prompts"
+_HISTORY = "trained_on.json"
 # Of the BERT-type encoders of KerasHub.
 _BLOCK = "transformer_layer_{}"
 _ENCODED_TOGETHER = 128
+_OTHER_SEEDS = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,10 @@ class Config:
         steps: Stops earlier; the noise is then that of so many steps.
         learning_rate: Of Adam; `None` for the method's default.
         decay: Whether the learning rate falls to 0, along a cosine.
+        head_epsilon: A part of the budget, for training the head alone before
+            the rest joins in; 0 for none. Such steps are cheap.
+        head_epochs: Passes over the data of this training.
+        head_learning_rate: Its learning rate.
         ema: Momentum of an average of the weights over the steps, which is
             what is tested and kept; 0 for the last weights.
         sequence_length: Tokens of an example; longer ones are cut.
@@ -99,6 +106,9 @@ class Config:
     steps: int | None = None
     learning_rate: float | None = None
     decay: bool = False
+    head_epsilon: float = 0.0
+    head_epochs: int = 30
+    head_learning_rate: float = 0.03
     ema: float = 0.0
     sequence_length: int = 48
     seed: int | None = None
@@ -120,7 +130,15 @@ class Config:
                     f"{getattr(self, name)!r}."
                 )
         commands.check_at_least_one(
-            self, ("rank", "levels", "batch_size", "epochs", "sequence_length")
+            self,
+            (
+                "rank",
+                "levels",
+                "batch_size",
+                "epochs",
+                "head_epochs",
+                "sequence_length",
+            ),
         )
         if self.blocks is not None:
             commands.check_at_least_one(self, ("blocks",))
@@ -129,6 +147,11 @@ class Config:
                     f"--levels must be at most --blocks + 1. Received: "
                     f"{self.levels}, with {self.blocks} blocks."
                 )
+        if not 0.0 <= self.head_epsilon < self.epsilon:
+            raise ValueError(
+                "--head_epsilon is a part of --epsilon. Received: "
+                f"{self.head_epsilon} of {self.epsilon}."
+            )
         if not 0.0 <= self.ema < 1.0:
             raise ValueError(f"--ema is in [0, 1). Received: {self.ema}.")
         commands.check_clip_norm(self)
@@ -161,6 +184,7 @@ class Prepared:
         backbone: The encoder.
         model: From tokens to logits.
         head: Its last layer.
+        upper: From the input of `trained` to the input of `head`.
         trained: What `fit` is called on: `model`, or the part of it above
             what is frozen.
         train: Inputs of `trained` and labels.
@@ -172,6 +196,7 @@ class Prepared:
     backbone: keras.Model
     model: keras.Model
     head: keras.layers.Layer
+    upper: keras.Model
     trained: keras.Model
     train: tuple
     test: tuple
@@ -223,6 +248,35 @@ def _encoder(config: Config) -> tuple[keras.Model, keras.layers.Layer]:
 
 def _folder(name: str) -> pathlib.Path:
     return pathlib.Path(name).expanduser()
+
+
+def _trained_on(start: str | None) -> list[str]:
+    """The data sets that a start has seen.
+
+    Raises:
+        ValueError: If the folder does not say.
+    """
+    if start in (None, _PROMPTS):
+        return []
+    path = _folder(start) / _HISTORY
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"--start must be a folder that an earlier training wrote: what it "
+            f"was trained on can't be read from {path} ({error})."
+        ) from error
+
+
+def _check_start(config: Config) -> None:
+    """Raises if the guarantee would leave out what the start has released."""
+    seen = _trained_on(config.start)
+    if config.private and config.dataset in seen:
+        raise ValueError(
+            f"--start={config.start} was trained on {', '.join(seen)}: the "
+            f"epsilon of a second training on {config.dataset} would leave out "
+            "the first. Start from a training on other, public data."
+        )
 
 
 def _head(
@@ -415,8 +469,10 @@ def prepare(config: Config, data: Data | None = None) -> Prepared:
 
     Raises:
         DatasetUnavailableError: If data or encoder can't be had.
-        ValueError: If the encoder does not have so many blocks or levels.
+        ValueError: If the encoder does not have so many blocks or levels, or
+            the start was trained on the same data.
     """
+    _check_start(config)
     data = load(config) if data is None else data
     if config.seed is not None:
         keras.utils.set_random_seed(config.seed)
@@ -441,16 +497,16 @@ def prepare(config: Config, data: Data | None = None) -> Prepared:
         tf_dpfp.reparametrize(
             trained, config.rank, exclude="logits", warmup_steps=0
         )
-    count = len(labels)
-    steps = max(1, round(config.epochs * count / config.batch_size))
+    steps = _steps(config.epochs, config, len(labels))
     if config.steps is not None:
         steps = min(steps, config.steps)
-    _compile(config, trained, min(1.0, config.batch_size / count), steps)
+    _compile(config, trained, len(labels), steps)
     return Prepared(
         config=config,
         backbone=backbone,
         model=model,
         head=head,
+        upper=upper,
         trained=trained,
         train=data.train,
         test=data.test,
@@ -458,34 +514,75 @@ def prepare(config: Config, data: Data | None = None) -> Prepared:
     )
 
 
-def _compile(config: Config, model: keras.Model, rate: float, steps: int):
-    learning_rate = config.learning_rate or _LEARNING_RATES[config.method]
+def _rate(config: Config, count: int) -> float:
+    return min(1.0, config.batch_size / count)
+
+
+def _steps(epochs: int, config: Config, count: int) -> int:
+    return max(1, round(epochs * count / config.batch_size))
+
+
+def _head_entries(config: Config, count: int) -> list[accounting.LedgerEntry]:
+    """What training the head alone, before the rest, will release."""
+    if not config.head_epsilon:
+        return []
+    rate = _rate(config, count)
+    steps = _steps(config.head_epochs, config, count)
+    noise = tf_dpfp.calibrate(config.head_epsilon, config.delta, rate, steps)
+    return [
+        accounting.LedgerEntry(accounting.PoissonSampling(rate), noise, steps)
+    ]
+
+
+def _noise_multiplier(config: Config, count: int, steps: int) -> float:
+    """The least noise with which everything together keeps to the budget."""
+    before = _head_entries(config, count)
+    sampling = accounting.PoissonSampling(_rate(config, count))
+    return accounting.least_noise(
+        lambda noise: [
+            *before,
+            accounting.LedgerEntry(sampling, noise, steps),
+        ],
+        config.epsilon,
+        config.delta,
+    )
+
+
+def _optimizer(
+    config: Config, steps: int, noise: float | None, **settings
+) -> keras.optimizers.Optimizer:
+    """Adam, private where there is noise."""
+    learning_rate = settings.pop("learning_rate", None)
+    if learning_rate is None:
+        learning_rate = config.learning_rate or _LEARNING_RATES[config.method]
     if config.decay:
         learning_rate = keras.optimizers.schedules.CosineDecay(
             learning_rate, steps
         )
+    if noise is None:
+        return keras.optimizers.Adam(learning_rate, **settings)
+    return tf_dpfp.DPAdam(
+        learning_rate,
+        l2_norm_clip=config.l2_norm_clip,
+        noise_multiplier=noise,
+        seed=config.seed,
+        **settings,
+    )
+
+
+def _compile(config: Config, model: keras.Model, count: int, steps: int):
     settings = {}
     if config.ema:
         settings = {"use_ema": True, "ema_momentum": config.ema}
+    noise = None
     if config.private:
         tf_dpfp.make_private(model)
-        optimizer = tf_dpfp.DPAdam(
-            learning_rate,
-            l2_norm_clip=config.l2_norm_clip,
-            noise_multiplier=tf_dpfp.calibrate(
-                config.epsilon, config.delta, rate, steps
-            ),
-            clipping=clippings.CLIPPINGS[config.clipping],
-            microbatch_size=None
-            if config.method == "head"
-            else config.microbatch_size,
-            seed=config.seed,
-            **settings,
-        )
-    else:
-        optimizer = keras.optimizers.Adam(learning_rate, **settings)
+        noise = _noise_multiplier(config, count, steps)
+        settings["clipping"] = clippings.CLIPPINGS[config.clipping]
+        if config.method != "head":
+            settings["microbatch_size"] = config.microbatch_size
     model.compile(
-        optimizer=optimizer,
+        optimizer=_optimizer(config, steps, noise, **settings),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
 
@@ -537,11 +634,13 @@ def run(prepared: Prepared) -> Result:
 
 def _train_privately(prepared: Prepared, clock: _Clock) -> None:
     config = prepared.config
+    if config.head_epsilon:
+        _train_head(prepared)
     x, y = prepared.train
     batches = tf_dpfp.poisson_batches(
         x,
         y,
-        sampling_rate=min(1.0, config.batch_size / len(y)),
+        sampling_rate=_rate(config, len(y)),
         steps_per_epoch=prepared.steps,
         seed=config.seed,
     )
@@ -550,6 +649,39 @@ def _train_privately(prepared: Prepared, clock: _Clock) -> None:
         callbacks=[tf_dpfp.PrivacyBudget(config.epsilon, config.delta), clock],
         verbose=0,
     )
+
+
+def _train_head(prepared: Prepared) -> None:
+    """Trains the head alone, on the vectors of the encoder as it is.
+
+    Nothing below the head moves, so the vectors are computed once, and a step
+    takes milliseconds. What this releases is in the ledger of the whole.
+    """
+    config, encoder = prepared.config, prepared.upper
+    x, y = prepared.train
+    vectors = encoder.predict(x, _ENCODED_TOGETHER, verbose=0)
+    model = keras.Sequential([keras.Input(vectors.shape[1:]), prepared.head])
+    tf_dpfp.make_private(model)
+    (entry,) = _head_entries(config, len(y))
+    model.compile(
+        optimizer=_optimizer(
+            config,
+            entry.steps,
+            entry.noise_multiplier,
+            learning_rate=config.head_learning_rate,
+        ),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    batches = tf_dpfp.poisson_batches(
+        vectors,
+        y,
+        sampling_rate=entry.sampling.sampling_rate,
+        steps_per_epoch=entry.steps,
+        # Other draws than those that follow.
+        seed=None if config.seed is None else config.seed + _OTHER_SEEDS,
+    )
+    model.fit(batches, verbose=0)
+    prepared.trained.optimizer.absorb_ledger(tf_dpfp.ledger(model))
 
 
 def _train(prepared: Prepared, clock: _Clock) -> None:
@@ -570,6 +702,8 @@ def _write(prepared: Prepared, statement: str) -> None:
     kernel, bias = prepared.head.get_weights()
     np.savez(folder / "head.npz", kernel=kernel, bias=bias)
     (folder / "privacy_statement.txt").write_text(statement)
+    seen = {*_trained_on(prepared.config.start), prepared.config.dataset}
+    (folder / _HISTORY).write_text(json.dumps(sorted(seen)))
 
 
 def report(result: Result, config: Config) -> str:

@@ -12,6 +12,7 @@ import tf_dpfp
 from examples import finetuning
 from examples import minilm
 from examples import text_datasets
+from tf_dpfp import accounting
 
 keras_hub = pytest.importorskip(
     "keras_hub", reason="KerasHub is not installed (the extra `hub`)"
@@ -89,6 +90,7 @@ def _config(preset, **changes):
         (dict(dataset="imdb"), "--dataset is one of movie_reviews"),
         (dict(blocks=0), "--blocks must be at least 1"),
         (dict(blocks=1, levels=3), "--levels must be at most --blocks"),
+        (dict(head_epsilon=9.0), "--head_epsilon is a part of --epsilon"),
         (dict(ema=1.0), r"--ema is in \[0, 1\)"),
         (dict(rank=0), "--rank must be at least 1"),
         (dict(l2_norm_clip=0.0), "--l2_norm_clip must be above 0"),
@@ -167,6 +169,37 @@ def test_below_the_top_block_nothing_moves(preset, method, levels):
     )
 
 
+def test_what_trains_the_head_first_is_in_the_same_ledger(preset):
+    config = _config(
+        preset, method="full", blocks=1, head_epsilon=3.0, head_epochs=4
+    )
+    prepared = finetuning.prepare(config)
+    rest = {v.path: v.numpy() for v in prepared.upper.trainable_variables}
+    head = prepared.head.get_weights()
+    finetuning._train_head(prepared)
+    # It trains the head and nothing else.
+    for variable in prepared.upper.trainable_variables:
+        np.testing.assert_array_equal(variable, rest[variable.path])
+    assert np.any(prepared.head.get_weights()[0] != head[0])
+    (first,) = tf_dpfp.ledger(prepared.trained)
+    assert first.steps == 12
+    alone = accounting.compute_epsilon([first], config.delta)
+    assert 2.9 < alone <= 3.0
+    result = finetuning.run(finetuning.prepare(config))
+    assert 7.9 < result.epsilon <= 8.0
+    assert "18 steps" in result.statement
+    assert "12 steps" in result.statement and "6 steps" in result.statement
+
+
+def test_seeded_noise_goes_on_where_the_head_ended(preset):
+    config = _config(preset, method="full", blocks=1, head_epsilon=3.0, seed=1)
+    prepared = finetuning.prepare(config)
+    finetuning._train_head(prepared)
+    # Streams are keyed by the count of steps, which goes on from there.
+    steps = sum(entry.steps for entry in tf_dpfp.ledger(prepared.trained))
+    assert steps == 90
+
+
 def test_trainings_can_share_what_is_frozen(preset):
     config = _config(preset, method="full", blocks=1, seed=3)
     alone = finetuning.run(finetuning.prepare(config))
@@ -203,6 +236,26 @@ def test_a_training_starts_where_a_public_one_ended(preset, tmp_path, levels):
         atol=1e-5,
     )
     assert tf_dpfp.is_private(prepared.trained)
+
+
+def test_a_start_that_saw_the_same_data_is_refused(preset, tmp_path):
+    folder = str(tmp_path)
+    config = _config(preset, method="head", output_dir=folder, steps=1)
+    finetuning.run(finetuning.prepare(config))
+    again = _config(preset, method="head", start=folder)
+    with pytest.raises(ValueError, match="would leave out the first"):
+        finetuning.prepare(again)
+    # Whatever lies between: what was seen stays seen.
+    between = dataclasses.replace(
+        again, dataset="public_snippets", output_dir=str(tmp_path / "next")
+    )
+    finetuning.run(finetuning.prepare(between))
+    late = dataclasses.replace(again, start=str(tmp_path / "next"))
+    with pytest.raises(ValueError, match="movie_reviews, public_snippets"):
+        finetuning.prepare(late)
+    (tmp_path / "trained_on.json").unlink()
+    with pytest.raises(ValueError, match="must be a folder that an earlier"):
+        finetuning.prepare(again)
 
 
 def test_a_head_from_prompts_tells_praise_from_blame(preset, monkeypatch):
