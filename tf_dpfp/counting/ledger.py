@@ -56,6 +56,19 @@ class Ledger:
             )
         self._watch_restores()
 
+    def describe(
+        self, noise_multiplier: float, release: accounting.Release
+    ) -> None:
+        """Changes what is written of the steps that follow.
+
+        Args:
+            noise_multiplier: Part of every row written.
+            release: What the steps release, unless `open` says otherwise.
+        """
+        self._noise_multiplier, self._release = noise_multiplier, release
+        with tf.init_scope():
+            self.open(accounting.UnknownSampling())
+
     def _watch_restores(self) -> None:
         """Keeps the greater counts, whichever way older ones come back.
 

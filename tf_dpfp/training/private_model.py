@@ -104,13 +104,16 @@ class PrivateTraining:
     def compile(self, *args, **kwargs):
         """As `keras.Model.compile`, for private optimizers only.
 
-        With a `DPRepresentationClip` in the model, for ordinary ones.
+        With a `DPRepresentationClip` in the model, for ordinary ones as well:
+        they train what is above it, private ones what is below, too.
         """
-        if representations.layers_of(self):
-            _compile_on_representations(self, args, kwargs)
-            return
         before = getattr(self, "optimizer", None)
         ordinary = _ordinary(self, "compile")
+        given = _bound(ordinary, args, kwargs).get("optimizer")
+        private = isinstance(given, optimizers.PrivateOptimizer)
+        if representations.layers_of(self) and not private:
+            _compile_on_representations(self, args, kwargs, before)
+            return
         kwargs["auto_scale_loss"] = False
         given = _given_optimizer(self, args, kwargs, ordinary)
         if "jit_compile" not in kwargs and not _suits_xla(given):
@@ -126,6 +129,11 @@ class PrivateTraining:
             # What was released under the old optimizer stays released.
             optimizer.absorb_ledger(before.ledger_entries)
         _state(self).loss = None
+        if representations.layers_of(self):
+            representations.announce(self)
+            _state(self).findings = None
+            if self.built and getattr(self, "inputs", None):
+                _try_representations(self, representations.inputs_of(self))
 
     def compile_from_config(self, config):
         """As Keras, which compiles no loaded model of another `compile`."""
@@ -140,16 +148,18 @@ class PrivateTraining:
 
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`; the ledger learns how batches are drawn."""
-        if representations.layers_of(self):
+        if representations.alone(self):
             return _fit_on_representations(self, args, kwargs)
         optimizer = _ready(self)
         arguments = _bound(_ordinary(self, "fit"), args, kwargs)
         pipeline = pipelines.describe(
             arguments,
             need_batch_size=optimizer.expected_batch_size is None,
+            rows=representations.beside_sums(self),
         )
         strategy = replicated.strategy_for(self, optimizer)
         if replicated.deals(strategy):
+            _check_no_representations(self)
             pipeline = replicated.pipeline_of(
                 strategy, arguments["x"], pipeline
             )
@@ -172,12 +182,12 @@ class PrivateTraining:
             return _fit_dealt(self, strategy, pipeline, arguments)
         with strategy.scope() if strategy else contextlib.nullcontext():
             _build_optimizer(self, optimizer)
-        with _sampled(optimizer, pipeline.sampling, pipeline.seeded):
+        with _sampled(self, pipeline):
             return _ordinary(self, "fit")(*args, **kwargs)
 
     def train_on_batch(self, *args, **kwargs):
         """As `keras.Model.train_on_batch`; counted without amplification."""
-        if representations.layers_of(self):
+        if representations.alone(self):
             return _ordinary(self, "train_on_batch")(*args, **kwargs)
         optimizer = _ready(self)
         if replicated.deals(replicated.strategy_for(self, optimizer)):
@@ -191,7 +201,7 @@ class PrivateTraining:
             optimizer.set_expected_batch_size(
                 len(tree.flatten(x)[0]), "the first batch"
             )
-        with _sampled(optimizer, accounting.UnknownSampling()):
+        with _sampled(self, pipelines.UNKNOWN):
             return _ordinary(self, "train_on_batch")(*args, **kwargs)
 
     def train_step(self, data):
@@ -247,7 +257,7 @@ keras_trainer.on_loading_a_custom_compile(_compile_loaded)
 
 
 def _train_step(model: keras.Model, data) -> dict:
-    if representations.layers_of(model):
+    if representations.alone(model):
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         _try_representations(model, x)
         return _ordinary(model, "train_step")(data)
@@ -270,7 +280,7 @@ def _train_step(model: keras.Model, data) -> dict:
             model, x, y, result.y_pred, sample_weight, present
         )
 
-    clipped = private_step.clipped_batch(
+    sums = private_step.clipped_batch(
         model,
         plan,
         x,
@@ -282,10 +292,25 @@ def _train_step(model: keras.Model, data) -> dict:
     _, regularization = private_step.regularization_gradients(plan)
     optimizer.apply(
         private_step.as_clipped_gradients(
-            plan, clipped, regularization, _state(model).dealt_to
+            plan, sums, regularization, _rows_of(x), _state(model).dealt_to
         )
     )
     return model.get_metrics_result()
+
+
+def _rows_of(x) -> tf.Tensor | int:
+    """Number of examples of a batch."""
+    leaf = tree.flatten(x)[0]
+    size = leaf.shape[0]
+    return tf.shape(leaf)[0] if size is None else size
+
+
+def _check_no_representations(model: keras.Model) -> None:
+    if representations.layers_of(model):
+        raise ValueError(
+            f"Model '{model.name}' has a DPRepresentationClip, which trains on "
+            "one replica, and its strategy has several. Train without one."
+        )
 
 
 def _fit_dealt(
@@ -296,7 +321,7 @@ def _fit_dealt(
 ):
     """`fit` on several replicas: each example of a batch goes to one."""
     arguments = dict(arguments)
-    optimizer, state = model.optimizer, _state(model)
+    state = _state(model)
     batches = arguments.pop("x")
     if arguments["class_weight"] is not None:
         raise ValueError(
@@ -317,7 +342,7 @@ def _fit_dealt(
     state.dealt_to = strategy.num_replicas_in_sync
     try:
         with (
-            _sampled(optimizer, pipeline.sampling, pipeline.seeded),
+            _sampled(model, pipeline),
             replicated.fitting(strategy, model),
         ):
             return _ordinary(model, "fit")(
@@ -327,18 +352,17 @@ def _fit_dealt(
         state.dealt_to = 1
 
 
-def _compile_on_representations(model, args, kwargs) -> None:
-    ordinary = _ordinary(model, "compile")
-    optimizer = _bound(ordinary, args, kwargs).get("optimizer")
-    if isinstance(optimizer, optimizers.PrivateOptimizer):
-        raise ValueError(
-            f"Model '{model.name}' has a DPRepresentationClip, and "
-            f"{type(optimizer).__name__} would add noise to what is noise "
-            "already. Use an ordinary optimizer, such as 'adam', or take the "
-            "layer out. Both in one model are not supported."
-        )
-    ordinary(*args, **kwargs)
+def _compile_on_representations(model, args, kwargs, before) -> None:
+    _ordinary(model, "compile")(*args, **kwargs)
     _state(model).findings = None
+    if isinstance(before, optimizers.PrivateOptimizer):
+        # What was released under the private optimizer stays released.
+        if model.built and before.ledger_entries:
+            representations.layers_of(model)[0].absorb_ledger(
+                before.ledger_entries
+            )
+    if model.built and getattr(model, "inputs", None):
+        _try_representations(model, representations.inputs_of(model))
 
 
 def _try_representations(model, x) -> representations.Findings:
@@ -350,6 +374,8 @@ def _try_representations(model, x) -> representations.Findings:
         validation.raise_if_invalid(model, made_private=True)
         # A model that is built on the way has more layers than before.
         state.tried_with = representations.trainability(model)
+        # Other weights have other per-example gradients.
+        state.probed = False
     return state.findings
 
 
@@ -431,7 +457,10 @@ def _ready(model: keras.Model):
             f"Model '{model.name}' is compiled without a loss. Private "
             "training needs one loss per example: give `loss=` to `compile`."
         )
-    validation.raise_if_invalid(model, made_private=True)
+    by_gradients = representations.beside_sums(model)
+    validation.raise_if_invalid(model, made_private=True, rows=not by_gradients)
+    if by_gradients:
+        representations.announce(model)
     return optimizer
 
 
@@ -442,8 +471,17 @@ def _build_optimizer(model, optimizer) -> None:
 
 
 @contextlib.contextmanager
-def _sampled(optimizer, sampling: accounting.Sampling, seeded: bool = False):
-    optimizer.open_ledger(sampling, seeded)
+def _sampled(model: keras.Model, pipeline: pipelines.Pipeline):
+    optimizer, drawn = require_private_optimizer(model), pipeline.drawn
+    if drawn is None:
+        optimizer.open_ledger(pipeline.sampling, pipeline.seeded)
+    else:
+        optimizer.open_ledger(
+            pipeline.sampling,
+            pipeline.seeded,
+            representations.layers_of(model)[0].declared(drawn),
+            drawn.capacity,
+        )
     try:
         yield
     finally:
@@ -470,7 +508,9 @@ def build_plan(model: keras.Model, x, y, sample_weight) -> private_step.Plan:
     state = _state(model)
     if not model.built:
         probe.build(model, x)
-        validation.raise_if_invalid(model, made_private=True)
+        validation.raise_if_invalid(
+            model, made_private=True, rows=representations.alone(model)
+        )
     if not keras_trainer.has_compiled_loss(model):
         raise ValueError(
             f"Model '{model.name}' is compiled without a loss. Private "
@@ -484,7 +524,13 @@ def build_plan(model: keras.Model, x, y, sample_weight) -> private_step.Plan:
             getattr(model, "output_names", None),
         )
         state.probed = False
-    plan = private_step.make_plan(model, optimizer, state.loss)
+    released = None
+    if representations.beside_sums(model):
+        rows = representations.announce(model)
+        found = _try_representations(model, x)
+        _build_optimizer(model, optimizer)
+        released = private_step.RowsBelow(rows, found.positions)
+    plan = private_step.make_plan(model, optimizer, state.loss, released)
     if not state.probed:
         probe.check(model, plan, (x, y, sample_weight))
         state.probed = True
@@ -531,7 +577,7 @@ def make_private(model: keras.Model) -> keras.Model:
     validation.raise_if_invalid(model, made_private=False)
     if representations.layers_of(model) and getattr(model, "inputs", None):
         representations.raise_if_unprotected(
-            model, representations.inputs_of(model)
+            model, representations.inputs_of(model), compiled=False
         )
     _state(model)
     for name in _METHODS:
@@ -597,7 +643,7 @@ def clipped_gradients(
     state_of(model)
     optimizer = require_private_optimizer(model)
     plan = build_plan(model, x, y, sample_weight)
-    clipped = private_step.clipped_batch(
+    sums = private_step.clipped_batch(
         model,
         plan,
         x,
@@ -607,7 +653,9 @@ def clipped_gradients(
         lambda *_: None,
     )
     _, regularization = private_step.regularization_gradients(plan)
-    return private_step.as_clipped_gradients(plan, clipped, regularization)
+    return private_step.as_clipped_gradients(
+        plan, sums, regularization, _rows_of(x)
+    )
 
 
 @contextlib.contextmanager
@@ -629,23 +677,29 @@ def sampled_steps(model: keras.Model, batches: tf.data.Dataset):
     Raises:
         ValueError: If nothing is known of how `batches` was drawn.
     """
-    if representations.layers_of(model):
+    if representations.alone(model):
         with _sampled_rows(model, batches):
             yield
         return
     state = state_of(model)
     optimizer = require_private_optimizer(model)
-    pipeline = pipelines.describe({"x": batches}, need_batch_size=False)
-    if not isinstance(pipeline.sampling, accounting.PoissonSampling):
+    beside = representations.beside_sums(model)
+    pipeline = pipelines.describe(
+        {"x": batches}, need_batch_size=False, rows=beside
+    )
+    if isinstance(pipeline.sampling, accounting.UnknownSampling):
+        maker = "microbatch_sampler" if beside else "poisson_batches"
         raise ValueError(
-            "`sampled_steps` takes the data set that tf_dpfp.poisson_batches "
-            "returned, itself: a data set derived from it proves nothing."
+            f"`sampled_steps` takes the data set that tf_dpfp.{maker} "
+            "returned, itself: another proves nothing."
         )
+    if beside:
+        representations.announce(model)
     optimizer.set_expected_batch_size(
         pipeline.expected_batch_size, pipeline.name
     )
     state.populations.add(pipeline.population)
-    with _sampled(optimizer, pipeline.sampling, pipeline.seeded):
+    with _sampled(model, pipeline):
         yield
 
 
