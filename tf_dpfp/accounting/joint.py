@@ -20,7 +20,7 @@ def joint_noise_multiplier(first: float, second: float) -> float:
         The multiplier of both together; 0 if one has no noise.
 
     Reference:
-        Dong, Roth and Su, 2019, [Gaussian differential
+        Dong, Roth and Su, 2022, [Gaussian differential
         privacy](https://arxiv.org/abs/1905.02383), corollary 3.3.
     """
     if not first or not second:
