@@ -131,7 +131,6 @@ class PrivateTraining:
         _state(self).loss = None
         if representations.layers_of(self):
             representations.announce(self)
-            _state(self).findings = None
             if self.built and getattr(self, "inputs", None):
                 _try_representations(self, representations.inputs_of(self))
 
@@ -180,6 +179,9 @@ class PrivateTraining:
             kwargs.setdefault("shuffle", False)
         if replicated.deals(strategy):
             return _fit_dealt(self, strategy, pipeline, arguments)
+        if pipeline.drawn is not None:
+            # What is declared of labels goes into the layer's ledger.
+            _try_representations(self, arguments["x"].element_spec[0])
         with strategy.scope() if strategy else contextlib.nullcontext():
             _build_optimizer(self, optimizer)
         with _sampled(self, pipeline):
@@ -354,7 +356,6 @@ def _fit_dealt(
 
 def _compile_on_representations(model, args, kwargs, before) -> None:
     _ordinary(model, "compile")(*args, **kwargs)
-    _state(model).findings = None
     if isinstance(before, optimizers.PrivateOptimizer):
         # What was released under the private optimizer stays released.
         if model.built and before.ledger_entries:
@@ -371,11 +372,14 @@ def _try_representations(model, x) -> representations.Findings:
     frozen = representations.trainability(model)
     if state.findings is None or state.tried_with != frozen:
         state.findings = representations.raise_if_unprotected(model, x)
-        validation.raise_if_invalid(model, made_private=True)
+        validation.raise_if_invalid(
+            model, made_private=True, rows=representations.alone(model)
+        )
         # A model that is built on the way has more layers than before.
         state.tried_with = representations.trainability(model)
         # Other weights have other per-example gradients.
         state.probed = False
+    representations.check_trained(model, state.findings)
     return state.findings
 
 
@@ -575,11 +579,14 @@ def make_private(model: keras.Model) -> keras.Model:
             f"`make_private` takes a keras.Model. Received: {model!r}"
         )
     validation.raise_if_invalid(model, made_private=False)
+    findings = None
     if representations.layers_of(model) and getattr(model, "inputs", None):
-        representations.raise_if_unprotected(
-            model, representations.inputs_of(model), compiled=False
+        findings = representations.raise_if_unprotected(
+            model, representations.inputs_of(model)
         )
-    _state(model)
+    state = _state(model)
+    state.findings = findings
+    state.tried_with = representations.trainability(model)
     for name in _METHODS:
         method = types.MethodType(vars(PrivateTraining)[name], model)
         object.__setattr__(model, name, method)
@@ -695,6 +702,7 @@ def sampled_steps(model: keras.Model, batches: tf.data.Dataset):
         )
     if beside:
         representations.announce(model)
+        _try_representations(model, batches.element_spec[0])
     optimizer.set_expected_batch_size(
         pipeline.expected_batch_size, pipeline.name
     )
@@ -713,6 +721,7 @@ def _sampled_rows(model: keras.Model, batches: tf.data.Dataset):
             "DPRepresentationClip: another proves nothing."
         )
     found = representations.raise_if_unprotected(model, batches.element_spec[0])
+    representations.check_trained(model, found)
     representations.check_sampled(found)
     if is_private(model):
         state_of(model).populations.add(info.population)

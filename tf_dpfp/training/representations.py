@@ -123,21 +123,18 @@ def announce(model: keras.Model) -> optimizers.RowsBeside:
     return rows
 
 
-def raise_if_unprotected(
-    model: keras.Model, x: Any, compiled: bool = True
-) -> Findings:
+def raise_if_unprotected(model: keras.Model, x: Any) -> Findings:
     """Tries a model and raises if its noise does not protect the examples.
 
     Args:
         model: A model with such a layer, built or not.
         x: Inputs, or their specifications: shapes and types are looked at.
-        compiled: Whether it is known by which optimizer it is trained.
 
     Returns:
         What the trial showed.
 
     Raises:
-        ValueError: With every problem, or the weights that can't be trained.
+        ValueError: With every problem.
     """
     if not model.built:
         probe.build(model, x)
@@ -148,11 +145,23 @@ def raise_if_unprotected(
             f"Model '{model.name}' is not protected by its "
             f"DPRepresentationClip:\n{listed}"
         )
-    if not compiled:
-        return found
+    return found
+
+
+def check_trained(model: keras.Model, found: Findings) -> None:
+    """Raises if a model's optimizer is not for what is to be trained.
+
+    Args:
+        model: The model; compiled, or trained by the user's own loop.
+        found: What a trial showed.
+
+    Raises:
+        ValueError: With the weights below its layer, if an ordinary optimizer
+            is to train them; if a private one has none.
+    """
     if beside_sums(model):
         _check_beside_sums(model, found)
-        return found
+        return
     end_to_end = any(layer.end_to_end for layer in layers_of(model))
     if found.trainable_below and not end_to_end:
         raise ValueError(
@@ -162,7 +171,6 @@ def raise_if_unprotected(
             "model private and compile it with a private optimizer, which "
             "noises their gradient."
         )
-    return found
 
 
 def _check_beside_sums(model: keras.Model, found: Findings) -> None:
