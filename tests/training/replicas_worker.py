@@ -24,7 +24,9 @@ import tf_dpfp
 from tests.training import crossings
 from tests.training import reference
 from tf_dpfp import clipping
+from tf_dpfp.clipping import clipped_sum
 from tf_dpfp.distribute import agreement
+from tf_dpfp.distribute import copies
 from tf_dpfp.distribute import replicas
 from tf_dpfp.noise import NoiseSource
 from tf_dpfp.optimizers import private_optimizer
@@ -603,7 +605,6 @@ def what_is_not_done_on_replicas_is_refused():
         "steps_per_execution=1",
     )
     _refuses(_private(2, compiled={"jit_compile": True}), "without XLA")
-    _refuses(_private(2, clipping="per_device"), "all replicas would share")
     _refuses(
         _private(2, use_ema=True, ema_overwrite_frequency=2),
         "`ema_overwrite_frequency`",
@@ -618,6 +619,202 @@ def asynchronous_strategies_are_refused():
         model = tf_dpfp.make_private(_mlp())
         model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), loss=_loss())
     _refuses(model, "does not run under CentralStorageStrategy")
+
+
+# Replicas on several devices each.
+
+
+class OnDevices(layers.Layer):
+    """A chain of layers, of every replica on a device of its own."""
+
+    def __init__(self, chain, devices, **kwargs):
+        super().__init__(**kwargs)
+        self.chain, self.devices = chain, devices
+
+    def build(self, input_shape):
+        with tf_dpfp.distribute.on_devices(self.devices):
+            for layer in self.chain:
+                layer.build(input_shape)
+                input_shape = layer.compute_output_shape(input_shape)
+
+    def call(self, x):
+        with tf_dpfp.distribute.on_devices(self.devices):
+            for layer in self.chain:
+                x = layer(x)
+            return x
+
+
+# The first replica's two devices, and the second one's.
+FIRST, SECOND = ("CPU:0", "CPU:1"), ("CPU:2", "CPU:3")
+
+
+def _in_pieces(places=(FIRST, SECOND)):
+    return keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            OnDevices([layers.Dense(19, "tanh"), layers.Dense(23)], places[0]),
+            OnDevices(
+                [
+                    layers.Dense(29, "tanh", kernel_regularizer="l2"),
+                    layers.Dense(CLASSES),
+                ],
+                places[1],
+            ),
+        ]
+    )
+
+
+PIECES = {
+    "": (3, {"thresholds": {"CPU:0": 0.1, "CPU:2": 0.08**0.5}}),
+    "adaptive ": (None, {"thresholds": tf_dpfp.Adaptive(rescale=False)}),
+    "automatic ": (None, {"thresholds": "automatic"}),
+}
+
+
+def _pieces_train_as_on_one(microbatch_size, kwargs):
+    settings = {
+        "clipping": tf_dpfp.PerDevice(**kwargs),
+        "microbatch_size": microbatch_size,
+    }
+    models = [_private(n, make=_in_pieces, **settings) for n in (1, 2)]
+    models.append(_private(1, make=_in_pieces))
+    for model in models:
+        _fit(model, _batches(expected=5.0), epochs=1)
+    one, several, flat = models
+    _assert_equal_weights(one, several)
+    assert any(
+        np.abs(a - b).max() > 1e-3
+        for a, b in zip(flat.get_weights(), one.get_weights(), strict=True)
+    )
+    assert tf_dpfp.ledger(one) == tf_dpfp.ledger(several)
+    names = [list(tf_dpfp.thresholds(m)) for m in (one, several)]
+    assert names == [["CPU:0", "CPU:2"]] * 2, names
+    thresholds = [list(tf_dpfp.thresholds(m).values()) for m in (one, several)]
+    np.testing.assert_allclose(*thresholds, rtol=1e-5)
+
+
+for _name in PIECES:
+    CHECKS[f"{_name}pieces on two replicas train as on one"] = (
+        functools.partial(_pieces_train_as_on_one, *PIECES[_name])
+    )
+
+
+@check
+def the_noise_of_a_piece_goes_by_its_own_threshold():
+    width, expected, multiplier = 450, 5.0, 1.7
+    chosen = {"CPU:0": 0.3, "CPU:2": 0.4}
+
+    def make():
+        model = keras.Sequential([keras.Input((width,))])
+        for places in (FIRST, SECOND):
+            dense = layers.Dense(width, kernel_initializer="zeros")
+            model.add(OnDevices([dense], places))
+        return model
+
+    zeros = np.zeros((6, width), np.float32)
+    data = tf.data.Dataset.from_tensors((zeros, zeros))
+    model = _private(
+        2,
+        tf_dpfp.DPSGD,
+        make,
+        compiled={"loss": lambda y_true, y_pred: tf.reduce_sum(0.0 * y_pred)},
+        l2_norm_clip=0.5,
+        noise_multiplier=multiplier,
+        expected_batch_size=expected,
+        clipping=tf_dpfp.PerDevice(thresholds=chosen),
+    )
+    _fit(model, data, epochs=1)
+    weights = [np.float64(w) / 0.05 for w in model.get_weights()]
+    for threshold, pair in zip(
+        chosen.values(), (weights[:2], weights[2:]), strict=True
+    ):
+        scale = multiplier * math.sqrt(2) * threshold / expected
+        _has_scale_one(np.concatenate([w.ravel() for w in pair]) / scale, 2)
+    kernels = [weights[0].ravel(), weights[2].ravel()]
+    assert abs(np.corrcoef(kernels)[0, 1]) < 5 / width
+
+
+@check
+def only_noised_sums_leave_the_pieces_of_a_replica():
+    for settings in ({}, {"microbatch_size": 2}):
+        model = _private(
+            2,
+            make=_in_pieces,
+            noise_multiplier=1.0,
+            clipping="per_device",
+            **settings,
+        )
+        step = crossings.of_step(
+            lambda m=model: _fit(m, _batches(steps_per_epoch=1), epochs=1)
+        )
+        replica = {d: n for n in (0, 1) for d in (FIRST[n], SECOND[n])}
+        for found in step.crossings:
+            assert "examples" not in found.carries, found
+            within = replica[found.source] == replica.get(found.to)
+            if found.carries and not (within and settings):
+                assert found.noised, found
+        # Each piece's norms, and its noise, are where the piece is.
+        for scope, operation in (
+            (clipped_sum.EXAMPLES_SCOPE, None),
+            (clipped_sum.SUM_SCOPE, None),
+            ("", "StatelessRandomUniformFullIntV2"),
+        ):
+            devices = {
+                device
+                for device, operations in step.operations.items()
+                for kind, names in operations.items()
+                if operation in (None, kind)
+                and any(scope in name for name in names)
+            }
+            assert devices == set(replica), (scope, operation, devices)
+
+
+@check
+def state_of_a_piece_is_where_the_piece_is():
+    settings = {"make": _in_pieces, "clipping": "per_device"}
+    model = _private(2, noise_multiplier=1.0, use_ema=True, **settings)
+    _fit(model, epochs=1)
+    _assert_same_bits(model, 2)
+    for index, variable in enumerate(model.trainable_variables):
+        names = [
+            crossings.short(device)
+            for state in [variable, *model.optimizer.variables]
+            if variable.path.replace("/", "_") in state.path.replace("/", "_")
+            for device in copies.devices_of(state.value)
+        ]
+        # The weight, two moments and an average.
+        assert names == list(FIRST if index < 4 else SECOND) * 4, names
+
+
+@check
+def pieces_that_are_not_alike_on_all_replicas_are_refused():
+    for places in ((FIRST, ("CPU:2", "CPU:1")), (FIRST, ("CPU:0", "CPU:2"))):
+        model = _private(
+            2,
+            make=functools.partial(_in_pieces, places),
+            noise_multiplier=1.0,
+            clipping="per_device",
+        )
+        _refuses(model, "alike on every replica")
+    with _raises(ValueError, "one device for each of the 2 replicas"):
+        _private(2, make=functools.partial(_in_pieces, (FIRST, ("CPU:2",))))
+
+    # A TensorFlow that places copies where it likes.
+    class Elsewhere(layers.Layer):
+        def build(self, input_shape):
+            with (
+                tf.variable_creator_scope(
+                    lambda create, **kwargs: create(
+                        **(kwargs | {"colocate_with": None})
+                    )
+                ),
+                tf_dpfp.distribute.on_devices(SECOND),
+            ):
+                self.add_weight(shape=(2,))
+
+    with _raises(RuntimeError, "can't place copies"):
+        with strategy(2).scope():
+            Elsewhere().build((None, 2))
 
 
 # State.
@@ -659,13 +856,14 @@ def checkpoints_of_several_replicas_keep_everything():
             assert entry.steps == 2 * len(_batches())
 
 
-def main(path):
+def main(path: str, *only: str) -> None:
+    """Runs the checks, or those that are named."""
     results = {}
-    for name, function in CHECKS.items():
+    for name in only or CHECKS:
         results[name] = None
         try:
             with without_trial():
-                function()
+                CHECKS[name]()
         except Exception:  # Reported by name, by the test.
             results[name] = traceback.format_exc()
     with open(path, "w") as file:
@@ -687,4 +885,4 @@ def make_devices(count):
 
 if __name__ == "__main__":
     make_devices(4)
-    main(sys.argv[1])
+    main(*sys.argv[1:])

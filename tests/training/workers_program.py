@@ -57,10 +57,10 @@ def _mlp():
     )
 
 
-def _private(strategy, marks=None, **kwargs):
+def _private(strategy, marks=None, make=_mlp, **kwargs):
     keras.utils.set_random_seed(5)
     with strategy.scope():
-        model = tf_dpfp.make_private(_mlp())
+        model = tf_dpfp.make_private(make())
         if marks:
             tf_dpfp.reparametrize(model, **marks)
         arguments = {"l2_norm_clip": CLIP, "noise_multiplier": 1.0} | kwargs
@@ -100,6 +100,53 @@ def two_workers_train_as_one(strategy, index):
     assert tf_dpfp.ledger(models[0]) == tf_dpfp.ledger(models[1])
     for name in logs[0]:
         np.testing.assert_allclose(logs[0][name], logs[1][name], rtol=1e-4)
+
+
+class _Place(layers.Layer):
+    """A dense layer on another CPU of each worker."""
+
+    def __init__(self, units, device):
+        super().__init__()
+        self._dense, self._devices = layers.Dense(units), [device]
+
+    def build(self, input_shape):
+        with tf_dpfp.distribute.on_devices(self._devices):
+            self._dense.build(input_shape)
+
+    def call(self, x):
+        with tf_dpfp.distribute.on_devices(self._devices):
+            return self._dense(x)
+
+
+def _in_pieces(strategy, device):
+    def make():
+        return keras.Sequential(
+            [
+                keras.Input((FEATURES,)),
+                layers.Dense(19, "tanh"),
+                _Place(CLASSES, device),
+            ]
+        )
+
+    return _private(
+        strategy, make=make, noise_multiplier=0.0, clipping="per_device"
+    )
+
+
+@check
+def pieces_on_two_workers_train_as_on_one(strategy, index):
+    model = _in_pieces(strategy, f"CPU:{1 + index}")
+    _refuses("different placements", model.fit, _batches(), verbose=0)
+    models = []
+    for each in (strategy, tf.distribute.get_strategy()):
+        # Where TensorFlow put nothing: it tells devices apart by the order of
+        # their first use, and would wait forever.
+        models.append(_in_pieces(each, "CPU:3"))
+        models[-1].fit(_batches(rate=1.0), verbose=0)
+        names = list(tf_dpfp.thresholds(models[-1]))
+        assert names == ["CPU:0", "CPU:3"], names
+    for mine, theirs in zip(*[m.get_weights() for m in models], strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
 @check
@@ -274,7 +321,11 @@ def _train(strategy, index, folder, kill=False):
 
 
 def main(index, what, folder, *kill):
-    """Runs one worker."""
+    """Runs one worker, of one replica and further CPUs."""
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * 4,
+    )
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     assert strategy.num_replicas_in_sync == 2
     if what == "checks":

@@ -309,8 +309,8 @@ def _fit_dealt(
     )
     data = replicated.build(strategy, model, batches)
     validation.raise_if_invalid(model, made_private=True)
-    build_plan(model, *data)
-    replicated.check_workers(strategy, model, pipeline, arguments)
+    groups = build_plan(model, *data).groups
+    replicated.check_workers(strategy, model, groups, pipeline, arguments)
     arguments["callbacks"] = replicated.with_check(
         arguments["callbacks"], strategy
     )

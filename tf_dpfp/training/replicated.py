@@ -7,7 +7,7 @@ same bits.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -81,11 +81,6 @@ def strategy_for(
 
 def _check_settings(strategy, model: keras.Model, optimizer) -> None:
     """Refuses what is not done on several replicas, by Keras or here."""
-    if isinstance(optimizer.clipping, clipping.PerDevice):
-        raise ValueError(
-            "PerDevice() names devices that all replicas would share. Under "
-            "several replicas, clip with PerLayer() or PerBlock()."
-        )
     if int(model.steps_per_execution) != 1:
         raise ValueError(
             "Keras runs one step at a time on several replicas. Compile with "
@@ -267,6 +262,7 @@ def fitting(
 def check_workers(
     strategy: tf.distribute.Strategy,
     model: keras.Model,
+    groups: Sequence[clipping.Group],
     pipeline: pipelines.Pipeline,
     arguments: dict[str, Any],
 ) -> None:
@@ -275,6 +271,7 @@ def check_workers(
     Args:
         strategy: The strategy.
         model: The model, built.
+        groups: What is clipped together.
         pipeline: The pipeline of all workers.
         arguments: Those of `fit`.
 
@@ -295,6 +292,7 @@ def check_workers(
                 (tuple(v.shape), str(v.dtype), bool(v.trainable))
                 for v in model.variables
             ],
+            "placements": [(group.name, group.members) for group in groups],
         },
     )
 
