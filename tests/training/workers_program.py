@@ -218,6 +218,19 @@ def workers_with_different_flags_are_refused(strategy, index):
 
 
 @check
+def workers_with_different_examples_are_refused(strategy, index):
+    x, y = _data()
+    changed = x.copy()
+    changed[17, 2] += 1e-6 * index
+    order = np.random.default_rng(index).permutation(EXAMPLES)
+    model = _private(strategy)
+    for data in ((x[order], y[order]), (changed, y)):
+        batches = tf_dpfp.poisson_batches(*data, sampling_rate=RATE)
+        _refuses("different examples", model.fit, batches, verbose=0)
+    assert tf_dpfp.ledger(model) == []
+
+
+@check
 def data_that_is_not_sharded_is_refused(strategy, index):
     model = _private(strategy, expected_batch_size=8)
     data = tf.data.Dataset.from_tensor_slices(_data()).batch(8)

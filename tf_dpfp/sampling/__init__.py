@@ -3,6 +3,7 @@
 from tf_dpfp.sampling.calibration import calibrate_representation
 from tf_dpfp.sampling.dealing import deal
 from tf_dpfp.sampling.info import SamplingInfo
+from tf_dpfp.sampling.info import examples_digest
 from tf_dpfp.sampling.info import sampled_shard
 from tf_dpfp.sampling.info import sampling_of
 from tf_dpfp.sampling.labels import RandomizedLabels
@@ -18,6 +19,7 @@ __all__ = [
     "SamplingInfo",
     "calibrate_representation",
     "deal",
+    "examples_digest",
     "keep_probability",
     "microbatch_sampler",
     "pad_to_multiple",

@@ -311,6 +311,7 @@ def _fit_dealt(
     validation.raise_if_invalid(model, made_private=True)
     groups = build_plan(model, *data).groups
     replicated.check_workers(strategy, model, groups, pipeline, arguments)
+    replicated.check_examples(strategy, batches)
     arguments["callbacks"] = replicated.with_check(
         arguments["callbacks"], strategy
     )

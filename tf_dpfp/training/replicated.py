@@ -297,6 +297,32 @@ def check_workers(
     )
 
 
+def check_examples(
+    strategy: tf.distribute.Strategy, batches: tf.data.Dataset
+) -> None:
+    """Raises unless all workers draw from the same examples in one order.
+
+    Each takes its share by position: were the orders different, an example
+    could be in the shares of two workers, twice in one step, or in none. Reads
+    every example.
+
+    Args:
+        strategy: The strategy.
+        batches: What `fit` was given on this worker.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    if agreement.num_workers(strategy) == 1:
+        return
+    # Under a key of this moment: what is sent can't be compared with digests
+    # of other data, or of another day.
+    found = sampling_lib.examples_digest(batches, agreement.fresh_key(strategy))
+    agreement.check_same_on_workers(
+        strategy, {"examples, or examples in different orders": found.hex()}
+    )
+
+
 class CheckStart(keras.callbacks.Callback):
     """Checks that workers start with the same, restored or new.
 
