@@ -227,6 +227,67 @@ def an_ordinary_data_set_is_dealt_too():
 
 
 @check
+def arrays_are_dealt_too():
+    x, y = _data()
+    weights = np.linspace(0.0, 2.0, EXAMPLES)  # Of float64.
+    arguments = {"sample_weight": weights, "batch_size": 9, "shuffle": False}
+    models = [_private(n) for n in (1, 2)]
+    logs = [_fit(m, x, y=y, **arguments).history["loss"] for m in models]
+    _assert_moved(models[1])
+    _assert_equal_weights(*models)
+    np.testing.assert_allclose(*logs, rtol=1e-4)
+    (entry,) = tf_dpfp.ledger(models[1])
+    assert entry.steps == 14
+    assert tf_dpfp.ledger(models[0]) == [entry]
+
+
+@check
+def single_batches_are_dealt_too():
+    models = [_private(n, expected_batch_size=6) for n in (1, 2)]
+    x, y = _data()
+    for first, last in ((0, 7), (7, 8), (8, 16)):
+        rows = slice(first, last)
+        logs = [
+            m.train_on_batch(x[rows], y[rows], return_dict=True) for m in models
+        ]
+        np.testing.assert_allclose(*[log["loss"] for log in logs], rtol=1e-4)
+    # What was traced there and what `fit` runs must be one step.
+    for model in models:
+        _fit(model, tf.data.Dataset.from_tensor_slices((x, y)).batch(8))
+    _assert_moved(models[1])
+    _assert_equal_weights(*models)
+    assert tf_dpfp.ledger(models[0]) == tf_dpfp.ledger(models[1])
+
+
+@check
+def steps_of_a_loop_are_dealt_too():
+    for compiled, settings in (
+        (True, {"clipping": _adaptive(), "microbatch_size": 2}),
+        (False, {"marks": {"rank": 2, "recompute_every": 2}}),
+    ):
+        models = [_private(n, **settings) for n in (1, 2)]
+        for model in models:
+            batches = _batches(steps_per_epoch=4)
+
+            def step(x, y, model=model):
+                tf_dpfp.dealt_step(model, x, y)
+
+            if compiled:
+                step = tf.function(step, reduce_retracing=True)
+            with tf_dpfp.sampled_steps(model, batches):
+                for batch in batches:
+                    step(*batch)
+        _assert_moved(models[1])
+        _assert_equal_weights(*models)
+        (entry,) = tf_dpfp.ledger(models[1])
+        assert entry.steps == 4
+        assert entry.sampling.sampling_rate == EXPECTED / EXAMPLES
+        assert tf_dpfp.ledger(models[0]) == [entry]
+        thresholds = [list(tf_dpfp.thresholds(m).values()) for m in models]
+        np.testing.assert_allclose(*thresholds, rtol=1e-5)
+
+
+@check
 def a_strategy_of_one_replica_trains_as_none():
     arguments = {"noise_multiplier": 0.0, "l2_norm_clip": CLIP}
     models = [_private(1)]
@@ -250,12 +311,19 @@ def a_model_that_is_not_built_is_built_before_the_first_step():
             [layers.Dense(5, "tanh"), layers.Dense(CLASSES)]
         )
 
-    model = _private(2, make=unbuilt, noise_multiplier=1.0)
-    _fit(model, epochs=1, validation_data=_data())
-    assert all(
-        isinstance(v.value, tf.distribute.DistributedValues)
-        for v in [*model.variables, *model.optimizer.variables]
-    )
+    def in_a_loop(model):
+        step = tf.function(lambda x, y: tf_dpfp.dealt_step(model, x, y))
+        step(*_data())
+
+    for train in (in_a_loop, lambda m: m.train_on_batch(*_data()), _fit):
+        model = _private(
+            2, make=unbuilt, noise_multiplier=1.0, expected_batch_size=EXPECTED
+        )
+        train(model)
+        assert all(
+            isinstance(v.value, tf.distribute.DistributedValues)
+            for v in [*model.variables, *model.optimizer.variables]
+        )
     assert math.isfinite(model.evaluate(*_data(), verbose=0))
 
 
@@ -339,6 +407,24 @@ def the_noise_of_two_replicas_is_that_of_one():
     _has_scale_one(moves, 2)
     correlations = np.corrcoef(moves)[np.triu_indices(3, 1)]
     assert np.abs(correlations).max() < 6 / math.sqrt(moves.shape[1])
+
+
+@check
+def the_noise_of_a_dealt_step_is_that_of_one():
+    model = _silent(2)
+    zeros = tf.zeros((6, model.input_shape[1]))
+    before = model.get_weights()
+    tf.function(lambda: tf_dpfp.dealt_step(model, zeros, zeros))()
+    moves = [
+        np.float64(a - b).ravel()
+        for a, b in zip(model.get_weights(), before, strict=True)
+    ]
+    noise = np.concatenate(moves) * 5.0 / (CLIP * 1.7)
+    p = [
+        stats.kstest(noise, stats.norm(0, scale).cdf).pvalue
+        for scale in (1.0, 0.95, 1.05, 2**0.5, 0.5**0.5)
+    ]
+    assert p[0] > 1e-6 > max(p[1:]), p
 
 
 @check
@@ -561,15 +647,15 @@ def a_scope_that_is_entered_too_late_is_refused():
 def batches_that_may_miss_a_replica_are_refused():
     x, y = _data()
     model = _private(2, expected_batch_size=8)
-    _refuses(model, "The arrays can't be dealt", x, y=y)
+    _refuses(model, "`validation_split`", x, y=y, validation_split=0.5)
     _refuses(model, "The generator can't be dealt", ((x, y) for _ in range(2)))
     distributed = strategy(2).experimental_distribute_dataset(
         tf.data.Dataset.from_tensors((x, y))
     )
     _refuses(model, "exactly one replica can't be told", distributed)
-    with _raises(ValueError, "the same batch to every replica"):
-        model.train_on_batch(x, y)
     _refuses(model, "`class_weight`", _batches(8), class_weight={0: 2.0})
+    with _raises(ValueError, "`class_weight`"):
+        model.train_on_batch(x, y, class_weight={0: 2.0})
     unknown = tf.data.Dataset.from_generator(
         lambda: [(x, y)],
         output_signature=(
@@ -586,15 +672,35 @@ def a_loop_that_gives_every_replica_the_same_batch_is_refused():
     model = _private(2, expected_batch_size=8)
     x, y = _data()
     clipped = tf_dpfp.clipped_gradients(model, x[:8], y[:8])
-    with _raises(tf_dpfp.NotPrivateError, "Only `model.fit` deals"):
+    with _raises(tf_dpfp.NotPrivateError, "each example 2 times"):
         with strategy(2).scope():
             model.optimizer.apply(clipped)
 
     def step(x, y):
         model.optimizer.apply(tf_dpfp.clipped_gradients(model, x, y))
 
-    with _raises(tf_dpfp.NotPrivateError, "Only `model.fit` deals"):
+    with _raises(tf_dpfp.NotPrivateError, "each example 2 times"):
         strategy(2).run(step, args=(x[:8], y[:8]))
+    assert tf_dpfp.ledger(model) == []
+
+
+@check
+def a_step_that_can_not_deal_is_refused():
+    model = _private(2, expected_batch_size=8)
+    x, y = (part[:8] for part in _data())
+
+    def step():
+        tf_dpfp.dealt_step(model, x, y)
+
+    with _raises(ValueError, "outside of `strategy.run`"):
+        strategy(2).run(step)
+    pieces = strategy(2).experimental_distribute_values_from_function(
+        lambda context: tf.constant(x)
+    )
+    with _raises(ValueError, "exactly one replica can't be told"):
+        tf_dpfp.dealt_step(model, pieces, y)
+    with _raises(ValueError, "no first axis over examples"):
+        tf_dpfp.dealt_step(model, x, y, sample_weight=1.0)
     assert tf_dpfp.ledger(model) == []
 
 

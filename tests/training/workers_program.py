@@ -235,6 +235,13 @@ def data_that_is_not_sharded_is_refused(strategy, index):
     model = _private(strategy, expected_batch_size=8)
     data = tf.data.Dataset.from_tensor_slices(_data()).batch(8)
     _refuses("its own share", model.fit, data)
+    x, y = _data()
+    _refuses("its own share", model.fit, x, y)
+    for step in (
+        model.train_on_batch,
+        lambda x, y: tf_dpfp.dealt_step(model, x, y),
+    ):
+        _refuses("replicas of one machine", step, x[:8], y[:8])
     assert tf_dpfp.ledger(model) == []
 
 

@@ -25,6 +25,7 @@ class Pipeline:
         population: Number of examples, if known.
         seeded: Whether the sampling can be reproduced from a seed.
         is_dataset: Whether it is a data set that `poisson_batches` made.
+        batch_size: Rows of a batch, of arrays.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Pipeline:
     population: int | None = None
     seeded: bool = False
     is_dataset: bool = False
+    batch_size: int | None = None
 
 
 def describe(arguments: dict[str, Any], need_batch_size: bool) -> Pipeline:
@@ -97,6 +99,7 @@ def _describe_arrays(x, arguments, need_batch_size: bool) -> Pipeline:
         else accounting.UnknownSampling(),
         float(batch_size) if need_batch_size and batch_size else None,
         count or None,
+        batch_size=batch_size or None,
     )
 
 

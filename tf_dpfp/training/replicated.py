@@ -144,12 +144,13 @@ def pipeline_of(
             "one replica can't be told. Give `fit` the data set that "
             "tf_dpfp.poisson_batches returned; it is distributed here."
         )
-    if not isinstance(x, tf.data.Dataset):
+    is_data = isinstance(x, tf.data.Dataset) or pipeline.batch_size is not None
+    if not is_data:
         raise ValueError(
             f"{pipeline.name[:1].upper()}{pipeline.name[1:]} can't be dealt "
             "to several replicas. Give `fit` the data set that "
-            "tf_dpfp.poisson_batches returned, or a tf.data.Dataset of "
-            "batches."
+            "tf_dpfp.poisson_batches returned, a tf.data.Dataset of batches, "
+            "or arrays."
         )
     workers = agreement.num_workers(strategy)
     if workers == 1:
@@ -163,6 +164,99 @@ def pipeline_of(
         )
     _, info = sampling_lib.sampled_shard(x, 0, workers)
     return pipelines.of_info(info)
+
+
+def batches_of(
+    arguments: dict[str, Any], pipeline: pipelines.Pipeline
+) -> tf.data.Dataset:
+    """The batches that `fit` was given, or that it makes of arrays.
+
+    Args:
+        arguments: Those of `fit`.
+        pipeline: Their description.
+
+    Returns:
+        A data set of batches.
+
+    Raises:
+        ValueError: If some of the arrays are to be held out.
+    """
+    if pipeline.batch_size is None:
+        return arguments["x"]
+    if arguments["validation_split"]:
+        raise ValueError(
+            "`validation_split` can't be used on several replicas. Split the "
+            "arrays, and give `validation_data`. Received: validation_split="
+            f"{arguments['validation_split']}"
+        )
+    return sampling_lib.shuffled_batches(
+        arguments["x"],
+        arguments["y"],
+        arguments["sample_weight"],
+        batch_size=pipeline.batch_size,
+        shuffle=bool(arguments["shuffle"]),
+    )
+
+
+def whole_batch(strategy: tf.distribute.Strategy, batch: Any) -> Any:
+    """A batch of which it is certain that all replicas see the same.
+
+    Args:
+        strategy: The strategy.
+        batch: Nested arrays or tensors.
+
+    Returns:
+        Nested tensors.
+
+    Raises:
+        ValueError: If it is not, or XLA would need to know its size.
+    """
+    if tf.distribute.has_strategy() and not (
+        tf.distribute.in_cross_replica_context()
+    ):
+        raise ValueError(
+            "One replica alone can't deal a batch to all of them. Call "
+            "`dealt_step` outside of `strategy.run`: it calls it."
+        )
+    if agreement.num_workers(strategy) > 1 or compiles(strategy):
+        raise ValueError(
+            "A batch of a loop is dealt to the replicas of one machine, "
+            f"without XLA, and a {type(strategy).__name__} has others. Train "
+            "with `fit`."
+        )
+    if any(map(_is_distributed, keras.tree.flatten(batch))):
+        raise ValueError(
+            "Whether each example of a batch that was distributed already is "
+            "on exactly one replica can't be told. Give whole batches: they "
+            "are dealt here."
+        )
+    return keras.tree.map_structure(
+        lambda leaf: None if leaf is None else tf.convert_to_tensor(leaf), batch
+    )
+
+
+def pieces_of(strategy: tf.distribute.Strategy, batch: Any) -> Any:
+    """Deals one batch, each example to exactly one replica.
+
+    Args:
+        strategy: The strategy.
+        batch: What `whole_batch` returned; not while a function is traced.
+
+    Returns:
+        The batch, with the pieces of all replicas in place of each tensor.
+    """
+    count = strategy.num_replicas_in_sync
+
+    def deal(leaf):
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: sampling_lib.piece_of(
+                leaf, context.replica_id_in_sync_group, count
+            )
+        )
+
+    return keras.tree.map_structure(
+        lambda leaf: None if leaf is None else deal(leaf), batch
+    )
 
 
 def dealt(
@@ -218,21 +312,19 @@ def steps_per_epoch(batches: tf.data.Dataset, given: int | None) -> int:
 
 
 def build(
-    strategy: tf.distribute.Strategy,
-    model: keras.Model,
-    batches: tf.data.Dataset,
+    strategy: tf.distribute.Strategy, model: keras.Model, batch: Any
 ) -> tuple:
     """Builds a model, its metrics and its optimizer under a strategy.
 
     Args:
         strategy: The strategy.
         model: A private, compiled model.
-        batches: What `fit` was given.
+        batch: A batch, or the specification of batches.
 
     Returns:
-        The specifications of `(x, y, sample_weight)`.
+        `(x, y, sample_weight)` of it.
     """
-    data = keras.utils.unpack_x_y_sample_weight(batches.element_spec)
+    data = keras.utils.unpack_x_y_sample_weight(batch)
     with strategy.scope():
         keras_distribution.symbolic_build(model, data)
     return data
