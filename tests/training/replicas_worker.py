@@ -962,6 +962,50 @@ def checkpoints_of_several_replicas_keep_everything():
             assert entry.steps == 2 * len(_batches())
 
 
+@check
+def a_model_checkpoint_is_loaded_with_and_without_replicas():
+    def carried():
+        return keras.Sequential(
+            [
+                keras.Input((FEATURES,)),
+                tf_dpfp.RGPDense(19, rank=2, recompute_every=3),
+                layers.Dense(CLASSES),
+            ]
+        )
+
+    model = _private(
+        2, make=carried, noise_multiplier=1.0, clipping=_adaptive()
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/model.keras"
+        save = keras.callbacks.ModelCheckpoint(path)
+        _fit(model, epochs=1, callbacks=[save])
+        for count in (1, 2):
+            with strategy(count).scope():
+                again = tf_dpfp.make_private(keras.models.load_model(path))
+            assert tf_dpfp.ledger(again) == tf_dpfp.ledger(model)
+            assert again.optimizer.clipping == model.optimizer.clipping
+            # A loaded layer's path may lack the name of the model.
+            found = [tf_dpfp.thresholds(m).values() for m in (again, model)]
+            assert list(found[0]) == list(found[1]), found
+            names = " ".join(v.path for v in again.optimizer.variables)
+            for name in ("first_weight", "carrier", "clip_estimates"):
+                assert name in names, names
+            for mine, theirs in zip(
+                *[
+                    [*m.variables, *m.optimizer.variables]
+                    for m in (again, model)
+                ],
+                strict=True,
+            ):
+                if "ledger" not in mine.path:  # Whose rows may move.
+                    np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+            _fit(again, epochs=1)
+            (entry,) = tf_dpfp.ledger(again)
+            assert entry.steps == 2 * len(_batches())
+        _assert_same_bits(again, 2)
+
+
 def main(path: str, *only: str) -> None:
     """Runs the checks, or those that are named."""
     results = {}

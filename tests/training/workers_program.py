@@ -1,16 +1,21 @@
 """One of two workers that train together.
 
 `python -m tests.training.workers_program INDEX checks FOLDER` runs the checks
-and writes what came of them; `... INDEX train FOLDER [KILL]` trains with
-backups, and kills worker 1 in the middle of the second epoch if told so.
+and writes what came of them; `... INDEX train FOLDER [HOW]` trains with
+backups. `HOW` is `middle`, to kill worker 1 in the middle of the second epoch;
+`between`, to kill it at the end of that epoch, when worker 0 has saved its
+backup and it has not; or `mend`, to be refused, copy the newer backup over the
+older one and train on.
 """
 
 import json
 import math
 import os
 import pathlib
+import shutil
 import signal
 import sys
+import time
 import traceback
 from unittest import mock
 
@@ -266,6 +271,29 @@ def workers_that_went_apart_are_found(strategy, index):
 
 
 @check
+def the_chief_alone_saves_for_all(strategy, index):
+    # A folder that both are given on the command line.
+    path = pathlib.Path(sys.argv[3], "model.keras")
+    model = _private(strategy, clipping=_adaptive())
+    callbacks = []
+    if tf_dpfp.distribute.worker_index() == 0:
+        callbacks.append(keras.callbacks.ModelCheckpoint(path))
+    model.fit(_batches(), epochs=2, verbose=0, callbacks=callbacks)
+    one = tf_dpfp.make_private(keras.models.load_model(path))
+    assert tf_dpfp.ledger(one) == tf_dpfp.ledger(model)
+    found = [list(tf_dpfp.thresholds(m).values()) for m in (one, model)]
+    assert found[0] == found[1], found
+    for mine, theirs in zip(
+        *[[*m.variables, *m.optimizer.variables] for m in (one, model)],
+        strict=True,
+    ):
+        if "ledger" not in mine.path:  # Whose rows may move.
+            np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+    one.fit(_batches(), verbose=0)
+    assert [e.steps for e in tf_dpfp.ledger(one)] == [3 * STEPS]
+
+
+@check
 def keras_still_needs_the_ways_round(strategy, index):
     """Fails when Keras mends it: `keras_distribution` can then do without."""
 
@@ -303,14 +331,38 @@ def _run_checks(strategy, index, folder):
     return results
 
 
-class _KillAt(keras.callbacks.Callback):
+class _KillInTheMiddle(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         epoch = self.model.optimizer.iterations.numpy() // STEPS
         if epoch == 1 and batch == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _train(strategy, index, folder, kill=False):
+class _KillBetweenSaves(keras.callbacks.Callback):
+    def __init__(self, other):
+        super().__init__()
+        self._other = pathlib.Path(other, "training_metadata.json")
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch != 1:
+            return
+        while json.loads(self._other.read_text() or "{}").get("epoch") != 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _train(strategy, index, folder, how=None):
+    if how != "mend":
+        return _train_on(strategy, index, folder, how)
+    _refuses("different states", _train_on, strategy, index, folder)
+    if index:
+        shutil.copytree(
+            f"{folder}/backup0", f"{folder}/backup1", dirs_exist_ok=True
+        )
+    return _train_on(strategy, index, folder)
+
+
+def _train_on(strategy, index, folder, how=None):
     model = _private(
         strategy, clipping=_adaptive(), marks={"rank": 2, "recompute_every": 3}
     )
@@ -326,8 +378,10 @@ def _train(strategy, index, folder, kill=False):
         ),
         Note(),
     ]
-    if kill and index:
-        callbacks.append(_KillAt())
+    if how == "middle" and index:
+        callbacks.append(_KillInTheMiddle())
+    if how == "between" and index:  # Before it saves.
+        callbacks.insert(0, _KillBetweenSaves(f"{folder}/backup0"))
     model.fit(_batches(), epochs=EPOCHS, verbose=0, callbacks=callbacks)
     return {
         "steps before": before[0],
@@ -340,7 +394,7 @@ def _train(strategy, index, folder, kill=False):
     }
 
 
-def main(index, what, folder, *kill):
+def main(index, what, folder, *how):
     """Runs one worker, of one replica and further CPUs."""
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0],
@@ -351,7 +405,7 @@ def main(index, what, folder, *kill):
     if what == "checks":
         results = _run_checks(strategy, int(index), folder)
     else:
-        results = _train(strategy, int(index), folder, bool(kill))
+        results = _train(strategy, int(index), folder, *how)
     path = pathlib.Path(folder, f"results{index}.json")
     path.write_text(json.dumps(results))
 
