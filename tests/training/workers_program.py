@@ -1,11 +1,11 @@
 """One of two workers that train together.
 
-`python -m tests.training.workers_program INDEX checks FOLDER` runs the checks
-and writes what came of them; `... INDEX train FOLDER [HOW]` trains with
-backups. `HOW` is `middle`, to kill worker 1 in the middle of the second epoch;
-`between`, to kill it at the end of that epoch, when worker 0 has saved its
-backup and it has not; or `mend`, to be refused, copy the newer backup over the
-older one and train on.
+`python -m tests.training.workers_program INDEX checks FOLDER [NAME ...]` runs
+the checks, or those that are named, and writes what came of them; `... INDEX
+train FOLDER [HOW]` trains with backups. `HOW` is `middle`, to kill worker 1 in
+the middle of the second epoch; `between`, to kill it at the end of that epoch,
+when worker 0 has saved its backup and it has not; or `mend`, to be refused, copy
+the newer backup over the older one and train on.
 """
 
 import json
@@ -319,13 +319,13 @@ def _refuses(message, function, *args, kind=ValueError, **kwargs):
         raise AssertionError(f"not refused: {message}")
 
 
-def _run_checks(strategy, index, folder):
+def _run_checks(strategy, index, *only):
     results = {}
-    for name, function in CHECKS.items():
+    for name in only or CHECKS:
         results[name] = None
         try:
             with mock.patch.object(private_model.probe, "check"):
-                function(strategy, index)
+                CHECKS[name](strategy, index)
         except Exception:  # Reported by name, by the test.
             results[name] = traceback.format_exc()
     return results
@@ -403,7 +403,7 @@ def main(index, what, folder, *how):
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     assert strategy.num_replicas_in_sync == 2
     if what == "checks":
-        results = _run_checks(strategy, int(index), folder)
+        results = _run_checks(strategy, int(index), *how)
     else:
         results = _train(strategy, int(index), folder, *how)
     path = pathlib.Path(folder, f"results{index}.json")

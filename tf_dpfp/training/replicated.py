@@ -384,7 +384,8 @@ def check_workers(
                 (tuple(v.shape), str(v.dtype), bool(v.trainable))
                 for v in model.variables
             ],
-            "placements": [(group.name, group.members) for group in groups],
+            # Names of layers count up, and may differ; those of devices not.
+            "placements": [(g.device and g.name, g.members) for g in groups],
         },
     )
 
