@@ -23,7 +23,7 @@ def _loop(model, data) -> list[list[np.ndarray]]:
     """The gradient of every example, on a batch of that example alone."""
     variables = [v.value for v in model.trainable_variables]
     rows = []
-    for i in range(EXAMPLES):
+    for i in range(len(tf.nest.flatten(data[0])[0])):
         x, y, weights = (_row(part, i) for part in data)
         with tf.GradientTape() as tape:
             values = _loss().call(y, model(x, training=True))
@@ -41,6 +41,11 @@ def _loop(model, data) -> list[list[np.ndarray]]:
 def _norm(gradient) -> float:
     squares = (np.sum(np.square(g.astype(np.float64))) for g in gradient)
     return float(np.sqrt(sum(squares)))
+
+
+def _factor(gradient, bound: float) -> float:
+    norm = _norm(gradient)
+    return bound / norm if norm > bound else 1.0
 
 
 def clipped(model, data, bound: float) -> list[np.ndarray]:
@@ -62,10 +67,7 @@ def check_against_loop(model, data) -> None:
     # Between the norms: some examples are clipped and some are not.
     bound = float(np.median([_norm(row) for row in rows]))
     expected = [
-        sum(
-            g * min(1.0, bound / _norm(row))
-            for g, row in zip(parts, rows, strict=True)
-        )
+        sum(g * _factor(row, bound) for g, row in zip(parts, rows, strict=True))
         for parts in zip(*rows, strict=True)
     ]
     found = clipped(tf_dpfp.make_private(model), data, bound)

@@ -4,6 +4,7 @@ import inspect
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 import tf_dpfp
@@ -86,6 +87,17 @@ def test_clipped_gradients_equal_a_loop(name):
     model = tiny_models.build(name)
     assert _generic_layers(model) == _documented()[name]
     data = tiny_models.data(model, example_loop.EXAMPLES)
+    example_loop.check_against_loop(model, data)
+
+
+@pytest.mark.parametrize(
+    "name", ["BertTextClassifier", "BertMaskedLM", "GPT2CausalLM"]
+)
+def test_sentences_of_every_length_even_none(name):
+    model = tiny_models.build(name)
+    lengths = np.arange(tiny_models.LENGTH + 1)
+    data = tiny_models.data(model, len(lengths), lengths)
+    assert not np.any(data[0]["padding_mask"][0])
     example_loop.check_against_loop(model, data)
 
 

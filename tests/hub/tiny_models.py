@@ -332,26 +332,28 @@ def _with_head(backbone: keras.Model) -> keras.Model:
     )
 
 
-def data(model: keras.Model, examples: int) -> tuple:
+def data(model: keras.Model, examples: int, lengths=None) -> tuple:
     """Made-up inputs of a model: lengths differ, one sentence is of a token.
 
     Args:
         model: What `build` returned.
         examples: How many.
+        lengths: The length of each; `None` to draw them.
 
     Returns:
         Inputs, labels and weights of the labels (`None` for classifiers).
     """
     rng = np.random.default_rng(3)
-    lengths = rng.integers(2, LENGTH + 1, examples)
-    lengths[:2] = 1, LENGTH
+    if lengths is None:
+        lengths = rng.integers(2, LENGTH + 1, examples)
+        lengths[:2] = 1, LENGTH
     mask = np.arange(LENGTH) < lengths[:, None]
     # Few of the ids, so that they repeat within a sentence.
     tokens = np.where(mask, rng.integers(1, 5, mask.shape), 0)
     makers = {
         "segment_ids": lambda: rng.integers(0, 2, mask.shape),
         "mask_positions": lambda: np.stack(
-            [np.zeros(examples), lengths - 1], axis=1
+            [np.zeros(examples), np.maximum(lengths - 1, 0)], axis=1
         ),
     }
     inputs = {}

@@ -71,6 +71,32 @@ def test_clipped_gradients_equal_a_loop(build):
     example_loop.check_against_loop(model, _data())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [_vit, _resnet_with_frozen_statistics])
+def test_fit_trains_all_but_what_is_frozen(build):
+    model = build()
+    images, labels, _ = _data()
+    tf_dpfp.make_private(model)
+    model.compile(
+        optimizer=tf_dpfp.DPAdam(
+            1e-2, l2_norm_clip=0.1, noise_multiplier=0.5, microbatch_size=3
+        ),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    batches = tf_dpfp.poisson_batches(
+        images, labels, sampling_rate=0.5, steps_per_epoch=3
+    )
+    before = {v.path: v.numpy() for v in model.weights}
+    model.fit(batches, validation_data=(images, labels), verbose=0)
+    trained = {v.path for v in model.trainable_weights}
+    for v in model.weights:
+        assert np.all(np.isfinite(v.numpy()))
+        changed = np.any(v.numpy() != before[v.path])
+        assert changed == (v.path in trained), v.path
+    (entry,) = tf_dpfp.ledger(model)
+    assert (entry.steps, entry.sampling.sampling_rate) == (3, 0.5)
+
+
 def test_trained_statistics_are_refused():
     with pytest.raises(ValueError, match="BatchNormalization"):
         tf_dpfp.make_private(_resnet())

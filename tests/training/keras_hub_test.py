@@ -1,11 +1,15 @@
 """KerasHub tasks: raw strings in, their preprocessors at work."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
 
 import tf_dpfp
+from tests.hub import preset_worker
 from tests.training import reference
+from tests.training import worker_process
 from tf_dpfp import per_example
 
 keras_hub = pytest.importorskip(
@@ -67,6 +71,12 @@ def _language_model():
         max_sequence_length=LENGTH,
     )
     return keras_hub.models.GPT2CausalLM(backbone, preprocessor=preprocessor)
+
+
+def _lora_classifier():
+    classifier = _classifier()
+    classifier.backbone.enable_lora(2)
+    return classifier
 
 
 TASKS = {"classifier": _classifier, "language_model": _language_model}
@@ -190,21 +200,98 @@ def test_classifier_on_poisson_batches_of_strings():
     )
 
 
-def test_preset_of_a_private_task_is_an_ordinary_one(tmp_path):
+def test_lora_step_equals_the_loop_and_leaves_the_rest():
+    task = _private(
+        _lora_classifier,
+        expected_batch_size=4.0,
+        clipping="per_layer",
+        microbatch_size=3,
+    )
+    truth = reference.Reference(
+        _lora_classifier,
+        task,
+        lambda: keras.optimizers.SGD(LEARNING_RATE),
+        reference.layer_groups,
+        CLIP,
+        4.0,
+        _compile_arguments,
+    )
+    before = {v.path: v.numpy() for v in task.variables}
+    texts, labels = _sentences(5)
+    task.fit(texts, labels, batch_size=5, shuffle=False, verbose=0)
+    truth.step(task.preprocessor(texts.tolist()), labels)
+    truth.assert_weights_equal(task)
+    trained = {v.path for v in task.trainable_variables}
+    lora = {path for path in trained if "lora" in path}
+    # Two factors of queries and two of values; beside them the head.
+    assert len(lora) == 4 and len(trained - lora) == 4
+    for v in task.variables:
+        changed = np.any(v.numpy() != before[v.path])
+        assert changed == (v.path in trained), v.path
+
+
+def test_a_private_language_model_generates():
+    task = _private(_language_model, 0.7, expected_batch_size=4)
+    texts, _ = _sentences(8)
+    task.fit(texts, batch_size=4, shuffle=False, verbose=0)
+    ledger = tf_dpfp.ledger(task)
+    task.sampler = keras_hub.samplers.get("greedy")
+    found = task.generate(
+        ["good film", "bad"], max_length=LENGTH, stop_token_ids=None
+    )
+    # One word after the other, without the cache of `generate`.
+    prompts = task.preprocessor.generate_preprocess(["good film", "bad"])
+    ids, given = (
+        np.array(prompts[name]) for name in ("token_ids", "padding_mask")
+    )
+    assert 0 < np.mean(given) < 1
+    for i in range(1, LENGTH):
+        mask = np.tile(np.arange(LENGTH) < i, (2, 1))
+        logits = task({"token_ids": ids, "padding_mask": mask})
+        best = np.argmax(logits[:, i - 1], axis=-1)
+        ids[:, i] = np.where(given[:, i], ids[:, i], best)
+    assert found == task.preprocessor.generate_postprocess(
+        {"token_ids": ids, "padding_mask": np.ones_like(given)}
+    )
+    # To generate reads weights alone, and training goes on after it.
+    assert tf_dpfp.ledger(task) == ledger
+    task.fit(texts, batch_size=4, shuffle=False, verbose=0)
+    assert sum(entry.steps for entry in tf_dpfp.ledger(task)) == 4
+
+
+def test_presets_of_private_tasks_load_without_the_package(tmp_path):
     texts, labels = _sentences(8)
-    task = _private(_classifier, 0.7, expected_batch_size=4)
-    task.fit(texts, labels, batch_size=4, shuffle=False, verbose=0)
-    task.save_to_preset(str(tmp_path / "preset"))
-    loaded = keras_hub.models.TextClassifier.from_preset(
-        str(tmp_path / "preset")
+    (tmp_path / "texts.json").write_text(json.dumps(texts.tolist()))
+    expected = {}
+    builds = {
+        preset_worker.LANGUAGE_MODEL: _language_model,
+        "lora": _lora_classifier,
+    }
+    for name, build in builds.items():
+        is_language = name == preset_worker.LANGUAGE_MODEL
+        task = _private(build, 0.7, expected_batch_size=4)
+        data = (texts,) if is_language else (texts, labels)
+        task.fit(*data, batch_size=4, shuffle=False, verbose=0)
+        task.save_to_preset(str(tmp_path / name))
+        inputs = task.preprocessor(texts.tolist())
+        if is_language:
+            inputs, _, _ = inputs
+        # With LoRA beside its kernels; in the preset it is merged into them.
+        expected[name] = {
+            "class": type(task).__name__,
+            "outputs": task(inputs).numpy(),
+        }
+        if is_language:
+            task.sampler = keras_hub.samplers.get("greedy")
+            expected[name]["text"] = task.generate(preset_worker.PROMPT)
+    found = worker_process.results_of(
+        preset_worker, tmp_path / "results.json", timeout=300
     )
-    assert type(loaded) is keras_hub.models.BertTextClassifier
-    assert not tf_dpfp.is_private(loaded)
-    np.testing.assert_allclose(
-        loaded.predict(texts, verbose=0),
-        task.predict(texts, verbose=0),
-        atol=1e-6,
-    )
+    assert set(found) == set(expected)
+    for name, mine in found.items():
+        outputs = expected[name].pop("outputs")
+        np.testing.assert_allclose(mine.pop("outputs"), outputs, atol=1e-5)
+        assert mine == expected[name]
 
 
 @pytest.mark.parametrize("name", TASKS)
