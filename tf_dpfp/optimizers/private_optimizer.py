@@ -367,6 +367,10 @@ class PrivateOptimizer:
             rows.release.with_sums,
         )
 
+    def ensure_ledger_open(self) -> None:
+        """Gets ready to count steps inside a replica."""
+        self._ledger.ensure_open()
+
     def set_expected_batch_size(self, size: float, source: str) -> None:
         """Takes the expected batch size from a pipeline.
 
@@ -668,8 +672,8 @@ def _check_dealt(grads: ClippedGradients) -> None:
         raise NotPrivateError(
             f"A step on {count} replicas needs a batch that was dealt to "
             "them, each example to one: the same batch on every replica would "
-            f"count each example {count} times. Only `model.fit` deals: "
-            "train with it, or without a strategy."
+            f"count each example {count} times. Use `model.fit` or "
+            "`train_on_batch`, or tf_dpfp.dealt_step in a custom loop."
         )
     raise NotPrivateError(
         f"These clipped gradients are those of one of {grads.replicas} "

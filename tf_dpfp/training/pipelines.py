@@ -26,6 +26,7 @@ class Pipeline:
         seeded: Whether the sampling can be reproduced from a seed.
         is_dataset: Whether it is a data set that this package made.
         drawn: How its draws came about, if `microbatch_sampler` made it.
+        batch_size: Rows of a batch, of arrays.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Pipeline:
     seeded: bool = False
     is_dataset: bool = False
     drawn: sampling_lib.SamplingInfo | None = None
+    batch_size: int | None = None
 
 
 UNKNOWN = Pipeline("the batch", accounting.UnknownSampling(), None)
@@ -134,6 +136,7 @@ def _describe_arrays(x, arguments, need_batch_size: bool) -> Pipeline:
         else accounting.UnknownSampling(),
         float(batch_size) if need_batch_size and batch_size else None,
         count or None,
+        batch_size=batch_size or None,
     )
 
 

@@ -20,7 +20,10 @@ from tf_dpfp import accounting
 from tf_dpfp import clipping
 from tf_dpfp import compilation
 from tf_dpfp import optimizers
+from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import validation
+from tf_dpfp.distribute import replicas as replicas_lib
+from tf_dpfp.training import keras_distribution
 from tf_dpfp.training import keras_trainer
 from tf_dpfp.training import losses as losses_lib
 from tf_dpfp.training import pipelines
@@ -192,19 +195,17 @@ class PrivateTraining:
         if representations.alone(self):
             return _ordinary(self, "train_on_batch")(*args, **kwargs)
         optimizer = _ready(self)
-        if replicated.deals(replicated.strategy_for(self, optimizer)):
-            raise ValueError(
-                "`train_on_batch` would give the same batch to every replica, "
-                "and so count each example several times. Use `fit`, with a "
-                "tf.data.Dataset of one batch."
-            )
+        strategy = replicated.strategy_for(self, optimizer)
+        ordinary = _ordinary(self, "train_on_batch")
+        arguments = _bound(ordinary, args, kwargs)
         if optimizer.expected_batch_size is None:
-            x = _bound(_ordinary(self, "train_on_batch"), args, kwargs)["x"]
             optimizer.set_expected_batch_size(
-                len(tree.flatten(x)[0]), "the first batch"
+                len(tree.flatten(arguments["x"])[0]), "the first batch"
             )
         with _sampled(self, pipelines.UNKNOWN):
-            return _ordinary(self, "train_on_batch")(*args, **kwargs)
+            if replicated.deals(strategy):
+                return _train_on_dealt(self, strategy, arguments)
+            return ordinary(*args, **kwargs)
 
     def train_step(self, data):
         """One private step: see `training.private_step`."""
@@ -323,35 +324,88 @@ def _fit_dealt(
 ):
     """`fit` on several replicas: each example of a batch goes to one."""
     arguments = dict(arguments)
+    _check_no_class_weight(arguments)
+    batches = replicated.batches_of(arguments, pipeline)
+    del arguments["x"]
+    if pipeline.batch_size is not None:  # Arrays, all of which are in it.
+        arguments |= {"y": None, "sample_weight": None, "batch_size": None}
+    arguments["shuffle"] = False  # The data set has its own order.
+    arguments["steps_per_epoch"] = replicated.steps_per_epoch(
+        batches, arguments["steps_per_epoch"]
+    )
+    groups = _build_dealt(model, strategy, batches.element_spec).groups
+    replicated.check_workers(strategy, model, groups, pipeline, arguments)
+    replicated.check_examples(strategy, batches)
+    arguments["callbacks"] = replicated.with_check(
+        arguments["callbacks"], strategy
+    )
+    with (
+        _dealt_to(model, strategy),
+        _sampled(model, pipeline),
+        replicated.fitting(strategy, model),
+    ):
+        return _ordinary(model, "fit")(
+            replicated.dealt(strategy, batches), **arguments
+        )
+
+
+def _build_dealt(
+    model: keras.Model, strategy: tf.distribute.Strategy, batch: Any
+) -> private_step.Plan:
+    """Does what no replica can do: makes variables, and tries the model."""
+    _check_no_representations(model)
+    optimizer = require_private_optimizer(model)
+    specs = tree.map_structure(
+        lambda t: tf.TensorSpec(t.shape, t.dtype) if tf.is_tensor(t) else t,
+        batch,
+    )
+    with tf.init_scope():
+        data = replicated.build(strategy, model, specs)
+        validation.raise_if_invalid(model, made_private=True)
+        plan = build_plan(model, *data)
+        optimizer.ensure_ledger_open()
+    return plan
+
+
+@contextlib.contextmanager
+def _dealt_to(model: keras.Model, strategy: tf.distribute.Strategy):
+    """Says that what a step is given is the piece of one replica."""
     state = _state(model)
-    batches = arguments.pop("x")
+    state.dealt_to = strategy.num_replicas_in_sync
+    try:
+        yield
+    finally:
+        state.dealt_to = 1
+
+
+def _check_no_class_weight(arguments: dict[str, Any]) -> None:
     if arguments["class_weight"] is not None:
         raise ValueError(
             "`class_weight` can't be used on several replicas. Give weights "
             "with the examples instead (`sample_weight`)."
         )
-    arguments["shuffle"] = False  # The data set has its own order.
-    arguments["steps_per_epoch"] = replicated.steps_per_epoch(
-        batches, arguments["steps_per_epoch"]
+
+
+def _train_on_dealt(
+    model: keras.Model,
+    strategy: tf.distribute.Strategy,
+    arguments: dict[str, Any],
+):
+    """`train_on_batch` on several replicas."""
+    _check_no_class_weight(arguments)
+    names = ("x", "y", "sample_weight")
+    batch = replicated.whole_batch(
+        strategy, tuple(arguments[name] for name in names)
     )
-    data = replicated.build(strategy, model, batches)
-    validation.raise_if_invalid(model, made_private=True)
-    build_plan(model, *data)
-    replicated.check_workers(strategy, model, pipeline, arguments)
-    arguments["callbacks"] = replicated.with_check(
-        arguments["callbacks"], strategy
-    )
-    state.dealt_to = strategy.num_replicas_in_sync
-    try:
-        with (
-            _sampled(model, pipeline),
-            replicated.fitting(strategy, model),
-        ):
-            return _ordinary(model, "fit")(
-                replicated.dealt(strategy, batches), **arguments
-            )
-    finally:
-        state.dealt_to = 1
+    _build_dealt(model, strategy, batch)
+    with (
+        _dealt_to(model, strategy),
+        keras_distribution.without_symbolic_build(model),
+    ):
+        _ordinary(model, "train_on_batch")(
+            *replicated.pieces_of(strategy, batch)
+        )
+    return keras_distribution.logs_of_all(model, arguments["return_dict"])
 
 
 def _compile_on_representations(model, args, kwargs, before) -> None:
@@ -648,21 +702,69 @@ def clipped_gradients(
         NotPrivateError: If the model or its optimizer is not private.
     """
     state_of(model)
+    require_private_optimizer(model)
+    return _clipped_piece(model, (x, y, sample_weight), replicas=1)
+
+
+def _clipped_piece(
+    model: keras.Model, piece: tuple, replicas: int
+) -> optimizers.ClippedGradients:
+    """Clipped gradients of what one of several replicas has of a batch."""
     optimizer = require_private_optimizer(model)
-    plan = build_plan(model, x, y, sample_weight)
+    plan = build_plan(model, *piece)
     sums = private_step.clipped_batch(
-        model,
-        plan,
-        x,
-        y,
-        sample_weight,
-        optimizer.microbatch_size,
-        lambda *_: None,
+        model, plan, *piece, optimizer.microbatch_size, lambda *_: None
     )
     _, regularization = private_step.regularization_gradients(plan)
     return private_step.as_clipped_gradients(
-        plan, sums, regularization, _rows_of(x)
+        plan, sums, regularization, _rows_of(piece[0]), replicas
     )
+
+
+@tf.autograph.experimental.do_not_convert
+def dealt_step(model: keras.Model, x, y, sample_weight=None) -> None:
+    """One private step of a custom training loop, on all replicas.
+
+    Takes a whole batch, deals it to the replicas of the strategy that the model
+    was made under, each example to exactly one, and updates the weights; on one
+    replica it is `optimizer.apply(clipped_gradients(...))`. Steps are counted
+    as those of that.
+
+    Example:
+
+    ```python
+    @tf.function
+    def step(x, y):
+        tf_dpfp.dealt_step(model, x, y)
+    ```
+
+    Args:
+        model: A private model, compiled with a private optimizer and a loss,
+            and built under its strategy.
+        x: Inputs of the whole batch.
+        y: Labels.
+        sample_weight: Sample weights, or `None`.
+
+    Raises:
+        NotPrivateError: If the model or its optimizer is not private.
+        ValueError: If it is called on one replica, for a batch that was
+            distributed already, or under a strategy of several workers or TPUs.
+    """
+    state_of(model)
+    optimizer = require_private_optimizer(model)
+    strategy = replicated.strategy_for(model, optimizer)
+    if not replicated.deals(strategy):
+        optimizer.apply(clipped_gradients(model, x, y, sample_weight))
+        return
+    batch = replicated.whole_batch(strategy, (x, y, sample_weight))
+    count = strategy.num_replicas_in_sync
+    _build_dealt(model, strategy, batch)
+
+    def of_replica():
+        piece = sampling_lib.piece_of(batch, replicas_lib.index(), count)
+        optimizer.apply(_clipped_piece(model, piece, count))
+
+    strategy.run(of_replica)
 
 
 @contextlib.contextmanager
