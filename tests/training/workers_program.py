@@ -4,8 +4,8 @@
 the checks, or those that are named, and writes what came of them; `... INDEX
 train FOLDER [HOW]` trains with backups. `HOW` is `middle`, to kill worker 1 in
 the middle of the second epoch; `between`, to kill it at the end of that epoch,
-when worker 0 has saved its backup and it has not; or `mend`, to be refused, copy
-the newer backup over the older one and train on.
+when worker 0 has saved its backup and it has not; or `mend`, to be refused,
+copy the newer backup over the older one and train on.
 """
 
 import json
