@@ -12,6 +12,7 @@ import time
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 import tf_dpfp
@@ -21,9 +22,18 @@ from examples import minilm
 from examples import text_datasets
 from tf_dpfp import accounting
 
-METHODS = ("head", "lora", "full", "rgp")
-_LEARNING_RATES = {"head": 1e-2, "lora": 2e-3, "full": 5e-4, "rgp": 5e-4}
+METHODS = ("head", "lora", "full", "rgp", "dpfp")
+# On vectors that the frozen encoder makes once.
+_ON_VECTORS = ("head", "dpfp")
+_LEARNING_RATES = {
+    "head": 1e-2,
+    "lora": 2e-3,
+    "full": 5e-4,
+    "rgp": 5e-4,
+    "dpfp": 1e-3,
+}
 _MINILM = "minilm"
+_LENGTH_OF_VECTORS = 1.0  # Of those that are noised.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +43,11 @@ class Config:
     Attributes:
         preset: `minilm`, or a preset of a BERT-type backbone of KerasHub: a
             folder or a name.
-        dataset: One of `examples.text_datasets.LOADERS`.
+        dataset: What `examples.text_datasets.load` takes.
         method: `head` (a linear classifier on the frozen encoder), `lora`,
-            `full` (everything) or `rgp` (everything, through low-rank
-            carriers).
+            `full` (everything), `rgp` (everything, through low-rank
+            carriers) or `dpfp` (a linear classifier on noised vectors of the
+            frozen encoder; epsilon is then for replacing an example).
         rank: Of LoRA, or of the carriers.
         freeze_embeddings: Whether the tables stay as they are; for `full` and
             `rgp`.
@@ -46,6 +57,9 @@ class Config:
         l2_norm_clip: Clip norm of one example's gradient.
         batch_size: Expected number of examples of a Poisson batch.
         microbatch_size: Physical batch, to bound memory; it changes no result.
+        microbatches: Draws that a batch is made of; for `dpfp`.
+        public_labels: Declares that the labels may be known to anyone; `dpfp`
+            does not protect them.
         epochs: Passes over the data, as expected.
         steps: Stops earlier; the noise is then that of so many steps.
         learning_rate: Of Adam; `None` for the method's default.
@@ -66,6 +80,8 @@ class Config:
     l2_norm_clip: float = 0.1
     batch_size: int = 1000
     microbatch_size: int | None = 64
+    microbatches: int = 64
+    public_labels: bool = False
     epochs: int = 5
     steps: int | None = None
     learning_rate: float | None = None
@@ -79,7 +95,6 @@ class Config:
         choices = {
             "method": METHODS,
             "clipping": clippings.CLIPPINGS,
-            "dataset": text_datasets.LOADERS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -87,10 +102,18 @@ class Config:
                     f"--{name} is one of {', '.join(allowed)}. Received: "
                     f"{getattr(self, name)!r}."
                 )
+        text_datasets.check_name(self.dataset)
         commands.check_at_least_one(
-            self, ("rank", "batch_size", "epochs", "sequence_length")
+            self,
+            ("rank", "batch_size", "microbatches", "epochs", "sequence_length"),
         )
         commands.check_clip_norm(self)
+        if self.method == "dpfp" and not self.public_labels:
+            raise ValueError(
+                "--method=dpfp protects the texts and not their labels. "
+                "Declare the labels public with --public_labels, or choose "
+                "another method."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +124,10 @@ class Prepared:
         config: The settings.
         backbone: The encoder.
         model: From tokens to logits.
-        trained: What `fit` is called on: `model`, or for `head` its last layer
-            alone, on vectors that the frozen encoder made once.
-        train: Inputs of `trained` and labels.
-        test: The same, to test with.
+        trained: What `fit` is called on: `model`, or for `head` and `dpfp`
+            what is above the encoder, on vectors that it made once.
+        batches: What `fit` is given.
+        test: Inputs of `trained` and labels, to test with.
         steps: Steps of the training.
     """
 
@@ -112,7 +135,7 @@ class Prepared:
     backbone: keras.Model
     model: keras.Model
     trained: keras.Model
-    train: tuple
+    batches: tf.data.Dataset
     test: tuple
     steps: int
 
@@ -172,7 +195,7 @@ def _sequence(backbone: keras.Model):
 
 def _choose_weights(config: Config, backbone: keras.Model) -> None:
     """Freezes, or adds to, the encoder as the method says."""
-    if config.method == "head":
+    if config.method in _ON_VECTORS:
         backbone.trainable = False
     elif config.method == "lora":
         backbone.enable_lora(config.rank)
@@ -196,20 +219,22 @@ def prepare(config: Config) -> Prepared:
     """
     if config.seed is not None:
         keras.utils.set_random_seed(config.seed)
-    (train, train_labels), (test, test_labels) = text_datasets.LOADERS[
+    (train, train_labels), (test, test_labels) = text_datasets.load(
         config.dataset
-    ]()
+    )
     backbone, preprocessor = _encoder(config)
     _choose_weights(config, backbone)
     vectors = minilm.mean_over_tokens(
         _sequence(backbone), backbone.input["padding_mask"]
     )
-    classes = int(np.max(train_labels)) + 1
-    head = keras.layers.Dense(classes, name="logits", dtype="float32")
+    if config.method == "dpfp":
+        # Then the clip norm is known without a look at the data.
+        vectors = keras.layers.UnitNormalization(dtype="float32")(vectors)
+    head = _head(config, int(np.max(train_labels)) + 1)
     model = keras.Model(backbone.input, head(vectors))
     train, test = _tokens(preprocessor, train), _tokens(preprocessor, test)
     trained = model
-    if config.method == "head":
+    if config.method in _ON_VECTORS:
         # The frozen encoder sees each sentence by itself: once is enough.
         encoder = keras.Model(backbone.input, vectors)
         train, test = (encoder.predict(x, verbose=0) for x in (train, test))
@@ -223,35 +248,103 @@ def prepare(config: Config) -> Prepared:
     steps = max(1, round(config.epochs * count / config.batch_size))
     if config.steps is not None:
         steps = min(steps, config.steps)
-    _compile(config, trained, min(1.0, config.batch_size / count), steps)
+    batches = _batches(config, train, train_labels, steps)
+    if config.method == "dpfp":
+        trained = _with_noise(config, trained, batches)
+        optimizer = keras.optimizers.Adam(_learning_rate(config))
+    else:
+        rate = min(1.0, config.batch_size / count)
+        optimizer = _private_optimizer(config, rate, steps)
+    tf_dpfp.make_private(trained)
+    trained.compile(
+        optimizer=optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
     return Prepared(
         config=config,
         backbone=backbone,
         model=model,
         trained=trained,
-        train=(train, train_labels),
+        batches=batches,
         test=(test, test_labels),
         steps=steps,
     )
 
 
-def _compile(config: Config, model: keras.Model, rate: float, steps: int):
-    noise = tf_dpfp.calibrate(config.epsilon, config.delta, rate, steps)
-    learning_rate = config.learning_rate or _LEARNING_RATES[config.method]
-    microbatch_size = config.microbatch_size
-    tf_dpfp.make_private(model)
-    model.compile(
-        optimizer=tf_dpfp.DPAdam(
-            learning_rate,
-            l2_norm_clip=config.l2_norm_clip,
-            noise_multiplier=noise,
-            clipping=clippings.CLIPPINGS[config.clipping],
-            microbatch_size=None
-            if config.method == "head"
-            else microbatch_size,
+def _head(config: Config, classes: int) -> keras.layers.Layer:
+    """What is above the encoder."""
+    if config.method != "dpfp":
+        return keras.layers.Dense(classes, name="logits", dtype="float32")
+    # Above the noise, a layer may look at the whole batch. The logits of so
+    # noisy vectors are smaller than any offset: that of the vectors is taken
+    # off first, and there is none behind.
+    return keras.Sequential(
+        [
+            keras.layers.BatchNormalization(
+                momentum=0.95, center=False, scale=False, dtype="float32"
+            ),
+            keras.layers.Dense(
+                classes,
+                use_bias=False,
+                kernel_initializer="zeros",
+                name="logits",
+                dtype="float32",
+            ),
+        ],
+        name="head",
+    )
+
+
+def _batches(config: Config, x, y: np.ndarray, steps: int) -> tf.data.Dataset:
+    if config.method == "dpfp":
+        return tf_dpfp.microbatch_sampler(
+            x,
+            y,
+            microbatch_size=max(1, config.batch_size // config.microbatches),
+            microbatches=config.microbatches,
+            labels="public",
+            steps_per_epoch=steps,
             seed=config.seed,
+        )
+    return tf_dpfp.poisson_batches(
+        x,
+        y,
+        sampling_rate=min(1.0, config.batch_size / len(y)),
+        steps_per_epoch=steps,
+        seed=config.seed,
+    )
+
+
+def _with_noise(
+    config: Config, trained: keras.Model, batches: tf.data.Dataset
+) -> keras.Model:
+    """The same layers, with noise below them."""
+    noise = tf_dpfp.DPRepresentationClip(
+        _LENGTH_OF_VECTORS,
+        tf_dpfp.calibrate_representation(
+            batches, epsilon=config.epsilon, delta=config.delta, epochs=1
         ),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        labels="public",
+        seed=config.seed,
+    )
+    inputs = keras.Input(trained.input_shape[1:])
+    return keras.Model(inputs, trained(noise(inputs)))
+
+
+def _learning_rate(config: Config) -> float:
+    return config.learning_rate or _LEARNING_RATES[config.method]
+
+
+def _private_optimizer(config: Config, rate: float, steps: int):
+    noise = tf_dpfp.calibrate(config.epsilon, config.delta, rate, steps)
+    microbatch_size = config.microbatch_size
+    return tf_dpfp.DPAdam(
+        _learning_rate(config),
+        l2_norm_clip=config.l2_norm_clip,
+        noise_multiplier=noise,
+        clipping=clippings.CLIPPINGS[config.clipping],
+        microbatch_size=None if config.method == "head" else microbatch_size,
+        seed=config.seed,
     )
 
 
@@ -276,17 +369,9 @@ def run(prepared: Prepared) -> Result:
         The `Result`.
     """
     config, model = prepared.config, prepared.trained
-    x, y = prepared.train
-    batches = tf_dpfp.poisson_batches(
-        x,
-        y,
-        sampling_rate=min(1.0, config.batch_size / len(y)),
-        steps_per_epoch=prepared.steps,
-        seed=config.seed,
-    )
     clock = _Clock()
     model.fit(
-        batches,
+        prepared.batches,
         callbacks=[
             tf_dpfp.PrivacyBudget(config.epsilon, config.delta),
             clock,
@@ -314,9 +399,20 @@ def _write(prepared: Prepared, statement: str) -> None:
     folder = pathlib.Path(prepared.config.output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     prepared.backbone.save_to_preset(str(folder / "backbone"))
-    kernel, bias = prepared.model.get_layer("logits").get_weights()
+    kernel, bias = _head_weights(prepared.model.layers[-1])
     np.savez(folder / "head.npz", kernel=kernel, bias=bias)
     (folder / "privacy_statement.txt").write_text(statement)
+
+
+def _head_weights(head: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias from vectors to logits."""
+    if isinstance(head, keras.layers.Dense):
+        return tuple(head.get_weights())
+    norm, dense = head.layers
+    (kernel,) = dense.get_weights()
+    mean, variance = norm.get_weights()
+    kernel /= np.sqrt(variance + norm.epsilon)[:, None]
+    return kernel, -mean @ kernel
 
 
 def report(result: Result, config: Config) -> str:
