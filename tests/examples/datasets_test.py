@@ -396,11 +396,13 @@ def _prepare(
     return images
 
 
+def _read(data_dir):
+    return datasets._read_tfds("little_images", datasets.IMAGES, data_dir)
+
+
 def test_prepared_tfds_data_set(tfds, tmp_path):
     images = _prepare(tfds, tmp_path)
-    (x_train, y_train), (x_test, y_test) = datasets._read_tfds(
-        "little_images", tmp_path
-    )
+    (x_train, y_train), (x_test, y_test) = _read(tmp_path)
     np.testing.assert_allclose(x_train, images["train"] / 255.0, rtol=1e-6)
     np.testing.assert_allclose(x_test, images["test"] / 255.0, rtol=1e-6)
     assert x_train.dtype == np.float32 and y_train.dtype == np.int64
@@ -410,14 +412,14 @@ def test_prepared_tfds_data_set(tfds, tmp_path):
 
 def test_validation_split_stands_in_for_the_test_split(tfds, tmp_path):
     images = _prepare(tfds, tmp_path, splits=("train", "validation"))
-    _, (x_test, _) = datasets._read_tfds("little_images", tmp_path)
+    _, (x_test, _) = _read(tmp_path)
     np.testing.assert_allclose(x_test, images["validation"] / 255.0, rtol=1e-6)
 
 
 def test_tfds_data_set_without_a_test_split(tfds, tmp_path):
     _prepare(tfds, tmp_path, splits=("train", "unlabelled"))
     with pytest.raises(packages.SourceError, match="splits.*'unlabelled'"):
-        datasets._read_tfds("little_images", tmp_path)
+        _read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -441,7 +443,7 @@ def test_tfds_data_set_that_cannot_be_used(tfds, tmp_path, case, problem):
     }[case]
     _prepare(tfds, tmp_path, **arguments)
     with pytest.raises(ValueError, match=f"'little_images'.*{problem}"):
-        datasets._read_tfds("little_images", tmp_path)
+        _read(tmp_path)
 
 
 def test_unknown_tfds_data_set(tfds):
@@ -456,7 +458,7 @@ def test_damaged_tfds_data_set_is_a_failed_source(tfds, tmp_path):
     (record,) = tmp_path.rglob("*train.tfrecord*")
     record.write_bytes(record.read_bytes()[:-20])
     with pytest.raises(packages.SourceError):
-        datasets._read_tfds("little_images", tmp_path)
+        _read(tmp_path)
 
 
 class _DownloadedBuilder:
@@ -482,12 +484,12 @@ def download(monkeypatch, tmp_path):
         "_tfds_builder",
         lambda *_: _DownloadedBuilder(tmp_path / "mnist" / "1.0.0"),
     )
-    monkeypatch.setattr(datasets, "_read_tfds", lambda name: f"read {name}")
+    monkeypatch.setattr(datasets, "_read_tfds", lambda name, _: f"read {name}")
 
     def run(text):
         monkeypatch.setattr(datasets, "_TFDS_PREPARE", text)
         try:
-            return datasets._download_tfds("mnist")
+            return datasets._download_tfds("mnist", datasets.IMAGES)
         finally:
             (process,) = started
             assert process.poll() is not None, "left running"

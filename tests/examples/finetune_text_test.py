@@ -94,6 +94,12 @@ def _config(preset, **changes):
         (dict(ema=1.0), r"--ema is in \[0, 1\)"),
         (dict(rank=0), "--rank must be at least 1"),
         (dict(l2_norm_clip=0.0), "--l2_norm_clip must be above 0"),
+        (dict(microbatches=0), "--microbatches must be at least 1"),
+        (dict(method="dpfp"), "not their labels.*--public_labels"),
+        (
+            dict(method="dpfp", public_labels=True, epsilon=math.inf),
+            "a new head at a finite",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, message):
@@ -105,7 +111,10 @@ def _weights(model):
     return {v.path: v.numpy() for v in model.variables}
 
 
-@pytest.mark.parametrize("method", finetuning.METHODS)
+BY_GRADIENTS = [m for m in finetuning.METHODS if m != "dpfp"]
+
+
+@pytest.mark.parametrize("method", BY_GRADIENTS)
 def test_each_method_trains_what_it_says_within_the_budget(preset, method):
     config = _config(preset, method=method, clipping="per_layer")
     prepared = finetuning.prepare(config)
@@ -274,6 +283,64 @@ def test_a_head_from_prompts_tells_praise_from_blame(preset, monkeypatch):
     np.testing.assert_allclose(differences, [1.0, -1.0], atol=1e-3)
 
 
+def test_noised_vectors_train_the_head_within_the_budget(preset, tmp_path):
+    config = _config(
+        preset,
+        method="dpfp",
+        microbatches=4,
+        public_labels=True,
+        output_dir=str(tmp_path),
+    )
+    prepared = finetuning.prepare(config)
+    before = _weights(prepared.model)
+    result = finetuning.run(prepared)
+    (entry,) = tf_dpfp.ledger(prepared.trained)
+    # Six batches of four draws, of five of sixty.
+    assert entry.steps == 24
+    assert isinstance(entry.sampling, accounting.WithoutReplacement)
+    assert 7.0 < result.epsilon <= 8.0
+    said = " ".join(result.statement.split())
+    assert "replace-one adjacency" in said
+    assert "not protected: the labels of all examples" in said
+    (noise,) = (
+        layer
+        for layer in prepared.trained.layers
+        if isinstance(layer, tf_dpfp.DPRepresentationClip)
+    )
+    assert noise.noise_multiplier > 0 and not noise.noise_at_inference
+    # What is given to the noise is not longer than it clips at.
+    x, _ = prepared.test
+    np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1.0, atol=1e-5)
+    after = _weights(prepared.model)
+    moved = {path for path in before if np.any(before[path] != after[path])}
+    head = {v.path for v in prepared.model.layers[-1].variables}
+    assert moved == head and len(head) == 3
+    # The head that is written works on vectors of length 1.
+    head = np.load(tmp_path / "head.npz")
+    tokens = _tokens(preset)
+    encoder = keras_hub.models.Backbone.from_preset(
+        str(tmp_path / "backbone"), dropout=0.0
+    )
+    vectors = minilm.mean_over_tokens(
+        encoder.predict(tokens, verbose=0)["sequence_output"],
+        tokens["padding_mask"],
+    )
+    np.testing.assert_allclose(
+        keras.utils.normalize(np.array(vectors)) @ head["kernel"]
+        + head["bias"],
+        prepared.model.predict(tokens, verbose=0),
+        atol=1e-4,
+    )
+
+
+def _tokens(preset):
+    preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(
+        preset, sequence_length=8
+    )
+    _, (texts, _) = _reviews()
+    return {k: np.array(v) for k, v in preprocessor(list(texts)).items()}
+
+
 def test_frozen_embeddings_stay(preset):
     config = _config(preset, method="full", freeze_embeddings=True)
     prepared = finetuning.prepare(config)
@@ -282,9 +349,8 @@ def test_frozen_embeddings_stay(preset):
     assert any("attention" in path for path in paths)
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_what_is_written_loads_as_an_ordinary_encoder(preset, method, tmp_path):
-    config = _config(preset, method=method, output_dir=str(tmp_path))
+def test_what_is_written_loads_as_an_ordinary_encoder(preset, tmp_path):
+    config = _config(preset, method="lora", output_dir=str(tmp_path))
     prepared = finetuning.prepare(config)
     result = finetuning.run(prepared)
     statement = (tmp_path / "privacy_statement.txt").read_text()
