@@ -74,14 +74,15 @@ def actual_batch_size() -> Iterator[None]:
     original = private_step.clipped_batch
 
     def clipped_batch(model, plan, x, y, sample_weight, *rest):
-        clipped = original(model, plan, x, y, sample_weight, *rest)
+        batch = original(model, plan, x, y, sample_weight, *rest)
+        clipped = batch.clipped
         if sample_weight is None:
             drawn = tf.cast(tf.shape(keras.tree.flatten(x)[0])[0], tf.float32)
         else:
             drawn = tf.math.count_nonzero(sample_weight, dtype=tf.float32)
         scale = model.optimizer.expected_batch_size / tf.maximum(drawn, 1.0)
         sums = [None if s is None else s * scale for s in clipped.sums]
-        return clipped._replace(sums=sums)
+        return batch._replace(clipped=clipped._replace(sums=sums))
 
     with mock.patch.object(private_step, "clipped_batch", clipped_batch):
         yield

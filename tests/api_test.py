@@ -10,8 +10,8 @@ DPAdamW DPLion DPModel DPRMSprop DPRepresentationClip DPSGD DPSequential
 DebiasedCrossentropy Flat GenericRule GradientRule Materialized NotPrivateError
 OuterProduct PerBlock PerDevice PerLayer PrivacyBudget Problem RGPConv1D
 RGPConv2D RGPDense RGPEinsumDense RandomizedLabels RowGather calibrate
-calibrate_representation claimed_epsilon clipped_gradients epsilon fix
-is_private ledger make_private microbatch_sampler poisson_batches
+calibrate_representation claimed_epsilon clipped_gradients dealt_step epsilon
+fix is_private ledger make_private microbatch_sampler poisson_batches
 privacy_statement private_optimizer_class randomize_labels
 register_gradient_rule reparametrize restore sampled_steps thresholds validate
 """.split()

@@ -52,6 +52,7 @@ from tf_dpfp.training import DPModel
 from tf_dpfp.training import DPSequential
 from tf_dpfp.training import PrivacyBudget
 from tf_dpfp.training import clipped_gradients
+from tf_dpfp.training import dealt_step
 from tf_dpfp.training import epsilon
 from tf_dpfp.training import is_private
 from tf_dpfp.training import ledger

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_dpfp.sampling import examples_digest
 from tf_dpfp.sampling import poisson_batches
 from tf_dpfp.sampling import sampling_of
 
@@ -304,3 +305,51 @@ def test_examples_unlike_the_first_are_refused(source, message):
     batches = poisson_batches(source, sampling_rate=1.0)
     with pytest.raises(tf.errors.OpError, match=message):
         list(batches)
+
+
+def _digest(x, y=None, key=b"key", **kwargs):
+    return examples_digest(
+        poisson_batches(x, y, sampling_rate=0.5, **kwargs), key
+    )
+
+
+def _many():
+    # More than are read at once.
+    return np.arange(5000, dtype=np.float32).reshape(2500, 2), np.arange(2500)
+
+
+def test_a_digest_is_of_the_examples_and_not_of_the_draws():
+    x, y = _many()
+    assert _digest(x, y) == _digest(x.copy(), y, seed=3, steps_per_epoch=7)
+    data = tf.data.Dataset.from_tensor_slices((x, y))
+    assert _digest(data) == _digest(x, y)
+    assert _digest(x, y, key=b"other") != _digest(x, y)
+
+
+@pytest.mark.parametrize("row", [0, 1500, 2499])
+def test_a_digest_sees_every_example_and_its_place(row):
+    x, y = _many()
+    known = _digest(x, y)
+    other = x.copy()
+    other[row, 1] = np.nextafter(other[row, 1], np.float32(np.inf))
+    assert _digest(other, y) != known
+    labels = y.copy()
+    labels[row] += 1
+    assert _digest(x, labels) != known
+    order = np.arange(2500)
+    order[[row, row - 1]] = order[[row - 1, row]]
+    assert _digest(x[order], y[order]) != known
+
+
+def test_a_digest_sees_where_strings_end_and_what_is_named_how():
+    pairs = [np.array(["ab", "c"]), np.array(["a", "bc"])]
+    assert _digest(pairs[0]) != _digest(pairs[1])
+    x = np.ones((4, 1), np.float32)
+    assert _digest({"a": x, "b": x}) != _digest({"a": x, "c": x})
+    assert _digest(x) != _digest(x[:, 0])
+
+
+def test_only_poisson_batches_have_a_digest():
+    batches = poisson_batches(_many()[0], sampling_rate=0.5)
+    with pytest.raises(ValueError, match="itself"):
+        examples_digest(batches.take(1), b"key")

@@ -24,6 +24,7 @@ class Crossing:
         carries: What of the clipping is in it: "examples" for anything of
             single examples, "sum" for clipped sums, and what was made of
             them.
+        noised: Whether random numbers are in it.
     """
 
     source: str
@@ -32,6 +33,7 @@ class Crossing:
     dtype: tf.DType
     shape: tuple[int | None, ...] | None
     carries: frozenset[str]
+    noised: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +121,7 @@ def _leaving(partition, shapes) -> list[Crossing]:
         ):
             if nodes[name].op == "Const":  # What stands for a control edge.
                 continue
+            carries, noised = _carried(nodes, name)
             result.append(
                 Crossing(
                     short(source),
@@ -126,7 +129,8 @@ def _leaving(partition, shapes) -> list[Crossing]:
                     f"{name}:{output}",
                     tf.as_dtype(node.attr["T"].type),
                     shapes.get(f"{name}:{output}"),
-                    _carried(nodes, name),
+                    carries,
+                    noised,
                 )
             )
     return result
@@ -146,9 +150,12 @@ def _packed(nodes, node) -> list[tuple[str, str]]:
     return [_source(edge) for edge in edges[:-1]]  # The last is the axis.
 
 
-def _carried(nodes, name: str) -> frozenset[str]:
-    """What is found on the ways back from a node, sums or what precedes."""
-    carried, seen, waiting = set(), set(), [name]
+def _carried(nodes, name: str) -> tuple[frozenset[str], bool]:
+    """What is found on the ways back from a node: sums, or what precedes.
+
+    And whether random numbers are, on a way that is not behind those.
+    """
+    carried, noised, seen, waiting = set(), False, set(), [name]
     while waiting:
         node = nodes[waiting.pop()]
         if node.name in seen or node.op == "Const":
@@ -159,5 +166,6 @@ def _carried(nodes, name: str) -> frozenset[str]:
         elif clipped_sum.EXAMPLES_SCOPE in node.name:
             carried.add("examples")
         else:
+            noised |= node.op.startswith("StatelessRandom")
             waiting += [i.partition(":")[0] for i in node.input if i[0] != "^"]
-    return frozenset(carried)
+    return frozenset(carried), noised

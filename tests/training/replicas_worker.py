@@ -24,7 +24,9 @@ import tf_dpfp
 from tests.training import crossings
 from tests.training import reference
 from tf_dpfp import clipping
+from tf_dpfp.clipping import clipped_sum
 from tf_dpfp.distribute import agreement
+from tf_dpfp.distribute import copies
 from tf_dpfp.distribute import replicas
 from tf_dpfp.noise import NoiseSource
 from tf_dpfp.optimizers import private_optimizer
@@ -225,6 +227,67 @@ def an_ordinary_data_set_is_dealt_too():
 
 
 @check
+def arrays_are_dealt_too():
+    x, y = _data()
+    weights = np.linspace(0.0, 2.0, EXAMPLES)  # Of float64.
+    arguments = {"sample_weight": weights, "batch_size": 9, "shuffle": False}
+    models = [_private(n) for n in (1, 2)]
+    logs = [_fit(m, x, y=y, **arguments).history["loss"] for m in models]
+    _assert_moved(models[1])
+    _assert_equal_weights(*models)
+    np.testing.assert_allclose(*logs, rtol=1e-4)
+    (entry,) = tf_dpfp.ledger(models[1])
+    assert entry.steps == 14
+    assert tf_dpfp.ledger(models[0]) == [entry]
+
+
+@check
+def single_batches_are_dealt_too():
+    models = [_private(n, expected_batch_size=6) for n in (1, 2)]
+    x, y = _data()
+    for first, last in ((0, 7), (7, 8), (8, 16)):
+        rows = slice(first, last)
+        logs = [
+            m.train_on_batch(x[rows], y[rows], return_dict=True) for m in models
+        ]
+        np.testing.assert_allclose(*[log["loss"] for log in logs], rtol=1e-4)
+    # What was traced there and what `fit` runs must be one step.
+    for model in models:
+        _fit(model, tf.data.Dataset.from_tensor_slices((x, y)).batch(8))
+    _assert_moved(models[1])
+    _assert_equal_weights(*models)
+    assert tf_dpfp.ledger(models[0]) == tf_dpfp.ledger(models[1])
+
+
+@check
+def steps_of_a_loop_are_dealt_too():
+    for compiled, settings in (
+        (True, {"clipping": _adaptive(), "microbatch_size": 2}),
+        (False, {"marks": {"rank": 2, "recompute_every": 2}}),
+    ):
+        models = [_private(n, **settings) for n in (1, 2)]
+        for model in models:
+            batches = _batches(steps_per_epoch=3)
+
+            def step(x, y, model=model):
+                tf_dpfp.dealt_step(model, x, y)
+
+            if compiled:
+                step = tf.function(step, reduce_retracing=True)
+            with tf_dpfp.sampled_steps(model, batches):
+                for batch in batches:
+                    step(*batch)
+        _assert_moved(models[1])
+        _assert_equal_weights(*models)
+        (entry,) = tf_dpfp.ledger(models[1])
+        assert entry.steps == 3
+        assert entry.sampling.sampling_rate == EXPECTED / EXAMPLES
+        assert tf_dpfp.ledger(models[0]) == [entry]
+        thresholds = [list(tf_dpfp.thresholds(m).values()) for m in models]
+        np.testing.assert_allclose(*thresholds, rtol=1e-5)
+
+
+@check
 def a_strategy_of_one_replica_trains_as_none():
     arguments = {"noise_multiplier": 0.0, "l2_norm_clip": CLIP}
     models = [_private(1)]
@@ -248,12 +311,19 @@ def a_model_that_is_not_built_is_built_before_the_first_step():
             [layers.Dense(5, "tanh"), layers.Dense(CLASSES)]
         )
 
-    model = _private(2, make=unbuilt, noise_multiplier=1.0)
-    _fit(model, epochs=1, validation_data=_data())
-    assert all(
-        isinstance(v.value, tf.distribute.DistributedValues)
-        for v in [*model.variables, *model.optimizer.variables]
-    )
+    def in_a_loop(model):
+        step = tf.function(lambda x, y: tf_dpfp.dealt_step(model, x, y))
+        step(*_data())
+
+    for train in (in_a_loop, _fit):
+        model = _private(
+            2, make=unbuilt, noise_multiplier=1.0, expected_batch_size=EXPECTED
+        )
+        train(model)
+        assert all(
+            isinstance(v.value, tf.distribute.DistributedValues)
+            for v in [*model.variables, *model.optimizer.variables]
+        )
     assert math.isfinite(model.evaluate(*_data(), verbose=0))
 
 
@@ -337,6 +407,24 @@ def the_noise_of_two_replicas_is_that_of_one():
     _has_scale_one(moves, 2)
     correlations = np.corrcoef(moves)[np.triu_indices(3, 1)]
     assert np.abs(correlations).max() < 6 / math.sqrt(moves.shape[1])
+
+
+@check
+def the_noise_of_a_dealt_step_is_that_of_one():
+    model = _silent(2)
+    zeros = tf.zeros((6, model.input_shape[1]))
+    before = model.get_weights()
+    tf.function(lambda: tf_dpfp.dealt_step(model, zeros, zeros))()
+    moves = [
+        np.float64(a - b).ravel()
+        for a, b in zip(model.get_weights(), before, strict=True)
+    ]
+    noise = np.concatenate(moves) * 5.0 / (CLIP * 1.7)
+    p = [
+        stats.kstest(noise, stats.norm(0, scale).cdf).pvalue
+        for scale in (1.0, 0.95, 1.05, 2**0.5, 0.5**0.5)
+    ]
+    assert p[0] > 1e-6 > max(p[1:]), p
 
 
 @check
@@ -559,15 +647,15 @@ def a_scope_that_is_entered_too_late_is_refused():
 def batches_that_may_miss_a_replica_are_refused():
     x, y = _data()
     model = _private(2, expected_batch_size=8)
-    _refuses(model, "The arrays can't be dealt", x, y=y)
+    _refuses(model, "`validation_split`", x, y=y, validation_split=0.5)
     _refuses(model, "The generator can't be dealt", ((x, y) for _ in range(2)))
     distributed = strategy(2).experimental_distribute_dataset(
         tf.data.Dataset.from_tensors((x, y))
     )
     _refuses(model, "exactly one replica can't be told", distributed)
-    with _raises(ValueError, "the same batch to every replica"):
-        model.train_on_batch(x, y)
     _refuses(model, "`class_weight`", _batches(8), class_weight={0: 2.0})
+    with _raises(ValueError, "`class_weight`"):
+        model.train_on_batch(x, y, class_weight={0: 2.0})
     unknown = tf.data.Dataset.from_generator(
         lambda: [(x, y)],
         output_signature=(
@@ -584,15 +672,35 @@ def a_loop_that_gives_every_replica_the_same_batch_is_refused():
     model = _private(2, expected_batch_size=8)
     x, y = _data()
     clipped = tf_dpfp.clipped_gradients(model, x[:8], y[:8])
-    with _raises(tf_dpfp.NotPrivateError, "Only `model.fit` deals"):
+    with _raises(tf_dpfp.NotPrivateError, "each example 2 times"):
         with strategy(2).scope():
             model.optimizer.apply(clipped)
 
     def step(x, y):
         model.optimizer.apply(tf_dpfp.clipped_gradients(model, x, y))
 
-    with _raises(tf_dpfp.NotPrivateError, "Only `model.fit` deals"):
+    with _raises(tf_dpfp.NotPrivateError, "each example 2 times"):
         strategy(2).run(step, args=(x[:8], y[:8]))
+    assert tf_dpfp.ledger(model) == []
+
+
+@check
+def a_step_that_can_not_deal_is_refused():
+    model = _private(2, expected_batch_size=8)
+    x, y = (part[:8] for part in _data())
+
+    def step():
+        tf_dpfp.dealt_step(model, x, y)
+
+    with _raises(ValueError, "outside of `strategy.run`"):
+        strategy(2).run(step)
+    pieces = strategy(2).experimental_distribute_values_from_function(
+        lambda context: tf.constant(x)
+    )
+    with _raises(ValueError, "exactly one replica can't be told"):
+        tf_dpfp.dealt_step(model, pieces, y)
+    with _raises(ValueError, "no first axis over examples"):
+        tf_dpfp.dealt_step(model, x, y, sample_weight=1.0)
     assert tf_dpfp.ledger(model) == []
 
 
@@ -603,7 +711,6 @@ def what_is_not_done_on_replicas_is_refused():
         "steps_per_execution=1",
     )
     _refuses(_private(2, compiled={"jit_compile": True}), "without XLA")
-    _refuses(_private(2, clipping="per_device"), "all replicas would share")
     _refuses(
         _private(2, use_ema=True, ema_overwrite_frequency=2),
         "`ema_overwrite_frequency`",
@@ -618,6 +725,201 @@ def asynchronous_strategies_are_refused():
         model = tf_dpfp.make_private(_mlp())
         model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), loss=_loss())
     _refuses(model, "does not run under CentralStorageStrategy")
+
+
+# Replicas on several devices each.
+
+
+class OnDevices(layers.Layer):
+    """A chain of layers, of every replica on a device of its own."""
+
+    def __init__(self, chain, devices, **kwargs):
+        super().__init__(**kwargs)
+        self.chain, self.devices = chain, devices
+
+    def build(self, input_shape):
+        with tf_dpfp.distribute.on_devices(self.devices):
+            for layer in self.chain:
+                layer.build(input_shape)
+                input_shape = layer.compute_output_shape(input_shape)
+
+    def call(self, x):
+        with tf_dpfp.distribute.on_devices(self.devices):
+            for layer in self.chain:
+                x = layer(x)
+            return x
+
+
+# The first replica's two devices, and the second one's.
+FIRST, SECOND = ("CPU:0", "CPU:1"), ("CPU:2", "CPU:3")
+
+
+def _in_pieces(places=(FIRST, SECOND)):
+    return keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            OnDevices([layers.Dense(19, "tanh"), layers.Dense(23)], places[0]),
+            OnDevices(
+                [
+                    layers.Dense(29, "tanh", kernel_regularizer="l2"),
+                    layers.Dense(CLASSES),
+                ],
+                places[1],
+            ),
+        ]
+    )
+
+
+PIECES = {
+    "": (3, {"thresholds": {"CPU:0": 0.1, "CPU:2": 0.08**0.5}}),
+    "adaptive ": (None, {"thresholds": tf_dpfp.Adaptive(rescale=False)}),
+}
+
+
+def _pieces_train_as_on_one(microbatch_size, kwargs):
+    settings = {
+        "clipping": tf_dpfp.PerDevice(**kwargs),
+        "microbatch_size": microbatch_size,
+    }
+    models = [_private(n, make=_in_pieces, **settings) for n in (1, 2)]
+    models.append(_private(1, make=_in_pieces))
+    for model in models:
+        _fit(model, _batches(expected=5.0), epochs=1)
+    one, several, flat = models
+    _assert_equal_weights(one, several)
+    assert any(
+        np.abs(a - b).max() > 1e-3
+        for a, b in zip(flat.get_weights(), one.get_weights(), strict=True)
+    )
+    assert tf_dpfp.ledger(one) == tf_dpfp.ledger(several)
+    names = [list(tf_dpfp.thresholds(m)) for m in (one, several)]
+    assert names == [["CPU:0", "CPU:2"]] * 2, names
+    thresholds = [list(tf_dpfp.thresholds(m).values()) for m in (one, several)]
+    np.testing.assert_allclose(*thresholds, rtol=1e-5)
+
+
+for _name in PIECES:
+    CHECKS[f"{_name}pieces on two replicas train as on one"] = (
+        functools.partial(_pieces_train_as_on_one, *PIECES[_name])
+    )
+
+
+@check
+def the_noise_of_a_piece_goes_by_its_own_threshold():
+    width, expected, multiplier = 450, 5.0, 1.7
+    chosen = {"CPU:0": 0.3, "CPU:2": 0.4}
+
+    def make():
+        model = keras.Sequential([keras.Input((width,))])
+        for places in (FIRST, SECOND):
+            dense = layers.Dense(width, kernel_initializer="zeros")
+            model.add(OnDevices([dense], places))
+        return model
+
+    zeros = np.zeros((6, width), np.float32)
+    data = tf.data.Dataset.from_tensors((zeros, zeros))
+    model = _private(
+        2,
+        tf_dpfp.DPSGD,
+        make,
+        compiled={"loss": lambda y_true, y_pred: tf.reduce_sum(0.0 * y_pred)},
+        l2_norm_clip=0.5,
+        noise_multiplier=multiplier,
+        expected_batch_size=expected,
+        clipping=tf_dpfp.PerDevice(thresholds=chosen),
+    )
+    _fit(model, data, epochs=1)
+    weights = [np.float64(w) / 0.05 for w in model.get_weights()]
+    for threshold, pair in zip(
+        chosen.values(), (weights[:2], weights[2:]), strict=True
+    ):
+        scale = multiplier * math.sqrt(2) * threshold / expected
+        _has_scale_one(np.concatenate([w.ravel() for w in pair]) / scale, 2)
+    kernels = [weights[0].ravel(), weights[2].ravel()]
+    assert abs(np.corrcoef(kernels)[0, 1]) < 5 / width
+
+
+@check
+def only_noised_sums_leave_the_pieces_of_a_replica():
+    for settings in ({}, {"microbatch_size": 2}):
+        model = _private(
+            2,
+            make=_in_pieces,
+            noise_multiplier=1.0,
+            clipping="per_device",
+            **settings,
+        )
+        step = crossings.of_step(
+            lambda m=model: _fit(m, _batches(steps_per_epoch=1), epochs=1)
+        )
+        replica = {d: n for n in (0, 1) for d in (FIRST[n], SECOND[n])}
+        for found in step.crossings:
+            assert "examples" not in found.carries, found
+            within = replica[found.source] == replica.get(found.to)
+            if found.carries and not (within and settings):
+                assert found.noised, found
+        # Each piece's norms, and its noise, are where the piece is.
+        for scope, operation in (
+            (clipped_sum.EXAMPLES_SCOPE, None),
+            (clipped_sum.SUM_SCOPE, None),
+            ("", "StatelessRandomUniformFullIntV2"),
+        ):
+            devices = {
+                device
+                for device, operations in step.operations.items()
+                for kind, names in operations.items()
+                if operation in (None, kind)
+                and any(scope in name for name in names)
+            }
+            assert devices == set(replica), (scope, operation, devices)
+
+
+@check
+def state_of_a_piece_is_where_the_piece_is():
+    settings = {"make": _in_pieces, "clipping": "per_device"}
+    model = _private(2, noise_multiplier=1.0, use_ema=True, **settings)
+    _fit(model, epochs=1)
+    _assert_same_bits(model, 2)
+    for index, variable in enumerate(model.trainable_variables):
+        names = [
+            crossings.short(device)
+            for state in [variable, *model.optimizer.variables]
+            if variable.path.replace("/", "_") in state.path.replace("/", "_")
+            for device in copies.devices_of(state.value)
+        ]
+        # The weight, two moments and an average.
+        assert names == list(FIRST if index < 4 else SECOND) * 4, names
+
+
+@check
+def pieces_that_are_not_alike_on_all_replicas_are_refused():
+    for places in ((FIRST, ("CPU:2", "CPU:1")), (FIRST, ("CPU:0", "CPU:2"))):
+        model = _private(
+            2,
+            make=functools.partial(_in_pieces, places),
+            noise_multiplier=1.0,
+            clipping="per_device",
+        )
+        _refuses(model, "alike on every replica")
+    with _raises(ValueError, "one device for each of the 2 replicas"):
+        _private(2, make=functools.partial(_in_pieces, (FIRST, ("CPU:2",))))
+
+    # A TensorFlow that places copies where it likes.
+    class Elsewhere(layers.Layer):
+        def build(self, input_shape):
+            with (
+                tf.variable_creator_scope(
+                    lambda create, **kwargs: create(
+                        **(kwargs | {"colocate_with": None})
+                    )
+                ),
+                tf_dpfp.distribute.on_devices(SECOND),
+            ):
+                self.add_weight(shape=(2,))
+
+    with _raises(RuntimeError, "can't place copies"):
+        with strategy(2).scope():
+            Elsewhere().build((None, 2))
 
 
 # State.
@@ -659,13 +961,58 @@ def checkpoints_of_several_replicas_keep_everything():
             assert entry.steps == 2 * len(_batches())
 
 
-def main(path):
+@check
+def a_model_checkpoint_is_loaded_with_and_without_replicas():
+    def carried():
+        return keras.Sequential(
+            [
+                keras.Input((FEATURES,)),
+                tf_dpfp.RGPDense(19, rank=2, recompute_every=3),
+                layers.Dense(CLASSES),
+            ]
+        )
+
+    model = _private(
+        2, make=carried, noise_multiplier=1.0, clipping=_adaptive()
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/model.keras"
+        save = keras.callbacks.ModelCheckpoint(path)
+        _fit(model, epochs=1, callbacks=[save])
+        for count in (1, 2):
+            with strategy(count).scope():
+                again = tf_dpfp.make_private(keras.models.load_model(path))
+            assert tf_dpfp.ledger(again) == tf_dpfp.ledger(model)
+            assert again.optimizer.clipping == model.optimizer.clipping
+            # A loaded layer's path may lack the name of the model.
+            found = [tf_dpfp.thresholds(m).values() for m in (again, model)]
+            assert list(found[0]) == list(found[1]), found
+            names = " ".join(v.path for v in again.optimizer.variables)
+            for name in ("first_weight", "carrier", "clip_estimates"):
+                assert name in names, names
+            for mine, theirs in zip(
+                *[
+                    [*m.variables, *m.optimizer.variables]
+                    for m in (again, model)
+                ],
+                strict=True,
+            ):
+                if "ledger" not in mine.path:  # Whose rows may move.
+                    np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+            _fit(again, epochs=1)
+            (entry,) = tf_dpfp.ledger(again)
+            assert entry.steps == 2 * len(_batches())
+        _assert_same_bits(again, 2)
+
+
+def main(path: str, *only: str) -> None:
+    """Runs the checks, or those that are named."""
     results = {}
-    for name, function in CHECKS.items():
+    for name in only or CHECKS:
         results[name] = None
         try:
             with without_trial():
-                function()
+                CHECKS[name]()
         except Exception:  # Reported by name, by the test.
             results[name] = traceback.format_exc()
     with open(path, "w") as file:
@@ -687,4 +1034,4 @@ def make_devices(count):
 
 if __name__ == "__main__":
     make_devices(4)
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -1,16 +1,21 @@
 """One of two workers that train together.
 
-`python -m tests.training.workers_program INDEX checks FOLDER` runs the checks
-and writes what came of them; `... INDEX train FOLDER [KILL]` trains with
-backups, and kills worker 1 in the middle of the second epoch if told so.
+`python -m tests.training.workers_program INDEX checks FOLDER [NAME ...]` runs
+the checks, or those that are named, and writes what came of them; `... INDEX
+train FOLDER [HOW]` trains with backups. `HOW` is `middle`, to kill worker 1 in
+the middle of the second epoch; `between`, to kill it at the end of that epoch,
+when worker 0 has saved its backup and it has not; or `mend`, to be refused,
+copy the newer backup over the older one and train on.
 """
 
 import json
 import math
 import os
 import pathlib
+import shutil
 import signal
 import sys
+import time
 import traceback
 from unittest import mock
 
@@ -57,10 +62,10 @@ def _mlp():
     )
 
 
-def _private(strategy, marks=None, **kwargs):
+def _private(strategy, marks=None, make=_mlp, **kwargs):
     keras.utils.set_random_seed(5)
     with strategy.scope():
-        model = tf_dpfp.make_private(_mlp())
+        model = tf_dpfp.make_private(make())
         if marks:
             tf_dpfp.reparametrize(model, **marks)
         arguments = {"l2_norm_clip": CLIP, "noise_multiplier": 1.0} | kwargs
@@ -100,6 +105,53 @@ def two_workers_train_as_one(strategy, index):
     assert tf_dpfp.ledger(models[0]) == tf_dpfp.ledger(models[1])
     for name in logs[0]:
         np.testing.assert_allclose(logs[0][name], logs[1][name], rtol=1e-4)
+
+
+class _Place(layers.Layer):
+    """A dense layer on another CPU of each worker."""
+
+    def __init__(self, units, device):
+        super().__init__()
+        self._dense, self._devices = layers.Dense(units), [device]
+
+    def build(self, input_shape):
+        with tf_dpfp.distribute.on_devices(self._devices):
+            self._dense.build(input_shape)
+
+    def call(self, x):
+        with tf_dpfp.distribute.on_devices(self._devices):
+            return self._dense(x)
+
+
+def _in_pieces(strategy, device):
+    def make():
+        return keras.Sequential(
+            [
+                keras.Input((FEATURES,)),
+                layers.Dense(19, "tanh"),
+                _Place(CLASSES, device),
+            ]
+        )
+
+    return _private(
+        strategy, make=make, noise_multiplier=0.0, clipping="per_device"
+    )
+
+
+@check
+def pieces_on_two_workers_train_as_on_one(strategy, index):
+    model = _in_pieces(strategy, f"CPU:{1 + index}")
+    _refuses("different placements", model.fit, _batches(), verbose=0)
+    models = []
+    for each in (strategy, tf.distribute.get_strategy()):
+        # Where TensorFlow put nothing: it tells devices apart by the order of
+        # their first use, and would wait forever.
+        models.append(_in_pieces(each, "CPU:3"))
+        models[-1].fit(_batches(rate=1.0), verbose=0)
+        names = list(tf_dpfp.thresholds(models[-1]))
+        assert names == ["CPU:0", "CPU:3"], names
+    for mine, theirs in zip(*[m.get_weights() for m in models], strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
 @check
@@ -171,10 +223,30 @@ def workers_with_different_flags_are_refused(strategy, index):
 
 
 @check
+def workers_with_different_examples_are_refused(strategy, index):
+    x, y = _data()
+    changed = x.copy()
+    changed[17, 2] += 1e-6 * index
+    order = np.random.default_rng(index).permutation(EXAMPLES)
+    model = _private(strategy)
+    for data in ((x[order], y[order]), (changed, y)):
+        batches = tf_dpfp.poisson_batches(*data, sampling_rate=RATE)
+        _refuses("different examples", model.fit, batches, verbose=0)
+    assert tf_dpfp.ledger(model) == []
+
+
+@check
 def data_that_is_not_sharded_is_refused(strategy, index):
     model = _private(strategy, expected_batch_size=8)
     data = tf.data.Dataset.from_tensor_slices(_data()).batch(8)
     _refuses("its own share", model.fit, data)
+    x, y = _data()
+    _refuses("its own share", model.fit, x, y)
+    for step in (
+        model.train_on_batch,
+        lambda x, y: tf_dpfp.dealt_step(model, x, y),
+    ):
+        _refuses("replicas of one machine", step, x[:8], y[:8])
     assert tf_dpfp.ledger(model) == []
 
 
@@ -196,6 +268,29 @@ def workers_that_went_apart_are_found(strategy, index):
         callbacks=[Disturb()],
         kind=agreement.ReplicasDifferError,
     )
+
+
+@check
+def the_chief_alone_saves_for_all(strategy, index):
+    # A folder that both are given on the command line.
+    path = pathlib.Path(sys.argv[3], "model.keras")
+    model = _private(strategy, clipping=_adaptive())
+    callbacks = []
+    if tf_dpfp.distribute.worker_index() == 0:
+        callbacks.append(keras.callbacks.ModelCheckpoint(path))
+    model.fit(_batches(), epochs=2, verbose=0, callbacks=callbacks)
+    one = tf_dpfp.make_private(keras.models.load_model(path))
+    assert tf_dpfp.ledger(one) == tf_dpfp.ledger(model)
+    found = [list(tf_dpfp.thresholds(m).values()) for m in (one, model)]
+    assert found[0] == found[1], found
+    for mine, theirs in zip(
+        *[[*m.variables, *m.optimizer.variables] for m in (one, model)],
+        strict=True,
+    ):
+        if "ledger" not in mine.path:  # Whose rows may move.
+            np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+    one.fit(_batches(), verbose=0)
+    assert [e.steps for e in tf_dpfp.ledger(one)] == [3 * STEPS]
 
 
 @check
@@ -224,26 +319,50 @@ def _refuses(message, function, *args, kind=ValueError, **kwargs):
         raise AssertionError(f"not refused: {message}")
 
 
-def _run_checks(strategy, index, folder):
+def _run_checks(strategy, index, *only):
     results = {}
-    for name, function in CHECKS.items():
+    for name in only or CHECKS:
         results[name] = None
         try:
             with mock.patch.object(private_model.probe, "check"):
-                function(strategy, index)
+                CHECKS[name](strategy, index)
         except Exception:  # Reported by name, by the test.
             results[name] = traceback.format_exc()
     return results
 
 
-class _KillAt(keras.callbacks.Callback):
+class _KillInTheMiddle(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         epoch = self.model.optimizer.iterations.numpy() // STEPS
         if epoch == 1 and batch == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _train(strategy, index, folder, kill=False):
+class _KillBetweenSaves(keras.callbacks.Callback):
+    def __init__(self, other):
+        super().__init__()
+        self._other = pathlib.Path(other, "training_metadata.json")
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch != 1:
+            return
+        while json.loads(self._other.read_text() or "{}").get("epoch") != 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _train(strategy, index, folder, how=None):
+    if how != "mend":
+        return _train_on(strategy, index, folder, how)
+    _refuses("different states", _train_on, strategy, index, folder)
+    if index:
+        shutil.copytree(
+            f"{folder}/backup0", f"{folder}/backup1", dirs_exist_ok=True
+        )
+    return _train_on(strategy, index, folder)
+
+
+def _train_on(strategy, index, folder, how=None):
     model = _private(
         strategy, clipping=_adaptive(), marks={"rank": 2, "recompute_every": 3}
     )
@@ -259,8 +378,10 @@ def _train(strategy, index, folder, kill=False):
         ),
         Note(),
     ]
-    if kill and index:
-        callbacks.append(_KillAt())
+    if how == "middle" and index:
+        callbacks.append(_KillInTheMiddle())
+    if how == "between" and index:  # Before it saves.
+        callbacks.insert(0, _KillBetweenSaves(f"{folder}/backup0"))
     model.fit(_batches(), epochs=EPOCHS, verbose=0, callbacks=callbacks)
     return {
         "steps before": before[0],
@@ -273,14 +394,18 @@ def _train(strategy, index, folder, kill=False):
     }
 
 
-def main(index, what, folder, *kill):
-    """Runs one worker."""
+def main(index, what, folder, *how):
+    """Runs one worker, of one replica and further CPUs."""
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * 4,
+    )
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     assert strategy.num_replicas_in_sync == 2
     if what == "checks":
-        results = _run_checks(strategy, int(index), folder)
+        results = _run_checks(strategy, int(index), *how)
     else:
-        results = _train(strategy, int(index), folder, bool(kill))
+        results = _train(strategy, int(index), folder, *how)
     path = pathlib.Path(folder, f"results{index}.json")
     path.write_text(json.dumps(results))
 

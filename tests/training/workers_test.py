@@ -33,20 +33,28 @@ def test_workers(results, name):
         assert of_worker[name] is None, f"worker {index}: {of_worker[name]}"
 
 
-def test_a_killed_worker_resumes_and_loses_no_released_step(tmp_path):
-    steps, epochs = workers_program.STEPS, workers_program.EPOCHS
+def _killed(folder, how):
+    """Runs a training in which worker 1 is killed."""
     (first, _), (second, output) = cluster.run(
-        _MODULE, tmp_path, "train", str(tmp_path), "kill"
+        _MODULE, folder, "train", str(folder), how
     )
     assert second == -signal.SIGKILL, output[-5000:]
     # The other one can't go on, nor write a model that nobody counted.
     assert first != 0
-    assert not list(tmp_path.glob("results*.json"))
-    for code, output in cluster.run(_MODULE, tmp_path, "train", str(tmp_path)):
-        assert code == 0, output[-5000:]
+    assert not list(folder.glob("results*.json"))
+
+
+def test_killed_workers_resume_and_lose_no_released_step(tmp_path):
+    steps, epochs = workers_program.STEPS, workers_program.EPOCHS
+    _killed(tmp_path, "middle")
+    # It resumes, takes the second epoch, and is saved by one of the two.
+    _killed(tmp_path, "between")
+    output = cluster.run(_MODULE, tmp_path, "train", str(tmp_path), "mend")
+    for code, text in output:
+        assert code == 0, text[-5000:]
     results = _results(tmp_path)
     assert results[0] == results[1]
-    # What was saved after the first epoch, with the steps it took.
-    assert results[0]["steps before"] == steps
+    # Of both epochs, although one worker knew of the first only.
+    assert results[0]["steps before"] == 2 * steps
     assert results[0]["steps"] == [epochs * steps]
     assert results[0]["epsilon"] > 0.0

@@ -8,6 +8,8 @@ from tf_dpfp.accounting.epsilon import check_epsilon
 from tf_dpfp.accounting.epsilon import compute_epsilon
 from tf_dpfp.accounting.epsilon import max_steps
 from tf_dpfp.accounting.events import compose_events
+from tf_dpfp.accounting.joint import joint_noise_multiplier
+from tf_dpfp.accounting.joint import other_noise_multiplier
 from tf_dpfp.accounting.mechanisms import EveryLabel
 from tf_dpfp.accounting.mechanisms import LedgerEntry
 from tf_dpfp.accounting.mechanisms import PoissonSampling
@@ -32,8 +34,10 @@ __all__ = [
     "claimed_epsilon",
     "compose_events",
     "compute_epsilon",
+    "joint_noise_multiplier",
     "least_noise",
     "max_steps",
+    "other_noise_multiplier",
     "privacy_statement",
     "replaces_one",
 ]

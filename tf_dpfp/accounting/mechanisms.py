@@ -188,11 +188,39 @@ class Release(enum.IntEnum):
     ROWS_END_TO_END = 4
     # Labels, by randomised response.
     LABELS = 5
+    # Rows, and of the same examples clipped contributions to the gradient of
+    # what makes the rows, added up, plus noise.
+    ROWS_AND_SUMS_LABELS_PUBLIC = 6
+    ROWS_AND_SUMS_LABELS_RANDOMIZED = 7
+    ROWS_AND_SUMS_LABELS_UNDECLARED = 8
 
     @property
     def is_rows(self) -> bool:
-        """Whether it is of rows."""
-        return Release.ROWS_LABELS_PUBLIC <= self <= Release.ROWS_END_TO_END
+        """Whether it is of rows, alone or with sums."""
+        alone = Release.ROWS_LABELS_PUBLIC <= self <= Release.ROWS_END_TO_END
+        return alone or self.is_rows_and_sums
+
+    @property
+    def is_rows_and_sums(self) -> bool:
+        """Whether it is of rows and sums of the same examples."""
+        return self >= Release.ROWS_AND_SUMS_LABELS_PUBLIC
+
+    @property
+    def with_sums(self) -> "Release":
+        """What rows are with sums of the same examples beside them.
+
+        Raises:
+            KeyError: If it is not a release of rows with a noised gradient.
+        """
+        return {
+            Release.ROWS_LABELS_PUBLIC: Release.ROWS_AND_SUMS_LABELS_PUBLIC,
+            Release.ROWS_LABELS_RANDOMIZED: (
+                Release.ROWS_AND_SUMS_LABELS_RANDOMIZED
+            ),
+            Release.ROWS_LABELS_UNDECLARED: (
+                Release.ROWS_AND_SUMS_LABELS_UNDECLARED
+            ),
+        }[self]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,8 +230,9 @@ class LedgerEntry:
     Args:
         sampling: How the examples of each step were chosen.
         noise_multiplier: Standard deviation of the noise over the clip bound.
-            Of randomised labels, one over their epsilon. 0 means that no
-            noise was added.
+            Of rows and sums together, `joint_noise_multiplier` of the two. Of
+            randomised labels, one over their epsilon. 0 means that no noise
+            was added.
         steps: Number of releases: optimizer updates, not micro-batches; of
             rows, the number of draws.
         seeded: Whether the noise or the choice of examples came from a seed
@@ -263,6 +292,7 @@ class LedgerEntry:
         """Whether it protects nothing: epsilon is infinite."""
         return self.noise_multiplier == 0.0 or self.release in (
             Release.ROWS_LABELS_UNDECLARED,
+            Release.ROWS_AND_SUMS_LABELS_UNDECLARED,
             Release.ROWS_END_TO_END,
         )
 

@@ -35,6 +35,11 @@ def _words(entry: mechanisms.LedgerEntry) -> str:
             f"with epsilon {wording.round_up(1.0 / entry.noise_multiplier)}"
         )
     noise = f"with noise multiplier {entry.noise_multiplier:g}"
+    if entry.release.is_rows_and_sums:
+        noise = (
+            "of rows and, from the same examples, sums of clipped gradients, "
+            f"with noise multiplier {entry.noise_multiplier:g} of both together"
+        )
     if entry.release is mechanisms.Release.SUMS:
         steps = wording.count(entry.steps, "step")
         return f"{steps} of DP-SGD {noise}"
@@ -66,7 +71,11 @@ def reasons(entries: Sequence[mechanisms.LedgerEntry]) -> list[str]:
             f"{wording.count(_steps(bare), 'release')} had no noise (noise "
             "multiplier 0)."
         )
-    if any(e.release is release.ROWS_LABELS_UNDECLARED for e in entries):
+    undeclared = (
+        release.ROWS_LABELS_UNDECLARED,
+        release.ROWS_AND_SUMS_LABELS_UNDECLARED,
+    )
+    if any(e.release in undeclared for e in entries):
         found.append(
             "Labels are neither declared public nor randomised, and the noise "
             "of the representations does not cover them. Give "
@@ -100,7 +109,7 @@ def describe_claim(
         if isinstance(entry.sampling, mechanisms.WithoutReplacement)
         and entry.noise_multiplier
     ]
-    if len(drawn) != 1:
+    if len(drawn) != 1 or drawn[0].release.is_rows_and_sums:
         return []
     figure = claimed.claimed_epsilon(
         drawn[0].noise_multiplier,
@@ -148,14 +157,11 @@ def describe_guarantee(
         ),
         wording.fill(
             "This guarantee protects the release of all model checkpoints in "
-            "addition to the final model: the weights above the noise and the "
-            "state of the optimizer after every step."
+            "addition to the final model: the trained weights and the state of "
+            "the optimizer after every step."
         ),
         *_describe_labels(entries),
-        wording.fill(
-            "The layers below the noise were not trained: the gradient stops "
-            "at DPRepresentationClip. Inputs reach the model through it alone."
-        ),
+        wording.fill(_describe_below(entries)),
         wording.fill(
             "No user-level privacy guarantee is possible without a bound on "
             "the number of examples per user."
@@ -163,18 +169,35 @@ def describe_guarantee(
     ]
 
 
+def _describe_below(entries: Sequence[mechanisms.LedgerEntry]) -> str:
+    if any(entry.release.is_rows_and_sums for entry in entries):
+        return (
+            "The layers below the noise of DPRepresentationClip were trained "
+            "by DP-SGD, with noise of its own. Inputs reach what is above "
+            "through the noised representations alone."
+        )
+    return (
+        "The layers below the noise were not trained: the gradient stops at "
+        "DPRepresentationClip. Inputs reach the model through it alone."
+    )
+
+
 def _describe_labels(
     entries: Sequence[mechanisms.LedgerEntry],
 ) -> list[str]:
     kinds = {entry.release for entry in entries}
-    paragraphs = []
-    if mechanisms.Release.ROWS_LABELS_PUBLIC in kinds:
+    release, paragraphs = mechanisms.Release, []
+    public = {release.ROWS_LABELS_PUBLIC, release.ROWS_AND_SUMS_LABELS_PUBLIC}
+    if kinds & public:
         paragraphs.append(
             "Public, and not protected: the labels of all examples, and their "
             "weights where there are any. The example that replaces another "
             "has the same label."
         )
-    if mechanisms.Release.ROWS_LABELS_RANDOMIZED in kinds:
+    if kinds & {
+        release.ROWS_LABELS_RANDOMIZED,
+        release.ROWS_AND_SUMS_LABELS_RANDOMIZED,
+    }:
         paragraphs.append(
             "Labels were randomised once before the training, which saw no "
             "others; epsilon includes what they cost. The example that "

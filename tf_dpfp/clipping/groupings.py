@@ -25,6 +25,7 @@ from tf_dpfp.clipping import adaptive as adaptive_lib
 from tf_dpfp.clipping import thresholds as thresholds_lib
 from tf_dpfp.clipping.adaptive import Adaptive
 from tf_dpfp.clipping.automatic import Automatic
+from tf_dpfp.distribute import copies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -423,6 +424,11 @@ class PerDevice(Clipping):
     A layer with weights of its own on two devices is in two groups.
     A group's name is its device, such as "GPU:0".
 
+    Of several replicas, each clips and noises what it has on a device by
+    itself, and what replicas have of a group is added up. A group's name is
+    then its device on the first replica of the process. To place weights, use
+    `tf_dpfp.distribute.on_devices` in place of `tf.device`.
+
     Args:
         thresholds: As in `Clipping`.
         noise_allocation: As in `Clipping`. With `"equal_budget"`, the default
@@ -435,35 +441,58 @@ class PerDevice(Clipping):
     noise_allocation: str = "equal_budget"
 
     def group_names(self, variables):
-        devices = [self.device_of(owned.variable) for owned in variables]
+        # All replicas must find the same groups, so that it takes the devices
+        # of all copies, and never this replica's own.
+        places = [_places_of(owned.variable) for owned in variables]
+        distinct = sorted(set(places))
+        by_replica = zip(*distinct, strict=True)
+        if any(len(set(of_one)) < len(distinct) for of_one in by_replica):
+            raise ValueError(
+                "Weights that one replica has on two devices another has on "
+                f"one: {distinct}. Place them alike on every replica."
+            )
         # Type and number tell devices apart, unless there are several hosts.
         short = {
-            device: "{0.device_type}:{0.device_index}".format(
-                tf.DeviceSpec.from_string(device)
+            place: "{0.device_type}:{0.device_index}".format(
+                tf.DeviceSpec.from_string(place[0])
             )
-            for device in devices
+            for place in distinct
         }
         if len(short) == 1:
             warnings.warn(
                 "PerDevice() clips like Flat(): all weights are on "
-                f"{short[devices[0]]}. To place a layer, build and call it "
-                "under `tf.device`.",
+                f"{short[places[0]]}. To place a layer, build and call it "
+                "under `tf.device`, or `tf_dpfp.distribute.on_devices` where "
+                "there are replicas.",
                 stacklevel=2,
             )
         if len(set(short.values())) < len(short):
-            return devices
-        return [short[device] for device in devices]
+            return [place[0] for place in places]
+        return [short[place] for place in places]
 
     def device_of(self, variable):
-        keras_variable = isinstance(variable, keras.Variable)
-        device = (variable.value if keras_variable else variable).device
-        if not device:
-            raise ValueError(
-                f"On which device '{variable.name}' is can't be told, and "
-                "PerDevice() clips by device. Build the model outside of "
-                "`tf.function`, or use PerLayer()."
-            )
-        return device
+        return _known(variable, _value_of(variable).device)
+
+
+def _value_of(variable: keras.Variable | tf.Variable) -> tf.Variable:
+    is_keras = isinstance(variable, keras.Variable)
+    return variable.value if is_keras else variable
+
+
+def _places_of(variable: keras.Variable) -> tuple[str, ...]:
+    """Where the copies of a variable are, one for each replica."""
+    places = copies.devices_of(_value_of(variable))
+    return tuple(_known(variable, place) for place in places)
+
+
+def _known(variable: keras.Variable | tf.Variable, device: str) -> str:
+    if not device:
+        raise ValueError(
+            f"On which device '{variable.name}' is can't be told, and "
+            "PerDevice() clips by device. Build the model outside of "
+            "`tf.function`, or use PerLayer()."
+        )
+    return device
 
 
 def _layer_names(variables: Sequence[OwnedVariable]) -> list[str]:

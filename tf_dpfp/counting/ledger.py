@@ -56,6 +56,19 @@ class Ledger:
             )
         self._watch_restores()
 
+    def describe(
+        self, noise_multiplier: float, release: accounting.Release
+    ) -> None:
+        """Changes what is written of the steps that follow.
+
+        Args:
+            noise_multiplier: Part of every row written.
+            release: What the steps release, unless `open` says otherwise.
+        """
+        self._noise_multiplier, self._release = noise_multiplier, release
+        with tf.init_scope():
+            self.open(accounting.UnknownSampling())
+
     def _watch_restores(self) -> None:
         """Keeps the greater counts, whichever way older ones come back.
 
@@ -170,15 +183,22 @@ class Ledger:
             tf.int64,
         )
 
+    def ensure_open(self) -> None:
+        """Opens the ledger for unknown sampling, if it is not open.
+
+        One replica of several can't: it writes to all of them.
+        """
+        if self._opened is None:
+            with tf.init_scope():
+                self.open(accounting.UnknownSampling())
+
     def count_step(self, rows: tf.Tensor | int = 0) -> None:
         """Adds one step of the current kind; part of the compiled step.
 
         Args:
             rows: The size of its batch, where `open` was given one.
         """
-        if self._opened is None:
-            with tf.init_scope():
-                self.open(accounting.UnknownSampling())
+        self.ensure_open()
         row, other, draws, other_draws, expected = tf.unstack(
             tf.convert_to_tensor(self._current)
         )

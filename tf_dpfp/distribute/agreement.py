@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -87,16 +88,37 @@ def _differing(
     if num_workers(strategy) == 1:
         return []
     rows = np.stack([_digest(value) for value in values.values()])
-    # One row of all settings for each replica, from every worker.
-    mine = strategy.experimental_distribute_values_from_function(
-        lambda context: tf.constant(rows[None])
-    )
-    everyone = strategy.gather(mine, axis=0).numpy()
+    everyone = _of_everyone(strategy, rows)
     return [
         name
         for column, name in enumerate(values)
         if (everyone[:, column] != rows[column]).any()
     ]
+
+
+def _of_everyone(
+    strategy: tf.distribute.Strategy, mine: np.ndarray
+) -> np.ndarray:
+    """What the workers give, once for each replica; the same for all."""
+    given = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(mine[None])
+    )
+    return strategy.gather(given, axis=0).numpy()
+
+
+def fresh_key(strategy: tf.distribute.Strategy) -> bytes:
+    """Agrees on random bytes that no worker has chosen.
+
+    All workers must call this.
+
+    Args:
+        strategy: The strategy.
+
+    Returns:
+        32 bytes, the same on every worker.
+    """
+    mine = np.frombuffer(secrets.token_bytes(32), np.int32)
+    return hashlib.sha256(_of_everyone(strategy, mine).tobytes()).digest()
 
 
 def _digest(value: object) -> np.ndarray:

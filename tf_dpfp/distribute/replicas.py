@@ -29,7 +29,7 @@ def index() -> tf.Tensor | int:
 def sum_over_all(
     tensors: Sequence[tf.Tensor | None],
 ) -> list[tf.Tensor | None]:
-    """Adds up tensors over all replicas, in one all-reduce.
+    """Adds up tensors over all replicas, by one all-reduce for each device.
 
     What is given leaves the replica: it must be noised before.
 
@@ -40,12 +40,19 @@ def sum_over_all(
     Returns:
         Their sums, on every replica.
     """
-    present = [t for t in tensors if t is not None]
-    if count() == 1 or not present:
+    if count() == 1:
         return list(tensors)
-    summed = iter(
-        tf.distribute.get_replica_context().all_reduce(
-            tf.distribute.ReduceOp.SUM, present
+    together: dict[str, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        if tensor is not None:
+            together.setdefault(tensor.device, []).append(index)
+    context = tf.distribute.get_replica_context()
+    sums: list[tf.Tensor | None] = [None] * len(tensors)
+    # Of tensors on several devices TensorFlow would reduce one by one.
+    for indices in together.values():
+        summed = context.all_reduce(
+            tf.distribute.ReduceOp.SUM, [tensors[i] for i in indices]
         )
-    )
-    return [None if t is None else next(summed) for t in tensors]
+        for index, total in zip(indices, summed, strict=True):
+            sums[index] = total
+    return sums

@@ -1,6 +1,7 @@
 """Layers that are private by themselves: forward-pass perturbation."""
 
 from tf_dpfp.layers.clipping import clip_rows
+from tf_dpfp.layers.joint import joint_step
 from tf_dpfp.layers.label_loss import DebiasedCrossentropy
 from tf_dpfp.layers.representation import DPRepresentationClip
 from tf_dpfp.layers.trial import Trial
@@ -11,5 +12,6 @@ __all__ = [
     "DebiasedCrossentropy",
     "Trial",
     "clip_rows",
+    "joint_step",
     "trial",
 ]

@@ -12,6 +12,7 @@ from tf_dpfp import counting
 from tf_dpfp import noise as noise_lib
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp.layers import clipping
+from tf_dpfp.layers import joint
 from tf_dpfp.layers import trial
 
 # Beyond these, float32 has no numbers for the bound or its noise.
@@ -27,6 +28,9 @@ class DPRepresentationClip(keras.layers.Layer):
     be trained by any optimizer, without clipping and without further noise:
     that is post-processing. What is below must be frozen: the gradient stops
     here, since a gradient that went on would depend on the examples in clear.
+    Or it is trained by DP-SGD: make the model private and compile it with a
+    private optimizer, which then noises the gradient of what is below, and of
+    nothing else. Rows and gradient are counted as one release.
 
     The layer counts what it releases: every row of every call with
     `training=True`. By itself it claims nothing about how batches are drawn;
@@ -155,7 +159,8 @@ class DPRepresentationClip(keras.layers.Layer):
         running = trial.current()
         if running is not None:
             return running.stand_in(inputs, self.compute_dtype, bool(training))
-        if not self.end_to_end:
+        step = joint.current()
+        if not self.end_to_end and step is None:
             inputs = tf.stop_gradient(inputs)
         # In half precision a norm, or noise beside a number, is rounded away.
         if inputs.dtype.size < 4:
@@ -163,9 +168,12 @@ class DPRepresentationClip(keras.layers.Layer):
         if mask is not None:
             inputs = _without_masked(inputs, mask)
         rows = clipping.clip_rows(inputs, self.clip_norm)
-        if training:
+        if training and step is None:
             self._count(rows)
-        if self.noise_multiplier and (training or self.noise_at_inference):
+        noised = training or self.noise_at_inference
+        if step is not None:
+            noised &= step.noise
+        if self.noise_multiplier and noised:
             rows += tf.cast(self._noise(rows, training), rows.dtype)
         return tf.cast(rows, self.compute_dtype)
 
@@ -225,16 +233,36 @@ class DPRepresentationClip(keras.layers.Layer):
             if self._ledger is not None:
                 self._ledger.open(accounting.UnknownSampling())
             return
-        if info.labels is not None:
-            self._ledger.add(info.labels)
         self._rows = info.capacity
         self._ledger.open(
             info.sampling,
             info.seeded,
-            self._release(True, info.labels),
+            self.declared(info),
             info.draws,
             info.capacity,
         )
+
+    def declared(
+        self, info: "sampling_lib.SamplingInfo | None" = None
+    ) -> accounting.Release:
+        """What a row releases, by what is declared of its label.
+
+        Args:
+            info: What `microbatch_sampler` registered; `None` for anything
+                else. What randomised labels cost goes into the ledger.
+
+        Returns:
+            The kind of release.
+        """
+        if info is None:
+            return self._release(self._labels_public, self._labels)
+        if info.labels is not None:
+            self._ledger.add(info.labels)
+        return self._release(True, info.labels)
+
+    def absorb_ledger(self, entries: list[accounting.LedgerEntry]) -> None:
+        """Takes over what a private optimizer released of the same model."""
+        self._ledger.absorb(entries)
 
     def compute_output_shape(self, input_shape):
         """That of the input."""

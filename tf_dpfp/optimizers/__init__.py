@@ -10,8 +10,11 @@ from tf_dpfp.optimizers.private_optimizer import DPRMSprop
 from tf_dpfp.optimizers.private_optimizer import NotPrivateError
 from tf_dpfp.optimizers.private_optimizer import PrivateOptimizer
 from tf_dpfp.optimizers.private_optimizer import private_optimizer_class
+from tf_dpfp.optimizers.representations import Above
+from tf_dpfp.optimizers.representations import RowsBeside
 
 __all__ = [
+    "Above",
     "ClippedGradients",
     "DPAdagrad",
     "DPAdam",
@@ -21,5 +24,6 @@ __all__ = [
     "DPSGD",
     "NotPrivateError",
     "PrivateOptimizer",
+    "RowsBeside",
     "private_optimizer_class",
 ]

@@ -34,6 +34,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_dpfp import accounting
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import counting
 from tf_dpfp import low_rank
@@ -43,6 +44,7 @@ from tf_dpfp.accounting import Sampling
 from tf_dpfp.distribute import replicas
 from tf_dpfp.optimizers import adaptation as adaptation_lib
 from tf_dpfp.optimizers import carrier_state as carrier_state_lib
+from tf_dpfp.optimizers import representations as representations_lib
 
 _MARKER = "tf_dpfp_ledger"
 # Squares of shorter gradients may vanish in float32, and with them the norm.
@@ -80,6 +82,8 @@ class ClippedGradients:
             variables without. Empty: for all of them.
         replicas: Over how many replicas the batch was dealt, each example to
             exactly one of them.
+        above: The gradients of what is above noised representations, which
+            need no noise; `None` where there are no such representations.
     """
 
     sums: Sequence[tf.Tensor | None]
@@ -89,6 +93,7 @@ class ClippedGradients:
     counts: tf.Tensor | None = None
     carriers: Sequence[low_rank.Carriers | None] = ()
     replicas: int = 1
+    above: representations_lib.Above | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,6 +256,7 @@ class PrivateOptimizer:
         self._ledger = counting.Ledger(
             table, settings["noise_multiplier"], seeded=seed is not None
         )
+        self._beside: representations_lib.RowsBeside | None = None
         self._noise_source = noise_lib.NoiseSource(seed)
         self._adaptation: adaptation_lib.Adaptation | None = None
         self._carrier_state = carrier_state_lib.CarrierState(self)
@@ -312,14 +318,58 @@ class PrivateOptimizer:
         """Takes over what an earlier optimizer of the same model released."""
         self._ledger.absorb(entries)
 
-    def open_ledger(self, sampling: Sampling, seeded: bool = False) -> None:
+    def open_ledger(
+        self,
+        sampling: Sampling,
+        seeded: bool = False,
+        release: accounting.Release | None = None,
+        batch_size: int | None = None,
+    ) -> None:
         """Says how the examples of the steps that follow are chosen.
 
         Args:
             sampling: The sampling.
             seeded: Whether it follows a seed.
+            release: What the rows beside the sums release, if anything else is
+                declared of the labels than `release_beside` was told.
+            batch_size: The batch size for which the sampling holds; steps of
+                another are counted as of unknown sampling. `None`: any.
         """
-        self._ledger.open(sampling, seeded)
+        self._ledger.open(
+            sampling,
+            seeded,
+            None if release is None else release.with_sums,
+            rows=batch_size,
+        )
+
+    def release_beside(self, rows: representations_lib.RowsBeside) -> None:
+        """Counts rows beside the sums of every step from now on.
+
+        Args:
+            rows: The rows.
+
+        Raises:
+            ValueError: If the optimizer counts others already.
+        """
+        if self._beside == rows:
+            return
+        if self._beside is not None:
+            raise ValueError(
+                f"The optimizer '{self.name}' counts representations of "
+                f"another kind: {self._beside}. Make a new optimizer for each "
+                "model: its ledger belongs to one."
+            )
+        self._beside = rows
+        self._ledger.describe(
+            accounting.joint_noise_multiplier(
+                rows.noise_multiplier, self.noise_multiplier
+            ),
+            rows.release.with_sums,
+        )
+
+    def ensure_ledger_open(self) -> None:
+        """Gets ready to count steps inside a replica."""
+        self._ledger.ensure_open()
 
     def set_expected_batch_size(self, size: float, source: str) -> None:
         """Takes the expected batch size from a pipeline.
@@ -449,8 +499,10 @@ class PrivateOptimizer:
                 "`expected_batch_size=`."
             )
         _check_dealt(grads)
+        representations_lib.check_beside(self._beside, grads.above)
+        above = grads.above
         if not self.built:
-            self.build(list(grads.variables))
+            self.build([*grads.variables, *(above.variables if above else ())])
         carriers = self._carriers_of(grads)
         divisor = tf.convert_to_tensor(self._batch_size.value)
         draws = _Draws(
@@ -459,7 +511,7 @@ class PrivateOptimizer:
             1.0 / math.sqrt(grads.replicas),
         )
         # Before anything is released: a step that fails half-way is counted.
-        self._ledger.count_step()
+        self._ledger.count_step(above.batch_size if above else 0)
         noise_multiplier, counts = self.noise_multiplier, None
         if self._adaptive is not None:
             noise_multiplier, counts = self._noised_counts(grads, draws)
@@ -472,7 +524,19 @@ class PrivateOptimizer:
             self._adapt(grads, counts, divisor)
         self._carrier_state.before_update(grads.variables, carriers)
         gradients = _finished(grads, released, carriers, divisor)
-        super().apply(gradients, list(grads.variables))
+        variables = list(grads.variables)
+        if above is not None:
+            gradients += [
+                _finish(total, extra, divisor, variable)
+                for total, extra, variable in zip(
+                    above.sums,
+                    above.regularization,
+                    above.variables,
+                    strict=True,
+                )
+            ]
+            variables += above.variables
+        super().apply(gradients, variables)
 
     def _carriers_of(
         self, grads: ClippedGradients
@@ -608,8 +672,8 @@ def _check_dealt(grads: ClippedGradients) -> None:
         raise NotPrivateError(
             f"A step on {count} replicas needs a batch that was dealt to "
             "them, each example to one: the same batch on every replica would "
-            f"count each example {count} times. Only `model.fit` deals: "
-            "train with it, or without a strategy."
+            f"count each example {count} times. Use `model.fit` or "
+            "`train_on_batch`, or tf_dpfp.dealt_step in a custom loop."
         )
     raise NotPrivateError(
         f"These clipped gradients are those of one of {grads.replicas} "

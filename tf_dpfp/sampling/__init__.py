@@ -2,7 +2,9 @@
 
 from tf_dpfp.sampling.calibration import calibrate_representation
 from tf_dpfp.sampling.dealing import deal
+from tf_dpfp.sampling.dealing import piece_of
 from tf_dpfp.sampling.info import SamplingInfo
+from tf_dpfp.sampling.info import examples_digest
 from tf_dpfp.sampling.info import sampled_shard
 from tf_dpfp.sampling.info import sampling_of
 from tf_dpfp.sampling.labels import RandomizedLabels
@@ -12,18 +14,22 @@ from tf_dpfp.sampling.microbatches import microbatch_sampler
 from tf_dpfp.sampling.padding import pad_to_multiple
 from tf_dpfp.sampling.padding import split_microbatches
 from tf_dpfp.sampling.poisson import poisson_batches
+from tf_dpfp.sampling.shuffled import shuffled_batches
 
 __all__ = [
     "RandomizedLabels",
     "SamplingInfo",
     "calibrate_representation",
     "deal",
+    "examples_digest",
     "keep_probability",
     "microbatch_sampler",
     "pad_to_multiple",
+    "piece_of",
     "poisson_batches",
     "randomize_labels",
     "sampled_shard",
     "sampling_of",
+    "shuffled_batches",
     "split_microbatches",
 ]

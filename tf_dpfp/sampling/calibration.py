@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from tf_dpfp.accounting import least_noise
+from tf_dpfp.accounting import other_noise_multiplier
 from tf_dpfp.accounting.mechanisms import LedgerEntry
 from tf_dpfp.accounting.mechanisms import Release
 from tf_dpfp.accounting.mechanisms import WithoutReplacement
@@ -18,6 +19,7 @@ def calibrate_representation(
     epsilon: float,
     delta: float,
     epochs: float,
+    gradient_noise_multiplier: float | None = None,
     tolerance: float = 1e-4,
 ) -> float:
     """Computes the least noise of a `DPRepresentationClip` within a budget.
@@ -31,6 +33,9 @@ def calibrate_representation(
         epsilon: The budget, above 0.
         delta: Probability with which the guarantee may fail, in (0, 1).
         epochs: Number of iterations over `batches`.
+        gradient_noise_multiplier: Where what is below the layer is trained by
+            DP-SGD, the noise multiplier of the private optimizer: the two
+            share the budget.
         tolerance: How far above the least sufficient noise multiplier the
             result may be.
 
@@ -40,7 +45,7 @@ def calibrate_representation(
 
     Raises:
         ValueError: If an argument is outside its range, or no noise multiplier
-            meets the budget.
+            meets the budget, of which the gradient may leave nothing.
 
     Example:
     ```python
@@ -70,4 +75,7 @@ def calibrate_representation(
         )
         return [rows, *labels]
 
-    return least_noise(released, epsilon, delta, "rdp", tolerance)
+    joint = least_noise(released, epsilon, delta, "rdp", tolerance)
+    if gradient_noise_multiplier is None:
+        return joint
+    return other_noise_multiplier(joint, gradient_noise_multiplier)

@@ -37,19 +37,9 @@ def deal(
     def pieces(*batch: Any) -> tf.data.Dataset:
         if static:
             batch, _ = padding.pad_to_multiple(batch, replicas)
-        leaves = keras.tree.flatten(batch)
-        for leaf in leaves:
-            if leaf.shape.rank == 0:
-                raise ValueError(
-                    "A component of the batches has no first axis over "
-                    "examples, so it can't be dealt to replicas. Leave it out."
-                )
 
         def piece(replica: tf.Tensor) -> Any:
-            dealt = keras.tree.pack_sequence_as(
-                batch,
-                [_piece(leaf, replica, replicas, static) for leaf in leaves],
-            )
+            dealt = piece_of(batch, replica, replicas, static)
             return dealt if isinstance(element, tuple) else dealt[0]
 
         return tf.data.Dataset.range(replicas).map(piece)
@@ -58,6 +48,38 @@ def deal(
     dealt = batches.repeat().flat_map(pieces)
     return dealt.apply(
         tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+    )
+
+
+def piece_of(
+    batch: Any, replica: tf.Tensor, replicas: int, static: bool = False
+) -> Any:
+    """Cuts one replica's piece out of a batch.
+
+    Args:
+        batch: nested tensors with the examples in their first axis.
+        replica: which piece, an integer.
+        replicas: number of pieces, which hold each example once together.
+        static: whether the number of examples is static, and a multiple of it.
+
+    Returns:
+        The piece, nested like the batch.
+
+    Raises:
+        ValueError: if a component of the batch has no axis over examples.
+    """
+    for leaf in keras.tree.flatten(batch):
+        if leaf is not None and leaf.shape.rank == 0:
+            raise ValueError(
+                "A component of the batches has no first axis over examples, "
+                "so it can't be dealt to replicas. Leave it out."
+            )
+    replica = tf.cast(replica, tf.int64)
+    return keras.tree.map_structure(
+        lambda leaf: (
+            None if leaf is None else _piece(leaf, replica, replicas, static)
+        ),
+        batch,
     )
 
 

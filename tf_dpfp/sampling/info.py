@@ -42,10 +42,11 @@ class SamplingInfo:
 
 @dataclasses.dataclass(frozen=True)
 class _Registered:
-    """What is known of a data set, and the way to draw from a part of it."""
+    """What is known of a data set, and of the examples behind it."""
 
     info: SamplingInfo
     shard: Callable[[int, int], tuple[tf.data.Dataset, SamplingInfo]] | None
+    digest: Callable[[bytes], bytes] | None
 
 
 # Keyed by the identity of the data set rather than kept as its attribute: a
@@ -60,6 +61,7 @@ def register(
     info: SamplingInfo,
     shard: Callable[[int, int], tuple[tf.data.Dataset, SamplingInfo]]
     | None = None,
+    digest: Callable[[bytes], bytes] | None = None,
 ) -> tf.data.Dataset:
     """Records how `dataset` draws its batches, and returns it.
 
@@ -67,8 +69,9 @@ def register(
         dataset: the data set.
         info: the law of its batches.
         shard: makes what `sampled_shard` returns.
+        digest: makes what `examples_digest` returns.
     """
-    _KNOWN[dataset] = _Registered(info, shard)
+    _KNOWN[dataset] = _Registered(info, shard, digest)
     return dataset
 
 
@@ -112,14 +115,37 @@ def sampled_shard(
     Raises:
         ValueError: if `dataset` was not made by `poisson_batches`.
     """
+    known = _by_shards(dataset)
+    if not 0 <= index < count:
+        raise ValueError(
+            f"`index` is one of {count} workers. Received: index={index}"
+        )
+    return known.shard(index, count)
+
+
+def examples_digest(dataset: tf.data.Dataset, key: bytes) -> bytes:
+    """Computes a digest of the examples that a data set draws from.
+
+    It reads all of them, in their order, and does not draw.
+
+    Args:
+        dataset: a data set returned by `poisson_batches`.
+        key: at most 64 bytes, without which the digest says nothing.
+
+    Returns:
+        The digest.
+
+    Raises:
+        ValueError: if `dataset` was not made by `poisson_batches`.
+    """
+    return _by_shards(dataset).digest(key)
+
+
+def _by_shards(dataset: tf.data.Dataset) -> _Registered:
     known = _KNOWN.get(dataset)
     if known is None or known.shard is None:
         raise ValueError(
             "Only the data set that tf_dpfp.poisson_batches returned, itself, "
             "can be drawn from by shards."
         )
-    if not 0 <= index < count:
-        raise ValueError(
-            f"`index` is one of {count} workers. Received: index={index}"
-        )
-    return known.shard(index, count)
+    return known

@@ -159,7 +159,9 @@ def poisson_batches(
         )
         return dataset, info
 
-    return info_lib.register(*shard(0, 1), shard)
+    return info_lib.register(
+        *shard(0, 1), shard, lambda key: sources.digest(source, key)
+    )
 
 
 def _sampled(

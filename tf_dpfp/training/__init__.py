@@ -4,6 +4,7 @@ from tf_dpfp.training.callbacks import PrivacyBudget
 from tf_dpfp.training.private_model import DPModel
 from tf_dpfp.training.private_model import DPSequential
 from tf_dpfp.training.private_model import clipped_gradients
+from tf_dpfp.training.private_model import dealt_step
 from tf_dpfp.training.private_model import is_private
 from tf_dpfp.training.private_model import make_private
 from tf_dpfp.training.private_model import sampled_steps
@@ -17,6 +18,7 @@ __all__ = [
     "DPSequential",
     "PrivacyBudget",
     "clipped_gradients",
+    "dealt_step",
     "epsilon",
     "is_private",
     "ledger",

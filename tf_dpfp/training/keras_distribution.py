@@ -59,6 +59,23 @@ def without_symbolic_build(
     )
 
 
+def logs_of_all(model: keras.Model, as_dict: bool) -> Any:
+    """The logs of all replicas, in the form of `train_on_batch`.
+
+    Which takes the mean of what each replica has, however many examples that
+    is.
+
+    Args:
+        model: A model after a step.
+        as_dict: Its argument `return_dict`.
+
+    Returns:
+        The logs.
+    """
+    logs = {name: float(v) for name, v in model.get_metrics_result().items()}
+    return logs if as_dict else model._flatten_metrics_in_order(logs)
+
+
 @contextlib.contextmanager
 def reducible_logs(model: keras.Model) -> Iterator[None]:
     """Lets logs be averaged over several workers, over an axis of their own.

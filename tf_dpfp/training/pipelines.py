@@ -24,7 +24,9 @@ class Pipeline:
             was not asked for or can't be told.
         population: Number of examples, if known.
         seeded: Whether the sampling can be reproduced from a seed.
-        is_dataset: Whether it is a data set that `poisson_batches` made.
+        is_dataset: Whether it is a data set that this package made.
+        drawn: How its draws came about, if `microbatch_sampler` made it.
+        batch_size: Rows of a batch, of arrays.
     """
 
     name: str
@@ -33,9 +35,16 @@ class Pipeline:
     population: int | None = None
     seeded: bool = False
     is_dataset: bool = False
+    drawn: sampling_lib.SamplingInfo | None = None
+    batch_size: int | None = None
 
 
-def describe(arguments: dict[str, Any], need_batch_size: bool) -> Pipeline:
+UNKNOWN = Pipeline("the batch", accounting.UnknownSampling(), None)
+
+
+def describe(
+    arguments: dict[str, Any], need_batch_size: bool, rows: bool = False
+) -> Pipeline:
     """Describes the data that `fit` was given.
 
     Only a data set made by `poisson_batches` proves anything. An ordinary
@@ -46,12 +55,19 @@ def describe(arguments: dict[str, Any], need_batch_size: bool) -> Pipeline:
         arguments: The bound arguments of `fit`.
         need_batch_size: Whether to look into an ordinary pipeline for its
             batch size, which reads its first batch.
+        rows: Whether steps release representations beside the clipped sums,
+            for which other ways of sampling amplify.
 
     Returns:
         A `Pipeline`.
+
+    Raises:
+        ValueError: If the batches were drawn for another kind of step.
     """
     x = arguments["x"]
     info = sampling_lib.sampling_of(x)
+    if info is not None and rows:
+        return _of_rows(info)
     if info is not None:
         if not isinstance(info.sampling, accounting.PoissonSampling):
             raise ValueError(
@@ -81,6 +97,29 @@ def of_info(info: sampling_lib.SamplingInfo) -> Pipeline:
     )
 
 
+def _of_rows(info: sampling_lib.SamplingInfo) -> Pipeline:
+    if isinstance(info.sampling, accounting.PoissonSampling):
+        # Row for row it does not amplify: a row shows who was drawn.
+        return dataclasses.replace(
+            of_info(info), sampling=accounting.UnknownSampling()
+        )
+    if info.draws != 1:
+        raise ValueError(
+            f"A batch of these is {info.draws} draws, and the gradient of what "
+            "is below a DPRepresentationClip is one sum over the batch. Use "
+            "`microbatch_sampler` with microbatches=1."
+        )
+    return Pipeline(
+        "the data set of draws",
+        info.sampling,
+        info.expected_batch_size,
+        info.population,
+        info.seeded,
+        is_dataset=True,
+        drawn=info,
+    )
+
+
 def _describe_arrays(x, arguments, need_batch_size: bool) -> Pipeline:
     leaves = [leaf for leaf in tree.flatten(x) if leaf is not None]
     if not leaves or not all(hasattr(leaf, "shape") for leaf in leaves):
@@ -97,6 +136,7 @@ def _describe_arrays(x, arguments, need_batch_size: bool) -> Pipeline:
         else accounting.UnknownSampling(),
         float(batch_size) if need_batch_size and batch_size else None,
         count or None,
+        batch_size=batch_size or None,
     )
 
 

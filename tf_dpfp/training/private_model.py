@@ -20,7 +20,10 @@ from tf_dpfp import accounting
 from tf_dpfp import clipping
 from tf_dpfp import compilation
 from tf_dpfp import optimizers
+from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import validation
+from tf_dpfp.distribute import replicas as replicas_lib
+from tf_dpfp.training import keras_distribution
 from tf_dpfp.training import keras_trainer
 from tf_dpfp.training import losses as losses_lib
 from tf_dpfp.training import pipelines
@@ -104,13 +107,16 @@ class PrivateTraining:
     def compile(self, *args, **kwargs):
         """As `keras.Model.compile`, for private optimizers only.
 
-        With a `DPRepresentationClip` in the model, for ordinary ones.
+        With a `DPRepresentationClip` in the model, for ordinary ones as well:
+        they train what is above it, private ones what is below, too.
         """
-        if representations.layers_of(self):
-            _compile_on_representations(self, args, kwargs)
-            return
         before = getattr(self, "optimizer", None)
         ordinary = _ordinary(self, "compile")
+        given = _bound(ordinary, args, kwargs).get("optimizer")
+        private = isinstance(given, optimizers.PrivateOptimizer)
+        if representations.layers_of(self) and not private:
+            _compile_on_representations(self, args, kwargs, before)
+            return
         kwargs["auto_scale_loss"] = False
         given = _given_optimizer(self, args, kwargs, ordinary)
         if "jit_compile" not in kwargs and not _suits_xla(given):
@@ -126,6 +132,10 @@ class PrivateTraining:
             # What was released under the old optimizer stays released.
             optimizer.absorb_ledger(before.ledger_entries)
         _state(self).loss = None
+        if representations.layers_of(self):
+            representations.announce(self)
+            if self.built and getattr(self, "inputs", None):
+                _try_representations(self, representations.inputs_of(self))
 
     def compile_from_config(self, config):
         """As Keras, which compiles no loaded model of another `compile`."""
@@ -140,16 +150,18 @@ class PrivateTraining:
 
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`; the ledger learns how batches are drawn."""
-        if representations.layers_of(self):
+        if representations.alone(self):
             return _fit_on_representations(self, args, kwargs)
         optimizer = _ready(self)
         arguments = _bound(_ordinary(self, "fit"), args, kwargs)
         pipeline = pipelines.describe(
             arguments,
             need_batch_size=optimizer.expected_batch_size is None,
+            rows=representations.beside_sums(self),
         )
         strategy = replicated.strategy_for(self, optimizer)
         if replicated.deals(strategy):
+            _check_no_representations(self)
             pipeline = replicated.pipeline_of(
                 strategy, arguments["x"], pipeline
             )
@@ -170,29 +182,30 @@ class PrivateTraining:
             kwargs.setdefault("shuffle", False)
         if replicated.deals(strategy):
             return _fit_dealt(self, strategy, pipeline, arguments)
+        if pipeline.drawn is not None:
+            # What is declared of labels goes into the layer's ledger.
+            _try_representations(self, arguments["x"].element_spec[0])
         with strategy.scope() if strategy else contextlib.nullcontext():
             _build_optimizer(self, optimizer)
-        with _sampled(optimizer, pipeline.sampling, pipeline.seeded):
+        with _sampled(self, pipeline):
             return _ordinary(self, "fit")(*args, **kwargs)
 
     def train_on_batch(self, *args, **kwargs):
         """As `keras.Model.train_on_batch`; counted without amplification."""
-        if representations.layers_of(self):
+        if representations.alone(self):
             return _ordinary(self, "train_on_batch")(*args, **kwargs)
         optimizer = _ready(self)
-        if replicated.deals(replicated.strategy_for(self, optimizer)):
-            raise ValueError(
-                "`train_on_batch` would give the same batch to every replica, "
-                "and so count each example several times. Use `fit`, with a "
-                "tf.data.Dataset of one batch."
-            )
+        strategy = replicated.strategy_for(self, optimizer)
+        ordinary = _ordinary(self, "train_on_batch")
+        arguments = _bound(ordinary, args, kwargs)
         if optimizer.expected_batch_size is None:
-            x = _bound(_ordinary(self, "train_on_batch"), args, kwargs)["x"]
             optimizer.set_expected_batch_size(
-                len(tree.flatten(x)[0]), "the first batch"
+                len(tree.flatten(arguments["x"])[0]), "the first batch"
             )
-        with _sampled(optimizer, accounting.UnknownSampling()):
-            return _ordinary(self, "train_on_batch")(*args, **kwargs)
+        with _sampled(self, pipelines.UNKNOWN):
+            if replicated.deals(strategy):
+                return _train_on_dealt(self, strategy, arguments)
+            return ordinary(*args, **kwargs)
 
     def train_step(self, data):
         """One private step: see `training.private_step`."""
@@ -247,7 +260,7 @@ keras_trainer.on_loading_a_custom_compile(_compile_loaded)
 
 
 def _train_step(model: keras.Model, data) -> dict:
-    if representations.layers_of(model):
+    if representations.alone(model):
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         _try_representations(model, x)
         return _ordinary(model, "train_step")(data)
@@ -270,7 +283,7 @@ def _train_step(model: keras.Model, data) -> dict:
             model, x, y, result.y_pred, sample_weight, present
         )
 
-    clipped = private_step.clipped_batch(
+    sums = private_step.clipped_batch(
         model,
         plan,
         x,
@@ -282,10 +295,25 @@ def _train_step(model: keras.Model, data) -> dict:
     _, regularization = private_step.regularization_gradients(plan)
     optimizer.apply(
         private_step.as_clipped_gradients(
-            plan, clipped, regularization, _state(model).dealt_to
+            plan, sums, regularization, _rows_of(x), _state(model).dealt_to
         )
     )
     return model.get_metrics_result()
+
+
+def _rows_of(x) -> tf.Tensor | int:
+    """Number of examples of a batch."""
+    leaf = tree.flatten(x)[0]
+    size = leaf.shape[0]
+    return tf.shape(leaf)[0] if size is None else size
+
+
+def _check_no_representations(model: keras.Model) -> None:
+    if representations.layers_of(model):
+        raise ValueError(
+            f"Model '{model.name}' has a DPRepresentationClip, which trains on "
+            "one replica, and its strategy has several. Train without one."
+        )
 
 
 def _fit_dealt(
@@ -296,49 +324,100 @@ def _fit_dealt(
 ):
     """`fit` on several replicas: each example of a batch goes to one."""
     arguments = dict(arguments)
-    optimizer, state = model.optimizer, _state(model)
-    batches = arguments.pop("x")
+    _check_no_class_weight(arguments)
+    batches = replicated.batches_of(arguments, pipeline)
+    del arguments["x"]
+    if pipeline.batch_size is not None:  # Arrays, all of which are in it.
+        arguments |= {"y": None, "sample_weight": None, "batch_size": None}
+    arguments["shuffle"] = False  # The data set has its own order.
+    arguments["steps_per_epoch"] = replicated.steps_per_epoch(
+        batches, arguments["steps_per_epoch"]
+    )
+    groups = _build_dealt(model, strategy, batches.element_spec).groups
+    replicated.check_workers(strategy, model, groups, pipeline, arguments)
+    replicated.check_examples(strategy, batches)
+    arguments["callbacks"] = replicated.with_check(
+        arguments["callbacks"], strategy
+    )
+    with (
+        _dealt_to(model, strategy),
+        _sampled(model, pipeline),
+        replicated.fitting(strategy, model),
+    ):
+        return _ordinary(model, "fit")(
+            replicated.dealt(strategy, batches), **arguments
+        )
+
+
+def _build_dealt(
+    model: keras.Model, strategy: tf.distribute.Strategy, batch: Any
+) -> private_step.Plan:
+    """Does what no replica can do: makes variables, and tries the model."""
+    _check_no_representations(model)
+    optimizer = require_private_optimizer(model)
+    specs = tree.map_structure(
+        lambda t: tf.TensorSpec(t.shape, t.dtype) if tf.is_tensor(t) else t,
+        batch,
+    )
+    with tf.init_scope():
+        data = replicated.build(strategy, model, specs)
+        validation.raise_if_invalid(model, made_private=True)
+        plan = build_plan(model, *data)
+        optimizer.ensure_ledger_open()
+    return plan
+
+
+@contextlib.contextmanager
+def _dealt_to(model: keras.Model, strategy: tf.distribute.Strategy):
+    """Says that what a step is given is the piece of one replica."""
+    state = _state(model)
+    state.dealt_to = strategy.num_replicas_in_sync
+    try:
+        yield
+    finally:
+        state.dealt_to = 1
+
+
+def _check_no_class_weight(arguments: dict[str, Any]) -> None:
     if arguments["class_weight"] is not None:
         raise ValueError(
             "`class_weight` can't be used on several replicas. Give weights "
             "with the examples instead (`sample_weight`)."
         )
-    arguments["shuffle"] = False  # The data set has its own order.
-    arguments["steps_per_epoch"] = replicated.steps_per_epoch(
-        batches, arguments["steps_per_epoch"]
-    )
-    data = replicated.build(strategy, model, batches)
-    validation.raise_if_invalid(model, made_private=True)
-    build_plan(model, *data)
-    replicated.check_workers(strategy, model, pipeline, arguments)
-    arguments["callbacks"] = replicated.with_check(
-        arguments["callbacks"], strategy
-    )
-    state.dealt_to = strategy.num_replicas_in_sync
-    try:
-        with (
-            _sampled(optimizer, pipeline.sampling, pipeline.seeded),
-            replicated.fitting(strategy, model),
-        ):
-            return _ordinary(model, "fit")(
-                replicated.dealt(strategy, batches), **arguments
-            )
-    finally:
-        state.dealt_to = 1
 
 
-def _compile_on_representations(model, args, kwargs) -> None:
-    ordinary = _ordinary(model, "compile")
-    optimizer = _bound(ordinary, args, kwargs).get("optimizer")
-    if isinstance(optimizer, optimizers.PrivateOptimizer):
-        raise ValueError(
-            f"Model '{model.name}' has a DPRepresentationClip, and "
-            f"{type(optimizer).__name__} would add noise to what is noise "
-            "already. Use an ordinary optimizer, such as 'adam', or take the "
-            "layer out. Both in one model are not supported."
+def _train_on_dealt(
+    model: keras.Model,
+    strategy: tf.distribute.Strategy,
+    arguments: dict[str, Any],
+):
+    """`train_on_batch` on several replicas."""
+    _check_no_class_weight(arguments)
+    names = ("x", "y", "sample_weight")
+    batch = replicated.whole_batch(
+        strategy, tuple(arguments[name] for name in names)
+    )
+    _build_dealt(model, strategy, batch)
+    with (
+        _dealt_to(model, strategy),
+        keras_distribution.without_symbolic_build(model),
+    ):
+        _ordinary(model, "train_on_batch")(
+            *replicated.pieces_of(strategy, batch)
         )
-    ordinary(*args, **kwargs)
-    _state(model).findings = None
+    return keras_distribution.logs_of_all(model, arguments["return_dict"])
+
+
+def _compile_on_representations(model, args, kwargs, before) -> None:
+    _ordinary(model, "compile")(*args, **kwargs)
+    if isinstance(before, optimizers.PrivateOptimizer):
+        # What was released under the private optimizer stays released.
+        if model.built and before.ledger_entries:
+            representations.layers_of(model)[0].absorb_ledger(
+                before.ledger_entries
+            )
+    if model.built and getattr(model, "inputs", None):
+        _try_representations(model, representations.inputs_of(model))
 
 
 def _try_representations(model, x) -> representations.Findings:
@@ -347,9 +426,14 @@ def _try_representations(model, x) -> representations.Findings:
     frozen = representations.trainability(model)
     if state.findings is None or state.tried_with != frozen:
         state.findings = representations.raise_if_unprotected(model, x)
-        validation.raise_if_invalid(model, made_private=True)
+        validation.raise_if_invalid(
+            model, made_private=True, rows=representations.alone(model)
+        )
         # A model that is built on the way has more layers than before.
         state.tried_with = representations.trainability(model)
+        # Other weights have other per-example gradients.
+        state.probed = False
+    representations.check_trained(model, state.findings)
     return state.findings
 
 
@@ -431,7 +515,10 @@ def _ready(model: keras.Model):
             f"Model '{model.name}' is compiled without a loss. Private "
             "training needs one loss per example: give `loss=` to `compile`."
         )
-    validation.raise_if_invalid(model, made_private=True)
+    by_gradients = representations.beside_sums(model)
+    validation.raise_if_invalid(model, made_private=True, rows=not by_gradients)
+    if by_gradients:
+        representations.announce(model)
     return optimizer
 
 
@@ -442,8 +529,17 @@ def _build_optimizer(model, optimizer) -> None:
 
 
 @contextlib.contextmanager
-def _sampled(optimizer, sampling: accounting.Sampling, seeded: bool = False):
-    optimizer.open_ledger(sampling, seeded)
+def _sampled(model: keras.Model, pipeline: pipelines.Pipeline):
+    optimizer, drawn = require_private_optimizer(model), pipeline.drawn
+    if drawn is None:
+        optimizer.open_ledger(pipeline.sampling, pipeline.seeded)
+    else:
+        optimizer.open_ledger(
+            pipeline.sampling,
+            pipeline.seeded,
+            representations.layers_of(model)[0].declared(drawn),
+            drawn.capacity,
+        )
     try:
         yield
     finally:
@@ -470,7 +566,9 @@ def build_plan(model: keras.Model, x, y, sample_weight) -> private_step.Plan:
     state = _state(model)
     if not model.built:
         probe.build(model, x)
-        validation.raise_if_invalid(model, made_private=True)
+        validation.raise_if_invalid(
+            model, made_private=True, rows=representations.alone(model)
+        )
     if not keras_trainer.has_compiled_loss(model):
         raise ValueError(
             f"Model '{model.name}' is compiled without a loss. Private "
@@ -484,7 +582,13 @@ def build_plan(model: keras.Model, x, y, sample_weight) -> private_step.Plan:
             getattr(model, "output_names", None),
         )
         state.probed = False
-    plan = private_step.make_plan(model, optimizer, state.loss)
+    released = None
+    if representations.beside_sums(model):
+        rows = representations.announce(model)
+        found = _try_representations(model, x)
+        _build_optimizer(model, optimizer)
+        released = private_step.RowsBelow(rows, found.positions)
+    plan = private_step.make_plan(model, optimizer, state.loss, released)
     if not state.probed:
         probe.check(model, plan, (x, y, sample_weight))
         state.probed = True
@@ -529,11 +633,14 @@ def make_private(model: keras.Model) -> keras.Model:
             f"`make_private` takes a keras.Model. Received: {model!r}"
         )
     validation.raise_if_invalid(model, made_private=False)
+    findings = None
     if representations.layers_of(model) and getattr(model, "inputs", None):
-        representations.raise_if_unprotected(
+        findings = representations.raise_if_unprotected(
             model, representations.inputs_of(model)
         )
-    _state(model)
+    state = _state(model)
+    state.findings = findings
+    state.tried_with = representations.trainability(model)
     for name in _METHODS:
         method = types.MethodType(vars(PrivateTraining)[name], model)
         object.__setattr__(model, name, method)
@@ -595,19 +702,69 @@ def clipped_gradients(
         NotPrivateError: If the model or its optimizer is not private.
     """
     state_of(model)
+    require_private_optimizer(model)
+    return _clipped_piece(model, (x, y, sample_weight), replicas=1)
+
+
+def _clipped_piece(
+    model: keras.Model, piece: tuple, replicas: int
+) -> optimizers.ClippedGradients:
+    """Clipped gradients of what one of several replicas has of a batch."""
     optimizer = require_private_optimizer(model)
-    plan = build_plan(model, x, y, sample_weight)
-    clipped = private_step.clipped_batch(
-        model,
-        plan,
-        x,
-        y,
-        sample_weight,
-        optimizer.microbatch_size,
-        lambda *_: None,
+    plan = build_plan(model, *piece)
+    sums = private_step.clipped_batch(
+        model, plan, *piece, optimizer.microbatch_size, lambda *_: None
     )
     _, regularization = private_step.regularization_gradients(plan)
-    return private_step.as_clipped_gradients(plan, clipped, regularization)
+    return private_step.as_clipped_gradients(
+        plan, sums, regularization, _rows_of(piece[0]), replicas
+    )
+
+
+@tf.autograph.experimental.do_not_convert
+def dealt_step(model: keras.Model, x, y, sample_weight=None) -> None:
+    """One private step of a custom training loop, on all replicas.
+
+    Takes a whole batch, deals it to the replicas of the strategy that the model
+    was made under, each example to exactly one, and updates the weights; on one
+    replica it is `optimizer.apply(clipped_gradients(...))`. Steps are counted
+    as those of that.
+
+    Example:
+
+    ```python
+    @tf.function
+    def step(x, y):
+        tf_dpfp.dealt_step(model, x, y)
+    ```
+
+    Args:
+        model: A private model, compiled with a private optimizer and a loss,
+            and built under its strategy.
+        x: Inputs of the whole batch.
+        y: Labels.
+        sample_weight: Sample weights, or `None`.
+
+    Raises:
+        NotPrivateError: If the model or its optimizer is not private.
+        ValueError: If it is called on one replica, for a batch that was
+            distributed already, or under a strategy of several workers or TPUs.
+    """
+    state_of(model)
+    optimizer = require_private_optimizer(model)
+    strategy = replicated.strategy_for(model, optimizer)
+    if not replicated.deals(strategy):
+        optimizer.apply(clipped_gradients(model, x, y, sample_weight))
+        return
+    batch = replicated.whole_batch(strategy, (x, y, sample_weight))
+    count = strategy.num_replicas_in_sync
+    _build_dealt(model, strategy, batch)
+
+    def of_replica():
+        piece = sampling_lib.piece_of(batch, replicas_lib.index(), count)
+        optimizer.apply(_clipped_piece(model, piece, count))
+
+    strategy.run(of_replica)
 
 
 @contextlib.contextmanager
@@ -629,23 +786,30 @@ def sampled_steps(model: keras.Model, batches: tf.data.Dataset):
     Raises:
         ValueError: If nothing is known of how `batches` was drawn.
     """
-    if representations.layers_of(model):
+    if representations.alone(model):
         with _sampled_rows(model, batches):
             yield
         return
     state = state_of(model)
     optimizer = require_private_optimizer(model)
-    pipeline = pipelines.describe({"x": batches}, need_batch_size=False)
-    if not isinstance(pipeline.sampling, accounting.PoissonSampling):
+    beside = representations.beside_sums(model)
+    pipeline = pipelines.describe(
+        {"x": batches}, need_batch_size=False, rows=beside
+    )
+    if isinstance(pipeline.sampling, accounting.UnknownSampling):
+        maker = "microbatch_sampler" if beside else "poisson_batches"
         raise ValueError(
-            "`sampled_steps` takes the data set that tf_dpfp.poisson_batches "
-            "returned, itself: a data set derived from it proves nothing."
+            f"`sampled_steps` takes the data set that tf_dpfp.{maker} "
+            "returned, itself: another proves nothing."
         )
+    if beside:
+        representations.announce(model)
+        _try_representations(model, batches.element_spec[0])
     optimizer.set_expected_batch_size(
         pipeline.expected_batch_size, pipeline.name
     )
     state.populations.add(pipeline.population)
-    with _sampled(optimizer, pipeline.sampling, pipeline.seeded):
+    with _sampled(model, pipeline):
         yield
 
 
@@ -659,6 +823,7 @@ def _sampled_rows(model: keras.Model, batches: tf.data.Dataset):
             "DPRepresentationClip: another proves nothing."
         )
     found = representations.raise_if_unprotected(model, batches.element_spec[0])
+    representations.check_trained(model, found)
     representations.check_sampled(found)
     if is_private(model):
         state_of(model).populations.add(info.population)

@@ -8,9 +8,10 @@
 This module strings the rooms together and decides nothing about any of them.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -18,10 +19,13 @@ from keras import tree
 
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import compilation
+from tf_dpfp import layers as layers_lib
 from tf_dpfp import low_rank
 from tf_dpfp import per_example
 from tf_dpfp import sampling as sampling_lib
+from tf_dpfp.optimizers import Above
 from tf_dpfp.optimizers import ClippedGradients
+from tf_dpfp.optimizers import RowsBeside
 from tf_dpfp.per_example import keras_layers
 from tf_dpfp.training import keras_trainer
 from tf_dpfp.training import losses as losses_lib
@@ -37,12 +41,15 @@ class Plan:
 
     Attributes:
         units: The layers whose calls are recorded.
-        variables: The trainable variables.
+        variables: The trainable variables; of a model that releases
+            representations, those below them.
         groups: Which of them are clipped together.
         carriers: For each of them, the carriers of a reparametrised kernel,
             or `None`.
         loss: Maps `(y, y_pred, sample_weight)` to one loss per example.
         loss_scale: The loss is multiplied by this in the backward pass.
+        above: The trainable variables above released representations.
+        rows: The representations; `None` if the model releases none.
     """
 
     units: Sequence[per_example.Unit]
@@ -51,15 +58,42 @@ class Plan:
     carriers: Sequence[low_rank.Carriers | None]
     loss: Any
     loss_scale: float
+    above: Sequence[keras.Variable] = ()
+    rows: RowsBeside | None = None
+
+    def step(self, noise: bool = True) -> contextlib.AbstractContextManager:
+        """What the forward pass runs in, for representations to know of it.
+
+        Args:
+            noise: Whether representations get noise: not in a trial.
+        """
+        if self.rows is None:
+            return contextlib.nullcontext()
+        return layers_lib.joint_step(noise)
 
 
-def make_plan(model: keras.Model, optimizer, loss) -> Plan:
+class RowsBelow(NamedTuple):
+    """Representations that a model releases, and what is trained below them.
+
+    Attributes:
+        rows: The representations.
+        positions: Which of the trainable variables are below.
+    """
+
+    rows: RowsBeside
+    positions: Sequence[int]
+
+
+def make_plan(
+    model: keras.Model, optimizer, loss, released: RowsBelow | None = None
+) -> Plan:
     """Cuts a built model into units and groups.
 
     Args:
         model: A built model.
         optimizer: A private optimizer.
         loss: What `losses.per_example` and Keras made of the compiled loss.
+        released: The representations that the model releases, if any.
 
     Returns:
         The `Plan`.
@@ -68,14 +102,23 @@ def make_plan(model: keras.Model, optimizer, loss) -> Plan:
         ValueError: If nothing is trainable, or XLA is asked to compile for
             several devices.
     """
-    variables = model.trainable_variables
-    if not variables:
+    owned = owned_variables(model)
+    above = []
+    if released is not None:
+        below = set(released.positions)
+        above = [o.variable for i, o in enumerate(owned) if i not in below]
+        owned = [o for i, o in enumerate(owned) if i in below]
+    if not owned:
         raise ValueError(
             f"Model '{model.name}' has no trainable weights: nothing to train."
         )
-    groups = optimizer.groups(owned_variables(model))
+    _check_unmarked(above)
+    variables = [o.variable for o in owned]
+    groups = optimizer.groups(owned)
     _check_placement(groups)
     units = per_example.find_units(model)
+    if above:
+        units = _owning(units, variables)
     half = any(u.layer.compute_dtype == "float16" for u in units)
     scale = optimizer.fixed_loss_scale or (_FLOAT16_LOSS_SCALE if half else 1.0)
     return Plan(
@@ -85,7 +128,31 @@ def make_plan(model: keras.Model, optimizer, loss) -> Plan:
         carriers=optimizer.carriers(variables),
         loss=loss,
         loss_scale=scale,
+        above=above,
+        rows=None if released is None else released.rows,
     )
+
+
+def _owning(
+    units: Sequence[per_example.Unit], variables: Sequence[keras.Variable]
+) -> list[per_example.Unit]:
+    """The units that hold some of the variables."""
+    mine = {id(v) for v in variables}
+    return [
+        unit
+        for unit in units
+        if any(id(v) in mine for v in unit.layer.trainable_variables)
+    ]
+
+
+def _check_unmarked(above: Sequence[keras.Variable]) -> None:
+    marked = [v.path for v in above if low_rank.mark_of(v) is not None]
+    if marked:
+        raise ValueError(
+            f"{marked} are reparametrised, and above a DPRepresentationClip, "
+            "where gradients get no noise and need no carriers. Take the marks "
+            "off with `tf_dpfp.restore(layer)`."
+        )
 
 
 def _check_placement(groups: Sequence[clipping_lib.Group]) -> None:
@@ -112,17 +179,30 @@ def owned_variables(
     ]
 
 
+class BatchSums(NamedTuple):
+    """What is added up over micro-batches.
+
+    Attributes:
+        clipped: Clipped sums and counts; private.
+        above: The gradient of each variable above released representations;
+            `None` where there is none.
+    """
+
+    clipped: clipping_lib.ClippedSums
+    above: list[tf.Tensor | None]
+
+
 @dataclasses.dataclass(frozen=True)
 class MicrobatchResult:
     """What one micro-batch gives.
 
     Attributes:
-        clipped: Clipped sums and counts; private.
+        sums: What is added up; private.
         losses: One loss per example, `(batch,)`.
         y_pred: Predictions.
     """
 
-    clipped: clipping_lib.ClippedSums
+    sums: BatchSums
     losses: tf.Tensor
     y_pred: Any
 
@@ -158,7 +238,7 @@ def clipped_microbatch(
             that was not recorded.
     """
     with tf.GradientTape() as tape:
-        with per_example.record_calls(plan.units) as calls:
+        with per_example.record_calls(plan.units) as calls, plan.step():
             y_pred = forward(model, x)
         losses = plan.loss(y, y_pred, sample_weight)
         losses = _one_per_row(losses, rows)
@@ -168,8 +248,11 @@ def clipped_microbatch(
     sources = [call.sources for call in calls]
     recorded = {id(v) for call in calls for v in _variables_of(call)}
     unseen = [v for v in plan.variables if id(v) not in recorded]
-    source_gradients, unseen_gradients = _backward(
-        tape, total, [sources, [v.value for v in unseen]], plan
+    source_gradients, unseen_gradients, above = _backward(
+        tape,
+        total,
+        [sources, [v.value for v in unseen], [v.value for v in plan.above]],
+        plan,
     )
     _check_unseen(unseen, unseen_gradients)
     present = (
@@ -185,7 +268,8 @@ def clipped_microbatch(
     )
     gradients = low_rank.project_all(gradients, plan.carriers, plan.variables)
     clipped = clipping_lib.clip_and_sum(gradients, plan.groups, present)
-    return MicrobatchResult(clipped, losses, y_pred)
+    sums = BatchSums(clipped, _unscale([above], plan.loss_scale)[0])
+    return MicrobatchResult(sums, losses, y_pred)
 
 
 def _backward(tape, total: tf.Tensor, sources, plan: Plan):
@@ -262,7 +346,7 @@ def regularization_gradients(
 
     Returns:
         The total penalty (`None` without regularisers), and its gradient for
-        each variable.
+        each variable, those above released representations last.
     """
     penalties = []
     with tf.GradientTape() as tape:
@@ -272,10 +356,13 @@ def regularization_gradients(
                     variable = plan.variables[index]
                     if variable.regularizer is not None:
                         penalties.append(variable.regularizer(variable))
+        for variable in plan.above:
+            if variable.regularizer is not None:
+                penalties.append(variable.regularizer(variable))
         total = tf.add_n(penalties) if penalties else None
+    values = [v.value for v in (*plan.variables, *plan.above)]
     if total is None:
-        return None, [None] * len(plan.variables)
-    values = [v.value for v in plan.variables]
+        return None, [None] * len(values)
     return total, _backward(tape, total, values, plan)
 
 
@@ -287,7 +374,7 @@ def clipped_batch(
     sample_weight,
     microbatch_size: int | None,
     after_microbatch,
-) -> clipping_lib.ClippedSums:
+) -> BatchSums:
     """Clipped sums of a batch of any size.
 
     Args:
@@ -301,14 +388,15 @@ def clipped_batch(
             `(x, y, sample_weight, rows, result)`: metrics.
 
     Returns:
-        The clipped sum for each variable, and the counts; private.
+        The clipped sum for each variable, the counts, and the gradients
+        above released representations; private.
     """
     data = (x, y, sample_weight)
     data, rows = sampling_lib.pad_to_multiple(data, microbatch_size or 1)
     if microbatch_size is None:
         result = clipped_microbatch(model, plan, *data, rows)
         after_microbatch(*data, rows, result)
-        return result.clipped
+        return result.sums
     pieces = sampling_lib.split_microbatches((data, rows), microbatch_size)
     count = tf.shape(pieces[1])[0]
 
@@ -321,7 +409,7 @@ def clipped_batch(
         piece, piece_rows = at(index)
         result = clipped_microbatch(model, plan, *piece, piece_rows)
         after_microbatch(*piece, piece_rows, result)
-        return result.clipped
+        return result.sums
 
     # Piece 0 outside the loop: it shows which variables get a sum, and builds
     # whatever Keras builds on first use.
@@ -349,39 +437,52 @@ def clipped_batch(
     return tree.pack_sequence_as(first, _with_none(first, totals))
 
 
-def _tensors(clipped: clipping_lib.ClippedSums) -> list[tf.Tensor]:
-    return [t for t in tree.flatten(clipped) if t is not None]
+def _tensors(sums: BatchSums) -> list[tf.Tensor]:
+    return [t for t in tree.flatten(sums) if t is not None]
 
 
-def _with_none(clipped: clipping_lib.ClippedSums, tensors) -> list:
-    """The tensors, with `None` where `clipped` has it."""
+def _with_none(sums: BatchSums, tensors) -> list:
+    """The tensors, with `None` where `sums` has it."""
     tensors = iter(tensors)
-    return [None if t is None else next(tensors) for t in tree.flatten(clipped)]
+    return [None if t is None else next(tensors) for t in tree.flatten(sums)]
 
 
 def as_clipped_gradients(
     plan: Plan,
-    clipped: clipping_lib.ClippedSums,
+    sums: BatchSums,
     regularization,
+    batch_size: tf.Tensor | int,
     replicas: int = 1,
 ) -> ClippedGradients:
     """Packs clipped sums for the optimizer.
 
     Args:
         plan: The plan of the step.
-        clipped: The clipped sums of this replica.
+        sums: The clipped sums of this replica.
         regularization: The gradients of the regularisers.
+        batch_size: Number of examples of the batch.
         replicas: Over how many replicas the batch was dealt.
 
     Returns:
         `ClippedGradients`.
     """
+    below = len(plan.variables)
+    above = None
+    if plan.rows is not None:
+        above = Above(
+            rows=plan.rows,
+            variables=tuple(plan.above),
+            sums=tuple(sums.above),
+            regularization=tuple(regularization[below:]),
+            batch_size=batch_size,
+        )
     return ClippedGradients(
-        sums=tuple(clipped.sums),
-        counts=clipped.counts,
+        sums=tuple(sums.clipped.sums),
+        counts=sums.clipped.counts,
         variables=tuple(plan.variables),
         groups=tuple(plan.groups),
         carriers=tuple(plan.carriers),
-        regularization=tuple(regularization),
+        regularization=tuple(regularization[:below]),
         replicas=replicas,
+        above=above,
     )

@@ -143,7 +143,10 @@ def _run(model, plan: private_step.Plan, data, rows: int) -> _Trial:
     x, y, sample_weight = data
     variables = [v.value for v in plan.variables]
     with tf.GradientTape(persistent=True) as tape:
-        with per_example.record_calls(plan.units) as calls:
+        with (
+            per_example.record_calls(plan.units) as calls,
+            plan.step(noise=False),
+        ):
             y_pred = private_step.forward(model, x)
         losses = plan.loss(y, y_pred, sample_weight)
         total = tf.reduce_sum(losses)

@@ -7,7 +7,7 @@ same bits.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -81,11 +81,6 @@ def strategy_for(
 
 def _check_settings(strategy, model: keras.Model, optimizer) -> None:
     """Refuses what is not done on several replicas, by Keras or here."""
-    if isinstance(optimizer.clipping, clipping.PerDevice):
-        raise ValueError(
-            "PerDevice() names devices that all replicas would share. Under "
-            "several replicas, clip with PerLayer() or PerBlock()."
-        )
     if int(model.steps_per_execution) != 1:
         raise ValueError(
             "Keras runs one step at a time on several replicas. Compile with "
@@ -149,12 +144,13 @@ def pipeline_of(
             "one replica can't be told. Give `fit` the data set that "
             "tf_dpfp.poisson_batches returned; it is distributed here."
         )
-    if not isinstance(x, tf.data.Dataset):
+    is_data = isinstance(x, tf.data.Dataset) or pipeline.batch_size is not None
+    if not is_data:
         raise ValueError(
             f"{pipeline.name[:1].upper()}{pipeline.name[1:]} can't be dealt "
             "to several replicas. Give `fit` the data set that "
-            "tf_dpfp.poisson_batches returned, or a tf.data.Dataset of "
-            "batches."
+            "tf_dpfp.poisson_batches returned, a tf.data.Dataset of batches, "
+            "or arrays."
         )
     workers = agreement.num_workers(strategy)
     if workers == 1:
@@ -168,6 +164,99 @@ def pipeline_of(
         )
     _, info = sampling_lib.sampled_shard(x, 0, workers)
     return pipelines.of_info(info)
+
+
+def batches_of(
+    arguments: dict[str, Any], pipeline: pipelines.Pipeline
+) -> tf.data.Dataset:
+    """The batches that `fit` was given, or that it makes of arrays.
+
+    Args:
+        arguments: Those of `fit`.
+        pipeline: Their description.
+
+    Returns:
+        A data set of batches.
+
+    Raises:
+        ValueError: If some of the arrays are to be held out.
+    """
+    if pipeline.batch_size is None:
+        return arguments["x"]
+    if arguments["validation_split"]:
+        raise ValueError(
+            "`validation_split` can't be used on several replicas. Split the "
+            "arrays, and give `validation_data`. Received: validation_split="
+            f"{arguments['validation_split']}"
+        )
+    return sampling_lib.shuffled_batches(
+        arguments["x"],
+        arguments["y"],
+        arguments["sample_weight"],
+        batch_size=pipeline.batch_size,
+        shuffle=bool(arguments["shuffle"]),
+    )
+
+
+def whole_batch(strategy: tf.distribute.Strategy, batch: Any) -> Any:
+    """A batch of which it is certain that all replicas see the same.
+
+    Args:
+        strategy: The strategy.
+        batch: Nested arrays or tensors.
+
+    Returns:
+        Nested tensors.
+
+    Raises:
+        ValueError: If it is not, or XLA would need to know its size.
+    """
+    if tf.distribute.has_strategy() and not (
+        tf.distribute.in_cross_replica_context()
+    ):
+        raise ValueError(
+            "One replica alone can't deal a batch to all of them. Call "
+            "`dealt_step` outside of `strategy.run`: it calls it."
+        )
+    if agreement.num_workers(strategy) > 1 or compiles(strategy):
+        raise ValueError(
+            "A batch of a loop is dealt to the replicas of one machine, "
+            f"without XLA, and a {type(strategy).__name__} has others. Train "
+            "with `fit`."
+        )
+    if any(map(_is_distributed, keras.tree.flatten(batch))):
+        raise ValueError(
+            "Whether each example of a batch that was distributed already is "
+            "on exactly one replica can't be told. Give whole batches: they "
+            "are dealt here."
+        )
+    return keras.tree.map_structure(
+        lambda leaf: None if leaf is None else tf.convert_to_tensor(leaf), batch
+    )
+
+
+def pieces_of(strategy: tf.distribute.Strategy, batch: Any) -> Any:
+    """Deals one batch, each example to exactly one replica.
+
+    Args:
+        strategy: The strategy.
+        batch: What `whole_batch` returned; not while a function is traced.
+
+    Returns:
+        The batch, with the pieces of all replicas in place of each tensor.
+    """
+    count = strategy.num_replicas_in_sync
+
+    def deal(leaf):
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: sampling_lib.piece_of(
+                leaf, context.replica_id_in_sync_group, count
+            )
+        )
+
+    return keras.tree.map_structure(
+        lambda leaf: None if leaf is None else deal(leaf), batch
+    )
 
 
 def dealt(
@@ -223,21 +312,19 @@ def steps_per_epoch(batches: tf.data.Dataset, given: int | None) -> int:
 
 
 def build(
-    strategy: tf.distribute.Strategy,
-    model: keras.Model,
-    batches: tf.data.Dataset,
+    strategy: tf.distribute.Strategy, model: keras.Model, batch: Any
 ) -> tuple:
     """Builds a model, its metrics and its optimizer under a strategy.
 
     Args:
         strategy: The strategy.
         model: A private, compiled model.
-        batches: What `fit` was given.
+        batch: A batch, or the specification of batches.
 
     Returns:
-        The specifications of `(x, y, sample_weight)`.
+        `(x, y, sample_weight)` of it.
     """
-    data = keras.utils.unpack_x_y_sample_weight(batches.element_spec)
+    data = keras.utils.unpack_x_y_sample_weight(batch)
     with strategy.scope():
         keras_distribution.symbolic_build(model, data)
     return data
@@ -267,6 +354,7 @@ def fitting(
 def check_workers(
     strategy: tf.distribute.Strategy,
     model: keras.Model,
+    groups: Sequence[clipping.Group],
     pipeline: pipelines.Pipeline,
     arguments: dict[str, Any],
 ) -> None:
@@ -275,6 +363,7 @@ def check_workers(
     Args:
         strategy: The strategy.
         model: The model, built.
+        groups: What is clipped together.
         pipeline: The pipeline of all workers.
         arguments: Those of `fit`.
 
@@ -295,7 +384,35 @@ def check_workers(
                 (tuple(v.shape), str(v.dtype), bool(v.trainable))
                 for v in model.variables
             ],
+            # Names of layers count up, and may differ; those of devices not.
+            "placements": [(g.device and g.name, g.members) for g in groups],
         },
+    )
+
+
+def check_examples(
+    strategy: tf.distribute.Strategy, batches: tf.data.Dataset
+) -> None:
+    """Raises unless all workers draw from the same examples in one order.
+
+    Each takes its share by position: were the orders different, an example
+    could be in the shares of two workers, twice in one step, or in none. Reads
+    every example.
+
+    Args:
+        strategy: The strategy.
+        batches: What `fit` was given on this worker.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    if agreement.num_workers(strategy) == 1:
+        return
+    # Under a key of this moment: what is sent can't be compared with digests
+    # of other data, or of another day.
+    found = sampling_lib.examples_digest(batches, agreement.fresh_key(strategy))
+    agreement.check_same_on_workers(
+        strategy, {"examples, or examples in different orders": found.hex()}
     )
 
 

@@ -18,6 +18,7 @@ from keras import tree
 
 from tf_dpfp import accounting
 from tf_dpfp import layers as layers_lib
+from tf_dpfp import optimizers
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp.per_example import keras_layers
 from tf_dpfp.training import private_step
@@ -32,11 +33,13 @@ class Findings:
         problems: Why the layer's noise does not protect the examples.
         trainable_below: Paths of the trainable weights below the layer.
         calls: How often such layers are called in a forward pass.
+        positions: Which of the model's trainable weights those are.
     """
 
     problems: tuple[str, ...]
     trainable_below: tuple[str, ...]
     calls: int
+    positions: tuple[int, ...] = ()
 
 
 def layers_of(
@@ -55,14 +58,69 @@ def trainability(model: keras.Model) -> tuple[bool, ...]:
     return tuple(layer.trainable for layer in keras_layers.all_layers(model))
 
 
+def beside_sums(model: keras.Model) -> bool:
+    """Whether a model has such layers, and a private optimizer for the rest."""
+    optimizer = getattr(model, "optimizer", None)
+    private = isinstance(optimizer, optimizers.PrivateOptimizer)
+    return private and bool(layers_of(model))
+
+
+def alone(model: keras.Model) -> bool:
+    """Whether the layers of a model are all that makes it private."""
+    return bool(layers_of(model)) and not beside_sums(model)
+
+
 def entries(model: keras.Model) -> list[accounting.LedgerEntry]:
-    """What the layers of a model have released."""
-    return [e for layer in layers_of(model) for e in layer.ledger_entries]
+    """What a model with such layers has released."""
+    by_layers = [e for layer in layers_of(model) for e in layer.ledger_entries]
+    if not beside_sums(model):
+        return by_layers
+    return [*by_layers, *model.optimizer.ledger_entries]
 
 
 def next_step(model: keras.Model) -> list[accounting.LedgerEntry]:
-    """What they release in the next step."""
+    """What it releases in the next step."""
+    if beside_sums(model):
+        # Which counts the rows as well.
+        announce(model)
+        return [model.optimizer.next_entry]
     return [layer.next_entry for layer in layers_of(model) if layer.built]
+
+
+def announce(model: keras.Model) -> optimizers.RowsBeside:
+    """Tells a model's private optimizer what is released beside its sums.
+
+    Args:
+        model: A model with such a layer, compiled with a private optimizer.
+
+    Returns:
+        What it was told.
+
+    Raises:
+        ValueError: If the layer's rows can't be counted with sums.
+    """
+    layers = layers_of(model)
+    if len(layers) != 1:
+        raise ValueError(
+            f"Model '{model.name}' has {len(layers)} DPRepresentationClip "
+            "layers and a private optimizer, which counts the rows of one. "
+            "Keep one of them."
+        )
+    layer = layers[0]
+    if layer.end_to_end:
+        raise ValueError(
+            f"Layer '{layer.name}' has end_to_end=True, with which nothing is "
+            "proved, and a private optimizer noises the gradient of what is "
+            "below it. Leave `end_to_end` out."
+        )
+    if layer.seed is not None:
+        raise ValueError(
+            f"Layer '{layer.name}' has seed={layer.seed}, and with a private "
+            "optimizer its noise can't be repeated. Leave `seed` out."
+        )
+    rows = optimizers.RowsBeside(layer.noise_multiplier, layer.declared())
+    model.optimizer.release_beside(rows)
+    return rows
 
 
 def raise_if_unprotected(model: keras.Model, x: Any) -> Findings:
@@ -76,7 +134,7 @@ def raise_if_unprotected(model: keras.Model, x: Any) -> Findings:
         What the trial showed.
 
     Raises:
-        ValueError: With every problem, or the weights that can't be trained.
+        ValueError: With every problem.
     """
     if not model.built:
         probe.build(model, x)
@@ -87,14 +145,48 @@ def raise_if_unprotected(model: keras.Model, x: Any) -> Findings:
             f"Model '{model.name}' is not protected by its "
             f"DPRepresentationClip:\n{listed}"
         )
+    return found
+
+
+def check_trained(model: keras.Model, found: Findings) -> None:
+    """Raises if a model's optimizer is not for what is to be trained.
+
+    Args:
+        model: The model; compiled, or trained by the user's own loop.
+        found: What a trial showed.
+
+    Raises:
+        ValueError: With the weights below its layer, if an ordinary optimizer
+            is to train them; if a private one has none.
+    """
+    if beside_sums(model):
+        _check_beside_sums(model, found)
+        return
     end_to_end = any(layer.end_to_end for layer in layers_of(model))
     if found.trainable_below and not end_to_end:
         raise ValueError(
             "These weights are trainable and below a DPRepresentationClip, "
             f"where the gradient stops: {_listed(found.trainable_below)}. "
-            "Freeze their layers (`layer.trainable = False`)."
+            "Freeze their layers (`layer.trainable = False`), or make the "
+            "model private and compile it with a private optimizer, which "
+            "noises their gradient."
         )
-    return found
+
+
+def _check_beside_sums(model: keras.Model, found: Findings) -> None:
+    if not found.trainable_below:
+        raise ValueError(
+            f"Model '{model.name}' has a DPRepresentationClip and nothing to "
+            f"train below it, and {type(model.optimizer).__name__} would add "
+            "noise to what is noise already. Compile it with an ordinary "
+            "optimizer, such as 'adam', or take the layer out."
+        )
+    if found.calls != 1:
+        raise ValueError(
+            f"The DPRepresentationClip is called {found.calls} times in a "
+            "forward pass, and a private optimizer counts one release of rows "
+            "with each sum. Call it once."
+        )
 
 
 def check_sampled(found: Findings) -> None:
@@ -348,14 +440,20 @@ def _examine(model: keras.Model, x: Any) -> Findings:
             "What reaches the layer for one example depends on the other "
             "examples of the batch. Replace what mixes them below it."
         )
+    trained = model.trainable_variables
     below = [
-        v.path
-        for v, is_below in zip(
-            model.trainable_variables, connected, strict=True
+        position
+        for position, (_, is_below) in enumerate(
+            zip(trained, connected, strict=True)
         )
         if is_below
     ]
-    return Findings(tuple(problems), tuple(below), len(training))
+    return Findings(
+        tuple(problems),
+        tuple(trained[i].path for i in below),
+        len(training),
+        tuple(below),
+    )
 
 
 def _is_same(difference: probe.Difference) -> bool:

@@ -183,10 +183,13 @@ def model_problems(model: keras.Model) -> list[Problem]:
     return list(_model_problems(model, made_private=True))
 
 
-def _validate(model: keras.Model, made_private: bool) -> list[Problem]:
+def _validate(
+    model: keras.Model, made_private: bool, rows: bool = True
+) -> list[Problem]:
     problems = list(_model_problems(model, made_private))
     inside = keras_layers.all_layers(model)
-    if any(isinstance(layer, layers.DPRepresentationClip) for layer in inside):
+    noised = any(isinstance(e, layers.DPRepresentationClip) for e in inside)
+    if rows and noised:
         # No gradient of single examples is taken, and what is above the layer
         # may do anything. What is below, a trial tells.
         return problems
@@ -198,12 +201,16 @@ def _validate(model: keras.Model, made_private: bool) -> list[Problem]:
     return problems
 
 
-def raise_if_invalid(model: keras.Model, made_private: bool) -> None:
+def raise_if_invalid(
+    model: keras.Model, made_private: bool, rows: bool = True
+) -> None:
     """Raises if a model can't be trained privately.
 
     Args:
         model: The model.
         made_private: Whether the model may be private already.
+        rows: Whether a `DPRepresentationClip`, if the model has one, is all
+            that makes it private: no per-example gradient is taken then.
 
     Raises:
         ValueError: With every problem and the way out of each.
