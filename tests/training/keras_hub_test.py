@@ -53,7 +53,7 @@ def _classifier():
 
 def _language_model():
     letters = sorted(set("".join(WORDS)))
-    tokens = ["<|endoftext|>", "Ġ", *letters, "go", "od", "good", "Ġgood"]
+    tokens = ["Ġ", *letters, "go", "od", "good", "Ġgood", "<|endoftext|>"]
     preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(
         keras_hub.models.GPT2Tokenizer(
             vocabulary={token: index for index, token in enumerate(tokens)},
@@ -223,7 +223,7 @@ def test_lora_step_equals_the_loop_and_leaves_the_rest():
     truth.assert_weights_equal(task)
     trained = {v.path for v in task.trainable_variables}
     lora = {path for path in trained if "lora" in path}
-    # Two factors of queries and two of values; beside them the head.
+    # Two factors of queries and two of values, their biases, the head.
     assert len(lora) == 4 and len(trained - lora) == 4
     for v in task.variables:
         changed = np.any(v.numpy() != before[v.path])
