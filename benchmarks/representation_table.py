@@ -66,27 +66,6 @@ _RATES = {
     "dpfp_directions": 0.003,
 }
 
-_PRAISE = (
-    "a great movie",
-    "a wonderful and moving film",
-    "funny, clever and charming",
-    "the acting is superb",
-    "one of the best films of the year",
-    "a delightful comedy",
-    "beautifully made",
-    "an entertaining thriller",
-)
-_BLAME = (
-    "a terrible movie",
-    "a dull and pointless film",
-    "unfunny, stupid and annoying",
-    "the acting is awful",
-    "one of the worst films of the year",
-    "a tedious comedy",
-    "badly made",
-    "a boring thriller",
-)
-
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -114,7 +93,12 @@ def _load() -> tuple[Features, Features]:
     (texts, y), (test_texts, y_test) = text_datasets.load_movie_reviews()
     x, x_test, praise, blame = (
         _unit(minilm.sentence_vectors(list(sentences)))
-        for sentences in (texts, test_texts, _PRAISE, _BLAME)
+        for sentences in (
+            texts,
+            test_texts,
+            text_datasets.PRAISE,
+            text_datasets.BLAME,
+        )
     )
     # Known before any example is: the scale, too, is that of public sentences.
     public = np.concatenate([praise, blame])

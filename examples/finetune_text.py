@@ -2,6 +2,7 @@
 
     python -m examples.finetune_text --method=lora --epsilon=3
     python -m examples.finetune_text --method=full --clipping=adaptive
+    python -m examples.finetune_text --method=lora --blocks=2
     python -m examples.finetune_text --method=dpfp --public_labels --epochs=30
     python -m examples.finetune_text --preset=bert_tiny_en_uncased
 
@@ -31,6 +32,11 @@ def _define_flags() -> None:
         "preset", default.preset, "minilm, or a preset's folder or name."
     )
     flags.DEFINE_string(
+        "start",
+        None,
+        "The output_dir of an earlier training to go on from, or prompts.",
+    )
+    flags.DEFINE_string(
         "dataset",
         default.dataset,
         f"One of {', '.join(text_datasets.LOADERS)}, or tfds:NAME, for example "
@@ -38,6 +44,12 @@ def _define_flags() -> None:
     )
     flags.DEFINE_enum(
         "method", default.method, finetuning.METHODS, "What is trained."
+    )
+    flags.DEFINE_integer(
+        "blocks", None, "How many of the top blocks; default: all."
+    )
+    flags.DEFINE_integer(
+        "levels", default.levels, "How many blocks the classifier looks at."
     )
     flags.DEFINE_integer("rank", default.rank, "Of LoRA or of the carriers.")
     flags.DEFINE_bool(
@@ -49,7 +61,7 @@ def _define_flags() -> None:
         list(clippings.CLIPPINGS),
         "What is clipped, and at which thresholds.",
     )
-    flags.DEFINE_float("epsilon", default.epsilon, "The budget.")
+    flags.DEFINE_float("epsilon", default.epsilon, "The budget, or inf.")
     flags.DEFINE_float("delta", default.delta, "Delta of the guarantee.")
     flags.DEFINE_float("l2_norm_clip", default.l2_norm_clip, "Clip norm.")
     flags.DEFINE_integer(
@@ -71,6 +83,21 @@ def _define_flags() -> None:
     flags.DEFINE_integer("epochs", default.epochs, "Passes over the data.")
     flags.DEFINE_integer("steps", None, "At most so many steps.")
     flags.DEFINE_float("learning_rate", None, "Default: by method.")
+    flags.DEFINE_bool("decay", False, "Let the learning rate fall to 0.")
+    flags.DEFINE_float(
+        "head_epsilon",
+        default.head_epsilon,
+        "Part of the budget that trains the head alone, first.",
+    )
+    flags.DEFINE_integer(
+        "head_epochs", default.head_epochs, "Passes over the data of that."
+    )
+    flags.DEFINE_float(
+        "head_learning_rate",
+        default.head_learning_rate,
+        "Learning rate of that.",
+    )
+    flags.DEFINE_float("ema", default.ema, "Momentum of averaged weights.")
     flags.DEFINE_integer(
         "sequence_length", default.sequence_length, "Tokens of an example."
     )

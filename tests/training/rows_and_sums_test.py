@@ -555,8 +555,18 @@ def test_unfreezing_is_noticed():
         model.fit(X, Y, verbose=0)
 
 
-def test_replicas_are_refused(monkeypatch):
+@pytest.mark.parametrize(
+    "train",
+    [
+        lambda model: model.fit(_batches(), verbose=0),
+        lambda model: model.train_on_batch(X, Y),
+        lambda model: tf_dpfp.dealt_step(model, X, Y),
+    ],
+    ids=["fit", "train_on_batch", "dealt_step"],
+)
+def test_replicas_are_refused(monkeypatch, train):
     model = _private()
     monkeypatch.setattr(replicated, "deals", lambda strategy: True)
     with pytest.raises(ValueError, match="trains on one replica"):
-        model.fit(_batches(), verbose=0)
+        train(model)
+    assert tf_dpfp.ledger(model) == []

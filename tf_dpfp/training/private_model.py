@@ -159,9 +159,8 @@ class PrivateTraining:
             need_batch_size=optimizer.expected_batch_size is None,
             rows=representations.beside_sums(self),
         )
-        strategy = replicated.strategy_for(self, optimizer)
+        strategy = _strategy_of(self, optimizer)
         if replicated.deals(strategy):
-            _check_no_representations(self)
             pipeline = replicated.pipeline_of(
                 strategy, arguments["x"], pipeline
             )
@@ -195,7 +194,7 @@ class PrivateTraining:
         if representations.alone(self):
             return _ordinary(self, "train_on_batch")(*args, **kwargs)
         optimizer = _ready(self)
-        strategy = replicated.strategy_for(self, optimizer)
+        strategy = _strategy_of(self, optimizer)
         ordinary = _ordinary(self, "train_on_batch")
         arguments = _bound(ordinary, args, kwargs)
         if optimizer.expected_batch_size is None:
@@ -308,12 +307,17 @@ def _rows_of(x) -> tf.Tensor | int:
     return tf.shape(leaf)[0] if size is None else size
 
 
-def _check_no_representations(model: keras.Model) -> None:
-    if representations.layers_of(model):
+def _strategy_of(
+    model: keras.Model, optimizer
+) -> tf.distribute.Strategy | None:
+    """The strategy that a model trains under, by whichever way."""
+    strategy = replicated.strategy_for(model, optimizer)
+    if replicated.deals(strategy) and representations.layers_of(model):
         raise ValueError(
             f"Model '{model.name}' has a DPRepresentationClip, which trains on "
             "one replica, and its strategy has several. Train without one."
         )
+    return strategy
 
 
 def _fit_dealt(
@@ -353,7 +357,6 @@ def _build_dealt(
     model: keras.Model, strategy: tf.distribute.Strategy, batch: Any
 ) -> private_step.Plan:
     """Does what no replica can do: makes variables, and tries the model."""
-    _check_no_representations(model)
     optimizer = require_private_optimizer(model)
     specs = tree.map_structure(
         lambda t: tf.TensorSpec(t.shape, t.dtype) if tf.is_tensor(t) else t,
@@ -752,7 +755,7 @@ def dealt_step(model: keras.Model, x, y, sample_weight=None) -> None:
     """
     state_of(model)
     optimizer = require_private_optimizer(model)
-    strategy = replicated.strategy_for(model, optimizer)
+    strategy = _strategy_of(model, optimizer)
     if not replicated.deals(strategy):
         optimizer.apply(clipped_gradients(model, x, y, sample_weight))
         return

@@ -1,0 +1,155 @@
+"""What `benchmarks.text_table` trains, and the table of its rows."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+
+from examples import finetuning
+
+# Settings of a method that says "start" where the public training is.
+PUBLIC = "public"
+_COMMON = {"sequence_length": 40, "microbatch_size": 32, "delta": 1e-5}
+_BLOCKS = {
+    "levels": 3,
+    "l2_norm_clip": 0.1,
+    "batch_size": 1000,
+    "epochs": 5,
+    "learning_rate": 5e-3,
+    "decay": True,
+}
+_HEAD = {
+    **_BLOCKS,
+    "method": "head",
+    "levels": 4,
+    "epochs": 60,
+    "learning_rate": 0.02,
+}
+_TOP_1 = {**_BLOCKS, "method": "full", "blocks": 1, "levels": 2}
+_TOP_2 = {**_BLOCKS, "method": "full", "blocks": 2}
+# A part of the budget, here in parts of one.
+_HEAD_FIRST = {"head_epsilon": 0.3, "learning_rate": 3e-3}
+_ORDINARY = {
+    "epsilon": math.inf,
+    "batch_size": 64,
+    "epochs": 2,
+    "learning_rate": 2e-4,
+}
+
+METHODS = {
+    "head": _HEAD,
+    "full_1": {**_TOP_1, "start": "prompts"},
+    "full_1_adaptive": {
+        **_TOP_1,
+        "start": "prompts",
+        "clipping": "adaptive",
+    },
+    "lora_1": {**_TOP_1, "start": "prompts", "method": "lora"},
+    "rgp_1": {**_TOP_1, "start": "prompts", "method": "rgp"},
+    "full_2": {**_TOP_2, "start": "prompts"},
+    "head_first_2": {**_TOP_2, **_HEAD_FIRST},
+    "public_head": {**_HEAD, "start": PUBLIC},
+    "public_full_2": {**_TOP_2, "start": PUBLIC},
+    "public_head_first_2": {**_TOP_2, **_HEAD_FIRST, "start": PUBLIC},
+}
+
+
+def config(
+    method: str, epsilon: float, seed: int | None, start: str | None
+) -> finetuning.Config:
+    """The settings of one training.
+
+    Args:
+        method: A key of `METHODS`.
+        epsilon: The budget, or infinity.
+        seed: Of the training.
+        start: The folder that the public training wrote.
+
+    Returns:
+        What `examples.finetuning` takes.
+    """
+    changes = {**_COMMON, **METHODS[method], "epsilon": epsilon, "seed": seed}
+    if math.isinf(epsilon):
+        changes |= _ORDINARY
+        if method.endswith("head"):
+            changes |= {"epochs": 15, "learning_rate": 3e-3}
+        changes.pop("head_epsilon", None)
+    elif "head_epsilon" in changes:
+        changes["head_epsilon"] = round(changes["head_epsilon"] * epsilon, 4)
+    if changes.get("start") == PUBLIC:
+        changes["start"] = start
+    return finetuning.Config(**changes)
+
+
+def command(settings: finetuning.Config) -> str:
+    """The command that repeats a training.
+
+    Args:
+        settings: What was trained.
+
+    Returns:
+        A line for a shell.
+    """
+    words = ["python -m examples.finetune_text"]
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no'}{field.name}")
+        elif value is not None:
+            words.append(f"--{field.name}={value}")
+    return " ".join(words)
+
+
+def summary(rows: Sequence[dict]) -> Iterator[str]:
+    """Lines of a Markdown table: mean and standard deviation by method.
+
+    Args:
+        rows: What `benchmarks.text_table` wrote.
+
+    Yields:
+        The lines.
+    """
+    epsilons = sorted({_epsilon(row) for row in rows})
+    titles = [
+        "without privacy" if math.isinf(e) else f"epsilon {e:g}"
+        for e in epsilons
+    ]
+    titles += ["weights trained", "private step", "memory"]
+    yield "| " + " | ".join(["method", *titles]) + " |"
+    yield "|---" * (1 + len(titles)) + "|"
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == method]
+        cells = [
+            _cell([r["accuracy"] for r in mine if _epsilon(r) == epsilon])
+            for epsilon in epsilons
+        ]
+        cells += _costs([r for r in mine if r["epsilon"] is not None])
+        yield "| " + " | ".join([method, *cells]) + " |"
+
+
+def _epsilon(row: dict) -> float:
+    return math.inf if row["epsilon"] is None else row["epsilon"]
+
+
+def _cell(accuracies: Sequence[float]) -> str:
+    if not accuracies:
+        return ""
+    percent = [100.0 * accuracy for accuracy in accuracies]
+    mean = f"{statistics.mean(percent):.2f}"
+    if len(percent) == 1:
+        return f"{mean} (1)"
+    return f"{mean} ± {statistics.stdev(percent):.2f} ({len(percent)})"
+
+
+def _costs(rows: Sequence[dict]) -> list[str]:
+    """Number of weights, least time of a step, and peak memory."""
+    if not rows:
+        return ["", "", ""]
+    seconds = min(row["seconds_per_step"] for row in rows)
+    return [
+        f"{rows[0]['trainable']}",
+        f"{seconds:.2f} s",
+        f"{max(row['peak_mib'] for row in rows):.0f} MiB",
+    ]
