@@ -16,8 +16,8 @@ public texts of other kinds, in the folder that this wrote:
     python -m examples.finetune_text --dataset=public_snippets --epsilon=inf \
         --output_dir=FOLDER [...]
 
-A method's trainings run in a process of their own, whose peak memory is that
-of the row, data and libraries included.
+A method's trainings run in a process of their own, and a row has its peak
+memory until then, data and libraries included; the table has that of the first.
 """
 
 import json

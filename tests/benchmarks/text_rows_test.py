@@ -58,6 +58,6 @@ def test_the_summary_has_mean_spread_and_number_by_method_and_epsilon():
         "| method | epsilon 3 | without privacy | weights trained "
         "| private step | memory |",
         "|---|---|---|---|---|---|",
-        "| head | 71.00 ± 1.41 (2) | 80.00 (1) | 770 | 0.01 s | 1100 MiB |",
-        "| full_1 | 90.00 (1) |  | 770 | 0.02 s | 1000 MiB |",
+        "| head | 71.00 ± 1.41 (2) | 80.00 (1) | 770 | 10 ms | 1000 MiB |",
+        "| full_1 | 90.00 (1) |  | 770 | 20 ms | 1000 MiB |",
     ]
