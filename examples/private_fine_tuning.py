@@ -164,16 +164,17 @@ print(
 | always "wanted" | 70.4 % | |
 | private head | 93.2 % | 3.0 |
 
-One training, 70 seconds of CPU time, most of them for the encoder. It finds 86 %
-of the spam, and takes 3.7 % of the wanted mail for spam. The two texts above get
-logits of -4.2 and 2.6, and of 1.7 and -2.3, for wanted and spam.
+One training, 70 seconds of CPU time, most of them for the encoder. It finds
+86 % of the spam, and takes 3.7 % of the wanted mail for spam. The two texts
+above get logits of -4.2 and 2.6, and of 1.7 and -2.3, for wanted and spam.
 
 Where to go from here:
 
 - A head of 770 weights learns fast; more of the encoder takes more steps. LoRA
-  in all six blocks, at the same epsilon, still said "wanted" to all but one mail
-  after 24 steps. `python -m examples.finetune_text` has LoRA, everything, and
-  other data and encoders; [KerasHub](../docs/keras_hub.md) says what they cost.
+  in all six blocks, at the same epsilon, still said "wanted" to all but one
+  mail after 24 steps. `python -m examples.finetune_text` has LoRA, everything,
+  and other data and encoders; [KerasHub](../docs/keras_hub.md) says what they
+  cost.
 - Batches may be strings: a task of KerasHub keeps its preprocessor
   ([guide](../docs/guide.md#kerashub-tasks)).
 - A threshold other than one half loses less wanted mail. Choose it on mails
