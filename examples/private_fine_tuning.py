@@ -3,7 +3,7 @@ Title: Fine-tuning a text classifier privately
 Author: The tf_dpfp authors
 Date created: 2026/11/22
 Last modified: 2026/11/22
-Description: A spam filter from a pretrained encoder of KerasHub, by LoRA.
+Description: A spam filter from a pretrained encoder of KerasHub.
 Accelerator: None
 """
 
@@ -16,9 +16,8 @@ privacy bounds that: whatever anybody does with the weights, they tell almost
 nothing about any one mail.
 
 Privacy costs least where the model knows much beforehand and few weights are
-trained. So we take an encoder that was pretrained on public text, put **LoRA**
-([Hu et al., 2021](https://arxiv.org/abs/2106.09685)) into it, two thin matrices
-beside some of its kernels, and train those and a new last layer on 4,800 mails.
+trained. So we take an encoder that was pretrained on public text, leave it as
+it is, and train a new layer on top of it with 4,800 mails.
 
 The guarantee covers these mails. It does not cover what the encoder saw before.
 """
@@ -40,8 +39,8 @@ from examples import minilm
 from examples import text_datasets
 
 # Fewer epochs for a quick look, for example TF_DPFP_TUTORIAL_EPOCHS=1.
-epochs = int(os.environ.get("TF_DPFP_TUTORIAL_EPOCHS", 3))
-folder = os.environ.get("TF_DPFP_TUTORIAL_FOLDER", "private_spam_filter")
+epochs = int(os.environ.get("TF_DPFP_TUTORIAL_EPOCHS", 30))
+path = os.environ.get("TF_DPFP_TUTORIAL_MODEL", "private_spam_filter.keras")
 
 epsilon = 3.0
 delta = 1e-5
@@ -70,30 +69,25 @@ def tokens(texts):
     return {name: np.array(value) for name, value in found.items()}
 
 
-train, test = tokens(mails), tokens(test_mails)
-
 """
-## LoRA
-
-One line puts two matrices of rank 8 beside the kernels of all queries and
-values, and freezes the encoder but for these and their biases. It was made for
-the mean over a text's tokens; on top of that goes a new layer.
+This encoder was made for the mean over a text's tokens, scaled to length 1. It
+is frozen, and sees each mail by itself: once is enough.
 """
 
-keras.utils.set_random_seed(0)
-backbone.enable_lora(8)
+backbone.trainable = False
 mean = minilm.mean_over_tokens(
     backbone.output["sequence_output"], backbone.input["padding_mask"]
 )
-classifier = keras.Model(backbone.input, keras.layers.Dense(2)(mean))
+vectors = keras.layers.UnitNormalization()(mean)
+encoder = keras.Model(backbone.input, vectors)
+train, test = (
+    encoder.predict(tokens(texts), batch_size=128, verbose=0)
+    for texts in (mails, test_mails)
+)
 
-
-def count(variables):
-    return sum(int(np.prod(v.shape)) for v in variables)
-
-
-print("Weights:", count(classifier.weights))
-print("Trained:", count(classifier.trainable_weights))
+keras.utils.set_random_seed(0)
+head = keras.layers.Dense(2, name="logits")
+classifier = keras.Sequential([keras.Input(train.shape[1:]), head])
 
 """
 ## Three lines
@@ -108,12 +102,11 @@ steps = epochs * steps_per_epoch
 tf_dpfp.make_private(classifier)
 classifier.compile(
     optimizer=tf_dpfp.DPAdam(
-        keras.optimizers.schedules.CosineDecay(2e-3, steps),
+        keras.optimizers.schedules.CosineDecay(0.1, steps),
         l2_norm_clip=0.1,
         noise_multiplier=tf_dpfp.calibrate(
             epsilon, delta, sampling_rate=sampling_rate, steps=steps
         ),
-        microbatch_size=64,  # Bounds memory, and changes nothing else.
     ),
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
 )
@@ -148,16 +141,45 @@ print(f"Wanted mail that is lost: {np.mean(said_spam[~is_spam]):.2%}")
 """
 ## The model leaves the house
 
-A preset of the trained encoder is one of KerasHub like any other: LoRA is
-merged into the kernels, and whoever loads it needs no tf_dpfp. Write the
-statement beside it: what is loaded from a preset has no ledger.
+From tokens to logits it is a model of KerasHub like any other, and whoever
+loads it needs no tf_dpfp. Write the statement beside it: what is loaded has no
+ledger.
 """
 
-backbone.save_to_preset(folder)
-with open(os.path.join(folder, "privacy_statement.txt"), "w") as file:
+model = keras.Model(backbone.input, head(vectors))
+model.save(path)
+with open(f"{path}.privacy.txt", "w") as file:
     file.write(tf_dpfp.privacy_statement(classifier, delta))
 
-loaded = keras_hub.models.Backbone.from_preset(folder)
+loaded = keras.saving.load_model(path)
+print(
+    loaded.predict(tokens(["cheap pills, buy now", "minutes of the meeting"]))
+)
+
+"""
+## Conclusion
+
+| | Right, of 1108 test mails | ε at δ = 1e-5 |
+| --- | --- | --- |
+| always "wanted" | 70.4 % | |
+| private head | 93.2 % | 3.0 |
+
+One training, 70 seconds of CPU time, most of them for the encoder. It finds
+86 % of the spam, and takes 3.7 % of the wanted mail for spam. The two texts
+above get logits of -4.2 and 2.6, and of 1.7 and -2.3, for wanted and spam.
+
+Where to go from here:
+
+- A head of 770 weights learns fast; more of the encoder takes more steps. LoRA
+  in all six blocks, at the same epsilon, still said "wanted" to all but one
+  mail after 24 steps. `python -m examples.finetune_text` has LoRA, everything,
+  and other data and encoders; [KerasHub](../docs/keras_hub.md) says what they
+  cost.
+- Batches may be strings: a task of KerasHub keeps its preprocessor
+  ([guide](../docs/guide.md#kerashub-tasks)).
+- A threshold other than one half loses less wanted mail. Choose it on mails
+  that are public, or pay for it.
+"""
 
 # Imports follow the text, as in all code examples of keras.io.
 # ruff: noqa: D103, D205, D212, D415, E402
