@@ -424,10 +424,14 @@ def clipped_batch(
                 *[a + b for a, b in zip(totals, more, strict=True)],
             )
 
+        # A loop begins with whatever is there: without this, piece 1 would
+        # run beside piece 0 and both be in memory.
+        with tf.control_dependencies(totals):
+            second = tf.identity(tf.constant(1))
         _, *totals = tf.while_loop(
             lambda index, *_: index < count,
             body,
-            (tf.constant(1), *totals),
+            (second, *totals),
             shape_invariants=(
                 tf.TensorShape([]),
                 *[t.shape for t in totals],
