@@ -1,25 +1,7 @@
 """The rows that `benchmarks.rgp_table` writes, and the table made of them."""
 
-import json
-import pathlib
 import statistics
 from collections.abc import Iterator
-
-
-def read(path: str) -> list[dict]:
-    """Reads what earlier runs appended.
-
-    Args:
-        path: A file with one JSON object in each line, or none.
-
-    Returns:
-        The rows; a missing file has none.
-    """
-    try:
-        lines = pathlib.Path(path).read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines if line.strip()]
 
 
 def summary(rows: list[dict]) -> Iterator[str]:

@@ -18,7 +18,6 @@ carriers, see `benchmarks.rgp_tasks`. A step's time and memory are measured by
 
 import dataclasses
 import itertools
-import json
 import time
 from collections.abc import Iterator
 
@@ -28,6 +27,7 @@ from absl import app
 from absl import flags
 
 import tf_dpfp
+from benchmarks import json_lines
 from benchmarks import rgp_rows
 from benchmarks import rgp_tasks
 from benchmarks import rgp_training
@@ -135,20 +135,12 @@ def _key(row: dict) -> tuple:
     return tuple(row[field.name] for field in fields)
 
 
-def _append(row: dict) -> None:
-    line = json.dumps(row)
-    print(line, flush=True)
-    if _OUTPUT.value:
-        with open(_OUTPUT.value, "a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
-
-
 def main(argv: list[str]) -> None:
     """Prints one JSON object per training, or a table of what was printed."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if _SUMMARY.value:
-        print("\n".join(rgp_rows.summary(rgp_rows.read(_SUMMARY.value))))
+        print("\n".join(rgp_rows.summary(json_lines.read(_SUMMARY.value))))
         return
     methods = {*_PLAIN, *_SOURCES, rgp_training.HEAD_ONLY}
     unknown = sorted(set(_METHODS.value) - methods)
@@ -156,7 +148,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(
             f"--methods are of {sorted(methods)}, not {unknown}"
         )
-    done = rgp_rows.read(_OUTPUT.value) if _OUTPUT.value else []
+    done = json_lines.read(_OUTPUT.value)
     known = set(map(_key, done))
     for task in _TASKS.value:
         todo = [
@@ -166,7 +158,7 @@ def main(argv: list[str]) -> None:
         ]
         data = rgp_tasks.TASKS[task].load() if todo else None
         for settings in todo:
-            _append(_train(settings, data))
+            json_lines.append(_OUTPUT.value, _train(settings, data))
 
 
 if __name__ == "__main__":

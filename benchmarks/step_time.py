@@ -36,6 +36,7 @@ from absl import app
 from absl import flags
 
 import tf_dpfp
+from benchmarks import memory
 from benchmarks import workloads
 from examples import clippings
 
@@ -195,18 +196,9 @@ def _time(workload: workloads.Workload, modes: list[str]) -> list[dict]:
     ]
 
 
-def _peak_mebibytes() -> float:
-    # Not `getrusage`: its maximum is inherited from the parent process.
-    with open("/proc/self/status", encoding="ascii") as status:
-        for line in status:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    raise RuntimeError("the kernel does not tell this process's peak memory")
-
-
 def _memory_child(workload: workloads.Workload, mode: str) -> None:
     step = _stepper(workload, mode)
-    before = _peak_mebibytes()
+    before = memory.peak_mebibytes()
     step()
     # From here on without what is there for the trial and the compilation.
     tf.config.experimental.reset_memory_stats("CPU:0")
@@ -215,7 +207,7 @@ def _memory_child(workload: workloads.Workload, mode: str) -> None:
     tensors = tf.config.experimental.get_memory_info("CPU:0")["peak"]
     found = {
         "before_mib": before,
-        "peak_mib": _peak_mebibytes(),
+        "peak_mib": memory.peak_mebibytes(),
         "tensors_mib": tensors / 2**20,
     }
     print(json.dumps({k: round(v, 1) for k, v in found.items()}))
@@ -256,13 +248,13 @@ def _with_memory(
     return [
         {
             **row,
-            **memory,
-            "peak_ratio": round(memory["peak_mib"] / found[0]["peak_mib"], 3),
+            **used,
+            "peak_ratio": round(used["peak_mib"] / found[0]["peak_mib"], 3),
             "tensors_ratio": round(
-                memory["tensors_mib"] / found[0]["tensors_mib"], 3
+                used["tensors_mib"] / found[0]["tensors_mib"], 3
             ),
         }
-        for row, memory in zip(rows, found, strict=True)
+        for row, used in zip(rows, found, strict=True)
     ]
 
 

@@ -20,7 +20,6 @@ A method's trainings run in a process of their own, and a row has its peak
 memory until then, data and libraries included; the table has that of the first.
 """
 
-import json
 import math
 import subprocess
 import sys
@@ -31,7 +30,8 @@ from absl import app
 from absl import flags
 
 import tf_dpfp
-from benchmarks import rgp_rows
+from benchmarks import json_lines
+from benchmarks import memory
 from benchmarks import text_rows
 from examples import finetuning
 
@@ -57,7 +57,7 @@ _CHILD = flags.DEFINE_bool("child", False, "Internal: train in this process.")
 
 def _todo(method: str) -> list[finetuning.Config]:
     """The trainings of a method that the output does not have."""
-    done = rgp_rows.read(_OUTPUT.value) if _OUTPUT.value else []
+    done = json_lines.read(_OUTPUT.value)
     known = [row["command"] for row in done]
     seeds = range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value)
     configs = [
@@ -66,15 +66,6 @@ def _todo(method: str) -> list[finetuning.Config]:
         for epsilon in _EPSILONS.value
     ]
     return [c for c in configs if text_rows.command(c) not in known]
-
-
-def _peak_mebibytes() -> float:
-    # Not `getrusage`: its maximum is inherited from the parent process.
-    with open("/proc/self/status", encoding="ascii") as status:
-        for line in status:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    raise RuntimeError("the kernel does not tell this process's peak memory")
 
 
 def _train(method: str, config: finetuning.Config, data) -> dict:
@@ -92,7 +83,7 @@ def _train(method: str, config: finetuning.Config, data) -> dict:
         "steps": prepared.steps,
         "trainable": result.trainable,
         "seconds_per_step": round(result.seconds_per_step, 3),
-        "peak_mib": round(_peak_mebibytes()),
+        "peak_mib": round(memory.peak_mebibytes()),
         "command": text_rows.command(config),
         "versions": {
             "tensorflow": tf.__version__,
@@ -108,11 +99,7 @@ def _train_all(method: str) -> None:
     data = finetuning.load(todo[0])
     # Private ones first: their memory is the row's.
     for config in sorted(todo, key=lambda c: not c.private):
-        line = json.dumps(_train(method, config, data))
-        print(line, flush=True)
-        if _OUTPUT.value:
-            with open(_OUTPUT.value, "a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
+        json_lines.append(_OUTPUT.value, _train(method, config, data))
 
 
 def main(argv: list[str]) -> None:
@@ -120,7 +107,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if _SUMMARY.value:
-        print("\n".join(text_rows.summary(rgp_rows.read(_SUMMARY.value))))
+        print("\n".join(text_rows.summary(json_lines.read(_SUMMARY.value))))
         return
     unknown = sorted(set(_METHODS.value) - set(text_rows.METHODS))
     if unknown:

@@ -83,13 +83,6 @@ def test_the_summary_has_mean_and_spread_by_kind_task_and_epsilon():
     ]
 
 
-def test_a_missing_file_has_no_rows(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    assert rgp_rows.read(str(path)) == []
-    path.write_text('{"a": 1}\n\n{"a": 2}\n')
-    assert rgp_rows.read(str(path)) == [{"a": 1}, {"a": 2}]
-
-
 def test_only_kernels_and_the_head_are_left_to_train():
     model = rgp_tasks.mlp()
     rgp_tasks.freeze_all_but_kernels(model)
