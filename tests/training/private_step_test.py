@@ -404,3 +404,33 @@ def test_an_empty_batch_is_a_step_that_moves_nothing():
         np.testing.assert_array_equal(a, b)
     # Nobody was in the batch; the step was released all the same.
     assert [e.steps for e in tf_dpfp.ledger(model)] == [1]
+
+
+def test_the_second_piece_waits_for_the_first():
+    # Both in memory at once would make micro-batches twice as large.
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    tf_dpfp.make_private(model)
+    model.compile(
+        tf_dpfp.DPSGD(
+            1.0,
+            noise_multiplier=1.0,
+            microbatch_size=2,
+            expected_batch_size=4.0,
+        ),
+        "mse",
+    )
+
+    @tf.function
+    def sums(x, y):
+        return tf_dpfp.clipped_gradients(model, x, y).sums
+
+    graph = sums.get_concrete_function(tf.ones((4, 3)), tf.ones((4, 2))).graph
+    (loop,) = [op for op in graph.get_operations() if "While" in op.type]
+    # The counter, and what it is made of.
+    near = [
+        o for t in loop.inputs for o in (t.op, *(i.op for i in t.op.inputs))
+    ]
+    awaited = {o.name for op in near for o in op.control_inputs}
+    summed = {t.op.name for t in loop.inputs if "clipped_sum" in t.op.name}
+    assert len(summed) == 2
+    assert summed <= awaited
