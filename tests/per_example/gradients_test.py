@@ -245,6 +245,40 @@ def test_cancelling_lookups(scale):
     assert _clipped_contribution(make) <= 1.0 + 1e-5
 
 
+@pytest.mark.parametrize("scale", [1e3, 1e6, 1e12])
+@pytest.mark.parametrize("seed", range(4))
+def test_many_cancelling_lookups(scale, seed):
+    """What is left of huge rows is released as it is, not as it rounds."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(1, 32, 40)) * scale
+    ids = rng.integers(0, 5, (1, 32))
+    for row in range(5):
+        values[:, ids[0] == row] -= values[:, ids[0] == row].mean(axis=1)
+
+    def make():
+        return gradients.RowGather(
+            tf.constant(ids), tf.constant(values, tf.float32), 7
+        )
+
+    assert _clipped_contribution(make) <= 1.0 + 1e-5
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_rows_of_one_id_are_one_row(jit_compile):
+    @tf.function(jit_compile=jit_compile)
+    def distinct(ids, values):
+        return gradients.RowGather(ids, values, 9).distinct()
+
+    ids, values = distinct(
+        tf.constant([[7, 2, 7, 7], [3, 1, 0, 8]]),
+        tf.reshape(tf.range(8.0), [2, 4, 1]),
+    )
+    np.testing.assert_array_equal(ids, [[2, 7, 7, 7], [0, 1, 3, 8]])
+    np.testing.assert_array_equal(
+        values[..., 0], [[1.0, 5.0, 0.0, 0.0], [6.0, 5.0, 4.0, 7.0]]
+    )
+
+
 def test_lookups_and_products_of_one_table():
     rows, width, batch = 6, 4, 3
     ids = np.array([[0, 2, 2], [5, 5, 5], [1, 2, 3]])

@@ -289,21 +289,47 @@ class RowGather(PerExampleGradient):
         self.ids = ids
         self.values = tf.cast(values, accumulation_dtype(values))
         self.num_rows = num_rows
+        self._distinct = None
+
+    def distinct(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """The same rows, where no two that count have the same id.
+
+        What an example has for one id is added up before norms are taken, and
+        sums are taken of the same numbers: nothing is left to cancel.
+
+        Returns:
+            Ids, shape `(batch, positions)`, in ascending order, and the total
+            of each at its first place there, zeros at the others, shape
+            `(batch, positions, width)`.
+        """
+        if self.values.shape[1] == 1:
+            return self.ids, self.values
+        if self._distinct is None:
+            ids = tf.sort(self.ids, axis=1)
+            first = tf.searchsorted(ids, self.ids)
+            shape = tf.shape(self.values)
+            batch, positions, width = tf.unstack(shape)
+            places = first + positions * tf.range(batch)[:, None]
+            totals = tf.math.unsorted_segment_sum(
+                tf.reshape(self.values, [-1, width]),
+                tf.reshape(places, [-1]),
+                batch * positions,
+            )
+            totals = tf.reshape(totals, shape)
+            totals.set_shape(self.values.shape)
+            self._distinct = ids, totals
+        return self._distinct
 
     def squared_norms(self) -> tf.Tensor:
-        if self.values.shape[1] == 1:
-            return _sum_squares(self.values)
-        gram = tf.matmul(self.values, self.values, transpose_b=True)
-        same = tf.equal(self.ids[:, :, None], self.ids[:, None, :])
-        norms = tf.reduce_sum(tf.where(same, gram, _zero(gram)), axis=(1, 2))
-        bound = tf.reduce_sum(tf.sqrt(tf.linalg.diag_part(gram)), axis=1)
-        return tf.maximum(norms, 0.0) + SLACK * tf.square(bound)
+        _, values = self.distinct()
+        return _sum_squares(values)
 
     def weighted_sum(self, factors: tf.Tensor) -> tf.Tensor:
-        values = scale_examples(self.values, factors)
+        ids, values = self.distinct()
+        values = scale_examples(values, factors)
         return tf.math.unsorted_segment_sum(
-            tf.reshape(values, [-1, self.values.shape[2]]),
-            tf.reshape(self.ids, [-1]),
+            tf.reshape(values, [-1, tf.shape(values)[2]]),
+            tf.reshape(ids, [-1]),
             self.num_rows,
         )
 
@@ -325,13 +351,10 @@ class _TiedTable(PerExampleGradient):
         self.product = product
 
     def squared_norms(self) -> tf.Tensor:
-        # (batch, s, t): left at the id of every lookup.
-        picked = tf.gather(
-            self.product.left, self.rows.ids, axis=2, batch_dims=1
-        )
-        inner = tf.matmul(
-            self.product.right, self.rows.values, transpose_b=True
-        )
+        ids, values = self.rows.distinct()
+        # (batch, s, t): left at the id of every row.
+        picked = tf.gather(self.product.left, ids, axis=2, batch_dims=1)
+        inner = tf.matmul(self.product.right, values, transpose_b=True)
         cross = tf.reduce_sum(picked * inner, axis=(1, 2))
         own = self.rows.squared_norms() + self.product.squared_norms()
         # The sum of two is at most twice as long as its parts are together:
