@@ -11,7 +11,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
@@ -41,6 +41,7 @@ _PROMPTS = "prompts"
 _HISTORY = "trained_on.json"
 # Of the BERT-type encoders of KerasHub.
 _BLOCK = "transformer_layer_{}"
+_FROZEN_LEVELS = "frozen_levels"
 _ENCODED_TOGETHER = 128
 _OTHER_SEEDS = 2**20
 _LENGTH_OF_VECTORS = 1.0  # Of those that are noised.
@@ -55,7 +56,8 @@ class Config:
             folder or a name.
         dataset: What `examples.text_datasets.load` takes.
         start: Folder that an earlier training wrote (`output_dir`), with whose
-            encoder and head this one starts; `prompts` for the preset's
+            encoder and head this one starts; several, with commas between,
+            for the means of their weights; `prompts` for the preset's
             encoder, and a head that tells made-up sentences of praise from
             those of blame; `None` for a new head.
         method: `head` (a linear classifier on the frozen encoder), `lora`,
@@ -66,8 +68,7 @@ class Config:
         blocks: How many of the top blocks are trained. What is below is
             frozen and computed once. `None`: all, and the embeddings.
         levels: Of how many blocks, from the top, the token means are laid side
-            by side for the classifier. What goes into the trained blocks is
-            one of them: at most `blocks` + 1.
+            by side for the classifier; of trained blocks and of frozen ones.
         rank: Of LoRA, or of the carriers.
         freeze_embeddings: Whether the tables stay as they are; for `full` and
             `rgp`.
@@ -154,11 +155,6 @@ class Config:
         )
         if self.blocks is not None:
             commands.check_at_least_one(self, ("blocks",))
-            if self.method not in _ON_VECTORS and self.levels > self.blocks + 1:
-                raise ValueError(
-                    f"--levels must be at most --blocks + 1. Received: "
-                    f"{self.levels}, with {self.blocks} blocks."
-                )
         if not 0.0 <= self.head_epsilon < self.epsilon:
             raise ValueError(
                 "--head_epsilon is a part of --epsilon. Received: "
@@ -270,32 +266,55 @@ def _encoder(config: Config) -> tuple[keras.Model, keras.layers.Layer]:
         preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(
             preset, sequence_length=config.sequence_length
         )
-    if config.start not in (None, _PROMPTS):
-        preset = str(_folder(config.start) / "backbone")
+    presets = [str(folder / "backbone") for folder in _starts(config.start)]
     # The noise of private training regularises enough.
-    return backbone_class.from_preset(preset, dropout=0.0), preprocessor
+    encoders = [
+        backbone_class.from_preset(name, dropout=0.0)
+        for name in presets or [preset]
+    ]
+    encoders[0].set_weights(_means(e.get_weights() for e in encoders))
+    return encoders[0], preprocessor
+
+
+def _means(weights: Iterable[Sequence]) -> list[np.ndarray]:
+    """The mean of every weight over several models of the same kind.
+
+    Reference:
+        Wortsman et al., "Model soups: averaging weights of multiple
+        fine-tuned models improves accuracy without increasing inference time",
+        ICML 2022, arXiv 2203.05482.
+    """
+    return [np.mean(each, axis=0) for each in zip(*weights, strict=True)]
 
 
 def _folder(name: str) -> pathlib.Path:
     return pathlib.Path(name).expanduser()
 
 
-def _trained_on(start: str | None) -> list[str]:
+def _starts(start: str | None) -> list[pathlib.Path]:
+    """The folders to start from."""
+    if start in (None, _PROMPTS):
+        return []
+    return [_folder(name) for name in start.split(",")]
+
+
+def _trained_on(start: str | None) -> set[str]:
     """The data sets that a start has seen.
 
     Raises:
-        ValueError: If the folder does not say.
+        ValueError: If a folder does not say.
     """
-    if start in (None, _PROMPTS):
-        return []
-    path = _folder(start) / _HISTORY
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"--start must be a folder that an earlier training wrote: what it "
-            f"was trained on can't be read from {path} ({error})."
-        ) from error
+    seen = set()
+    for folder in _starts(start):
+        path = folder / _HISTORY
+        try:
+            seen.update(json.loads(path.read_text()))
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(
+                "--start must be a folder that an earlier training wrote: what "
+                f"it was trained on can't be read from {path} ({error})."
+            ) from error
+    return seen
 
 
 def _check_start(config: Config) -> None:
@@ -303,7 +322,7 @@ def _check_start(config: Config) -> None:
     seen = _trained_on(config.start)
     if config.private and config.dataset in seen:
         raise ValueError(
-            f"--start={config.start} was trained on {', '.join(seen)}: the "
+            f"--start={config.start} saw {', '.join(sorted(seen))}: the "
             f"epsilon of a second training on {config.dataset} would leave out "
             "the first. Start from a training on other, public data."
         )
@@ -337,14 +356,21 @@ def _head(
         kernel = np.stack([-direction / 2.0, direction / 2.0], axis=1)
         bias = np.array([-offset / 2.0, offset / 2.0])
     else:
-        saved = np.load(_folder(config.start) / "head.npz")
-        kernel, bias = saved["kernel"], saved["bias"]
-        # Levels that it did not look at come before those that it did.
-        missing = features - kernel.shape[0]
-        kernel = np.pad(kernel, ((missing, 0), (0, 0)))
+        kernel, bias = _means(
+            _saved_head(folder, features) for folder in _starts(config.start)
+        )
     head.build((None, features))
     head.set_weights([kernel, bias])
     return head
+
+
+def _saved_head(folder: pathlib.Path, features: int) -> Sequence[np.ndarray]:
+    """Kernel and bias of a head that an earlier training wrote."""
+    saved = np.load(folder / "head.npz")
+    kernel = saved["kernel"]
+    # Levels that it did not look at come before those that it did.
+    missing = features - kernel.shape[0]
+    return np.pad(kernel, ((missing, 0), (0, 0))), saved["bias"]
 
 
 def _head_above_noise(classes: int) -> keras.layers.Layer:
@@ -381,26 +407,26 @@ def _sequence(backbone: keras.Model):
     return output["sequence_output"] if isinstance(output, dict) else output
 
 
-def _sentence(levels: Sequence, mask, config: Config):
-    """Vectors of sentences: the means of the last levels, side by side."""
-    means = [
-        minilm.mean_over_tokens(level, mask)
-        for level in levels[-config.levels :]
-    ]
+def _sentence(levels: Sequence, mask):
+    """Vectors of sentences: the means of levels, side by side."""
+    means = [minilm.mean_over_tokens(level, mask) for level in levels]
     return means[0] if len(means) == 1 else ops.concatenate(means, axis=-1)
+
+
+def _outputs_of_blocks(backbone: keras.Model, first: int, last: int) -> list:
+    """What blocks `first` to `last` - 1 make."""
+    return [
+        backbone.get_layer(_BLOCK.format(number)).output
+        for number in range(first, last)
+    ]
 
 
 def _whole(backbone: keras.Model, config: Config) -> keras.Model:
     """The encoder from tokens to sentence vectors."""
     count = _blocks(backbone)
-    between = [
-        backbone.get_layer(_BLOCK.format(number)).output
-        for number in range(count - config.levels, count - 1)
-    ]
+    between = _outputs_of_blocks(backbone, count - config.levels, count - 1)
     vectors = _sentence(
-        [*between, _sequence(backbone)],
-        backbone.input["padding_mask"],
-        config,
+        [*between, _sequence(backbone)], backbone.input["padding_mask"]
     )
     if config.method == "dpfp":
         # Then the clip norm is known without a look at the data.
@@ -448,18 +474,24 @@ def _split(
         for number in range(count - config.blocks, count)
     ]
     below, *_ = keras.tree.flatten(blocks[0].input)
-    lower = keras.Model(backbone.input, {"hidden": below, "padding_mask": mask})
-    hidden = keras.Input(below.shape[1:], name="hidden")
-    padding_mask = keras.Input(
-        mask.shape[1:], dtype=mask.dtype, name="padding_mask"
+    states = {"hidden": below, "padding_mask": mask}
+    frozen = _outputs_of_blocks(
+        backbone, count - config.levels, count - config.blocks - 1
     )
-    levels = [hidden]
+    if frozen:
+        states[_FROZEN_LEVELS] = _sentence(frozen, mask)
+    lower = keras.Model(backbone.input, states)
+    inputs = {
+        name: keras.Input(state.shape[1:], dtype=state.dtype, name=name)
+        for name, state in states.items()
+    }
+    levels = [inputs["hidden"]]
     for block in blocks:
-        levels.append(block(levels[-1], padding_mask=padding_mask))
-    return lower, keras.Model(
-        {"hidden": hidden, "padding_mask": padding_mask},
-        _sentence(levels, padding_mask, config),
-    )
+        levels.append(block(levels[-1], padding_mask=inputs["padding_mask"]))
+    vectors = _sentence(levels[-config.levels :], inputs["padding_mask"])
+    if frozen:
+        vectors = ops.concatenate([inputs[_FROZEN_LEVELS], vectors], axis=-1)
+    return lower, keras.Model(inputs, vectors)
 
 
 def _choose_weights(
@@ -488,9 +520,9 @@ def load(config: Config) -> Data:
 
     Args:
         config: The settings. Trainings that have `preset`, `start`, `dataset`,
-            `blocks` and `sequence_length` in common may share what is returned,
-            if none has the method `head` or `dpfp`, or all have the same of
-            these and the same `levels`.
+            `blocks`, `levels` and `sequence_length` in common may share what
+            is returned, if none has the method `head` or `dpfp`, or all have
+            the same of these.
 
     Returns:
         The `Data`.
@@ -782,7 +814,7 @@ def _write(prepared: Prepared, statement: str) -> None:
     kernel, bias = _head_weights(prepared.head)
     np.savez(folder / "head.npz", kernel=kernel, bias=bias)
     (folder / "privacy_statement.txt").write_text(statement)
-    seen = {*_trained_on(prepared.config.start), prepared.config.dataset}
+    seen = _trained_on(prepared.config.start) | {prepared.config.dataset}
     (folder / _HISTORY).write_text(json.dumps(sorted(seen)))
 
 

@@ -45,7 +45,7 @@ def preset(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("presets") / "tiny")
     backbone = keras_hub.models.BertBackbone(
         vocabulary_size=len(VOCABULARY),
-        num_layers=2,
+        num_layers=3,
         num_heads=2,
         hidden_dim=8,
         intermediate_dim=12,
@@ -89,7 +89,7 @@ def _config(preset, **changes):
         (dict(clipping="none"), "--clipping is one of flat"),
         (dict(dataset="imdb"), "--dataset is one of movie_reviews"),
         (dict(blocks=0), "--blocks must be at least 1"),
-        (dict(blocks=1, levels=3), "--levels must be at most --blocks"),
+        (dict(levels=0), "--levels must be at least 1"),
         (dict(head_epsilon=9.0), "--head_epsilon is a part of --epsilon"),
         (dict(ema=1.0), r"--ema is in \[0, 1\)"),
         (dict(rank=0), "--rank must be at least 1"),
@@ -138,14 +138,14 @@ def test_each_method_trains_what_it_says_within_the_budget(preset, method):
     assert (method == "lora") == any("lora" in path for path in moved)
 
 
-@pytest.mark.parametrize("changes", [dict(blocks=3), dict(levels=3)])
+@pytest.mark.parametrize("changes", [dict(blocks=4), dict(levels=4)])
 def test_more_blocks_than_there_are_are_refused(preset, changes):
-    with pytest.raises(ValueError, match="must be at most 2"):
+    with pytest.raises(ValueError, match="must be at most 3"):
         finetuning.prepare(_config(preset, method="head", **changes))
 
 
 @pytest.mark.parametrize("method", ["full", "bias", "lora"])
-@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("levels", [1, 3])
 def test_below_the_top_block_nothing_moves(preset, method, levels):
     config = _config(preset, method=method, blocks=1, levels=levels, ema=0.5)
     prepared = finetuning.prepare(config)
@@ -156,7 +156,7 @@ def test_below_the_top_block_nothing_moves(preset, method, levels):
     trained = {v.path for v in prepared.trained.trainable_variables}
     assert moved == trained and len(moved) > 2
     assert all(
-        "logits" in path or "transformer_layer_1" in path for path in moved
+        "logits" in path or "transformer_layer_2" in path for path in moved
     )
     # The average is what is kept.
     optimizer = prepared.trained.optimizer
@@ -217,7 +217,7 @@ def test_trainings_can_share_what_is_frozen(preset):
     assert shared.accuracy == alone.accuracy
 
 
-@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("levels", [1, 3])
 def test_a_training_starts_where_a_public_one_ended(preset, tmp_path, levels):
     folder = str(tmp_path)
     public = finetuning.prepare(
@@ -229,6 +229,7 @@ def test_a_training_starts_where_a_public_one_ended(preset, tmp_path, levels):
             learning_rate=0.02,
             epochs=20,
             decay=True,
+            seed=0,
             output_dir=folder,
         )
     )
@@ -247,6 +248,27 @@ def test_a_training_starts_where_a_public_one_ended(preset, tmp_path, levels):
     assert tf_dpfp.is_private(prepared.trained)
 
 
+def test_several_starts_are_one_of_mean_weights(preset, tmp_path):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    settings = dict(method="full", dataset="public_snippets", steps=1)
+    settings |= dict(epsilon=math.inf, learning_rate=0.02)
+    for folder in folders:
+        config = _config(preset, output_dir=str(folder), **settings)
+        finetuning.run(finetuning.prepare(config))
+    one, two, both = (
+        finetuning.prepare(_config(preset, method="full", start=start))
+        for start in [*map(str, folders), ",".join(map(str, folders))]
+    )
+    for a, b, mean in zip(
+        one.model.weights, two.model.weights, both.model.weights, strict=True
+    ):
+        np.testing.assert_allclose(mean, (a.numpy() + b.numpy()) / 2, atol=1e-6)
+    assert any(
+        np.any(a.numpy() != b.numpy())
+        for a, b in zip(one.model.weights, two.model.weights, strict=True)
+    )
+
+
 def test_a_start_that_saw_the_same_data_is_refused(preset, tmp_path):
     folder = str(tmp_path)
     config = _config(preset, method="head", output_dir=folder, steps=1)
@@ -262,6 +284,10 @@ def test_a_start_that_saw_the_same_data_is_refused(preset, tmp_path):
     late = dataclasses.replace(again, start=str(tmp_path / "next"))
     with pytest.raises(ValueError, match="movie_reviews, public_snippets"):
         finetuning.prepare(late)
+    # One of several is enough.
+    several = dataclasses.replace(late, start=f"{late.start},{folder}")
+    with pytest.raises(ValueError, match="movie_reviews, public_snippets"):
+        finetuning.prepare(several)
     (tmp_path / "trained_on.json").unlink()
     with pytest.raises(ValueError, match="must be a folder that an earlier"):
         finetuning.prepare(again)
