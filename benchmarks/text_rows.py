@@ -9,48 +9,41 @@ from examples import finetuning
 
 # Settings of a method that says "start" where the public training is.
 PUBLIC = "public"
-_COMMON = {"sequence_length": 40, "microbatch_size": 32, "delta": 1e-5}
-_BLOCKS = {
-    "levels": 3,
+_COMMON = {
+    "sequence_length": 40,
+    "microbatch_size": 32,
+    "delta": 1e-5,
+    "levels": 4,
     "l2_norm_clip": 0.1,
     "batch_size": 1000,
-    "epochs": 5,
-    "learning_rate": 5e-3,
     "decay": True,
 }
-_HEAD = {
-    **_BLOCKS,
-    "method": "head",
-    "levels": 4,
-    "epochs": 60,
-    "learning_rate": 0.02,
+_HEAD = {"method": "head", "epochs": 60, "learning_rate": 0.02}
+# A part of the budget, here in parts of one, for the head alone; then 40 steps.
+_HEAD_FIRST = {
+    "head_epsilon": 0.5,
+    "head_epochs": 60,
+    "head_learning_rate": 0.02,
+    "epochs": 5,
 }
-_TOP_1 = {**_BLOCKS, "method": "full", "blocks": 1, "levels": 2}
-_TOP_2 = {**_BLOCKS, "method": "full", "blocks": 2}
-# A part of the budget, here in parts of one.
-_HEAD_FIRST = {"head_epsilon": 0.3, "learning_rate": 3e-3}
-_ORDINARY = {
-    "epsilon": math.inf,
-    "batch_size": 64,
-    "epochs": 2,
-    "learning_rate": 2e-4,
-}
+_FULL = {**_HEAD_FIRST, "method": "full", "learning_rate": 1e-3}
+_FULL_1 = {**_FULL, "blocks": 1}
+_LORA_1 = {**_FULL_1, "method": "lora", "learning_rate": 2e-3}
+_ORDINARY = {"epsilon": math.inf, "batch_size": 64, "epochs": 2}
+_ORDINARY_HEAD = {"epochs": 15, "learning_rate": 3e-3}
+_ORDINARY_LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "bias": 2e-3}
 
 METHODS = {
     "head": _HEAD,
-    "full_1": {**_TOP_1, "start": "prompts"},
-    "full_1_adaptive": {
-        **_TOP_1,
-        "start": "prompts",
-        "clipping": "adaptive",
-    },
-    "lora_1": {**_TOP_1, "start": "prompts", "method": "lora"},
-    "rgp_1": {**_TOP_1, "start": "prompts", "method": "rgp"},
-    "full_2": {**_TOP_2, "start": "prompts"},
-    "head_first_2": {**_TOP_2, **_HEAD_FIRST},
+    "full_1": _FULL_1,
+    "adaptive_1": {**_FULL_1, "clipping": "adaptive"},
+    "lora_1": _LORA_1,
+    "rgp_1": {**_FULL_1, "method": "rgp"},
+    "bias_1": {**_FULL_1, "method": "bias", "learning_rate": 3e-3},
+    "full": {**_FULL, "learning_rate": 3e-4},
     "public_head": {**_HEAD, "start": PUBLIC},
-    "public_full_2": {**_TOP_2, "start": PUBLIC},
-    "public_head_first_2": {**_TOP_2, **_HEAD_FIRST, "start": PUBLIC},
+    "public_full_1": {**_FULL_1, "start": PUBLIC},
+    "public_lora_1": {**_LORA_1, "start": PUBLIC},
 }
 
 
@@ -63,17 +56,22 @@ def config(
         method: A key of `METHODS`.
         epsilon: The budget, or infinity.
         seed: Of the training.
-        start: The folder that the public training wrote.
+        start: The folder that the public training wrote, or several with
+            commas between.
 
     Returns:
         What `examples.finetuning` takes.
     """
     changes = {**_COMMON, **METHODS[method], "epsilon": epsilon, "seed": seed}
     if math.isinf(epsilon):
+        for name in _HEAD_FIRST:
+            changes.pop(name, None)
         changes |= _ORDINARY
-        if method.endswith("head"):
-            changes |= {"epochs": 15, "learning_rate": 3e-3}
-        changes.pop("head_epsilon", None)
+        if changes["method"] == "head":
+            changes |= _ORDINARY_HEAD
+        else:
+            rate = _ORDINARY_LEARNING_RATES.get(changes["method"])
+            changes["learning_rate"] = rate
     elif "head_epsilon" in changes:
         changes["head_epsilon"] = round(changes["head_epsilon"] * epsilon, 4)
     if changes.get("start") == PUBLIC:

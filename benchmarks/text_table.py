@@ -10,8 +10,9 @@ several seeds. One JSON object for each training, as soon as it is done, with
 the command that repeats it. Trainings that `--output` has already, with the
 same settings, are left out, so that a run that was ended can go on.
 
-Methods `public_...` start from an encoder that was trained without privacy on
-public texts of other kinds, in the folder that this wrote:
+Methods `public_...` start from encoders that were trained without privacy on
+public texts of other kinds, in the folders that this wrote; of several, with
+commas between, from their mean:
 
     python -m examples.finetune_text --dataset=public_snippets --epsilon=inf \
         --output_dir=FOLDER [...]
@@ -44,7 +45,7 @@ _EPSILONS = flags.DEFINE_list(
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Trainings of each kind.")
 _FIRST_SEED = flags.DEFINE_integer("first_seed", 1, "Seed of the first.")
 _PUBLIC_START = flags.DEFINE_string(
-    "public_start", None, "Folder of the training on public texts."
+    "public_start", None, "Folders of the trainings on public texts."
 )
 _OUTPUT = flags.DEFINE_string(
     "output", None, "File to append the rows to, besides printing them."
