@@ -10,10 +10,12 @@
 # ARGS= goes to the command behind the target, for example
 #   make train ARGS="--dataset=fashion_mnist --epochs=5"
 #   make test ARGS="tests/accounting -x"
+# WORKERS= is how many processes share the tests, each file in one of them.
 # PYTHON= names the interpreter (3.11 to 3.13), VENV= the environment's folder.
 
 VENV ?= .venv
 ARGS ?=
+WORKERS ?= 2
 
 # The first interpreter that runs and is of a supported version. Asking it
 # matters: a version manager's shim can be on the path and yet not run.
@@ -35,7 +37,8 @@ train: $(VENV)/.installed-examples
 
 # Agg draws without a display.
 test: $(VENV)/.installed-all
-	@MPLBACKEND=Agg $(BIN)/python -m pytest $(ARGS)
+	@MPLBACKEND=Agg $(BIN)/python -m pytest -n $(WORKERS) \
+		--dist=loadfile $(ARGS)
 
 lint: $(VENV)/.installed-all
 	@$(BIN)/ruff check .
