@@ -27,8 +27,9 @@ from tests.training import reference
 from tf_dpfp import clipping
 from tf_dpfp.clipping import clipped_sum
 from tf_dpfp.clipping import placement
-from tf_dpfp.training import private_model
+from tf_dpfp.training import compiling
 from tf_dpfp.training import private_step
+from tf_dpfp.training import probe
 
 BATCH, FEATURES, CLASSES, EXPECTED = 11, 7, 3, 8.0
 CLIP = 2.5
@@ -886,10 +887,10 @@ def xla_over_several_devices_is_refused():
     else:
         raise AssertionError("not refused")
     # Where Keras turns XLA on by itself, it stays off.
-    with mock.patch.object(private_model, "_has_accelerator", lambda: True):
-        assert not private_model._suits_xla(model.optimizer)
+    with mock.patch.object(compiling, "_has_accelerator", lambda: True):
+        assert not compiling.suits_xla(model.optimizer)
         flat = tf_dpfp.DPSGD(noise_multiplier=1.0)
-        assert private_model._suits_xla(flat)
+        assert compiling.suits_xla(flat)
         assert not _private(_mlp()).jit_compile
 
 
@@ -924,7 +925,7 @@ def main(path: str, *only: str) -> None:
         results[name] = None
         try:
             # It is not what is checked, and it takes half of the time.
-            with mock.patch.object(private_model.probe, "check"):
+            with mock.patch.object(probe, "check"):
                 CHECKS[name]()
         except Exception:
             results[name] = traceback.format_exc()

@@ -30,12 +30,12 @@ from tf_dpfp.distribute import copies
 from tf_dpfp.distribute import replicas
 from tf_dpfp.noise import NoiseSource
 from tf_dpfp.optimizers import private_optimizer
-from tf_dpfp.training import private_model
+from tf_dpfp.training import probe
 
 EXAMPLES, FEATURES, CLASSES = 61, 7, 3
 CLIP, EXPECTED = 0.3, 9.0
 CHECKS = {}
-_PROBE_CHECK = private_model.probe.check
+_PROBE_CHECK = probe.check
 
 
 def check(function):
@@ -339,9 +339,7 @@ def the_trial_runs_once_and_refuses():
         )
 
     good, bad = _private(2), _private(2, make=mixing)
-    with mock.patch.object(
-        private_model.probe, "check", side_effect=_PROBE_CHECK
-    ) as trial:
+    with mock.patch.object(probe, "check", side_effect=_PROBE_CHECK) as trial:
         _fit(good, epochs=1)
         _fit(good, epochs=1)
         assert trial.call_count == 1
@@ -1021,7 +1019,7 @@ def main(path: str, *only: str) -> None:
 
 def without_trial():
     """It is not what is checked, and it takes half of the time."""
-    return mock.patch.object(private_model.probe, "check")
+    return mock.patch.object(probe, "check")
 
 
 def make_devices(count):

@@ -6,7 +6,7 @@ import math
 import keras
 
 from tf_dpfp import accounting
-from tf_dpfp.training import private_model
+from tf_dpfp.training import state as state_lib
 
 
 @keras.saving.register_keras_serializable(package="tf_dpfp")
@@ -59,7 +59,7 @@ class PrivacyBudget(keras.callbacks.Callback):
         self._shown = 0.0
 
     def on_train_begin(self, logs=None):
-        state = private_model.state_of(self.model)
+        state = state_lib.state_of(self.model)
         population = max(state.populations, default=None)
         if population is not None and self.delta >= 1.0 / population:
             raise ValueError(
@@ -72,13 +72,13 @@ class PrivacyBudget(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         # A callback after this one may have restored a checkpoint.
         if not self._started:
-            if private_model.released(self.model) != self._spent_before:
+            if state_lib.released(self.model) != self._spent_before:
                 self._start()
             self._started = True
 
     def _start(self) -> None:
-        self._spent_before = private_model.released(self.model)
-        self._next = private_model.next_step(self.model)
+        self._spent_before = state_lib.released(self.model)
+        self._next = state_lib.next_step(self.model)
         if not self._next:
             raise ValueError(
                 f"Model '{self.model.name}' is not built, and what a step "
@@ -124,7 +124,7 @@ class PrivacyBudget(keras.callbacks.Callback):
 
     def _count(self) -> int:
         """Steps taken since this training began."""
-        released = private_model.released(self.model)
+        released = state_lib.released(self.model)
         total = sum(entry.steps for entry in released)
         new = total - sum(entry.steps for entry in self._spent_before)
         return math.ceil(new / sum(entry.steps for entry in self._next))

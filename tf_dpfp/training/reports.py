@@ -7,9 +7,9 @@ import keras
 
 from tf_dpfp import accounting
 from tf_dpfp import validation
-from tf_dpfp.training import private_model
 from tf_dpfp.training import private_step
 from tf_dpfp.training import representations
+from tf_dpfp.training import state as state_lib
 
 
 def ledger(model: keras.Model) -> Sequence[accounting.LedgerEntry]:
@@ -26,7 +26,7 @@ def ledger(model: keras.Model) -> Sequence[accounting.LedgerEntry]:
     Raises:
         NotPrivateError: If the model or its optimizer is not private.
     """
-    return private_model.released(model)
+    return state_lib.released(model)
 
 
 def epsilon(model: keras.Model, delta: float, accountant: str = "rdp") -> float:
@@ -64,7 +64,7 @@ def _objections(
     if not representations.layers_of(model):
         return []
     uncounted = representations.uncounted_steps(model)
-    if private_model.is_private(model) or not (entries or uncounted):
+    if state_lib.is_private(model) or not (entries or uncounted):
         return uncounted
     return [
         *uncounted,
@@ -90,9 +90,9 @@ def privacy_statement(
         NotPrivateError: If the model or its optimizer is not private.
         ValueError: If `delta` or `accountant` is out of range.
     """
-    entries = private_model.released(model)
-    private = private_model.is_private(model)
-    populations = private_model.state_of(model).populations if private else ()
+    entries = state_lib.released(model)
+    private = state_lib.is_private(model)
+    populations = state_lib.state_of(model).populations if private else ()
     return accounting.privacy_statement(
         entries,
         delta,
@@ -119,8 +119,8 @@ def thresholds(model: keras.Model) -> dict[str, float]:
         NotPrivateError: If the model or its optimizer is not private.
         ValueError: If the model has no weights yet.
     """
-    private_model.state_of(model)
-    optimizer = private_model.require_private_optimizer(model)
+    state_lib.state_of(model)
+    optimizer = state_lib.require_private_optimizer(model)
     if not model.built:
         raise ValueError(
             f"Model '{model.name}' has no weights to group yet. Call it on a "
