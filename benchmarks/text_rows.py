@@ -5,7 +5,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 
-from examples import finetuning
+from examples import finetune_config
 
 # Settings of a method that says "start" where the public training is.
 PUBLIC = "public"
@@ -49,7 +49,7 @@ METHODS = {
 
 def config(
     method: str, epsilon: float, seed: int | None, start: str | None
-) -> finetuning.Config:
+) -> finetune_config.Config:
     """The settings of one training.
 
     Args:
@@ -76,10 +76,10 @@ def config(
         changes["head_epsilon"] = round(changes["head_epsilon"] * epsilon, 4)
     if changes.get("start") == PUBLIC:
         changes["start"] = start
-    return finetuning.Config(**changes)
+    return finetune_config.Config(**changes)
 
 
-def command(settings: finetuning.Config) -> str:
+def command(settings: finetune_config.Config) -> str:
     """The command that repeats a training.
 
     Args:

@@ -34,6 +34,7 @@ import tf_dpfp
 from benchmarks import json_lines
 from benchmarks import memory
 from benchmarks import text_rows
+from examples import finetune_config
 from examples import finetuning
 
 _METHODS = flags.DEFINE_list(
@@ -56,7 +57,7 @@ _SUMMARY = flags.DEFINE_string(
 _CHILD = flags.DEFINE_bool("child", False, "Internal: train in this process.")
 
 
-def _todo(method: str) -> list[finetuning.Config]:
+def _todo(method: str) -> list[finetune_config.Config]:
     """The trainings of a method that the output does not have."""
     done = json_lines.read(_OUTPUT.value)
     known = [row["command"] for row in done]
@@ -69,7 +70,7 @@ def _todo(method: str) -> list[finetuning.Config]:
     return [c for c in configs if text_rows.command(c) not in known]
 
 
-def _train(method: str, config: finetuning.Config, data) -> dict:
+def _train(method: str, config: finetune_config.Config, data) -> dict:
     """Trains once."""
     keras.backend.clear_session()
     prepared = finetuning.prepare(config, data)

@@ -22,12 +22,13 @@ from absl import flags
 from examples import clippings
 from examples import commands
 from examples import datasets
+from examples import finetune_config
 from examples import finetuning
 from examples import text_datasets
 
 
 def _define_flags() -> None:
-    default = finetuning.Config()
+    default = finetune_config.Config()
     flags.DEFINE_string(
         "preset", default.preset, "minilm, or a preset's folder or name."
     )
@@ -43,7 +44,7 @@ def _define_flags() -> None:
         "tfds:glue/sst2.",
     )
     flags.DEFINE_enum(
-        "method", default.method, finetuning.METHODS, "What is trained."
+        "method", default.method, finetune_config.METHODS, "What is trained."
     )
     flags.DEFINE_integer(
         "blocks", None, "How many of the top blocks; default: all."
@@ -119,7 +120,7 @@ def main(argv: Sequence[str]) -> int:
         The exit code: 0, or 2 if the flags do not make sense.
     """
     try:
-        config = commands.read_flags(argv, finetuning.Config)
+        config = commands.read_flags(argv, finetune_config.Config)
         prepared = finetuning.prepare(config)
     except (ValueError, OSError, datasets.DatasetUnavailableError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from benchmarks import text_rows
-from examples import finetuning
+from examples import finetune_config
 
 
 @pytest.mark.parametrize("epsilon", [3.0, math.inf])
@@ -19,7 +19,7 @@ def test_the_command_says_every_setting(method, epsilon):
     for word in words[3:]:
         name, _, value = word.removeprefix("--").partition("=")
         given[name] = value if value else True
-    for field in dataclasses.fields(finetuning.Config):
+    for field in dataclasses.fields(finetune_config.Config):
         value = getattr(config, field.name)
         if value == field.default:
             assert field.name not in given

