@@ -15,7 +15,7 @@ import tensorflow as tf
 from tf_dpfp import clipping
 from tf_dpfp import noise
 from tf_dpfp import sampling
-from tf_dpfp.optimizers import private_optimizer
+from tf_dpfp.optimizers import release
 from tf_dpfp.training import private_step
 
 
@@ -23,23 +23,23 @@ from tf_dpfp.training import private_step
 def noise_forgotten() -> Iterator[None]:
     """The clipped sums are released as they are."""
 
-    def release(clipped, noise_multiplier, allocation, draws):
+    def add_noise(clipped, noise_multiplier, allocation, draws):
         del noise_multiplier, allocation, draws
         return list(clipped.sums)
 
-    with mock.patch.object(private_optimizer, "_add_noise", release):
+    with mock.patch.object(release, "add_noise", add_noise):
         yield
 
 
 @contextlib.contextmanager
 def noise_halved() -> Iterator[None]:
     """Half of the standard deviation that is accounted for."""
-    original = private_optimizer._add_noise
+    original = release.add_noise
 
-    def release(clipped, noise_multiplier, allocation, draws):
+    def add_noise(clipped, noise_multiplier, allocation, draws):
         return original(clipped, noise_multiplier / 2, allocation, draws)
 
-    with mock.patch.object(private_optimizer, "_add_noise", release):
+    with mock.patch.object(release, "add_noise", add_noise):
         yield
 
 

@@ -29,7 +29,7 @@ from tf_dpfp.distribute import agreement
 from tf_dpfp.distribute import copies
 from tf_dpfp.distribute import replicas
 from tf_dpfp.noise import NoiseSource
-from tf_dpfp.optimizers import private_optimizer
+from tf_dpfp.optimizers import release
 from tf_dpfp.training import probe
 
 EXAMPLES, FEATURES, CLASSES = 61, 7, 3
@@ -489,10 +489,8 @@ def replicas_draw_from_streams_of_their_own():
             regularization=[None, None],
             replicas=4,
         )
-        draws = private_optimizer._Draws(
-            source.next_step(), replicas.index(), 0.5
-        )
-        found = private_optimizer._add_noise(clipped, 1.0, "global", draws)
+        draws = release.Draws(source.next_step(), replicas.index(), 0.5)
+        found = release.add_noise(clipped, 1.0, "global", draws)
         return tf.concat([tf.reshape(f, [-1]) for f in found], 0)
 
     step = tf.function(lambda: strategy(4).run(shares), autograph=False)

@@ -13,7 +13,7 @@ from keras import layers
 from scipy import stats
 
 import tf_dpfp
-from tf_dpfp.optimizers import private_optimizer
+from tf_dpfp.optimizers import release
 
 # Kernels of over 2^16 numbers: beside the biases, both ways to draw noise.
 WIDTH = 260
@@ -120,7 +120,7 @@ def test_each_group_has_the_noise_that_its_allocation_says(allocation):
 
 def test_noise_that_waits_for_its_sum_is_the_same(monkeypatch):
     early = _steps(_silent_model(seed=3))
-    monkeypatch.setattr(private_optimizer, "_DRAWN_EARLY", 0)
+    monkeypatch.setattr(release, "_DRAWN_EARLY", 0)
     late = _steps(_silent_model(seed=3))
     for a, b in zip(early[0], late[0], strict=True):
         np.testing.assert_array_equal(a, b)

@@ -21,14 +21,10 @@ Reference:
     Abadi et al., 2016, arXiv 1607.00133.
 """
 
-import dataclasses
-import inspect
 import math
 import operator
-import textwrap
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -44,75 +40,15 @@ from tf_dpfp.accounting import Sampling
 from tf_dpfp.distribute import replicas
 from tf_dpfp.optimizers import adaptation as adaptation_lib
 from tf_dpfp.optimizers import carrier_state as carrier_state_lib
+from tf_dpfp.optimizers import clipped as clipped_lib
+from tf_dpfp.optimizers import release
 from tf_dpfp.optimizers import representations as representations_lib
 
 _MARKER = "tf_dpfp_ledger"
 # Squares of shorter gradients may vanish in float32, and with them the norm.
 _LEAST_CLIP = 1e-10
-# Tensors of fewer numbers get their noise in one draw.
-_DRAWN_TOGETHER = 2**16
-# So many numbers of a step's noise may be drawn ahead of the sums.
-_DRAWN_EARLY = 2**22
 # Standard deviation of the noise on a fraction, beyond which one warns.
 _GREATEST_COUNT_NOISE = 0.25
-
-
-class NotPrivateError(RuntimeError):
-    """A private optimizer or model was used in a way that is not private."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ClippedGradients:
-    """Clipped sums on their way to a private optimizer. Not yet private.
-
-    The numbers inside are exact sums over private examples: do not read,
-    print or keep them. `optimizer.apply(clipped)` adds the noise.
-
-    Attributes:
-        sums: The clipped sum for each variable; `None` where the loss does
-            not depend on the variable. Of a reparametrised kernel, those of
-            its carriers, end to end.
-        variables: The trainable variables.
-        groups: The groups the sums were clipped in, with their thresholds.
-        regularization: Gradients of the regularisation losses, which read no
-            data; `None` where there is none.
-        counts: The centred count of each group; `None` where no threshold
-            adapts.
-        carriers: The carriers that the sums were projected with; `None` for
-            variables without. Empty: for all of them.
-        replicas: Over how many replicas the batch was dealt, each example to
-            exactly one of them.
-        above: The gradients of what is above noised representations, which
-            need no noise; `None` where there are no such representations.
-    """
-
-    sums: Sequence[tf.Tensor | None]
-    variables: Sequence[keras.Variable]
-    groups: Sequence[clipping_lib.Group]
-    regularization: Sequence[tf.Tensor | None]
-    counts: tf.Tensor | None = None
-    carriers: Sequence[low_rank.Carriers | None] = ()
-    replicas: int = 1
-    above: representations_lib.Above | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Draws:
-    """What one replica adds to the noise of a step.
-
-    Attributes:
-        step_key: The key of the step, the same on every replica.
-        replica: Which replica this is.
-        share: Of the standard deviation of all noise, what this replica adds.
-    """
-
-    step_key: tf.Tensor
-    replica: tf.Tensor | int
-    share: float
-
-    def key(self, tensor: int) -> tf.Tensor:
-        """The key of one tensor's noise, of this replica alone."""
-        return noise_lib.NoiseSource.key_of(self.step_key, tensor, self.replica)
 
 
 def _positive_int(name: str, value, optional: bool = True) -> int | None:
@@ -477,10 +413,10 @@ class PrivateOptimizer:
             trainable_variables: Not needed; must be the variables of `grads`.
 
         Raises:
-            NotPrivateError: If `grads` is anything else.
+            clipped_lib.NotPrivateError: If `grads` is anything else.
         """
-        if not isinstance(grads, ClippedGradients):
-            raise NotPrivateError(
+        if not isinstance(grads, clipped_lib.ClippedGradients):
+            raise clipped_lib.NotPrivateError(
                 f"{type(self).__name__} takes clipped gradients only, and "
                 "this step computed ordinary ones. Call "
                 "tf_dpfp.make_private(model) before training, or in a custom "
@@ -498,14 +434,14 @@ class PrivateOptimizer:
                 "The expected batch size is not known. Give the optimizer "
                 "`expected_batch_size=`."
             )
-        _check_dealt(grads)
+        clipped_lib.check_dealt(grads)
         representations_lib.check_beside(self._beside, grads.above)
         above = grads.above
         if not self.built:
             self.build([*grads.variables, *(above.variables if above else ())])
         carriers = self._carriers_of(grads)
         divisor = tf.convert_to_tensor(self._batch_size.value)
-        draws = _Draws(
+        draws = release.Draws(
             self._noise_source.next_step(self._ledger.total_steps()),
             replicas.index() if grads.replicas > 1 else 0,
             1.0 / math.sqrt(grads.replicas),
@@ -515,7 +451,7 @@ class PrivateOptimizer:
         noise_multiplier, counts = self.noise_multiplier, None
         if self._adaptive is not None:
             noise_multiplier, counts = self._noised_counts(grads, draws)
-        released = _add_noise(
+        released = release.add_noise(
             grads, noise_multiplier, self.clipping.noise_allocation, draws
         )
         # Noised: from here on nothing is private, once it is added up.
@@ -523,11 +459,11 @@ class PrivateOptimizer:
         if counts is not None:
             self._adapt(grads, counts, divisor)
         self._carrier_state.before_update(grads.variables, carriers)
-        gradients = _finished(grads, released, carriers, divisor)
+        gradients = release.finished(grads, released, carriers, divisor)
         variables = list(grads.variables)
         if above is not None:
             gradients += [
-                _finish(total, extra, divisor, variable)
+                release.finish(total, extra, divisor, variable)
                 for total, extra, variable in zip(
                     above.sums,
                     above.regularization,
@@ -539,7 +475,7 @@ class PrivateOptimizer:
         super().apply(gradients, variables)
 
     def _carriers_of(
-        self, grads: ClippedGradients
+        self, grads: clipped_lib.ClippedGradients
     ) -> Sequence[low_rank.Carriers | None]:
         """The carriers that came with clipped gradients, one per variable."""
         carriers = grads.carriers or (None,) * len(grads.variables)
@@ -553,7 +489,7 @@ class PrivateOptimizer:
         return carriers
 
     def _noised_counts(
-        self, grads: ClippedGradients, draws: _Draws
+        self, grads: clipped_lib.ClippedGradients, draws: release.Draws
     ) -> tuple[float, tf.Tensor]:
         """What noise is left for the sums; this replica's noised counts."""
         if grads.counts is None:
@@ -583,7 +519,7 @@ class PrivateOptimizer:
 
     def _adapt(
         self,
-        grads: ClippedGradients,
+        grads: clipped_lib.ClippedGradients,
         counts: tf.Tensor,
         expected_batch_size: tf.Tensor,
     ) -> None:
@@ -610,7 +546,7 @@ class PrivateOptimizer:
 
     def apply_gradients(self, grads_and_vars):
         """As `apply`, for `ClippedGradients` only."""
-        if isinstance(grads_and_vars, ClippedGradients):
+        if isinstance(grads_and_vars, clipped_lib.ClippedGradients):
             self.apply(grads_and_vars)
             return self._iterations
         return super().apply_gradients(grads_and_vars)
@@ -663,25 +599,6 @@ class PrivateOptimizer:
         return config
 
 
-def _check_dealt(grads: ClippedGradients) -> None:
-    """Refuses a batch that may be on several replicas, or on none."""
-    count = replicas.count()
-    if grads.replicas == count:
-        return
-    if grads.replicas == 1:
-        raise NotPrivateError(
-            f"A step on {count} replicas needs a batch that was dealt to "
-            "them, each example to one: the same batch on every replica would "
-            f"count each example {count} times. Use `model.fit` or "
-            "`train_on_batch`, or tf_dpfp.dealt_step in a custom loop."
-        )
-    raise NotPrivateError(
-        f"These clipped gradients are those of one of {grads.replicas} "
-        f"replicas, and {count} step together here. Apply them where they "
-        "were made."
-    )
-
-
 def _warn_if_drowned(
     budget: noise_lib.BudgetSplit, expected_batch_size: float
 ) -> None:
@@ -696,203 +613,3 @@ def _warn_if_drowned(
             "or lower Adaptive's `learning_rate`.",
             stacklevel=2,
         )
-
-
-def _add_noise(
-    clipped: ClippedGradients,
-    noise_multiplier: float,
-    allocation: str,
-    draws: _Draws,
-) -> list[tf.Tensor | None]:
-    """The released sums: each clipped sum plus its group's noise.
-
-    Of one replica of several: plus the replica's share of the noise.
-    """
-    released: list[tf.Tensor | None] = list(clipped.sums)
-    if not noise_multiplier:
-        return released
-    deviations = noise_lib.standard_deviations(
-        [group.threshold for group in clipped.groups],
-        [group.dimension for group in clipped.groups],
-        noise_multiplier,
-        allocation,
-    )
-    deviations = [deviation * draws.share for deviation in deviations]
-    together: dict[str | None, list[tuple[int, Any]]] = {}
-    drawn = 0
-    for group, deviation in zip(clipped.groups, deviations, strict=True):
-        for index in group.members:
-            total = clipped.sums[index]
-            if total is None:
-                continue
-            if total.shape.num_elements() < _DRAWN_TOGETHER:
-                together.setdefault(group.device, []).append((index, deviation))
-                continue
-            drawn += total.shape.num_elements()
-            with clipping_lib.on_device(group.device):
-                released[index] = _noised(
-                    total,
-                    deviation,
-                    draws.key(index),
-                    early=drawn <= _DRAWN_EARLY,
-                )
-    for device, small in together.items():
-        indices = [index for index, _ in small]
-        with clipping_lib.on_device(device):
-            noises = noise_lib.gaussian_noises(
-                [clipped.sums[index].shape for index in indices],
-                [deviation for _, deviation in small],
-                # One key for all of them; those of the others are not used.
-                draws.key(indices[0]),
-            )
-            for index, noise in zip(indices, noises, strict=True):
-                released[index] = _plus(clipped.sums[index], noise)
-    return released
-
-
-def _noised(
-    total: tf.Tensor, deviation, key: tf.Tensor, early: bool
-) -> tf.Tensor:
-    # Early noise does not wait for the sum: a core that is idle during the
-    # backward pass draws it. If all of it were early, a large model would be
-    # in memory once more.
-    if not early:
-        with tf.control_dependencies([total]):
-            key = tf.identity(key)
-    return _plus(total, noise_lib.gaussian_noise(total.shape, deviation, key))
-
-
-def _plus(total: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
-    return total + tf.cast(noise, total.dtype)
-
-
-def _finished(
-    clipped: ClippedGradients,
-    released: Sequence[tf.Tensor | None],
-    carriers: Sequence[low_rank.Carriers | None],
-    divisor: tf.Tensor,
-) -> list[tf.Tensor | None]:
-    """What the Keras optimizer takes, each where its variable is."""
-    gradients: list[tf.Tensor | None] = [None] * len(clipped.variables)
-    for group in clipped.groups:
-        with clipping_lib.on_device(group.device):
-            for index in group.members:
-                variable = clipped.variables[index]
-                gradients[index] = _finish(
-                    _reconstruct(released[index], carriers[index], variable),
-                    clipped.regularization[index],
-                    divisor,
-                    variable,
-                )
-    return gradients
-
-
-def _reconstruct(
-    total: tf.Tensor | None,
-    carriers: low_rank.Carriers | None,
-    variable: keras.Variable,
-) -> tf.Tensor | None:
-    """From released carriers to a released kernel: post-processing."""
-    if total is None or carriers is None:
-        return total
-    return low_rank.reconstruct(
-        total, carriers, low_rank.mark_of(variable).view
-    )
-
-
-def _finish(total, extra, divisor, variable):
-    """Mean of the released sum plus the regularisation's gradient."""
-    if total is None and extra is None:
-        return None
-    dtype = variable.dtype
-    mean = None if total is None else total / tf.cast(divisor, total.dtype)
-    if mean is None:
-        return tf.cast(extra, dtype)
-    if extra is not None:
-        mean += tf.cast(extra, mean.dtype)
-    return tf.cast(mean, dtype)
-
-
-_CLASSES: dict[type, type] = {}
-
-
-def private_optimizer_class(
-    base: type[keras.optimizers.Optimizer],
-) -> type[keras.optimizers.Optimizer]:
-    """The private version of any Keras optimizer class.
-
-    Args:
-        base: A subclass of `keras.optimizers.Optimizer`.
-
-    Returns:
-        A subclass of `base`, named with "DP" in front, that takes the
-        arguments of `PrivateOptimizer` beside the base's own. The same class
-        every time.
-
-    Raises:
-        TypeError: If `base` is not an optimizer class, or is a wrapper that
-            changes gradients before an inner optimizer sees them.
-    """
-    if not (
-        isinstance(base, type) and issubclass(base, keras.optimizers.Optimizer)
-    ):
-        raise TypeError(
-            "`private_optimizer_class` takes a subclass of "
-            f"keras.optimizers.Optimizer. Received: {base!r}"
-        )
-    if issubclass(base, PrivateOptimizer):
-        return base
-    if issubclass(base, keras.optimizers.LossScaleOptimizer):
-        raise TypeError(
-            "LossScaleOptimizer skips steps when one example overflows, which "
-            "tells about that example. Make the inner optimizer private; it "
-            "scales the loss itself (`loss_scale_factor=`)."
-        )
-    if base not in _CLASSES:
-        name = f"DP{base.__name__}"
-        cls = type(name, (PrivateOptimizer, base), {})
-        cls.__module__ = __name__
-        cls.__doc__ = _class_doc(name, base)
-        cls.__signature__ = _class_signature(base)
-        keras.saving.register_keras_serializable(package="tf_dpfp")(cls)
-        _CLASSES[base] = cls
-    return _CLASSES[base]
-
-
-def _class_signature(base: type) -> inspect.Signature:
-    own = [
-        p
-        for p in inspect.signature(
-            PrivateOptimizer.__init__
-        ).parameters.values()
-        if p.kind is p.KEYWORD_ONLY
-    ]
-    theirs = list(inspect.signature(base).parameters.values())
-    positional = [p for p in theirs if p.kind is not p.VAR_KEYWORD]
-    rest = [p for p in theirs if p.kind is p.VAR_KEYWORD]
-    return inspect.Signature(positional + own + rest)
-
-
-def _class_doc(name: str, base: type) -> str:
-    own = inspect.cleandoc(PrivateOptimizer.__doc__)
-    arguments = own[own.index("Args:\n") :]
-    return (
-        textwrap.dedent(f"""\
-        Private {base.__name__}: clipped, noised, counted.
-
-        `keras.optimizers.{base.__name__}` with the gradient of every example
-        clipped and Gaussian noise added before the update. All arguments of
-        `keras.optimizers.{base.__name__}` except
-        `gradient_accumulation_steps`, and:
-
-        """)
-        + arguments
-    )
-
-
-DPSGD = private_optimizer_class(keras.optimizers.SGD)
-DPAdam = private_optimizer_class(keras.optimizers.Adam)
-DPAdamW = private_optimizer_class(keras.optimizers.AdamW)
-DPAdagrad = private_optimizer_class(keras.optimizers.Adagrad)
-DPRMSprop = private_optimizer_class(keras.optimizers.RMSprop)
-DPLion = private_optimizer_class(keras.optimizers.Lion)
