@@ -26,8 +26,8 @@ _HEAD_FIRST = {
     "head_learning_rate": 0.02,
     "epochs": 5,
 }
-_FULL = {**_HEAD_FIRST, "method": "full", "learning_rate": 1e-3}
-_FULL_1 = {**_FULL, "blocks": 1}
+_FULL = {**_HEAD_FIRST, "method": "full", "learning_rate": 3e-4}
+_FULL_1 = {**_FULL, "blocks": 1, "learning_rate": 1e-3}
 _LORA_1 = {**_FULL_1, "method": "lora", "learning_rate": 2e-3}
 _ORDINARY = {"epsilon": math.inf, "batch_size": 64, "epochs": 2}
 _ORDINARY_HEAD = {"epochs": 15, "learning_rate": 3e-3}
@@ -40,10 +40,11 @@ METHODS = {
     "lora_1": _LORA_1,
     "rgp_1": {**_FULL_1, "method": "rgp"},
     "bias_1": {**_FULL_1, "method": "bias", "learning_rate": 3e-3},
-    "full": {**_FULL, "learning_rate": 3e-4},
+    "full": _FULL,
     "public_head": {**_HEAD, "start": PUBLIC},
     "public_full_1": {**_FULL_1, "start": PUBLIC},
     "public_lora_1": {**_LORA_1, "start": PUBLIC},
+    "public_full": {**_FULL, "start": PUBLIC},
 }
 
 
