@@ -10,7 +10,7 @@ from tf_dpfp.accounting import other_noise_multiplier
 from tf_dpfp.accounting.mechanisms import LedgerEntry
 from tf_dpfp.accounting.mechanisms import Release
 from tf_dpfp.accounting.mechanisms import WithoutReplacement
-from tf_dpfp.sampling import info as info_lib
+from tf_dpfp.sampling import registry
 
 
 def calibrate_representation(
@@ -54,7 +54,7 @@ def calibrate_representation(
     calibrate_representation(batches, epsilon=3.0, delta=1e-5, epochs=10)
     ```
     """
-    info = info_lib.sampling_of(batches)
+    info = registry.sampling_of(batches)
     if info is None or not isinstance(info.sampling, WithoutReplacement):
         raise ValueError(
             "`batches` must be the data set that tf_dpfp.microbatch_sampler "

@@ -14,8 +14,8 @@ import tensorflow as tf
 from scipy import stats
 
 from tf_dpfp.accounting.mechanisms import PoissonSampling
-from tf_dpfp.sampling import info as info_lib
 from tf_dpfp.sampling import padding
+from tf_dpfp.sampling import registry
 from tf_dpfp.sampling import sources
 
 # Probability per step that a padded batch cannot hold its draw, by default.
@@ -125,7 +125,7 @@ def poisson_batches(
         expected_batch_size, sampling_rate, steps_per_epoch, padded, capacity
     )
     check_seed(seed)
-    if info_lib.sampling_of(x) is not None:
+    if registry.sampling_of(x) is not None:
         raise ValueError(
             "`x` already consists of drawn batches. Pass the examples."
         )
@@ -135,7 +135,7 @@ def poisson_batches(
 
     def shard(
         index: int, count: int
-    ) -> tuple[tf.data.Dataset, info_lib.SamplingInfo]:
+    ) -> tuple[tf.data.Dataset, registry.SamplingInfo]:
         largest = -(-source.size // count)
         rows, overflow = None, 0.0
         if padded:
@@ -145,7 +145,7 @@ def poisson_batches(
             overflow = count * overflow_probability(largest, rate, rows)
         mine = sources.every_nth(source, index, count)
         dataset = _sampled(mine, rate, steps, rows, map_fn, seed, index)
-        info = info_lib.SamplingInfo(
+        info = registry.SamplingInfo(
             sampling=PoissonSampling(
                 rate, overflow_probability=min(1.0, overflow)
             ),
@@ -159,7 +159,7 @@ def poisson_batches(
         )
         return dataset, info
 
-    return info_lib.register(
+    return registry.register(
         *shard(0, 1), shard, lambda key: sources.digest(source, key)
     )
 

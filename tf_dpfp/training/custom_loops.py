@@ -9,8 +9,8 @@ from tf_dpfp import accounting
 from tf_dpfp import optimizers
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp.distribute import replicas as replicas_lib
+from tf_dpfp.sampling import pipelines
 from tf_dpfp.training import dealt_training
-from tf_dpfp.training import pipelines
 from tf_dpfp.training import preparation
 from tf_dpfp.training import replicated
 from tf_dpfp.training import representations

@@ -17,9 +17,9 @@ from keras import tree
 from tf_dpfp import compilation
 from tf_dpfp import optimizers
 from tf_dpfp import validation
+from tf_dpfp.sampling import pipelines
 from tf_dpfp.training import compiling
 from tf_dpfp.training import dealt_training
-from tf_dpfp.training import pipelines
 from tf_dpfp.training import preparation
 from tf_dpfp.training import replicated
 from tf_dpfp.training import representations

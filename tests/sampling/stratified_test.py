@@ -9,7 +9,7 @@ from scipy import stats
 import tf_dpfp
 from tf_dpfp import accounting
 from tf_dpfp import sampling
-from tf_dpfp.sampling import microbatches
+from tf_dpfp.sampling import stratified
 
 N = 60
 X = np.arange(N, dtype=np.float32)[:, None]
@@ -64,7 +64,7 @@ def test_examples_and_pairs_of_a_label_are_drawn_equally_often():
     ordered = collections.Counter()
     singles = collections.Counter()
     for _ in range(runs):
-        drawn = microbatches.draw(rng, strata, counts)
+        drawn = stratified.draw(rng, strata, counts)
         ordered[tuple(drawn[:3])] += 1
         singles[drawn[3]] += 1
     # All ordered draws are equally likely: the subset, and its order.
@@ -98,7 +98,7 @@ def test_a_seed_repeats_the_draws_and_is_told():
 @pytest.mark.parametrize("total", [1, 5, 9, 23, 60])
 @pytest.mark.parametrize("sizes", [[30, 20, 10], [57, 2, 1], [20, 20, 20]])
 def test_shares_have_the_least_greatest_rate(sizes, total):
-    counts = microbatches.shares(sizes, total)
+    counts = stratified.shares(sizes, total)
     assert sum(counts) == total
     assert all(0 <= c <= s for c, s in zip(counts, sizes, strict=True))
     greatest = max(c / s for c, s in zip(counts, sizes, strict=True))

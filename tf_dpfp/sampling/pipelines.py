@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp import accounting
-from tf_dpfp import sampling as sampling_lib
+from tf_dpfp.sampling import registry
 
 _KERAS_BATCH_SIZE = 32
 
@@ -35,7 +35,7 @@ class Pipeline:
     population: int | None = None
     seeded: bool = False
     is_dataset: bool = False
-    drawn: sampling_lib.SamplingInfo | None = None
+    drawn: registry.SamplingInfo | None = None
     batch_size: int | None = None
 
 
@@ -65,7 +65,7 @@ def describe(
         ValueError: If the batches were drawn for another kind of step.
     """
     x = arguments["x"]
-    info = sampling_lib.sampling_of(x)
+    info = registry.sampling_of(x)
     if info is not None and rows:
         return _of_rows(info)
     if info is not None:
@@ -85,7 +85,7 @@ def describe(
     return _describe_arrays(x, arguments, need_batch_size)
 
 
-def of_info(info: sampling_lib.SamplingInfo) -> Pipeline:
+def of_info(info: registry.SamplingInfo) -> Pipeline:
     """The description of a Poisson-sampled data set."""
     return Pipeline(
         "the Poisson-sampled data set",
@@ -97,7 +97,7 @@ def of_info(info: sampling_lib.SamplingInfo) -> Pipeline:
     )
 
 
-def _of_rows(info: sampling_lib.SamplingInfo) -> Pipeline:
+def _of_rows(info: registry.SamplingInfo) -> Pipeline:
     if isinstance(info.sampling, accounting.PoissonSampling):
         # Row for row it does not amplify: a row shows who was drawn.
         return dataclasses.replace(

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpfp.accounting.mechanisms import WithoutReplacement
-from tf_dpfp.sampling import info as info_lib
 from tf_dpfp.sampling import labels as labels_lib
 from tf_dpfp.sampling import poisson
+from tf_dpfp.sampling import registry
 from tf_dpfp.sampling import sources
 
 
@@ -78,7 +78,7 @@ def microbatch_sampler(
     poisson.check_count("microbatches", microbatches)
     poisson.check_count("steps_per_epoch", steps_per_epoch)
     poisson.check_seed(seed)
-    if info_lib.sampling_of(x) is not None:
+    if registry.sampling_of(x) is not None:
         raise ValueError(
             "`x` already consists of drawn batches. Pass the examples."
         )
@@ -119,9 +119,9 @@ def microbatch_sampler(
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
     rates = [count / len(s) for count, s in zip(counts, strata, strict=True)]
     worst = int(np.argmax(rates))
-    return info_lib.register(
+    return registry.register(
         dataset.prefetch(2),
-        info_lib.SamplingInfo(
+        registry.SamplingInfo(
             sampling=WithoutReplacement(len(strata[worst]), counts[worst]),
             expected_batch_size=float(rows),
             population=source.size,
