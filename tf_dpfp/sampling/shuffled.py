@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_dpfp.sampling import poisson
+from tf_dpfp.sampling import batching
 from tf_dpfp.sampling import sources
 
 
@@ -45,6 +45,6 @@ def shuffled_batches(
         for first in range(0, source.size, batch_size):
             yield order[first : first + batch_size]
 
-    batches = poisson.batches(source, draws, None, None)
+    batches = batching.batches(source, draws, None, None)
     count = -(-source.size // batch_size)
     return batches.apply(tf.data.experimental.assert_cardinality(count))

@@ -10,10 +10,14 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpfp.accounting.mechanisms import WithoutReplacement
+from tf_dpfp.sampling import batching
 from tf_dpfp.sampling import labels as labels_lib
 from tf_dpfp.sampling import poisson
 from tf_dpfp.sampling import registry
+from tf_dpfp.sampling import source as source_lib
 from tf_dpfp.sampling import sources
+from tf_dpfp.sampling.source import Leaves
+from tf_dpfp.sampling.source import Source
 
 
 def microbatch_sampler(
@@ -109,9 +113,9 @@ def microbatch_sampler(
                 [draw(rng, strata, counts) for _ in range(microbatches)]
             )
 
-    entropy = poisson.seeds(seed)
-    dataset = poisson.batches(source, draws, None, map_fn, rows)
-    if len(sources.as_components(dataset.element_spec)) != 2:
+    entropy = batching.seeds(seed)
+    dataset = batching.batches(source, draws, None, map_fn, rows)
+    if len(source_lib.as_components(dataset.element_spec)) != 2:
         raise ValueError(
             "`map_fn` must return (x, y): weights that differ within a label "
             "would tell whose row is whose. Use `class_weight` in `fit`."
@@ -224,11 +228,11 @@ def _check_strata(
             )
 
 
-def _with_labels(source: sources.Source, y: np.ndarray) -> sources.Source:
-    def take(indices: np.ndarray) -> sources.Leaves:
+def _with_labels(source: Source, y: np.ndarray) -> Source:
+    def take(indices: np.ndarray) -> Leaves:
         return (*source.take(indices), y[indices])
 
-    return sources.Source(
+    return Source(
         source.size,
         (*source.structure, 0),
         (*source.specs, tf.TensorSpec(y.shape[1:], tf.as_dtype(y.dtype))),
