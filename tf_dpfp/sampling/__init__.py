@@ -1,4 +1,4 @@
-"""Random batches whose law is known, and the shapes they are given."""
+"""Batch sampling with a known distribution, and static padding."""
 
 from tf_dpfp.sampling.calibration import calibrate_representation
 from tf_dpfp.sampling.dealing import deal
@@ -15,6 +15,7 @@ from tf_dpfp.sampling.registry import sampled_shard
 from tf_dpfp.sampling.registry import sampling_of
 from tf_dpfp.sampling.shuffled import shuffled_batches
 from tf_dpfp.sampling.stratified import microbatch_sampler
+from tf_dpfp.sampling.stratified import stratified_batches
 
 __all__ = [
     "RandomizedLabels",
@@ -32,4 +33,5 @@ __all__ = [
     "sampling_of",
     "shuffled_batches",
     "split_microbatches",
+    "stratified_batches",
 ]

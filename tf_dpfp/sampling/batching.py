@@ -21,41 +21,42 @@ def batches(
     map_fn: Callable[..., Any] | None,
     fixed: int | None = None,
 ) -> tf.data.Dataset:
-    """The batches of `draws`, in the structure of the source.
+    """Fetches the batches of given draws, in the structure of the source.
 
     Args:
-        source: where the examples are.
-        draws: the indices of every batch of an iteration.
-        capacity: rows to which every batch is padded, if it is.
-        map_fn: transforms a batch.
-        fixed: rows of every batch, if all draws have as many.
+        source: The examples.
+        draws: Function that starts an iteration over the indices of each
+            batch.
+        capacity: Size that every batch is padded to; `None` for no padding.
+        map_fn: Function that transforms a batch; `None` for no change.
+        fixed: Size of every batch, if all draws have the same.
 
     Returns:
-        The data set.
+        A `tf.data.Dataset`.
     """
 
     def generate() -> Iterator[Leaves]:
         return (source.take(indices) for indices in draws())
 
     def assemble(*leaves: tf.Tensor) -> Any:
-        rows = tf.shape(leaves[0])[0]
+        tensors, size = list(leaves), tf.shape(leaves[0])[0]
         if fixed is not None:
-            leaves = [_with_rows(leaf, fixed) for leaf in leaves]
-            rows = fixed
+            size = fixed
+            tensors = [_of_size(leaf, size) for leaf in tensors]
         if capacity is not None:
-            # At most `capacity` rows were drawn, so the next multiple is it.
-            leaves, mask = padding.pad_to_multiple(leaves, capacity)
-            leaves = [_with_rows(leaf, capacity) for leaf in leaves]
-            rows = capacity
-        batch = keras.tree.pack_sequence_as(source.structure, leaves)
+            # At most `capacity` were drawn, so the next multiple is it.
+            tensors, is_example = padding.pad_to_multiple(tensors, capacity)
+            size = capacity
+            tensors = [_of_size(leaf, size) for leaf in tensors]
+        batch = keras.tree.pack_sequence_as(source.structure, tensors)
         if map_fn is not None:
             batch = source_lib.as_components(map_fn(*batch))
             batch = keras.tree.map_structure(
-                lambda leaf: _with_rows(leaf, rows),
+                lambda leaf: _of_size(leaf, size),
                 keras.tree.lists_to_tuples(batch),
             )
         if capacity is not None:
-            batch = _weigh(batch, tf.ensure_shape(mask, [capacity]))
+            batch = _weigh(batch, tf.ensure_shape(is_example, [capacity]))
         return _as_element(batch)
 
     signature = tuple(
@@ -68,50 +69,53 @@ def batches(
     return dataset.map(assemble, num_parallel_calls=parallel)
 
 
-def _with_rows(leaf: Any, rows: int | tf.Tensor) -> tf.Tensor:
-    """Checks that `map_fn` kept one row per example."""
+def _of_size(leaf: Any, size: int | tf.Tensor) -> tf.Tensor:
+    """Checks that `map_fn` kept the batch size."""
     if isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
         raise ValueError(
-            f"`map_fn` returned a {type(leaf).__name__}. Make it dense."
+            "`map_fn` must return dense tensors. "
+            f"Received: a {type(leaf).__name__} of shape {leaf.shape}"
         )
     leaf = tf.convert_to_tensor(leaf)
-    fixed = rows if isinstance(rows, int) else None
+    fixed = size if isinstance(size, int) else None
     if fixed is not None and leaf.shape.rank is None:
         raise ValueError(
             "`map_fn` returned a tensor of unknown rank, which cannot be "
-            "padded statically. Declare its shape with `tf.ensure_shape`."
+            "padded statically. Declare its shape with `tf.ensure_shape`. "
+            f"Received: {leaf}"
         )
     kept = leaf.shape.rank is None or leaf.shape.rank > 0
     if not kept or not leaf.shape[:1].is_compatible_with([fixed]):
         raise ValueError(
-            "`map_fn` must keep one row per example, but returned shape "
-            f"{leaf.shape}" + (f" for {rows} rows." if fixed else ".")
+            "`map_fn` must keep one entry per example. Received: shape "
+            f"{leaf.shape}" + (f" for {fixed} examples" if fixed else "")
         )
     if fixed is not None:
         return tf.ensure_shape(leaf, [fixed, *leaf.shape[1:]])
     same = tf.debugging.assert_equal(
         tf.shape(leaf)[0],
-        rows,
-        message="`map_fn` must keep one row per example.",
+        size,
+        message="`map_fn` must keep one entry per example.",
     )
     with tf.control_dependencies([same]):
         return tf.identity(leaf)
 
 
-def _weigh(batch: tuple[Any, ...], mask: tf.Tensor) -> tuple[Any, ...]:
-    """Gives padding rows the weight zero, whatever weight they had."""
+def _weigh(batch: tuple[Any, ...], is_example: tf.Tensor) -> tuple[Any, ...]:
+    """Gives padding the weight zero, whatever weight it had."""
     if len(batch) == 1:
         raise ValueError(
-            "padded='static' marks padding rows by their sample weight, which "
-            "needs targets. Pass `y`, or use padded=None."
+            "padded='static' marks padding by its sample weight, which needs "
+            "targets. Pass `y`, or use padded=None. Received: batches of x "
+            "alone"
         )
     if len(batch) == 2:
-        return (*batch, tf.cast(mask, keras.config.floatx()))
+        return (*batch, tf.cast(is_example, keras.config.floatx()))
 
     def weigh(weight: tf.Tensor) -> tf.Tensor:
         ones = [1] * (weight.shape.rank - 1)
         return tf.where(
-            tf.reshape(mask, [-1, *ones]), weight, tf.zeros_like(weight)
+            tf.reshape(is_example, [-1, *ones]), weight, tf.zeros_like(weight)
         )
 
     return (*batch[:2], keras.tree.map_structure(weigh, batch[2]))
@@ -125,7 +129,15 @@ def _as_element(batch: tuple[Any, ...]) -> Any:
 
 
 def seeds(seed: int | None, shard: int = 0) -> Iterator[Any]:
-    """One seed per iteration over the data set; None asks the system."""
+    """Returns one seed per iteration over a data set.
+
+    Args:
+        seed: Integer, or `None` for seeds from the operating system.
+        shard: Index of the worker that draws.
+
+    Returns:
+        An infinite iterator over seeds of `np.random.default_rng`.
+    """
     if seed is None:
         return itertools.repeat(None)
     # `zip` rather than a generator: iterators may start in several threads.

@@ -38,14 +38,15 @@ def from_dataset(dataset: tf.data.Dataset) -> Source:
     size = int(dataset.cardinality())
     if size == tf.data.INFINITE_CARDINALITY:
         raise ValueError(
-            "The data set is infinite (cardinality -1). Leave out `.repeat()`: "
-            "every example must be in it exactly once."
+            "The data set is infinite. Leave out `.repeat()`: every example "
+            "must be in it exactly once. Received: cardinality -1"
         )
     _refuse_batched(dataset)
     if size == tf.data.UNKNOWN_CARDINALITY:
         raise ValueError(
-            "The cardinality of the data set is unknown (-2). Declare it with "
-            "`.apply(tf.data.experimental.assert_cardinality(n))`."
+            "The cardinality of the data set is unknown. Declare it with "
+            "`.apply(tf.data.experimental.assert_cardinality(n))`. "
+            "Received: cardinality -2"
         )
     specs = tuple(
         keras.tree.flatten(source_lib.as_components(dataset.element_spec))
@@ -53,14 +54,14 @@ def from_dataset(dataset: tf.data.Dataset) -> Source:
     for spec in specs:
         if not isinstance(spec, tf.TensorSpec):
             raise ValueError(
-                f"Examples must be made of dense tensors, got a "
-                f"{type(spec).__name__}. Make them dense first."
+                "Examples must be made of dense tensors. Make them dense "
+                f"first. Received: {spec}"
             )
         if spec.shape.rank is None or None in spec.shape.as_list():
             raise ValueError(
-                f"An element has the unknown shape {spec.shape}: it is a batch "
-                "or of varying length. Use `.unbatch()`, or pad to one shape "
-                "and declare it with `tf.ensure_shape`."
+                "An element has an unknown shape: it is a batch or of varying "
+                "length. Use `.unbatch()`, or pad to one shape and declare it "
+                f"with `tf.ensure_shape`. Received: {spec}"
             )
     structure = source_lib.components_structure(
         source_lib.as_components(dataset.element_spec)
@@ -74,19 +75,18 @@ def from_dataset(dataset: tf.data.Dataset) -> Source:
     leaves = tuple(np.concatenate(parts) for parts in zip(*chunks, strict=True))
     if len(leaves[0]) != size:
         raise ValueError(
-            f"The data set says it has {size} examples but yielded "
-            f"{len(leaves[0])}."
+            f"The data set must have as many examples as its cardinality, "
+            f"{size}. Received: {len(leaves[0])} examples"
         )
-    return Source(
-        size, structure, specs, lambda indices: _rows(leaves, indices)
-    )
 
+    def take(indices: np.ndarray) -> Leaves:
+        return tuple(np.take(leaf, indices, axis=0) for leaf in leaves)
 
-def _rows(leaves: Leaves, indices: np.ndarray) -> Leaves:
-    return tuple(np.take(leaf, indices, axis=0) for leaf in leaves)
+    return Source(size, structure, specs, take)
 
 
 def _refuse_batched(dataset: tf.data.Dataset) -> None:
+    """Refuses data sets whose elements are batches or come repeatedly."""
     pending = [(dataset, False)]
     while pending:
         node, unbatched = pending.pop()
@@ -94,12 +94,14 @@ def _refuse_batched(dataset: tf.data.Dataset) -> None:
         if name == "_RepeatDataset":
             raise ValueError(
                 "The data set repeats its examples, and the guarantee is for "
-                "an example that is in it once. Leave out `.repeat()`."
+                "an example that is in it once. Leave out `.repeat()`. "
+                f"Received: {dataset!r}"
             )
         if name in _BATCHING and not unbatched:
             raise ValueError(
                 "The data set is batched already, but examples are drawn one "
-                "by one. Leave out `.batch()`, or add `.unbatch()`."
+                "by one. Leave out `.batch()`, or add `.unbatch()`. "
+                f"Received: {dataset!r}"
             )
         unbatched = unbatched or name in _UNBATCHING
         inputs = getattr(node, "_inputs", lambda: ())()
@@ -116,19 +118,19 @@ def from_random_access(data: Any) -> Source:
 
     def take(indices: np.ndarray) -> Leaves:
         out = _allocate(specs, len(indices))
-        indices = [int(index) for index in indices]
-        if hasattr(data, "__getitems__") and indices:
-            elements = data.__getitems__(indices)
+        wanted = indices.tolist()
+        if hasattr(data, "__getitems__") and wanted:
+            elements = data.__getitems__(wanted)
         else:
-            elements = (data[index] for index in indices)
-        for row, (index, element) in enumerate(
-            zip(indices, elements, strict=True)
+            elements = (data[index] for index in wanted)
+        for place, (index, element) in enumerate(
+            zip(wanted, elements, strict=True)
         ):
             found, leaves = _element_leaves(element)
             _check_same(f"Example {index}", found, leaves, structure, specs)
             for column, leaf in zip(out, leaves, strict=True):
                 # With the ellipsis a scalar string is copied, not nested.
-                column[row, ...] = leaf
+                column[place, ...] = leaf
         return out
 
     return Source(size, structure, specs, take)
@@ -140,14 +142,15 @@ def from_pydataset(data: keras.utils.PyDataset) -> Source:
     if count is None or count == float("inf"):
         raise ValueError(
             "The PyDataset has no length. Give it a finite `__len__`: its "
-            "examples must be known to be drawn from."
+            "examples must be known to be drawn from. "
+            f"Received: num_batches={count}"
         )
     count = int(count)
     if count == 0:
         return Source(0, (), (), lambda indices: ())
     structure, first = _element_leaves(data[0])
     last = _element_leaves(data[count - 1])[1]
-    full, rest = _batch_rows(first, 0), _batch_rows(last, count - 1)
+    full, rest = _size_of(first, 0), _size_of(last, count - 1)
     specs = tuple(_spec(leaf, skip=1) for leaf in first)
 
     def take(indices: np.ndarray) -> Leaves:
@@ -155,13 +158,13 @@ def from_pydataset(data: keras.utils.PyDataset) -> Source:
         batches = indices // full
         for batch in np.unique(batches).tolist():
             found, leaves = _element_leaves(data[batch])
-            rows = _batch_rows(leaves, batch)
+            size = _size_of(leaves, batch)
             expected = rest if batch == count - 1 else full
-            if rows != expected:
+            if size != expected:
                 raise ValueError(
-                    f"Batch {batch} of the PyDataset has {rows} rows instead "
-                    f"of {expected}: all but the last must have as many as "
-                    "the first."
+                    f"Batch {batch} of the PyDataset must have {expected} "
+                    "examples: all batches but the last must have as many as "
+                    f"the first. Received: {size} examples"
                 )
             _check_same(
                 f"Batch {batch}", found, leaves, structure, specs, skip=1
@@ -173,29 +176,31 @@ def from_pydataset(data: keras.utils.PyDataset) -> Source:
 
     if rest > full:
         raise ValueError(
-            f"The last batch of the PyDataset has {rest} rows and the first "
-            f"{full}: all but the last must have as many as the first."
+            "The last batch of the PyDataset must not be larger than the "
+            f"first, of {full} examples. Received: {rest} examples"
         )
     return Source((count - 1) * full + rest, structure, specs, take)
 
 
-def _batch_rows(leaves: Leaves, batch: int) -> int:
-    rows = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
-    if len(rows) != 1 or None in rows:
+def _size_of(leaves: Leaves, batch: int) -> int:
+    """Returns the number of examples in a batch of a PyDataset."""
+    sizes = {leaf.shape[0] if leaf.ndim else -1 for leaf in leaves}
+    if len(sizes) != 1 or -1 in sizes:
         raise ValueError(
-            f"The arrays of batch {batch} of the PyDataset have different "
-            f"numbers of rows: {[leaf.shape for leaf in leaves]}."
+            f"The arrays of batch {batch} of the PyDataset must not have "
+            "different numbers of examples. Received: shapes "
+            f"{[leaf.shape for leaf in leaves]}"
         )
-    return rows.pop()
+    return sizes.pop()
 
 
 def _spec(leaf: np.ndarray, skip: int = 0) -> tf.TensorSpec:
     return tf.TensorSpec(leaf.shape[skip:], tf.as_dtype(leaf.dtype))
 
 
-def _allocate(specs: tuple[tf.TensorSpec, ...], rows: int) -> Leaves:
+def _allocate(specs: tuple[tf.TensorSpec, ...], size: int) -> Leaves:
     return tuple(
-        np.empty((rows, *spec.shape), spec.dtype.as_numpy_dtype)
+        np.empty((size, *spec.shape), spec.dtype.as_numpy_dtype)
         for spec in specs
     )
 
@@ -208,23 +213,27 @@ def _check_same(
     specs: tuple[tf.TensorSpec, ...],
     skip: int = 0,
 ) -> None:
-    """Writing into an array would broadcast or cast in silence."""
+    """Refuses examples unlike the first one."""
+    # Writing into an array would broadcast or cast in silence.
     keras.tree.assert_same_structure(found, structure)
-    got = tuple(_spec(leaf, skip) for leaf in leaves)
-    if got != specs:
+    these = tuple(_spec(leaf, skip) for leaf in leaves)
+    if these != specs:
         raise ValueError(
-            f"{name} has {got} where the first has {specs}. All examples need "
-            "the same shapes and dtypes: pad or convert them first."
+            f"{name} is unlike the first. All examples need the same shapes "
+            "and dtypes: pad or convert them first. Received: "
+            f"{these} instead of {specs}"
         )
 
 
 def _element_leaves(element: Any) -> tuple[tuple[Any, ...], Leaves]:
+    """Returns the structure and the arrays of one example or batch."""
     components = source_lib.as_components(element)
     leaves = []
     for leaf in keras.tree.flatten(components):
         if leaf is None:
             raise ValueError(
-                "A component of the examples is None. Leave it out."
+                "A component of the examples is None. Leave it out. "
+                f"Received: {components!r:.50}"
             )
         if isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
             leaf = source_lib.to_array(leaf)

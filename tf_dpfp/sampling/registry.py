@@ -1,6 +1,4 @@
-"""How a data set's batches were drawn, known only from who made it."""
-
-from __future__ import annotations
+"""Registry of the data sets whose sampling is known, and how they draw."""
 
 import dataclasses
 import weakref
@@ -9,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_dpfp import arguments
 from tf_dpfp.accounting.mechanisms import LedgerEntry
 from tf_dpfp.accounting.mechanisms import PoissonSampling
 from tf_dpfp.accounting.mechanisms import WithoutReplacement
@@ -16,18 +15,19 @@ from tf_dpfp.accounting.mechanisms import WithoutReplacement
 
 @dataclasses.dataclass(frozen=True)
 class SamplingInfo:
-    """The law of the batches of one data set.
+    """Distribution of the batches of one data set.
 
     Attributes:
-        sampling: the mechanism, with its rate, as the accountant takes it.
-        expected_batch_size: mean number of examples in a batch.
-        population: number of examples the batches are drawn from.
-        steps_per_epoch: number of batches in one iteration.
-        capacity: rows of every batch when batches are padded, else `None`.
-        seeded: whether a seed was given, so that whoever knows it knows which
-            examples are in which batch.
-        draws: number of independent draws that make up a batch.
-        labels: how the labels were randomised; `None` if they were not.
+        sampling: Sampling with its rate, as the accountant takes it.
+        expected_batch_size: Mean number of examples in a batch.
+        population: Number of examples that batches are drawn from.
+        steps_per_epoch: Number of batches in one iteration.
+        capacity: Size of every batch if it is static, else `None`.
+        seeded: Boolean, true if a seed was given. Anyone who has the seed can
+            tell which examples are in which batch.
+        draws: Number of independent draws in a batch.
+        labels: Ledger entry of the randomised labels; `None` if labels were
+            not randomised.
     """
 
     sampling: PoissonSampling | WithoutReplacement
@@ -41,57 +41,70 @@ class SamplingInfo:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Registered:
-    """What is known of a data set, and of the examples behind it."""
+class Shards:
+    """Functions of the examples behind a data set of Poisson batches.
 
-    info: SamplingInfo
-    shard: Callable[[int, int], tuple[tf.data.Dataset, SamplingInfo]] | None
-    digest: Callable[[bytes], bytes] | None
+    Attributes:
+        batches_of: From a worker's index and the number of workers to the
+            result of `sampled_shard`.
+        digest: From a key to the result of `examples_digest`.
+    """
+
+    batches_of: Callable[[int, int], tuple[tf.data.Dataset, SamplingInfo]]
+    digest: Callable[[bytes], bytes]
 
 
 # Keyed by the identity of the data set rather than kept as its attribute: a
 # transformed data set is another object, and must not inherit the claim.
-_KNOWN: weakref.WeakKeyDictionary[tf.data.Dataset, _Registered] = (
-    weakref.WeakKeyDictionary()
-)
+_KNOWN: weakref.WeakKeyDictionary[
+    tf.data.Dataset, tuple[SamplingInfo, Shards | None]
+] = weakref.WeakKeyDictionary()
 
 
 def register(
     dataset: tf.data.Dataset,
     info: SamplingInfo,
-    shard: Callable[[int, int], tuple[tf.data.Dataset, SamplingInfo]]
-    | None = None,
-    digest: Callable[[bytes], bytes] | None = None,
+    shards: Shards | None = None,
 ) -> tf.data.Dataset:
-    """Records how `dataset` draws its batches, and returns it.
+    """Registers how a data set draws its batches.
 
     Args:
-        dataset: the data set.
-        info: the law of its batches.
-        shard: makes what `sampled_shard` returns.
-        digest: makes what `examples_digest` returns.
+        dataset: The data set.
+        info: Distribution of its batches.
+        shards: Functions of its examples; `None` if it has no shards.
+
+    Returns:
+        `dataset`.
     """
-    _KNOWN[dataset] = _Registered(info, shard, digest)
+    _KNOWN[dataset] = (info, shards)
     return dataset
 
 
 def sampling_of(dataset: Any) -> SamplingInfo | None:
-    """Says how the batches of a data set were drawn, if that is known.
+    """Returns how a data set draws its batches, if that is known.
 
     Args:
-        dataset: anything that can be passed to `fit`.
+        dataset: Anything that `fit` takes.
 
     Returns:
-        The `SamplingInfo` of a data set returned by `poisson_batches` or
-        `microbatch_sampler`. `None` for anything else, a data set derived from
-        such a one included: after `map`, `take`, `shuffle`, `repeat` and the
-        like nothing is proved about the batches. Use their argument `map_fn`
-        to transform batches and keep the proof.
+        The `SamplingInfo` of a data set made by `poisson_batches` or
+        `stratified_batches`. `None` for anything else, including a data set
+        derived from such a one: after `map`, `take`, `shuffle`, `repeat` and
+        the like nothing is proved about the batches. Use their argument
+        `map_fn` to transform batches and keep the proof.
     """
     if not isinstance(dataset, tf.data.Dataset):
         return None
-    known = _KNOWN.get(dataset)
-    return None if known is None else known.info
+    return _KNOWN.get(dataset, (None, None))[0]
+
+
+def refuse_drawn(x: Any) -> None:
+    """Raises `ValueError` if `x` is a data set of drawn batches."""
+    if sampling_of(x) is not None:
+        raise ValueError(
+            "`x` already consists of drawn batches. Pass the examples. "
+            f"Received: x={x!r}"
+        )
 
 
 def sampled_shard(
@@ -100,52 +113,52 @@ def sampled_shard(
     """Draws from every `count`-th example only, as one of `count` workers.
 
     Poisson sampling of disjoint shards, each by itself, is Poisson sampling of
-    the whole: no example's coin depends on another's. So the workers need not
-    agree on anything but the rate.
+    the whole: examples are drawn independently of each other. So workers need
+    to agree on the rate alone.
 
     Args:
-        dataset: a data set returned by `poisson_batches`.
-        index: which worker, from 0.
-        count: number of workers.
+        dataset: A data set made by `poisson_batches`.
+        index: Index of the worker, from 0.
+        count: Number of workers.
 
     Returns:
-        The batches of this worker, and the law of the batches of all workers
-        together, which is the same on every worker.
+        The batches of this worker, and the distribution of the batches of all
+        workers together, which is the same on every worker.
 
     Raises:
-        ValueError: if `dataset` was not made by `poisson_batches`.
+        ValueError: If `dataset` was not made by `poisson_batches`, or `index`
+            is not below `count`.
     """
-    known = _by_shards(dataset)
-    if not 0 <= index < count:
-        raise ValueError(
-            f"`index` is one of {count} workers. Received: index={index}"
-        )
-    return known.shard(index, count)
+    shards = _shards_of(dataset)
+    count = arguments.positive_integer("count", count)
+    index = arguments.integer("index", index, most=count - 1)
+    return shards.batches_of(index, count)
 
 
 def examples_digest(dataset: tf.data.Dataset, key: bytes) -> bytes:
     """Computes a digest of the examples that a data set draws from.
 
-    It reads all of them, in their order, and does not draw.
+    Reads all of them in order, and draws none.
 
     Args:
-        dataset: a data set returned by `poisson_batches`.
-        key: at most 64 bytes, without which the digest says nothing.
+        dataset: A data set made by `poisson_batches`.
+        key: Secret key of at most 64 bytes. Without it the digest tells
+            nothing about the examples.
 
     Returns:
         The digest.
 
     Raises:
-        ValueError: if `dataset` was not made by `poisson_batches`.
+        ValueError: If `dataset` was not made by `poisson_batches`.
     """
-    return _by_shards(dataset).digest(key)
+    return _shards_of(dataset).digest(key)
 
 
-def _by_shards(dataset: tf.data.Dataset) -> _Registered:
-    known = _KNOWN.get(dataset)
-    if known is None or known.shard is None:
+def _shards_of(dataset: tf.data.Dataset) -> Shards:
+    shards = _KNOWN.get(dataset, (None, None))[1]
+    if shards is None:
         raise ValueError(
             "Only the data set that tf_dpfp.poisson_batches returned, itself, "
-            "can be drawn from by shards."
+            f"can be drawn from by shards. Received: dataset={dataset!r}"
         )
-    return known
+    return shards

@@ -1,7 +1,7 @@
-"""One view of everything that examples may be kept in.
+"""Examples that can be counted and fetched by index.
 
 A `Source` has a number of examples and fetches any of them, as flat numpy
-arrays with a leading dimension over examples.
+arrays with a first axis over examples.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ class Source:
     """A fixed set of examples.
 
     Attributes:
-        size: number of examples.
-        structure: the components `(x,)`, `(x, y)` or `(x, y, sample_weight)`,
+        size: Number of examples.
+        structure: Components `(x,)`, `(x, y)` or `(x, y, sample_weight)`,
             with anything as leaves.
-        specs: shape (without the dimension over examples) and dtype per leaf.
-        take: from indices to the leaves of those examples.
+        specs: Shape, without the axis over examples, and dtype of each leaf.
+        take: Function from indices to the leaves of those examples.
     """
 
     size: int
@@ -38,12 +38,12 @@ class Source:
 
 
 def every_nth(source: Source, first: int, step: int) -> Source:
-    """The examples `first`, `first + step` and so on of a source.
+    """Selects the examples `first`, `first + step` and so on of a source.
 
     Args:
-        source: all examples.
-        first: the first one to take, below `step`.
-        step: how far apart they are.
+        source: All examples.
+        first: Index of the first one to take, below `step`.
+        step: Distance between two.
 
     Returns:
         A `Source` of these alone.
@@ -61,20 +61,21 @@ def digest(source: Source, key: bytes) -> bytes:
     """Computes a digest of all examples in their order; reads each of them.
 
     Args:
-        source: the examples.
-        key: at most 64 bytes. Without it the digest says nothing of them.
+        source: The examples.
+        key: Secret key of at most 64 bytes. Without it the digest tells
+            nothing about the examples.
 
     Returns:
-        The digest. Of other examples, of the same ones in another order, or
-        under another key it is another one.
+        The digest. Other examples, another order or another key give another
+        one.
     """
     found = hashlib.blake2b(key=key)
     found.update(repr((source.size, source.structure, source.specs)).encode())
     for first in range(0, source.size, CHUNK):
-        rows = np.arange(first, min(first + CHUNK, source.size))
-        for leaf in source.take(rows):
+        indices = np.arange(first, min(first + CHUNK, source.size))
+        for leaf in source.take(indices):
             if leaf.dtype == object:
-                # A list says where each of the strings ends.
+                # A list shows where each of the strings ends.
                 found.update(repr(leaf.tolist()).encode())
             else:
                 found.update(np.ascontiguousarray(leaf).tobytes())
@@ -85,27 +86,27 @@ def as_components(element: Any) -> tuple[Any, ...]:
     """Reads an element as Keras does: (x,), (x, y) or (x, y, weight).
 
     Args:
-        element: what a data set yields.
+        element: Element of a data set.
 
     Returns:
         A tuple of one to three components.
 
     Raises:
-        ValueError: for a tuple of another length.
+        ValueError: If it is a tuple of another length.
     """
     if not isinstance(element, (list, tuple)):
         return (element,)
     element = tuple(element)
     if not 1 <= len(element) <= 3:
         raise ValueError(
-            "An example must be x, (x, y) or (x, y, sample_weight), got a "
-            f"tuple of {len(element)}."
+            "An example must be x, (x, y) or (x, y, sample_weight). "
+            f"Received: a tuple of {len(element)}"
         )
     return element
 
 
 def components_structure(components: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The nesting of `components` alone, holding on to no data."""
+    """Returns the nesting of `components`, without their data."""
     components = keras.tree.lists_to_tuples(components)
     return keras.tree.map_structure(lambda _: 0, components)
 
@@ -122,31 +123,33 @@ def to_array(leaf: Any) -> np.ndarray:
     if isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
         raise ValueError(
             f"Examples cannot be drawn from a {type(leaf).__name__}. Make it "
-            "dense first (`.to_tensor()` or `tf.sparse.to_dense`)."
+            "dense first (`.to_tensor()` or `tf.sparse.to_dense`). "
+            f"Received: shape {leaf.shape}"
         )
     if not is_array(leaf):
         raise TypeError(
-            "Every leaf of `x`, `y` and `sample_weight` must be an array, got "
-            f"{leaf!r:.50} of type {type(leaf).__name__}. Convert lists with "
-            "`np.asarray`."
+            "Every leaf of `x`, `y` and `sample_weight` must be an array. "
+            "Convert lists with `np.asarray`. Received: "
+            f"{leaf!r:.50} of type {type(leaf).__name__}"
         )
     array = leaf.numpy() if isinstance(leaf, tf.Tensor) else np.asarray(leaf)
     if array.ndim < 1:
         raise ValueError(
-            "Every array needs a first dimension over examples, got the "
-            f"scalar {array!r:.50}."
+            "Every array needs a first axis over examples. "
+            f"Received: the scalar {array!r:.50}"
         )
     return tf_compatible(array)
 
 
 def tf_compatible(array: np.ndarray) -> np.ndarray:
-    """Strings become arrays of bytes objects; other objects are refused."""
+    """Converts strings to bytes objects, and refuses other objects."""
     if array.dtype.kind in "OUS":
         flat = array.ravel().tolist()
         if not all(isinstance(item, (str, bytes)) for item in flat):
             raise ValueError(
                 "An array of Python objects must hold strings only. Pad "
-                "sequences of different lengths to one shape first."
+                "sequences of different lengths to one shape first. "
+                f"Received: {array!r:.50}"
             )
         encoded = [i.encode() if isinstance(i, str) else i for i in flat]
         result = np.empty(len(encoded), object)
@@ -157,12 +160,12 @@ def tf_compatible(array: np.ndarray) -> np.ndarray:
     except TypeError:
         raise ValueError(
             f"TensorFlow has no dtype for an array of {array.dtype}. Convert "
-            "it to numbers or strings first."
+            f"it to numbers or strings first. Received: {array!r:.50}"
         ) from None
     return array
 
 
 def fit_dtype(dtype: np.dtype) -> tf.DType:
-    """The dtype `fit` gives to an array: floats become Keras's `floatx`."""
-    dtype = tf.as_dtype(dtype)
-    return tf.as_dtype(keras.config.floatx()) if dtype.is_floating else dtype
+    """Returns the dtype that `fit` casts to: Keras's `floatx` for floats."""
+    given = tf.as_dtype(dtype)
+    return tf.as_dtype(keras.config.floatx()) if given.is_floating else given

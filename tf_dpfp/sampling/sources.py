@@ -1,4 +1,4 @@
-"""Wraps whatever a user keeps examples in as a `Source`."""
+"""Sources of everything that examples may be kept in."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_dpfp import arguments
 from tf_dpfp.sampling import element_sources
 from tf_dpfp.sampling import source as source_lib
 from tf_dpfp.sampling.source import Leaves
@@ -17,28 +18,34 @@ from tf_dpfp.sampling.source import Source
 def make_source(
     x: Any, y: Any = None, sample_weight: Any = None, cache: bool = False
 ) -> Source:
-    """Recognises what `x` is and wraps it.
+    """Recognises what holds the examples, and wraps it.
 
     Args:
-        x: see `poisson_batches`, as for the others.
-        y: targets, for arrays only.
-        sample_weight: weights, for arrays only.
-        cache: whether to keep what is read one by one in memory.
+        x: Examples; see `poisson_batches`.
+        y: Targets, for arrays only.
+        sample_weight: Weights, for arrays only.
+        cache: Boolean, whether to keep a PyDataset or random-access object in
+            memory.
 
     Returns:
         The `Source`.
 
     Raises:
-        ValueError: if the examples cannot be counted or cannot be addressed one
-            by one.
-        TypeError: if `x` is none of the supported kinds.
+        ValueError: If the examples cannot be counted or addressed one by one.
+        TypeError: If `x` is none of the supported kinds.
     """
+    cache = arguments.boolean("cache", cache)
     if x is None:
-        raise ValueError("`x` is None. Pass the examples to draw from.")
+        raise ValueError(
+            "`x` is None. Pass the examples to draw from. Received: x=None"
+        )
     from_elements = _element_source(x)
     if from_elements is None:
         if sample_weight is not None and y is None:
-            raise ValueError("`sample_weight` needs `y`, got y=None.")
+            raise ValueError(
+                "`sample_weight` needs `y`. Received: sample_weight of type "
+                f"{type(sample_weight).__name__}, y=None"
+            )
         given = (x, y, sample_weight)
         source = _from_arrays(tuple(part for part in given if part is not None))
     else:
@@ -46,11 +53,16 @@ def make_source(
             raise ValueError(
                 f"`y` and `sample_weight` cannot be given beside a "
                 f"{type(x).__name__}. Let it yield (x, y) or "
-                "(x, y, sample_weight) itself."
+                "(x, y, sample_weight) itself. Received: y of type "
+                f"{type(y).__name__}, sample_weight of type "
+                f"{type(sample_weight).__name__}"
             )
         source = from_elements(x)
     if source.size == 0:
-        raise ValueError("The data set is empty: there is nothing to draw.")
+        raise ValueError(
+            "The data set is empty: there is nothing to draw. "
+            f"Received: x of type {type(x).__name__} with 0 examples"
+        )
     if cache and from_elements in (
         element_sources.from_random_access,
         element_sources.from_pydataset,
@@ -61,7 +73,7 @@ def make_source(
 
 
 def _element_source(x: Any) -> Callable[[Any], Source] | None:
-    """The reader for objects that hold whole examples; None for arrays."""
+    """Returns the reader of whole examples; `None` for arrays."""
     if isinstance(x, tf.data.Dataset):
         return element_sources.from_dataset
     if isinstance(x, keras.utils.PyDataset):
@@ -74,7 +86,7 @@ def _element_source(x: Any) -> Callable[[Any], Source] | None:
         f"Examples cannot be drawn from a {type(x).__name__}: that needs a "
         "length and access by index. Pass arrays, a tf.data.Dataset of single "
         "examples, a keras.utils.PyDataset, or an object with `__len__` and "
-        "`__getitem__`."
+        f"`__getitem__`. Received: x={x!r:.50}"
     )
 
 
@@ -84,12 +96,14 @@ def _from_arrays(components: tuple[Any, ...]) -> Source:
         source_lib.to_array(leaf) for leaf in keras.tree.flatten(components)
     ]
     if not arrays:
-        raise ValueError("`x` holds no array at all.")
+        raise ValueError(
+            f"`x` holds no array at all. Received: {components!r:.50}"
+        )
     sizes = [array.shape[0] for array in arrays]
     if len(set(sizes)) > 1:
         raise ValueError(
-            "`x`, `y` and `sample_weight` need the same number of examples, "
-            f"got arrays of {sizes}."
+            "`x`, `y` and `sample_weight` need the same number of examples. "
+            f"Received: arrays of {sizes}"
         )
     return Source(
         size=sizes[0],

@@ -91,7 +91,7 @@ class PrivateTraining(state_lib.Private):
         pipeline = pipelines.describe(
             arguments,
             need_batch_size=optimizer.expected_batch_size is None,
-            rows=representations.beside_sums(self),
+            joint=representations.beside_sums(self),
         )
         strategy = preparation.strategy_of(self, optimizer)
         if replicated.deals(strategy):
