@@ -67,7 +67,7 @@ def from_dataset(dataset: tf.data.Dataset) -> Source:
         source_lib.as_components(dataset.element_spec)
     )
     if size == 0:
-        return Source(0, structure, specs, lambda indices: ())
+        return Source(0, structure, specs, lambda _: ())
     chunks = [
         tuple(keras.tree.flatten(source_lib.as_components(chunk)))
         for chunk in dataset.batch(source_lib.CHUNK).as_numpy_iterator()
@@ -112,7 +112,7 @@ def from_random_access(data: Any) -> Source:
     """Wraps an object with `__len__` and `__getitem__`."""
     size = len(data)
     if size == 0:
-        return Source(0, (), (), lambda indices: ())
+        return Source(0, (), (), lambda _: ())
     structure, first = _element_leaves(data[0])
     specs = tuple(_spec(leaf) for leaf in first)
 
@@ -147,7 +147,7 @@ def from_pydataset(data: keras.utils.PyDataset) -> Source:
         )
     count = int(count)
     if count == 0:
-        return Source(0, (), (), lambda indices: ())
+        return Source(0, (), (), lambda _: ())
     structure, first = _element_leaves(data[0])
     last = _element_leaves(data[count - 1])[1]
     full, rest = _size_of(first, 0), _size_of(last, count - 1)
