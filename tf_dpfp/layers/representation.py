@@ -11,7 +11,7 @@ from tf_dpfp import accounting
 from tf_dpfp import counting
 from tf_dpfp import noise as noise_lib
 from tf_dpfp import sampling as sampling_lib
-from tf_dpfp.layers import clipping
+from tf_dpfp.clipping import clip_representations
 from tf_dpfp.layers import joint
 from tf_dpfp.layers import trial
 
@@ -167,7 +167,7 @@ class DPRepresentationClip(keras.layers.Layer):
             inputs = tf.cast(inputs, tf.float32)
         if mask is not None:
             inputs = _without_masked(inputs, mask)
-        rows = clipping.clip_rows(inputs, self.clip_norm)
+        rows = clip_representations(inputs, self.clip_norm)
         if training and step is None:
             self._count(rows)
         noised = training or self.noise_at_inference

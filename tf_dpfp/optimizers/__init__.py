@@ -7,11 +7,11 @@ from tf_dpfp.optimizers.classes import DPAdamW
 from tf_dpfp.optimizers.classes import DPLion
 from tf_dpfp.optimizers.classes import DPRMSprop
 from tf_dpfp.optimizers.classes import private_optimizer_class
-from tf_dpfp.optimizers.clipped import ClippedGradients
-from tf_dpfp.optimizers.clipped import NotPrivateError
+from tf_dpfp.optimizers.clipped_gradients import ClippedGradients
+from tf_dpfp.optimizers.clipped_gradients import NotPrivateError
+from tf_dpfp.optimizers.joint_release import Above
+from tf_dpfp.optimizers.joint_release import RowsBeside
 from tf_dpfp.optimizers.private_optimizer import PrivateOptimizer
-from tf_dpfp.optimizers.representations import Above
-from tf_dpfp.optimizers.representations import RowsBeside
 
 __all__ = [
     "Above",

@@ -40,9 +40,9 @@ from tf_dpfp.accounting import Sampling
 from tf_dpfp.distribute import replicas
 from tf_dpfp.optimizers import adaptation as adaptation_lib
 from tf_dpfp.optimizers import carrier_state as carrier_state_lib
-from tf_dpfp.optimizers import clipped as clipped_lib
+from tf_dpfp.optimizers import clipped_gradients as clipped_lib
+from tf_dpfp.optimizers import joint_release
 from tf_dpfp.optimizers import release
-from tf_dpfp.optimizers import representations as representations_lib
 
 _MARKER = "tf_dpfp_ledger"
 # Squares of shorter gradients may vanish in float32, and with them the norm.
@@ -192,7 +192,7 @@ class PrivateOptimizer:
         self._ledger = counting.Ledger(
             table, settings["noise_multiplier"], seeded=seed is not None
         )
-        self._beside: representations_lib.RowsBeside | None = None
+        self._beside: joint_release.RowsBeside | None = None
         self._noise_source = noise_lib.NoiseSource(seed)
         self._adaptation: adaptation_lib.Adaptation | None = None
         self._carrier_state = carrier_state_lib.CarrierState(self)
@@ -278,7 +278,7 @@ class PrivateOptimizer:
             rows=batch_size,
         )
 
-    def release_beside(self, rows: representations_lib.RowsBeside) -> None:
+    def release_beside(self, rows: joint_release.RowsBeside) -> None:
         """Counts rows beside the sums of every step from now on.
 
         Args:
@@ -435,7 +435,7 @@ class PrivateOptimizer:
                 "`expected_batch_size=`."
             )
         clipped_lib.check_dealt(grads)
-        representations_lib.check_beside(self._beside, grads.above)
+        joint_release.check_beside(self._beside, grads.above)
         above = grads.above
         if not self.built:
             self.build([*grads.variables, *(above.variables if above else ())])

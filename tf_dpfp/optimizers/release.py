@@ -13,7 +13,7 @@ import tensorflow as tf
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import low_rank
 from tf_dpfp import noise as noise_lib
-from tf_dpfp.optimizers import clipped as clipped_lib
+from tf_dpfp.optimizers import clipped_gradients as clipped_lib
 
 # Tensors of fewer numbers get their noise in one draw.
 _DRAWN_TOGETHER = 2**16

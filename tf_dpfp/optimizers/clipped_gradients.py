@@ -9,7 +9,7 @@ import tensorflow as tf
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import low_rank
 from tf_dpfp.distribute import replicas
-from tf_dpfp.optimizers import representations as representations_lib
+from tf_dpfp.optimizers import joint_release
 
 
 class NotPrivateError(RuntimeError):
@@ -48,7 +48,7 @@ class ClippedGradients:
     counts: tf.Tensor | None = None
     carriers: Sequence[low_rank.Carriers | None] = ()
     replicas: int = 1
-    above: representations_lib.Above | None = None
+    above: joint_release.Above | None = None
 
 
 def check_dealt(grads: ClippedGradients) -> None:
