@@ -1,12 +1,12 @@
-"""Steps that release noised representations beside the noised sums.
+"""Joint release: noised representations and noised sums in one step.
 
-**Mechanism.** One release has two parts, of the same examples: a noised row for
-each example, from `DPRepresentationClip`, and, chosen by what the rows are,
-noised sums of the clipped gradients of what makes the rows. What is above the
-rows is trained by ordinary gradients, functions of the rows and the labels:
-post-processing. Adjacency: one example replaced. Sensitivity: twice the bound
-of each part. The noise multiplier of both together is
-`accounting.joint_noise_multiplier`.
+**Mechanism.** One release has two parts, of the same examples: a noised
+representation for each example, from `DPRepresentationClip`, and, chosen by
+what the representations are, noised sums of the clipped gradients of the
+layers below. The layers above are trained by ordinary gradients, functions of
+the representations and the labels: post-processing. Adjacency: one example
+replaced. Sensitivity: twice the bound of each part. The noise multiplier of
+both together is `accounting.joint_noise_multiplier`.
 """
 
 import dataclasses
@@ -16,28 +16,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_dpfp.accounting import Release
+from tf_dpfp import counting
 
 
 @dataclasses.dataclass(frozen=True)
-class RowsBeside:
-    """The rows that every step of an optimizer releases beside its sums.
+class JointGradients:
+    """Gradients of the layers above noised representations: post-processing.
 
     Attributes:
-        noise_multiplier: Standard deviation of their noise over their bound.
-        release: What they release, by what is declared of the labels.
-    """
-
-    noise_multiplier: float
-    release: Release
-
-
-@dataclasses.dataclass(frozen=True)
-class Above:
-    """Gradients of what is above noised representations: post-processing.
-
-    Attributes:
-        rows: The rows they are functions of.
+        representations: The release they are functions of.
         variables: The variables above, none of which is below as well.
         sums: Their gradients, added up over the batch; `None` where the loss
             does not depend on the variable.
@@ -45,27 +32,27 @@ class Above:
         batch_size: Number of examples of the batch, `()`.
     """
 
-    rows: RowsBeside
+    representations: counting.GaussianRelease
     variables: Sequence[keras.Variable]
     sums: Sequence[tf.Tensor | None]
     regularization: Sequence[tf.Tensor | None]
     batch_size: Any
 
 
-def check_beside(mine: RowsBeside | None, above: Above | None) -> None:
-    """Raises unless a step releases the rows that its ledger counts.
+def check_joint(
+    mine: counting.GaussianRelease | None, joint: JointGradients | None
+) -> None:
+    """Refuses a step unless it releases the representations that are counted.
 
     Args:
-        mine: What the optimizer's ledger counts beside sums.
-        above: What came with clipped gradients.
+        mine: The representations that the optimizer's ledger counts.
+        joint: The gradients above that came with clipped gradients.
 
     Raises:
-        ValueError: If they are not of the same rows.
+        ValueError: If they are not of the same representations.
     """
-    theirs = None if above is None else above.rows
-    if mine is None and theirs is None:
-        return
-    if mine is None or theirs is None or mine != theirs:
+    theirs = None if joint is None else joint.representations
+    if mine != theirs:
         raise ValueError(
             "These clipped gradients and this optimizer differ in what is "
             "released beside the sums: "
@@ -74,10 +61,11 @@ def check_beside(mine: RowsBeside | None, above: Above | None) -> None:
         )
 
 
-def _words(rows: RowsBeside | None) -> str:
-    if rows is None:
+def _words(representations: counting.GaussianRelease | None) -> str:
+    if representations is None:
         return "nothing"
     return (
         "representations with noise multiplier "
-        f"{rows.noise_multiplier:g} ({rows.release.name})"
+        f"{representations.noise_multiplier:g}, clip norm "
+        f"{representations.clip_norm:g} ({representations.kind.name})"
     )
