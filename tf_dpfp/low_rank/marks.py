@@ -159,8 +159,8 @@ def reparametrize(
     the first step of an optimizer.
 
     Without private training the marks do nothing. Clones of the model and
-    models loaded from a file have none: mark them again (the `RGP` layers
-    keep theirs in their config).
+    models loaded from a file have none: mark them again (`RGPDense` keeps
+    its mark in its config).
 
     Example:
 

@@ -107,8 +107,8 @@ class CarrierState:
                 "The saved optimizer state belongs to a model whose kernels "
                 "were reparametrised otherwise. Call "
                 "tf_dpfp.reparametrize(...) as before saving, or "
-                "tf_dpfp.low_rank.remove_carriers(model) if it was not called, then compile "
-                "and load."
+                "tf_dpfp.low_rank.remove_carriers(model) if it was not called, "
+                "then compile and load."
             )
 
     def check_marks(self, variables: Sequence[keras.Variable]) -> None:
