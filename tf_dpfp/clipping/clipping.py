@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 import keras
 import tensorflow as tf
 
+from tf_dpfp import arguments
 from tf_dpfp import noise
 from tf_dpfp.clipping import thresholds as thresholds_lib
 from tf_dpfp.clipping.adaptive import Adaptive
@@ -54,11 +55,9 @@ class Clipping(abc.ABC):
 
     def __post_init__(self):
         object.__setattr__(self, "thresholds", _as_thresholds(self.thresholds))
-        if self.noise_allocation not in noise.ALLOCATIONS:
-            raise ValueError(
-                f"`noise_allocation` is one of {list(noise.ALLOCATIONS)}. "
-                f"Received: noise_allocation={self.noise_allocation!r}"
-            )
+        arguments.one_of(
+            "noise_allocation", self.noise_allocation, noise.ALLOCATIONS
+        )
 
     @abc.abstractmethod
     def group_names(self, variables: Sequence[OwnedVariable]) -> list[str]:
@@ -182,7 +181,7 @@ def _as_thresholds(thresholds):
         return thresholds_lib.as_split("thresholds", thresholds)
     except ValueError as error:
         raise ValueError(
-            "`thresholds` is 'equal', 'by_dimension', 'adaptive', "
+            "`thresholds` must be 'equal', 'by_dimension', 'adaptive', "
             "'automatic', a dict from group name to threshold, or a "
             "tf_dpfp.Adaptive or tf_dpfp.Automatic object. Received: "
             f"thresholds={thresholds!r}"

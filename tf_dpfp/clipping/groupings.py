@@ -175,8 +175,8 @@ def get(clipping: "str | dict | Clipping") -> Clipping:
     """Resolves the `clipping` argument of an optimizer.
 
     Args:
-        clipping: "flat", "per_layer", a `Clipping`, or the serialized form of
-            one.
+        clipping: "flat", "per_layer", "per_device", a `Clipping`, or the
+            serialized form of one.
 
     Returns:
         A `Clipping`.
@@ -193,6 +193,6 @@ def get(clipping: "str | dict | Clipping") -> Clipping:
     if isinstance(clipping, str) and clipping in _BY_NAME:
         return _BY_NAME[clipping]()
     raise ValueError(
-        f"`clipping` is one of {sorted(_BY_NAME)} or a tf_dpfp Clipping "
+        f"`clipping` must be one of {sorted(_BY_NAME)} or a tf_dpfp Clipping "
         f"object such as tf_dpfp.PerLayer(). Received: clipping={clipping!r}"
     )

@@ -67,6 +67,8 @@ class Ledger:
     def __init__(self, variable: keras.Variable):
         self._table = variable
         self._opened: _Opened | None = None
+        # Of the steps that were traced; a compiled one draws by it for good.
+        self._drawn: Release | None = None
         with tf.init_scope():
             # The current row, the one for batches of other sizes, what is
             # counted for a step in each, and the size (0: any).
@@ -150,7 +152,9 @@ class Ledger:
 
         Raises:
             ValueError: If the table is full.
+            RuntimeError: If steps draw another noise.
         """
+        _require_same(self._drawn, release)
         self._opened = _Opened(release, sampling, seeded, draws, batch_size)
         self._find_rows(self._opened)
 
@@ -214,17 +218,10 @@ class Ledger:
 
     def _opened_for(self, release: Release) -> _Opened:
         """Returns what is opened; refuses another noise than is counted."""
-        opened = self._opened
-        if opened is None:
+        if self._opened is None:
             return _Opened(release, accounting.UnknownSampling())
-        if opened.release.noise != release.noise:
-            raise RuntimeError(
-                "The noise of a step and its row in the privacy ledger must "
-                "come from the same release. Compile the model with a new "
-                "optimizer, or build a new layer. Received: "
-                f"noise={release}, ledger={opened.release}"
-            )
-        return opened
+        _require_same(release, self._opened.release)
+        return self._opened
 
     def count_step(
         self, release: Release, batch_size: tf.Tensor | int = 0
@@ -240,6 +237,7 @@ class Ledger:
         """
         self.ensure_open(release)
         self._opened_for(release)
+        self._drawn = release
         row, other, draws, other_draws, expected = tf.unstack(
             tf.convert_to_tensor(self._current)
         )
@@ -283,6 +281,16 @@ class Ledger:
         # Rows may have moved: find the current one again.
         if self._opened is not None:
             self._find_rows(self._opened)
+
+
+def _require_same(drawn: Release | None, counted: Release) -> None:
+    """Refuses to count another noise than is drawn."""
+    if drawn is not None and drawn.noise != counted.noise:
+        raise RuntimeError(
+            "The noise of a step and its row in the privacy ledger must come "
+            "from the same release. Compile the model with a new optimizer, or "
+            f"make a new layer. Received: noise={drawn}, ledger={counted}"
+        )
 
 
 def _kind(entry: accounting.LedgerEntry) -> accounting.LedgerEntry:

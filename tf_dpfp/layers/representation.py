@@ -101,7 +101,7 @@ class DPRepresentationClip(keras.layers.Layer):
         super().__init__(**kwargs)
         self._labels = _labels_entry(labels)
         self._labels_public = labels == "public" if _is_text(labels) else False
-        self._end_to_end = bool(end_to_end)
+        self._end_to_end = arguments.boolean("end_to_end", end_to_end)
         # Clipping, noise and the ledger read the same frozen object.
         self._release = counting.GaussianRelease(
             clip_norm=arguments.number(
@@ -116,7 +116,9 @@ class DPRepresentationClip(keras.layers.Layer):
             seed=arguments.seed(seed),
             kind=self._kind(self._labels_public, self._labels),
         )
-        self.noise_at_inference = bool(noise_at_inference)
+        self.noise_at_inference = arguments.boolean(
+            "noise_at_inference", noise_at_inference
+        )
         self.supports_masking = True
         # Two layers of one seed must not draw the same noise.
         self._noise_source = noise_lib.NoiseSource(
@@ -358,7 +360,7 @@ def _labels_entry(labels) -> accounting.LedgerEntry | None:
             accounting.Release.LABELS,
         )
     raise ValueError(
-        "`labels` is 'public', what tf_dpfp.randomize_labels returned, or "
+        "`labels` must be 'public', what tf_dpfp.randomize_labels returned, or "
         f"None. Received: labels={labels!r}"
     )
 
