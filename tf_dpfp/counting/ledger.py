@@ -71,12 +71,12 @@ class Ledger:
         self._drawn: Release | None = None
         with tf.init_scope():
             # The current row, the one for batches of other sizes, what is
-            # counted for a step in each, and the size (0: any).
+            # counted for a step in each, and the size (0: any). TensorFlow
+            # keeps int32 variables on the CPU, where a step that XLA compiles
+            # for a GPU can't reach them.
             self._current = tf.Variable(
                 [-1, -1, 1, 1, 0],
                 trainable=False,
-                # int32 variables are placed on the CPU, out of XLA's reach on
-                # a GPU.
                 dtype=tf.int64,
                 name="privacy_row",
             )
@@ -241,7 +241,7 @@ class Ledger:
         row, other, draws, other_draws, expected = tf.unstack(
             tf.convert_to_tensor(self._current)
         )
-        batch_size = tf.cast(batch_size, expected.dtype)
+        batch_size = tf.cast(batch_size, tf.int64)
         as_opened = (expected == 0) | (expected == batch_size)
         row = tf.where(as_opened, row, other)
         count = tf.where(as_opened, draws, other_draws)
