@@ -329,7 +329,7 @@ class _Clock(keras.callbacks.Callback):
         super().__init__()
         self.ends = []
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch, logs=None):  # noqa: ARG002
         self.ends.append(time.monotonic())
 
 

@@ -120,7 +120,7 @@ class DPRepresentationClip(keras.layers.Layer):
         self._ledger: counting.Ledger | None = None
         self._rows: int | None = None
 
-    def build(self, input_shape):
+    def build(self, input_shape):  # noqa: ARG002
         """Makes the ledger, a weight that is not trained."""
         # Out of a graph that is being traced: the ledger is read from Python.
         with tf.init_scope():
@@ -268,7 +268,7 @@ class DPRepresentationClip(keras.layers.Layer):
         """That of the input."""
         return input_shape
 
-    def compute_mask(self, inputs, previous_mask=None):
+    def compute_mask(self, inputs, previous_mask=None):  # noqa: ARG002
         """None: which positions an example has is data."""
         return None
 

@@ -331,7 +331,7 @@ def _from_dataset(dataset: tf.data.Dataset) -> Source:
             )
     structure = components_structure(as_components(dataset.element_spec))
     if size == 0:
-        return Source(0, structure, specs, lambda indices: ())
+        return Source(0, structure, specs, lambda _: ())
     chunks = [
         tuple(keras.tree.flatten(as_components(chunk)))
         for chunk in dataset.batch(_CHUNK).as_numpy_iterator()
@@ -374,7 +374,7 @@ def _refuse_batched(dataset: tf.data.Dataset) -> None:
 def _from_random_access(data: Any) -> Source:
     size = len(data)
     if size == 0:
-        return Source(0, (), (), lambda indices: ())
+        return Source(0, (), (), lambda _: ())
     structure, first = _element_leaves(data[0])
     specs = tuple(_spec(leaf) for leaf in first)
 
@@ -407,7 +407,7 @@ def _from_pydataset(data: keras.utils.PyDataset) -> Source:
         )
     count = int(count)
     if count == 0:
-        return Source(0, (), (), lambda indices: ())
+        return Source(0, (), (), lambda _: ())
     structure, first = _element_leaves(data[0])
     last = _element_leaves(data[count - 1])[1]
     full, rest = _batch_rows(first, 0), _batch_rows(last, count - 1)

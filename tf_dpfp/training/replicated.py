@@ -430,7 +430,7 @@ class CheckStart(keras.callbacks.Callback):
         super().__init__()
         self._strategy = strategy
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs=None):  # noqa: ARG002
         agreement.check_same_on_workers(
             self._strategy,
             {
