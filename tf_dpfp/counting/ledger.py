@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpfp import accounting
-from tf_dpfp.accounting import ledger as table
+from tf_dpfp.accounting import table
 
 # The count stands behind the description; float64 counts exactly to 2^53.
 _COUNT = table.WIDTH

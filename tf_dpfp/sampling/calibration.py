@@ -7,9 +7,9 @@ from typing import Any
 
 from tf_dpfp.accounting import least_noise
 from tf_dpfp.accounting import other_noise_multiplier
-from tf_dpfp.accounting.mechanisms import LedgerEntry
-from tf_dpfp.accounting.mechanisms import Release
-from tf_dpfp.accounting.mechanisms import WithoutReplacement
+from tf_dpfp.accounting.entries import LedgerEntry
+from tf_dpfp.accounting.entries import Release
+from tf_dpfp.accounting.entries import WithoutReplacement
 from tf_dpfp.sampling import info as info_lib
 
 

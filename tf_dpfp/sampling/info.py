@@ -9,9 +9,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_dpfp.accounting.mechanisms import LedgerEntry
-from tf_dpfp.accounting.mechanisms import PoissonSampling
-from tf_dpfp.accounting.mechanisms import WithoutReplacement
+from tf_dpfp.accounting.entries import LedgerEntry
+from tf_dpfp.accounting.entries import PoissonSampling
+from tf_dpfp.accounting.entries import WithoutReplacement
 
 
 @dataclasses.dataclass(frozen=True)

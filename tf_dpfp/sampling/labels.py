@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from tf_dpfp.accounting.mechanisms import EveryLabel
-from tf_dpfp.accounting.mechanisms import LedgerEntry
-from tf_dpfp.accounting.mechanisms import Release
+from tf_dpfp.accounting.entries import EveryLabel
+from tf_dpfp.accounting.entries import LedgerEntry
+from tf_dpfp.accounting.entries import Release
 
 
 @dataclasses.dataclass(frozen=True)
