@@ -10,13 +10,14 @@ other at the same privacy.
 
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import tensorflow as tf
 
 from tf_dpfp import arguments
 
 # Adapted thresholds are tensors; the arithmetic below is the same for both.
-Number = float | tf.Tensor
+Number: TypeAlias = float | tf.Tensor
 
 
 def sensitivity(thresholds: Sequence[Number]) -> Number:
