@@ -9,7 +9,7 @@ from keras import layers
 
 import tf_dpfp
 from tests.low_rank import strong_carriers
-from tf_dpfp.training import probe
+from tf_dpfp.independence import gradients as probe
 
 ROWS, COLUMNS, RANK = 12, 9, 2
 

@@ -25,11 +25,11 @@ import tf_dpfp
 from tests.training import crossings
 from tests.training import reference
 from tf_dpfp import clipping
+from tf_dpfp import step as step_lib
 from tf_dpfp.clipping import clipped_sum
 from tf_dpfp.clipping import placement
+from tf_dpfp.independence import gradients as probe
 from tf_dpfp.training import compiling
-from tf_dpfp.training import private_step
-from tf_dpfp.training import probe
 
 BATCH, FEATURES, CLASSES, EXPECTED = 11, 7, 3, 8.0
 CLIP = 2.5
@@ -240,7 +240,7 @@ def _assert_nothing_of_clipping_crosses(model, x, y):
 
 
 def _groups(model):
-    return model.optimizer.groups(private_step.owned_variables(model))
+    return model.optimizer.groups(step_lib.owned_variables(model))
 
 
 def _compiled_sums(model):
@@ -815,7 +815,7 @@ def what_crosses_shows_what_is_planted():
     assert [c for c in left if c.carries]
     # A backward pass that is.
     with mock.patch.object(
-        private_step,
+        step_lib,
         "_backward",
         lambda tape, total, sources, plan: tape.gradient(total, sources),
     ):

@@ -28,9 +28,9 @@ from tf_dpfp.clipping import clipped_sum
 from tf_dpfp.distribute import agreement
 from tf_dpfp.distribute import copies
 from tf_dpfp.distribute import replicas
+from tf_dpfp.independence import gradients as probe
 from tf_dpfp.noise import NoiseSource
 from tf_dpfp.optimizers import release
-from tf_dpfp.training import probe
 
 EXAMPLES, FEATURES, CLASSES = 61, 7, 3
 CLIP, EXPECTED = 0.3, 9.0
