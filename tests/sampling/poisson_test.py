@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from tf_dpfp.accounting.entries import PoissonSampling
+from tf_dpfp.accounting import PoissonSampling
 from tf_dpfp.sampling import SamplingInfo
 from tf_dpfp.sampling import poisson as poisson_lib
 from tf_dpfp.sampling import poisson_batches

@@ -21,6 +21,7 @@ from tf_dpfp.accounting import table
 # The count stands behind the description; float64 counts exactly to 2^53.
 _COUNT = table.WIDTH
 TABLE_SHAPE = (table.MAX_ROWS, table.WIDTH + 1)
+_SUMS = accounting.Sums()
 
 
 class Ledger:
@@ -38,7 +39,7 @@ class Ledger:
         variable: keras.Variable,
         noise_multiplier: float,
         seeded: bool,
-        release: accounting.Release = accounting.Release.SUMS,
+        release: accounting.Release = _SUMS,
     ):
         self._noise_multiplier = noise_multiplier
         self._noise_seeded = seeded

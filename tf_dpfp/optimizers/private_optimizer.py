@@ -274,7 +274,7 @@ class PrivateOptimizer:
         self._ledger.open(
             sampling,
             seeded,
-            None if release is None else release.with_sums,
+            None if release is None else release.joint,
             rows=batch_size,
         )
 
@@ -300,7 +300,7 @@ class PrivateOptimizer:
             accounting.joint_noise_multiplier(
                 rows.noise_multiplier, self.noise_multiplier
             ),
-            rows.release.with_sums,
+            rows.release.joint,
         )
 
     def ensure_ledger_open(self) -> None:

@@ -79,5 +79,5 @@ def _words(rows: RowsBeside | None) -> str:
         return "nothing"
     return (
         "representations with noise multiplier "
-        f"{rows.noise_multiplier:g} ({rows.release.name})"
+        f"{rows.noise_multiplier:g} ({rows.release})"
     )

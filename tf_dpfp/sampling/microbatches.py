@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_dpfp.accounting.entries import WithoutReplacement
+from tf_dpfp.accounting import WithoutReplacement
 from tf_dpfp.sampling import info as info_lib
 from tf_dpfp.sampling import labels as labels_lib
 from tf_dpfp.sampling import poisson

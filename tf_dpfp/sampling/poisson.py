@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from scipy import stats
 
-from tf_dpfp.accounting.entries import PoissonSampling
+from tf_dpfp.accounting import PoissonSampling
 from tf_dpfp.sampling import info as info_lib
 from tf_dpfp.sampling import padding
 from tf_dpfp.sampling import sources
