@@ -362,7 +362,7 @@ def test_steps_are_counted_by_how_they_were_drawn(jit_compile):
     ) in tf_dpfp.ledger(model)
     words = " ".join(tf_dpfp.privacy_statement(model, DELTA).split())
     for phrase in (
-        "8 draws of rows and, from the same examples, sums of clipped "
+        "8 draws of representations and, from the same examples, sums of clipped "
         "gradients, with noise multiplier 1.6641 of both together",
         "replace-one adjacency",
         "were trained by DP-SGD, with noise of its own",
