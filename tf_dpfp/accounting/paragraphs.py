@@ -59,16 +59,7 @@ _NOT_COVERED = (
 
 
 def fill(text: str, indent: int = 0, hanging: int = 0) -> str:
-    """Breaks a paragraph into lines.
-
-    Args:
-        text: Paragraph.
-        indent: Columns before every line.
-        hanging: Further columns before every line but the first.
-
-    Returns:
-        The lines.
-    """
+    """Breaks a paragraph into lines; `hanging` indents all but the first."""
     return textwrap.fill(
         text,
         width=_WIDTH,
@@ -125,18 +116,7 @@ def training(
     words: Callable[[entries_lib.LedgerEntry], str],
     length: str = "",
 ) -> str:
-    """Writes a headline with a line for each entry below it.
-
-    Args:
-        method: Beginning of the headline.
-        population: Number of examples, if it is known and may be told.
-        entries: Entries of the statement.
-        words: Function from an entry to its line.
-        length: End of the headline.
-
-    Returns:
-        A paragraph.
-    """
+    """Writes a headline with one line per entry, of `words(entry)`, below."""
     examples = "" if population is None else f" over {population} examples"
     lines = [fill(words(entry), indent=4) for entry in entries]
     return "\n".join([f"{method}{examples}{length}:", *lines])
@@ -169,18 +149,7 @@ def guarantee(
     head: str,
     label: str,
 ) -> list[str]:
-    """Prints what is protected, and epsilon with and without the sampling.
-
-    Args:
-        entries: Entries of the statement.
-        delta: Probability with which the guarantee may fail.
-        accountant: `"rdp"` or `"pld"`.
-        head: Text above the figures.
-        label: Label of the figure with the sampling that ran.
-
-    Returns:
-        Paragraphs.
-    """
+    """Says what is protected; prints epsilon with and without the sampling."""
     unknown = samplings.UnknownSampling()
     unsampled = [
         dataclasses.replace(entry, sampling=unknown)
@@ -197,16 +166,7 @@ def guarantee(
 def sampling(
     entries: Sequence[entries_lib.LedgerEntry], kind: type, words: str
 ) -> list[str]:
-    """Explains a kind of sampling and ordinary pipelines, where they ran.
-
-    Args:
-        entries: Entries of the statement.
-        kind: Class of the proved sampling.
-        words: Explanation of that sampling.
-
-    Returns:
-        Paragraphs.
-    """
+    """Explains a proved kind of sampling and unknown sampling, if they ran."""
     kinds = {type(entry.sampling) for entry in entries}
     secret = "The figure needs the choice of examples to stay secret."
     described = [fill(f"{words} {secret}")] if kind in kinds else []

@@ -11,7 +11,8 @@ from tf_dpfp.accounting import samplings
 _DRAWS = (
     "Each draw takes a fixed number of the examples of every label, all "
     "subsets being equally likely, in random order, independently of all other "
-    f"draws; a step may take several draws. {text.PERFORMED}"
+    "draws; a step is of several draws where the sampler was given `draws`. "
+    f"{text.PERFORMED}"
 )
 
 
@@ -22,15 +23,7 @@ def describe(
     objections: Sequence[str],
     notes: Sequence[str],
 ) -> tuple[list[str], bool]:
-    """Describes a training whose adjacency is replace-one.
-
-    Args:
-        entries: Ledger entries of the training.
-        delta: Probability with which the guarantee may fail.
-        population: Number of examples, if it is known and may be told.
-        objections: Reasons why epsilon is infinite, beside those of the
-            entries.
-        notes: Further paragraphs.
+    """Describes a training under replace-one; arguments as in `statement`.
 
     Returns:
         `(paragraphs, is_private)`, `False` if there is no guarantee.

@@ -21,6 +21,10 @@ _GIVEN = (
     "These are given numbers, not the record of a training. What follows holds "
     "for a training that does exactly this."
 )
+_CONDITIONAL = (
+    "Conditional figures, NOT proved for this training. They hold only if the "
+    "condition is true of the input pipeline, which is not observed:"
+)
 _AS_IF = (
     "(*) Poisson sampling is not usually done in training pipelines. Shuffling "
     "is not Poisson sampling, and can be less private than this figure."
@@ -109,6 +113,7 @@ def _describe(
             "about the training data is protected."
         )
         return [training, *given, no_privacy], False
+    conditional = _conditional_cases(entries)
     performed = text.PERFORMED if recorded else "Shuffled batches do not do so."
     return [
         training,
@@ -123,7 +128,11 @@ def _describe(
             "for the steps above:",
             "Epsilon with the Poisson sampling above:",
         ),
-        *_describe_conditions(entries, delta, accountant),
+        *(
+            [text.figures(_CONDITIONAL, conditional, delta, accountant)]
+            if conditional
+            else []
+        ),
         text.fill(text.NO_USER_LEVEL),
         *text.sampling(
             entries,
@@ -131,7 +140,7 @@ def _describe(
             "Poisson sampling puts each example into each step independently "
             f"of all others. {performed}",
         ),
-        *([text.fill(_AS_IF)] if _conditional_cases(entries) else []),
+        *([text.fill(_AS_IF)] if conditional else []),
     ], True
 
 
@@ -155,58 +164,35 @@ def _words(entry: entries_lib.LedgerEntry) -> str:
     return words
 
 
-def _describe_conditions(
-    entries: Sequence[entries_lib.LedgerEntry], delta: float, accountant: str
-) -> list[str]:
-    """Prints the figures that hold for a well-behaved pipeline only."""
-    cases = _conditional_cases(entries)
-    if not cases:
-        return []
-    head = (
-        "Conditional figures, NOT proved for this training. They hold only if "
-        "the condition is true of the input pipeline, which is not observed:"
-    )
-    return [text.figures(head, cases, delta, accountant)]
-
-
 def _conditional_cases(
     entries: Sequence[entries_lib.LedgerEntry],
 ) -> list[tuple[str, list[entries_lib.LedgerEntry]]]:
     """Returns the entries that a well-behaved pipeline would have given."""
-    unknown = [e.sampling for e in entries if _is_unknown(e)]
-    if not unknown or any(
-        sampling.population is None or sampling.batch_size is None
-        for sampling in unknown
-    ):
+    unknown = [entry.sampling for entry in entries if _is_unknown(entry)]
+    if not unknown or any(None in vars(s).values() for s in unknown):
         return []
+    conditions = {
+        "Epsilon if each example occurred at most once per epoch:": (
+            _once_per_epoch
+        ),
+        "Epsilon if the batches had been Poisson-sampled (*):": _as_if_poisson,
+    }
     return [
-        (
-            "Epsilon if each example occurred at most once per epoch:",
-            [_once_per_epoch(entry) for entry in entries],
-        ),
-        (
-            "Epsilon if the batches had been Poisson-sampled (*):",
-            [_as_if_poisson(entry) for entry in entries],
-        ),
+        (label, [changed(e) if _is_unknown(e) else e for e in entries])
+        for label, changed in conditions.items()
     ]
 
 
 def _once_per_epoch(entry: entries_lib.LedgerEntry) -> entries_lib.LedgerEntry:
-    """Keeps one release for each epoch begun.
-
-    An epoch is taken as short as it can be, without its incomplete batch, so
-    that no pipeline has begun more of them.
-    """
-    if not _is_unknown(entry):
-        return entry
+    """Keeps one release for each epoch begun."""
+    # An epoch is as short as it can be, without its incomplete batch, so that
+    # no pipeline has begun more of them.
     sampling = entry.sampling
     steps_per_epoch = max(1, sampling.population // sampling.batch_size)
     return dataclasses.replace(entry, steps=-(-entry.steps // steps_per_epoch))
 
 
 def _as_if_poisson(entry: entries_lib.LedgerEntry) -> entries_lib.LedgerEntry:
-    if not _is_unknown(entry):
-        return entry
     rate = min(1.0, entry.sampling.batch_size / entry.sampling.population)
     return dataclasses.replace(entry, sampling=samplings.PoissonSampling(rate))
 
