@@ -67,5 +67,5 @@ def _words(representations: counting.GaussianRelease | None) -> str:
     return (
         "representations with noise multiplier "
         f"{representations.noise_multiplier:g}, clip norm "
-        f"{representations.clip_norm:g} ({representations.kind.name})"
+        f"{representations.clip_norm:g} ({representations.kind})"
     )

@@ -209,7 +209,9 @@ def uncounted_steps(model: keras.Model) -> list[str]:
         Why epsilon is infinite then; empty if it is not so.
     """
     taken = int(getattr(getattr(model, "optimizer", None), "iterations", 0))
-    counted = sum(e.steps for e in entries(model) if e.release.is_rows)
+    counted = sum(
+        e.steps for e in entries(model) if e.release.has_representations
+    )
     if taken <= counted:
         return []
     return [
