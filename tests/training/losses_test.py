@@ -98,18 +98,15 @@ def test_row_wise_losses(name, reduction):
 @pytest.mark.parametrize(
     ("loss", "labels"),
     [
-        *(
-            (kind, labels)
-            for kind in (
-                keras.losses.Hinge(),
-                keras.losses.SquaredHinge(),
-                keras.losses.hinge,
-                keras.losses.squared_hinge,
-            )
-            # Keras maps labels of 0 and 1 to -1 and 1 if ALL of them are such.
-            for labels in ([0, 1, 0.5, -1], [0.5, 0, 0, 1], [0, 1, 1, 0])
-        ),
-        (keras.losses.CosineSimilarity(axis=0), [0, 1, 2, 3]),
+        (kind, labels)
+        for kind in (
+            keras.losses.Hinge(),
+            keras.losses.SquaredHinge(),
+            keras.losses.hinge,
+            keras.losses.squared_hinge,
+        )
+        # Keras maps labels of 0 and 1 to -1 and 1 if ALL of them are such.
+        for labels in ([0, 1, 0.5, -1], [0.5, 0, 0, 1], [0, 1, 1, 0])
     ],
 )
 def test_losses_that_look_at_all_labels_see_one_example_at_a_time(loss, labels):
@@ -126,6 +123,13 @@ def test_losses_that_look_at_all_labels_see_one_example_at_a_time(loss, labels):
         for y in (y_true, others)
     )
     np.testing.assert_allclose(first, second, rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, -2])
+def test_a_loss_that_reduces_over_the_examples_is_refused(axis):
+    loss = losses.PerExampleLoss(keras.losses.CosineSimilarity(axis=axis))
+    with pytest.raises(ValueError, match="reduces over axis .*Received: axis="):
+        loss(tf.ones((3, 2)), tf.ones((3, 2)))
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpfp import accounting
-from tf_dpfp.accounting import ledger as table
+from tf_dpfp.accounting import table
 from tf_dpfp.counting.release import Release
 from tf_dpfp.keras_private import variables as keras_variables
 

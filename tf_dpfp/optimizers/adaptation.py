@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from tf_dpfp import accounting
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import noise as noise_lib
 from tf_dpfp.optimizers.clipped_gradients import ClippedGradients
@@ -110,7 +111,7 @@ class Adaptation:
         if self._adaptive.shared:
             # Each example adds at most 1/2 to the mean, as to one count.
             counts = tf.reduce_mean(counts, keepdims=True)
-        budget = noise_lib.split_budget(
+        budget = accounting.split_budget(
             noise_multiplier, self._adaptive.budget_share, counts.shape[0]
         )
         _warn_if_drowned(budget, expected_batch_size)
@@ -204,7 +205,7 @@ def check_counts(
 
 
 def _warn_if_drowned(
-    budget: noise_lib.BudgetSplit, expected_batch_size: float
+    budget: accounting.BudgetSplit, expected_batch_size: float
 ) -> None:
     """Warns if noise would dominate the adaptive clip norms."""
     deviation = budget.counts / expected_batch_size

@@ -118,6 +118,7 @@ class PerExampleLoss(keras.losses.Loss):
         if y_pred.shape.rank == 1:
             # Keras would take the mean over the last axis: the batch.
             y_pred, y_true = y_pred[:, None], tf.reshape(y_true, [-1, 1])
+        self._check_axis(y_pred.shape.rank)
         if self._is_loss:
             values = self._loss.call(y_true, y_pred)
         else:
@@ -128,6 +129,15 @@ class PerExampleLoss(keras.losses.Loss):
             own = tf.cast(own, tf.bool)
             mask = own if mask is None else tf.cast(mask, tf.bool) & own
         return reduce_rows(values, sample_weight, mask, self._loss_reduction)
+
+    def _check_axis(self, rank: int) -> None:
+        axis = keras_layers.loss_axis(self._loss)
+        if axis in (0, -rank):
+            raise ValueError(
+                f"{type(self._loss).__name__} reduces over axis {axis}, the "
+                "examples of the batch, so the loss of one example depends on "
+                f"the others. Use another axis. Received: axis={axis}"
+            )
 
     def _one_by_one(self, y_true, y_pred, sample_weight):
         mask = keras_layers.mask_of(y_pred)
@@ -161,10 +171,7 @@ class PerExampleLoss(keras.losses.Loss):
 def _is_row_wise(loss: Any) -> bool:
     if any(loss is function for function in _ROW_WISE_FUNCTIONS):
         return True
-    # `axis=0` reduces over the examples.
-    return (
-        type(loss) in _ROW_WISE_CLASSES and keras_layers.loss_axis(loss) == -1
-    )
+    return type(loss) in _ROW_WISE_CLASSES
 
 
 def _at_least_rows(values: tf.Tensor) -> tf.Tensor:

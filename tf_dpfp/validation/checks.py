@@ -30,7 +30,7 @@ class Problem:
         return f"{self.where}: {self.reason} {self.fix}"
 
 
-def _classes(*names: str) -> tuple[type, ...]:
+def _classes(*names: str) -> tuple[type[keras.layers.Layer], ...]:
     """Those Keras layer classes that this Keras has."""
     return tuple(
         getattr(keras.layers, name)
