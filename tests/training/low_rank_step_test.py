@@ -114,7 +114,7 @@ def _reference_step(model, twin, x, y):
                         marks[k].view.to_kernel(tf.constant(back)).numpy()
                     )
                 squared_norm += sum(np.sum(part**2) for part in parts)
-            factor = min(1.0, group.threshold / np.sqrt(squared_norm))
+            factor = min(1.0, group.clip_norm / np.sqrt(squared_norm))
             for k in group.members:
                 totals[k] += factor * moves[k]
     return [
@@ -237,7 +237,7 @@ def test_no_neighbour_moves_the_release_by_more_than_the_bound(
         moved = [a - b for a, b in zip(sums(x, y), without, strict=True)]
         for group in groups:
             length = _length([moved[k] for k in group.members])
-            assert length <= group.threshold * (1 + 1e-5), (scale, group.name)
+            assert length <= group.clip_norm * (1 + 1e-5), (scale, group.name)
         alone = sums(x[:1], y[:1])
         assert _length(alone) <= CLIP
     # The bound is reached: a larger one would not have been noticed.

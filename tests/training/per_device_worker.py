@@ -342,7 +342,7 @@ def groups_are_the_devices():
         )
         assert [crossings.short(g.device) for g in groups] == list(devices)
         for group in groups:
-            assert math.isclose(group.threshold, 0.5 / len(devices) ** 0.5)
+            assert math.isclose(group.clip_norm, 0.5 / len(devices) ** 0.5)
 
 
 @check
@@ -355,7 +355,7 @@ def layers_that_alternate_between_devices_make_two_groups():
 @check
 def a_model_on_one_device_is_one_group():
     model = _private(_mlp(("CPU:0",)), run={"jit_compile": True})
-    assert [g.threshold for g in _groups(model)] == [0.5]
+    assert [g.clip_norm for g in _groups(model)] == [0.5]
     model.train_on_batch(*_data())
 
 
@@ -623,7 +623,7 @@ def one_example_moves_each_device_by_its_threshold():
     for thresholds in (chosen, "automatic"):
         per_device = tf_dpfp.PerDevice(thresholds=thresholds)
         model = _private(_mlp(), clipping=per_device)
-        limits = [g.threshold for g in _groups(model)]
+        limits = [g.clip_norm for g in _groups(model)]
         sums = _compiled_sums(model)
         x, y = _data()
         greatest = np.zeros(2)

@@ -127,4 +127,4 @@ def thresholds(model: keras.Model) -> dict[str, float]:
             "batch, or `model.build(input_shape)`, first."
         )
     groups = optimizer.groups(step_lib.owned_variables(model))
-    return {group.name: float(group.threshold) for group in groups}
+    return {group.name: float(group.clip_norm) for group in groups}
