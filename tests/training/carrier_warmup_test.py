@@ -8,17 +8,14 @@ import pytest
 from keras import layers
 
 import tf_dpfp
-from tf_dpfp.training import probe
 
 ROWS, COLUMNS, RANK = 12, 9, 2
 # The directions of both targets to many digits.
 STRONG = {"power_iterations": 30}
 
 
-@pytest.fixture(autouse=True)
-def _no_trial(monkeypatch):
-    """The trial of a model takes most of the time, and is tested elsewhere."""
-    monkeypatch.setattr(probe, "check", lambda *_: None)
+# The trial of a model takes most of the time, and is tested elsewhere.
+pytestmark = pytest.mark.usefixtures("without_trial")
 
 
 class _Follow(keras.callbacks.Callback):
