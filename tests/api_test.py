@@ -13,7 +13,8 @@ RGPConv2D RGPDense RGPEinsumDense RandomizedLabels RowGather calibrate
 calibrate_representation claimed_epsilon clipped_gradients dealt_step epsilon
 fix is_private ledger make_private microbatch_sampler poisson_batches
 privacy_statement private_optimizer_class randomize_labels
-register_gradient_rule reparametrize restore sampled_steps thresholds validate
+register_gradient_rule reparametrize restore sampled_steps stratified_batches
+thresholds validate
 """.split()
 
 

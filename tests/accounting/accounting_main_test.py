@@ -8,8 +8,9 @@ from absl.testing import parameterized
 
 from tf_dpfp.accounting import __main__ as command
 from tf_dpfp.accounting import calibration
-from tf_dpfp.accounting import mechanisms
 from tf_dpfp.accounting import statement as statement_lib
+from tf_dpfp.accounting.entries import LedgerEntry
+from tf_dpfp.accounting.entries import UnknownSampling
 
 _MNIST = {
     "delta": 1e-5,
@@ -74,7 +75,7 @@ class ReportTest(parameterized.TestCase):
         self.assertEqual(
             text,
             statement_lib.statement(
-                [mechanisms.LedgerEntry(mechanisms.UnknownSampling(), 5.0, 10)],
+                [LedgerEntry(UnknownSampling(), 5.0, 10)],
                 1e-5,
                 recorded=False,
             ),

@@ -7,14 +7,14 @@ from absl.testing import parameterized
 from hypothesis import strategies as st
 
 from tf_dpfp.accounting import calibration
+from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
-from tf_dpfp.accounting import mechanisms
 
 
 def _epsilon(noise, rate, steps, delta, accountant="rdp", overflow=0.0):
-    sampling = mechanisms.PoissonSampling(rate, overflow)
+    sampling = entries_lib.PoissonSampling(rate, overflow)
     return epsilon_lib.compute_epsilon(
-        [mechanisms.LedgerEntry(sampling, noise, steps)], delta, accountant
+        [entries_lib.LedgerEntry(sampling, noise, steps)], delta, accountant
     )
 
 

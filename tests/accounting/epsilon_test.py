@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from scipy import optimize
 from scipy import stats
 
+from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
-from tf_dpfp.accounting import mechanisms
 
 _EXAMPLES = hypothesis.settings(max_examples=20, deadline=None)
 _RATES = st.floats(1e-5, 1.0)
@@ -25,14 +25,14 @@ _STEPS = st.integers(1, 10_000)
 
 
 def _poisson(rate, noise_multiplier, steps, overflow=0.0):
-    return mechanisms.LedgerEntry(
-        mechanisms.PoissonSampling(rate, overflow), noise_multiplier, steps
+    return entries_lib.LedgerEntry(
+        entries_lib.PoissonSampling(rate, overflow), noise_multiplier, steps
     )
 
 
 def _unknown(noise_multiplier, steps):
-    return mechanisms.LedgerEntry(
-        mechanisms.UnknownSampling(), noise_multiplier, steps
+    return entries_lib.LedgerEntry(
+        entries_lib.UnknownSampling(), noise_multiplier, steps
     )
 
 
@@ -370,9 +370,9 @@ class PropertiesTest(parameterized.TestCase):
         proved = epsilon_lib.compute_epsilon(
             [_poisson(rate, noise, steps)], delta
         )
-        ordinary = mechanisms.UnknownSampling(population=10**6, batch_size=1)
+        ordinary = entries_lib.UnknownSampling(population=10**6, batch_size=1)
         unproved = epsilon_lib.compute_epsilon(
-            [mechanisms.LedgerEntry(ordinary, noise, steps)], delta
+            [entries_lib.LedgerEntry(ordinary, noise, steps)], delta
         )
         everyone = epsilon_lib.compute_epsilon(
             [_poisson(1.0, noise, steps)], delta
@@ -552,7 +552,7 @@ class OverflowTest(parameterized.TestCase):
 
 
 def _max_steps(entries, sampling, noise_multiplier, *budget):
-    step = mechanisms.LedgerEntry(sampling, noise_multiplier, 1)
+    step = entries_lib.LedgerEntry(sampling, noise_multiplier, 1)
     return epsilon_lib.max_steps(entries, [step], *budget)
 
 
@@ -561,7 +561,7 @@ class MaxStepsTest(parameterized.TestCase):
         # JAX-Privacy's accounting.py: 155 steps for epsilon 2.
         self.assertEqual(
             _max_steps(
-                [], mechanisms.PoissonSampling(0.1), 3.0, 2.0, 1e-6, "pld"
+                [], entries_lib.PoissonSampling(0.1), 3.0, 2.0, 1e-6, "pld"
             ),
             155,
         )
@@ -574,7 +574,7 @@ class MaxStepsTest(parameterized.TestCase):
         self, rate, noise, done, budget, delta
     ):
         spent = [_poisson(0.01, 1.0, done)]
-        sampling = mechanisms.PoissonSampling(rate)
+        sampling = entries_lib.PoissonSampling(rate)
         steps = _max_steps(spent, sampling, noise, budget, delta)
 
         def after(count):
@@ -588,16 +588,16 @@ class MaxStepsTest(parameterized.TestCase):
             self.assertGreater(after(steps + 1), budget)
 
     def test_spent_budget_allows_nothing(self):
-        sampling = mechanisms.PoissonSampling(0.01)
+        sampling = entries_lib.PoissonSampling(0.01)
         spent = [_poisson(0.01, 1.0, 10**6)]
         self.assertEqual(_max_steps(spent, sampling, 1.0, 1.0, 1e-5), 0)
 
     def test_no_noise_allows_nothing(self):
-        sampling = mechanisms.PoissonSampling(0.01)
+        sampling = entries_lib.PoissonSampling(0.01)
         self.assertEqual(_max_steps([], sampling, 0.0, 100.0, 1e-5), 0)
 
     def test_search_is_bounded(self):
-        sampling = mechanisms.PoissonSampling(1e-9)
+        sampling = entries_lib.PoissonSampling(1e-9)
         self.assertEqual(
             _max_steps([], sampling, 1e9, 1.0, 1e-5),
             epsilon_lib.STEP_LIMIT,
@@ -606,7 +606,7 @@ class MaxStepsTest(parameterized.TestCase):
     def test_overflow_is_paid_for(self):
         clean, padded = (
             _max_steps(
-                [], mechanisms.PoissonSampling(0.01, overflow), 1.0, 2.0, 1e-5
+                [], entries_lib.PoissonSampling(0.01, overflow), 1.0, 2.0, 1e-5
             )
             for overflow in (0.0, 1e-10)
         )
@@ -616,11 +616,11 @@ class MaxStepsTest(parameterized.TestCase):
     @parameterized.parameters(0.0, -1.0, math.nan, math.inf)
     def test_bad_budget_is_refused(self, budget):
         with self.assertRaisesRegex(ValueError, "epsilon"):
-            _max_steps([], mechanisms.PoissonSampling(0.01), 1.0, budget, 1e-5)
+            _max_steps([], entries_lib.PoissonSampling(0.01), 1.0, budget, 1e-5)
 
     def test_bad_noise_is_refused(self):
         with self.assertRaisesRegex(ValueError, "noise_multiplier"):
-            _max_steps([], mechanisms.PoissonSampling(0.01), -1.0, 1.0, 1e-5)
+            _max_steps([], entries_lib.PoissonSampling(0.01), -1.0, 1.0, 1e-5)
 
 
 if __name__ == "__main__":

@@ -149,13 +149,13 @@ def test_declared_labels_are_part_of_the_ledger():
 
 def _info(x, y, **kwargs):
     return sampling.sampling_of(
-        tf_dpfp.microbatch_sampler(x, y, labels="public", **kwargs)
+        tf_dpfp.stratified_batches(x, y, labels="public", **kwargs)
     )
 
 
 def test_draws_are_counted_for_batches_of_their_size_only():
     x, y = np.zeros((20, 3), np.float32), np.arange(20) % 2
-    info = _info(x, y, microbatch_size=4, microbatches=3)
+    info = _info(x, y, draw_size=4, draws=3)
     layer = _layer()
 
     @tf.function(input_signature=[tf.TensorSpec([None, 3])])

@@ -95,6 +95,43 @@ def test_row_wise_losses(name, reduction):
             _check(loss, y_true, y_pred, _weights(kind), mask)
 
 
+@pytest.mark.parametrize(
+    ("loss", "labels"),
+    [
+        (kind, labels)
+        for kind in (
+            keras.losses.Hinge(),
+            keras.losses.SquaredHinge(),
+            keras.losses.hinge,
+            keras.losses.squared_hinge,
+        )
+        # Keras maps labels of 0 and 1 to -1 and 1 if ALL of them are such.
+        for labels in ([0, 1, 0.5, -1], [0.5, 0, 0, 1], [0, 1, 1, 0])
+    ],
+)
+def test_losses_that_look_at_all_labels_see_one_example_at_a_time(loss, labels):
+    y_true = np.array(labels, np.float32)[:, None]
+    y_pred = np.array([[0.3], [-0.2], [2.0], [0.1]], np.float32)
+    reference = loss
+    if not isinstance(loss, keras.losses.Loss):
+        reference = lambda y_true, y_pred, _: loss(y_true, y_pred)  # noqa: E731
+    _check(loss, y_true, y_pred, reference=reference)
+    # Whatever label another example has, this one's loss stays.
+    others = np.concatenate([y_true[:1], y_true[1:] * 0.25])
+    first, second = (
+        losses.PerExampleLoss(loss)(tf.constant(y), tf.constant(y_pred))[0]
+        for y in (y_true, others)
+    )
+    np.testing.assert_allclose(first, second, rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, -2])
+def test_a_loss_that_reduces_over_the_examples_is_refused(axis):
+    loss = losses.PerExampleLoss(keras.losses.CosineSimilarity(axis=axis))
+    with pytest.raises(ValueError, match="reduces over axis .*Received: axis="):
+        loss(tf.ones((3, 2)), tf.ones((3, 2)))
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_sparse_categorical_crossentropy(reduction):
     for arguments in ({}, {"ignore_class": 1}):

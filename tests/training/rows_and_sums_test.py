@@ -59,9 +59,9 @@ def _private(model=None, optimizer=None, loss=LOSS, **kwargs):
     return model
 
 
-def _batches(microbatch_size=6, labels="public", y=Y, **kwargs):
-    return tf_dpfp.microbatch_sampler(
-        X, y, microbatch_size=microbatch_size, labels=labels, **kwargs
+def _batches(draw_size=6, labels="public", y=Y, **kwargs):
+    return tf_dpfp.stratified_batches(
+        X, y, draw_size=draw_size, labels=labels, **kwargs
     )
 
 
@@ -503,8 +503,8 @@ def test_what_can_not_be_counted_is_refused(build, message):
 
 
 def test_several_draws_of_a_batch_are_refused():
-    with pytest.raises(ValueError, match="microbatches=1"):
-        _private().fit(_batches(microbatches=2), verbose=0)
+    with pytest.raises(ValueError, match="draws=1"):
+        _private().fit(_batches(draws=2), verbose=0)
 
 
 def test_an_ordinary_optimizer_is_told_of_the_way_out():
@@ -553,3 +553,25 @@ def test_replicas_are_refused(monkeypatch, train):
     with pytest.raises(ValueError, match="trains on one replica"):
         train(model)
     assert tf_dpfp.ledger(model) == []
+
+
+def _images(below):
+    inputs = keras.Input((4, 4, 3))
+    h = layers.Dense(WIDTH)(layers.Flatten()(below(inputs)))
+    return keras.Model(inputs, layers.Dense(2)(_clip()(h)))
+
+
+@pytest.mark.parametrize("optimizer", [_optimizer, keras.optimizers.Adam])
+@pytest.mark.parametrize("seed", range(10))
+def test_random_mixing_below_is_refused_whatever_the_draw(optimizer, seed):
+    # In half of all calls MixUp mixes nothing, so a trial can miss it.
+    with pytest.raises(ValueError, match="MixUp mixes the examples"):
+        _private(_images(layers.MixUp(seed=seed)), optimizer())
+
+
+def test_layers_are_checked_as_in_any_private_model():
+    inputs = keras.Input((FEATURES,))
+    h = _clip()(layers.Dense(WIDTH)(inputs))
+    model = keras.Model(inputs, layers.Dense(2, activity_regularizer="l2")(h))
+    with pytest.raises(ValueError, match="activity_regularizer is one number"):
+        _private(model).fit(X, Y, verbose=0)

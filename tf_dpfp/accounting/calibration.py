@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
-from tf_dpfp.accounting import mechanisms
 
 # A budget that this much noise does not meet is not met by noise at all.
 _MAX_NOISE_MULTIPLIER = 1e8
@@ -45,20 +45,20 @@ def calibrate(
     # 1.3563
     ```
     """
-    sampling = mechanisms.PoissonSampling(sampling_rate, overflow_probability)
+    sampling = entries_lib.PoissonSampling(sampling_rate, overflow_probability)
     # Raises on a bad count before the search begins.
-    steps = mechanisms.LedgerEntry(sampling, 1.0, steps).steps
+    steps = entries_lib.LedgerEntry(sampling, 1.0, steps).steps
     if steps < 1:
         raise ValueError(f"steps must be at least 1. Received: {steps}.")
 
-    def released(noise_multiplier: float) -> list[mechanisms.LedgerEntry]:
-        return [mechanisms.LedgerEntry(sampling, noise_multiplier, steps)]
+    def released(noise_multiplier: float) -> list[entries_lib.LedgerEntry]:
+        return [entries_lib.LedgerEntry(sampling, noise_multiplier, steps)]
 
     return least_noise(released, epsilon, delta, accountant, tolerance)
 
 
 def least_noise(
-    released: Callable[[float], list[mechanisms.LedgerEntry]],
+    released: Callable[[float], list[entries_lib.LedgerEntry]],
     epsilon: float,
     delta: float,
     accountant: str = "rdp",

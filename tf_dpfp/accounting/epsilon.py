@@ -13,10 +13,10 @@ from absl import logging
 from dp_accounting import pld
 from dp_accounting import rdp
 
+from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import events
-from tf_dpfp.accounting import ledger
-from tf_dpfp.accounting import mechanisms
-from tf_dpfp.accounting import rows
+from tf_dpfp.accounting import representations
+from tf_dpfp.accounting import table
 
 ACCOUNTANTS = ("rdp", "pld")
 
@@ -51,7 +51,7 @@ _OVERFLOW_TOLERANCE = 1e-9
 
 
 def compute_epsilon(
-    entries: Iterable[mechanisms.LedgerEntry],
+    entries: Iterable[entries_lib.LedgerEntry],
     delta: float,
     accountant: str = "rdp",
 ) -> float:
@@ -59,7 +59,7 @@ def compute_epsilon(
 
     Neighbouring data sets are those of which one has one example more. If rows
     or labels were released, they are those that differ in what one example is
-    (`mechanisms.replaces_one`), for everything that ran: sums then count with
+    (`entries_lib.replaces_one`), for everything that ran: sums then count with
     twice the sensitivity and without amplification. Only what is proved
     counts: Poisson sampling amplifies sums, sampling without replacement rows,
     unknown sampling nothing. The value is an upper bound with either
@@ -100,7 +100,7 @@ def compute_epsilon(
           distributions](https://arxiv.org/abs/2207.04380)
     """
     check_delta(delta, accountant)
-    ran = tuple(entry for entry in ledger.merge(entries) if entry.steps)
+    ran = tuple(entry for entry in table.merge(entries) if entry.steps)
     if not ran:
         return 0.0
     if any(entry.is_bare for entry in ran):
@@ -111,8 +111,8 @@ def compute_epsilon(
 
 
 def max_steps(
-    entries: Iterable[mechanisms.LedgerEntry],
-    step: Iterable[mechanisms.LedgerEntry],
+    entries: Iterable[entries_lib.LedgerEntry],
+    step: Iterable[entries_lib.LedgerEntry],
     epsilon: float,
     delta: float,
     accountant: str = "rdp",
@@ -135,9 +135,9 @@ def max_steps(
     """
     check_epsilon(epsilon)
     check_delta(delta, accountant)
-    spent = ledger.merge(entries)
+    spent = table.merge(entries)
 
-    step = ledger.merge(step)
+    step = table.merge(step)
 
     def within_budget(steps: int, accountant: str) -> bool:
         further = [
@@ -213,8 +213,8 @@ def _greatest(allowed: Callable[[int], bool], low: int) -> int:
     return low
 
 
-def _overflow_probability(entry: mechanisms.LedgerEntry) -> float:
-    if isinstance(entry.sampling, mechanisms.PoissonSampling):
+def _overflow_probability(entry: entries_lib.LedgerEntry) -> float:
+    if isinstance(entry.sampling, entries_lib.PoissonSampling):
         return entry.steps * entry.sampling.overflow_probability
     return 0.0
 
@@ -242,12 +242,12 @@ def _add_overflow(
 
 
 def _epsilon_without_overflow(
-    entries: tuple[mechanisms.LedgerEntry, ...],
+    entries: tuple[entries_lib.LedgerEntry, ...],
     accountant: str,
     delta: float,
 ) -> float:
     """Returns epsilon as if no step had dropped surplus examples."""
-    replaces_one = mechanisms.replaces_one(entries)
+    replaces_one = entries_lib.replaces_one(entries)
     total = sum(
         entry.steps * _rdp_of_entry(entry, replaces_one) for entry in entries
     )
@@ -266,12 +266,12 @@ def _epsilon_without_overflow(
 
 
 def _rdp_of_entry(
-    entry: mechanisms.LedgerEntry, replaces_one: bool
+    entry: entries_lib.LedgerEntry, replaces_one: bool
 ) -> np.ndarray:
     """Returns the RDP of one release at each order, rounded up."""
     rate = events.proved_sampling_rate(entry.sampling)
-    if entry.release is mechanisms.Release.LABELS:
-        return rows.randomized_response_rdp(
+    if entry.release is entries_lib.Release.LABELS:
+        return representations.randomized_response_rdp(
             entry.noise_multiplier, entry.sampling.num_classes, _order_tuple()
         )
     if entry.release.is_rows:
@@ -279,7 +279,9 @@ def _rdp_of_entry(
         noise_multiplier = min(
             entry.noise_multiplier / 2.0, _MAX_NOISE_MULTIPLIER
         )
-        return rows.sampled_rows_rdp(rate, noise_multiplier, _order_tuple())
+        return representations.sampled_rows_rdp(
+            rate, noise_multiplier, _order_tuple()
+        )
     if replaces_one:
         return _rdp_of_step(1.0, entry.noise_multiplier / 2.0)
     return _rdp_of_step(rate, entry.noise_multiplier)
@@ -335,7 +337,7 @@ def _sampled_rdp(sampling_rate: float, noise_multiplier: float) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _compose_pld(
-    entries: tuple[mechanisms.LedgerEntry, ...], interval: float
+    entries: tuple[entries_lib.LedgerEntry, ...], interval: float
 ) -> pld.PLDAccountant:
     return pld.PLDAccountant(value_discretization_interval=interval).compose(
         events.compose_events(entries)
@@ -343,7 +345,7 @@ def _compose_pld(
 
 
 def _pld_interval(
-    entries: tuple[mechanisms.LedgerEntry, ...], epsilon: float
+    entries: tuple[entries_lib.LedgerEntry, ...], epsilon: float
 ) -> float:
     """Returns a grid that is fine where epsilon matters.
 

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 import dp_accounting
 
-from tf_dpfp.accounting import mechanisms
+from tf_dpfp.accounting import entries as entries_lib
 
 
 def entry_event(
-    entry: mechanisms.LedgerEntry, replaces_one: bool = False
+    entry: entries_lib.LedgerEntry, replaces_one: bool = False
 ) -> dp_accounting.DpEvent:
     """Returns the event of one ledger entry.
 
@@ -33,18 +33,18 @@ def entry_event(
         return dp_accounting.NoOpDpEvent()
     if entry.is_bare:
         return dp_accounting.NonPrivateDpEvent()
-    if entry.release is mechanisms.Release.LABELS:
+    if entry.release is entries_lib.Release.LABELS:
         return dp_accounting.UnsupportedDpEvent()
     halved = replaces_one or entry.release.is_rows
     gaussian = dp_accounting.GaussianDpEvent(
         entry.noise_multiplier / 2.0 if halved else entry.noise_multiplier
     )
     match entry.sampling:
-        case mechanisms.WithoutReplacement() as sampling:
+        case entries_lib.WithoutReplacement() as sampling:
             gaussian = dp_accounting.SampledWithoutReplacementDpEvent(
                 sampling.population, sampling.sample_size, gaussian
             )
-        case mechanisms.PoissonSampling() as sampling:
+        case entries_lib.PoissonSampling() as sampling:
             if sampling.sampling_rate < 1.0 and not replaces_one:
                 gaussian = dp_accounting.PoissonSampledDpEvent(
                     sampling.sampling_rate, gaussian
@@ -55,7 +55,7 @@ def entry_event(
 
 
 def compose_events(
-    entries: Iterable[mechanisms.LedgerEntry],
+    entries: Iterable[entries_lib.LedgerEntry],
 ) -> dp_accounting.DpEvent:
     """Returns the composition of the events of all entries.
 
@@ -66,14 +66,14 @@ def compose_events(
         A `ComposedDpEvent`, or `NoOpDpEvent` when nothing ran.
     """
     entries = [entry for entry in entries if entry.steps > 0]
-    replaces_one = mechanisms.replaces_one(entries)
+    replaces_one = entries_lib.replaces_one(entries)
     ran = [entry_event(entry, replaces_one) for entry in entries]
     if not ran:
         return dp_accounting.NoOpDpEvent()
     return dp_accounting.ComposedDpEvent(ran)
 
 
-def proved_sampling_rate(sampling: mechanisms.Sampling) -> float:
+def proved_sampling_rate(sampling: entries_lib.Sampling) -> float:
     """Returns the rate of sampling that is proved, 1 when none is.
 
     Args:
@@ -86,9 +86,9 @@ def proved_sampling_rate(sampling: mechanisms.Sampling) -> float:
         TypeError: If the sampling is of an unknown kind.
     """
     match sampling:
-        case mechanisms.PoissonSampling() | mechanisms.WithoutReplacement():
+        case entries_lib.PoissonSampling() | entries_lib.WithoutReplacement():
             return sampling.sampling_rate
-        case mechanisms.UnknownSampling() | mechanisms.EveryLabel():
+        case entries_lib.UnknownSampling() | entries_lib.EveryLabel():
             return 1.0
         case _:
             raise TypeError(f"Unknown kind of sampling: {sampling!r}.")

@@ -7,15 +7,15 @@ training that was recorded, and keeps what is proved apart from what is not.
 
 from collections.abc import Iterable, Sequence
 
+from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
-from tf_dpfp.accounting import ledger
-from tf_dpfp.accounting import mechanisms
-from tf_dpfp.accounting import rows_statement
-from tf_dpfp.accounting import wording
+from tf_dpfp.accounting import paragraphs as wording
+from tf_dpfp.accounting import representation_statement
+from tf_dpfp.accounting import table
 
 
 def statement(
-    entries: Iterable[mechanisms.LedgerEntry],
+    entries: Iterable[entries_lib.LedgerEntry],
     delta: float,
     *,
     accountant: str = "rdp",
@@ -54,14 +54,14 @@ def statement(
     epsilon_lib.check_delta(delta, accountant)
     if population is not None:
         # Held to the same rule as the sizes of the entries.
-        population = mechanisms.UnknownSampling(population).population
-    ran = [entry for entry in ledger.merge(entries) if entry.steps]
+        population = entries_lib.UnknownSampling(population).population
+    ran = [entry for entry in table.merge(entries) if entry.steps]
     if not ran and not objections:
         return (
             wording.fill("No training step has been recorded: epsilon is 0.")
             + "\n"
         )
-    if objections or mechanisms.replaces_one(ran):
+    if objections or entries_lib.replaces_one(ran):
         return _statement_of_rows(
             ran, delta, population, seeded, objections, notes
         )
@@ -79,16 +79,18 @@ def statement(
 
 
 def _statement_of_rows(
-    entries: Sequence[mechanisms.LedgerEntry],
+    entries: Sequence[entries_lib.LedgerEntry],
     delta: float,
     population: int | None,
     seeded: bool,
     objections: Sequence[str],
     notes: Sequence[str],
 ) -> str:
-    paragraphs = [rows_statement.describe_training(entries, population)]
-    claim = rows_statement.describe_claim(entries, delta)
-    reasons = [*rows_statement.reasons(entries), *objections]
+    paragraphs = [
+        representation_statement.describe_training(entries, population)
+    ]
+    claim = representation_statement.describe_claim(entries, delta)
+    reasons = [*representation_statement.reasons(entries), *objections]
     if reasons:
         listed = [wording.fill(f"- {r}", hanging=2) for r in reasons]
         head = wording.fill(
@@ -100,10 +102,10 @@ def _statement_of_rows(
         ) + ("\n")
     paragraphs += [
         *_warn_delta(entries, delta, population),
-        *rows_statement.describe_guarantee(entries, delta),
+        *representation_statement.describe_guarantee(entries, delta),
         *map(wording.fill, notes),
         *claim,
-        *rows_statement.describe_sampling(entries),
+        *representation_statement.describe_sampling(entries),
         *_describe_seed(seeded or any(entry.seeded for entry in entries)),
         *_describe_limits(),
     ]
@@ -111,7 +113,7 @@ def _statement_of_rows(
 
 
 def _describe_training(
-    entries: Sequence[mechanisms.LedgerEntry],
+    entries: Sequence[entries_lib.LedgerEntry],
     population: int | None,
     recorded: bool,
 ) -> list[str]:
@@ -138,9 +140,9 @@ def _describe_training(
     return paragraphs
 
 
-def _sampling_words(sampling: mechanisms.Sampling) -> str:
+def _sampling_words(sampling: entries_lib.Sampling) -> str:
     match sampling:
-        case mechanisms.PoissonSampling():
+        case entries_lib.PoissonSampling():
             words = f"Poisson sampling at rate {sampling.sampling_rate:g}"
             if sampling.overflow_probability:
                 words += (
@@ -148,7 +150,7 @@ def _sampling_words(sampling: mechanisms.Sampling) -> str:
                     f"most {sampling.overflow_probability:.3g}"
                 )
             return words
-        case mechanisms.UnknownSampling():
+        case entries_lib.UnknownSampling():
             words = "batches of unknown sampling"
             if sampling.batch_size is not None:
                 words += f", {sampling.batch_size} examples each"
@@ -159,7 +161,7 @@ def _sampling_words(sampling: mechanisms.Sampling) -> str:
             raise TypeError(f"Unknown kind of sampling: {sampling!r}.")
 
 
-def _no_privacy(entries: Sequence[mechanisms.LedgerEntry]) -> str:
+def _no_privacy(entries: Sequence[entries_lib.LedgerEntry]) -> str:
     bare = sum(e.steps for e in entries if e.noise_multiplier == 0.0)
     total = sum(entry.steps for entry in entries)
     return wording.fill(
@@ -170,7 +172,7 @@ def _no_privacy(entries: Sequence[mechanisms.LedgerEntry]) -> str:
 
 
 def _warn_delta(
-    entries: Sequence[mechanisms.LedgerEntry],
+    entries: Sequence[entries_lib.LedgerEntry],
     delta: float,
     population: int | None,
 ) -> list[str]:
@@ -188,9 +190,9 @@ def _warn_delta(
 
 
 def _describe_guarantee(
-    entries: Sequence[mechanisms.LedgerEntry], delta: float, accountant: str
+    entries: Sequence[entries_lib.LedgerEntry], delta: float, accountant: str
 ) -> list[str]:
-    def epsilon(described: Sequence[mechanisms.LedgerEntry]) -> float:
+    def epsilon(described: Sequence[entries_lib.LedgerEntry]) -> float:
         return epsilon_lib.compute_epsilon(described, delta, accountant)
 
     rows = [
@@ -244,8 +246,8 @@ def _describe_guarantee(
 
 
 def _conditional_rows(
-    entries: Sequence[mechanisms.LedgerEntry],
-) -> list[tuple[str, list[mechanisms.LedgerEntry]]]:
+    entries: Sequence[entries_lib.LedgerEntry],
+) -> list[tuple[str, list[entries_lib.LedgerEntry]]]:
     """Returns what would have run if the pipeline had been well-behaved."""
     unknown = [entry.sampling for entry in entries if _is_unknown(entry)]
     if not unknown or any(
@@ -265,7 +267,7 @@ def _conditional_rows(
     ]
 
 
-def _once_per_epoch(entry: mechanisms.LedgerEntry) -> mechanisms.LedgerEntry:
+def _once_per_epoch(entry: entries_lib.LedgerEntry) -> entries_lib.LedgerEntry:
     """Keeps one release for each epoch begun.
 
     An epoch is taken as short as it can be, without its incomplete batch, so
@@ -275,28 +277,30 @@ def _once_per_epoch(entry: mechanisms.LedgerEntry) -> mechanisms.LedgerEntry:
         return entry
     sampling = entry.sampling
     steps_per_epoch = max(1, sampling.population // sampling.batch_size)
-    return mechanisms.LedgerEntry(
+    return entries_lib.LedgerEntry(
         sampling, entry.noise_multiplier, -(-entry.steps // steps_per_epoch)
     )
 
 
-def _as_if_poisson(entry: mechanisms.LedgerEntry) -> mechanisms.LedgerEntry:
+def _as_if_poisson(entry: entries_lib.LedgerEntry) -> entries_lib.LedgerEntry:
     if not _is_unknown(entry):
         return entry
     rate = min(1.0, entry.sampling.batch_size / entry.sampling.population)
-    return mechanisms.LedgerEntry(
-        mechanisms.PoissonSampling(rate), entry.noise_multiplier, entry.steps
+    return entries_lib.LedgerEntry(
+        entries_lib.PoissonSampling(rate), entry.noise_multiplier, entry.steps
     )
 
 
-def _without_sampling(entry: mechanisms.LedgerEntry) -> mechanisms.LedgerEntry:
-    return mechanisms.LedgerEntry(
-        mechanisms.UnknownSampling(), entry.noise_multiplier, entry.steps
+def _without_sampling(
+    entry: entries_lib.LedgerEntry,
+) -> entries_lib.LedgerEntry:
+    return entries_lib.LedgerEntry(
+        entries_lib.UnknownSampling(), entry.noise_multiplier, entry.steps
     )
 
 
 def _describe_sampling(
-    entries: Sequence[mechanisms.LedgerEntry], recorded: bool
+    entries: Sequence[entries_lib.LedgerEntry], recorded: bool
 ) -> list[str]:
     paragraphs = []
     if not all(map(_is_unknown, entries)):
@@ -367,11 +371,11 @@ def _describe_limits() -> list[str]:
     ]
 
 
-def _is_unknown(entry: mechanisms.LedgerEntry) -> bool:
-    return isinstance(entry.sampling, mechanisms.UnknownSampling)
+def _is_unknown(entry: entries_lib.LedgerEntry) -> bool:
+    return isinstance(entry.sampling, entries_lib.UnknownSampling)
 
 
-def _population(entry: mechanisms.LedgerEntry) -> int | None:
+def _population(entry: entries_lib.LedgerEntry) -> int | None:
     return getattr(entry.sampling, "population", None)
 
 

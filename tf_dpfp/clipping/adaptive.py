@@ -2,8 +2,9 @@
 
 Each group keeps an estimate of the norm below which a given fraction of the
 examples lies. Every step counts the examples at or below the estimate, and
-moves it geometrically. The counts leave only with noise (see `noise.budget`),
-so the estimates are private, and so is everything computed from them.
+moves it geometrically. The counts leave only with noise (see
+`accounting.joint`), so the estimates are private, and so is everything computed
+from them.
 
 An example adds +1/2 to the count of a group if its norm is at most the
 estimate, -1/2 if it is above, and nothing if it takes no part in the step. A

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpfp import accounting
-from tf_dpfp.accounting import ledger as table
+from tf_dpfp.accounting import table
 
 # The count stands behind the description; float64 counts exactly to 2^53.
 _COUNT = table.WIDTH
@@ -47,11 +47,13 @@ class Ledger:
         self._opened: _Opened | None = None
         with tf.init_scope():
             # The current row, the one for batches of other sizes, what is
-            # counted for a step in each, and the size (0: any).
+            # counted for a step in each, and the size (0: any). TensorFlow
+            # keeps int32 variables on the CPU, where a step that XLA compiles
+            # for a GPU can't reach them.
             self._current = tf.Variable(
                 [-1, -1, 1, 1, 0],
                 trainable=False,
-                dtype=tf.int32,
+                dtype=tf.int64,
                 name="privacy_row",
             )
         self._watch_restores()
@@ -202,7 +204,7 @@ class Ledger:
         row, other, draws, other_draws, expected = tf.unstack(
             tf.convert_to_tensor(self._current)
         )
-        as_opened = (expected == 0) | (expected == rows)
+        as_opened = (expected == 0) | (expected == tf.cast(rows, tf.int64))
         row = tf.where(as_opened, row, other)
         count = tf.where(as_opened, draws, other_draws)
         row = tf.one_hot(row, table.MAX_ROWS, dtype=tf.float64)

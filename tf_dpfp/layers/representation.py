@@ -35,7 +35,7 @@ class DPRepresentationClip(keras.layers.Layer):
     The layer counts what it releases: every row of every call with
     `training=True`. By itself it claims nothing about how batches are drawn;
     `tf_dpfp.make_private(model)`, or `tf_dpfp.sampled_steps` for a model that
-    stays ordinary, with the batches of `tf_dpfp.microbatch_sampler` makes
+    stays ordinary, with the batches of `tf_dpfp.stratified_batches` makes
     epsilon smaller. See `tf_dpfp.privacy_statement(model, delta)`.
 
     The guarantee is for replacing one example by another of the same label:
@@ -60,7 +60,7 @@ class DPRepresentationClip(keras.layers.Layer):
         labels: `"public"` declares that the labels of all examples may be
             known to anyone; what `tf_dpfp.randomize_labels` returned, that the
             model is trained on those. `None` declares nothing: epsilon is
-            infinite, unless the batches of `microbatch_sampler` say it.
+            infinite, unless the batches of `stratified_batches` say it.
         end_to_end: Whether to let the gradient through, to train what is
             below. Nothing is proved then: epsilon is infinite.
         noise_at_inference: Whether to add noise without `training`, too. Such
@@ -120,7 +120,7 @@ class DPRepresentationClip(keras.layers.Layer):
         self._ledger: counting.Ledger | None = None
         self._rows: int | None = None
 
-    def build(self, input_shape):
+    def build(self, input_shape):  # noqa: ARG002
         """Makes the ledger, a weight that is not trained."""
         # Out of a graph that is being traced: the ledger is read from Python.
         with tf.init_scope():
@@ -224,7 +224,7 @@ class DPRepresentationClip(keras.layers.Layer):
         """Says how the rows of the calls that follow are drawn.
 
         Args:
-            info: What `microbatch_sampler` registered; `None` for anything
+            info: What `stratified_batches` registered; `None` for anything
                 else, of which nothing is claimed.
         """
         if info is None:
@@ -248,7 +248,7 @@ class DPRepresentationClip(keras.layers.Layer):
         """What a row releases, by what is declared of its label.
 
         Args:
-            info: What `microbatch_sampler` registered; `None` for anything
+            info: What `stratified_batches` registered; `None` for anything
                 else. What randomised labels cost goes into the ledger.
 
         Returns:
@@ -268,7 +268,7 @@ class DPRepresentationClip(keras.layers.Layer):
         """That of the input."""
         return input_shape
 
-    def compute_mask(self, inputs, previous_mask=None):
+    def compute_mask(self, inputs, previous_mask=None):  # noqa: ARG002
         """None: which positions an example has is data."""
         return None
 

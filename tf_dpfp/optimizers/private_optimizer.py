@@ -10,7 +10,7 @@ Gaussian noise. Adjacency: one example added or removed. Sensitivity: the
 clip bound `l2_norm_clip` (see `clipping`). Standard deviation on every
 coordinate: `noise_multiplier * l2_norm_clip`. With adaptive thresholds the
 counts that move them are released beside the sums, and the two share the
-multiplier (see `noise.budget`).
+multiplier (see `accounting.joint`).
 
 **Replicas.** Of R replicas, each adds its share of the noise to the clipped
 sums of its own examples, of standard deviation 1 / sqrt(R) of the above and
@@ -502,7 +502,7 @@ class PrivateOptimizer:
         if self._adaptive.shared:
             # Each example adds at most 1/2 to the mean, as to one count.
             counts = tf.reduce_mean(counts, keepdims=True)
-        budget = noise_lib.split_budget(
+        budget = accounting.split_budget(
             self.noise_multiplier,
             self._adaptive.budget_share,
             counts.shape[0],
@@ -600,7 +600,7 @@ class PrivateOptimizer:
 
 
 def _warn_if_drowned(
-    budget: noise_lib.BudgetSplit, expected_batch_size: float
+    budget: accounting.BudgetSplit, expected_batch_size: float
 ) -> None:
     """Says so where noise, not the gradients, would move the thresholds."""
     deviation = budget.counts / expected_batch_size

@@ -92,3 +92,9 @@ def with_mask(tensor, mask):
     if mask is not None:
         tensor._keras_mask = mask
     return tensor
+
+
+def loss_axis(loss: keras.losses.Loss) -> int:
+    """Returns the axis that a Keras loss reduces over."""
+    # `get_config` of some losses leaves the axis out.
+    return getattr(loss, "_fn_kwargs", {}).get("axis", -1)

@@ -55,7 +55,7 @@ def without_symbolic_build(
     fails where the batches differ in size, and on several workers.
     """
     return _instead(
-        model, "_maybe_symbolic_build", lambda *args, **kwargs: None
+        model, "_maybe_symbolic_build", lambda *_args, **_kwargs: None
     )
 
 

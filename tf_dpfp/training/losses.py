@@ -20,7 +20,9 @@ from keras import tree
 
 from tf_dpfp.per_example import keras_layers
 
-# Row i of what these return depends on row i of their arguments alone.
+# Row i of what these return depends on row i of their arguments alone. Hinge
+# and SquaredHinge are not among them: they ask whether all labels of the batch
+# are 0 or 1.
 _ROW_WISE = {
     name
     for name in (
@@ -32,7 +34,6 @@ _ROW_WISE = {
         "CategoricalGeneralizedCrossEntropy",
         "CategoricalHinge",
         "CosineSimilarity",
-        "Hinge",
         "Huber",
         "KLDivergence",
         "LogCosh",
@@ -42,7 +43,6 @@ _ROW_WISE = {
         "MeanSquaredLogarithmicError",
         "Poisson",
         "SparseCategoricalCrossentropy",
-        "SquaredHinge",
     )
     if hasattr(keras.losses, name)
 }
@@ -56,7 +56,6 @@ _ROW_WISE_FUNCTIONS = tuple(
         "categorical_focal_crossentropy",
         "categorical_hinge",
         "cosine_similarity",
-        "hinge",
         "huber",
         "kl_divergence",
         "log_cosh",
@@ -66,7 +65,6 @@ _ROW_WISE_FUNCTIONS = tuple(
         "mean_squared_logarithmic_error",
         "poisson",
         "sparse_categorical_crossentropy",
-        "squared_hinge",
     )
     if hasattr(keras.losses, name)
 )
@@ -97,9 +95,7 @@ class PerExampleLoss(keras.losses.Loss):
             )
         self._loss = loss
         self._is_loss = isinstance(loss, keras.losses.Loss)
-        self._row_wise = type(loss) in _ROW_WISE_CLASSES or any(
-            loss is function for function in _ROW_WISE_FUNCTIONS
-        )
+        self._row_wise = _is_row_wise(loss)
         self._loss_reduction = (
             loss.reduction if self._is_loss else "sum_over_batch_size"
         )
@@ -122,6 +118,7 @@ class PerExampleLoss(keras.losses.Loss):
         if y_pred.shape.rank == 1:
             # Keras would take the mean over the last axis: the batch.
             y_pred, y_true = y_pred[:, None], tf.reshape(y_true, [-1, 1])
+        self._check_axis(y_pred.shape.rank)
         if self._is_loss:
             values = self._loss.call(y_true, y_pred)
         else:
@@ -132,6 +129,15 @@ class PerExampleLoss(keras.losses.Loss):
             own = tf.cast(own, tf.bool)
             mask = own if mask is None else tf.cast(mask, tf.bool) & own
         return reduce_rows(values, sample_weight, mask, self._loss_reduction)
+
+    def _check_axis(self, rank: int) -> None:
+        axis = keras_layers.loss_axis(self._loss)
+        if axis in (0, -rank):
+            raise ValueError(
+                f"{type(self._loss).__name__} reduces over axis {axis}, the "
+                "examples of the batch, so the loss of one example depends on "
+                f"the others. Use another axis. Received: axis={axis}"
+            )
 
     def _one_by_one(self, y_true, y_pred, sample_weight):
         mask = keras_layers.mask_of(y_pred)
@@ -160,6 +166,12 @@ class PerExampleLoss(keras.losses.Loss):
             return tf.reduce_sum(tf.cast(value, keras.config.floatx()))
 
         return tf.vectorized_map(loss_of_one, given)
+
+
+def _is_row_wise(loss: Any) -> bool:
+    if any(loss is function for function in _ROW_WISE_FUNCTIONS):
+        return True
+    return type(loss) in _ROW_WISE_CLASSES
 
 
 def _at_least_rows(values: tf.Tensor) -> tf.Tensor:

@@ -8,9 +8,9 @@ import tensorflow as tf
 from tf_dpfp import accounting
 from tf_dpfp import optimizers
 from tf_dpfp import validation
+from tf_dpfp.sampling import pipelines
 from tf_dpfp.training import keras_trainer
 from tf_dpfp.training import losses as losses_lib
-from tf_dpfp.training import pipelines
 from tf_dpfp.training import private_step
 from tf_dpfp.training import probe
 from tf_dpfp.training import replicated
@@ -42,9 +42,8 @@ def ready(model: keras.Model) -> optimizers.PrivateOptimizer:
     check_same_model(model, optimizer)
     optimizer.check_marks()
     _require_loss(model)
-    by_gradients = representations.beside_sums(model)
-    validation.raise_if_invalid(model, made_private=True, rows=not by_gradients)
-    if by_gradients:
+    validation.raise_if_invalid(model, made_private=True, by_gradients=True)
+    if representations.beside_sums(model):
         representations.announce(model)
     return optimizer
 
@@ -87,7 +86,9 @@ def try_representations(model: keras.Model, x) -> representations.Findings:
     if state.findings is None or state.tried_with != frozen:
         state.findings = representations.raise_if_unprotected(model, x)
         validation.raise_if_invalid(
-            model, made_private=True, rows=representations.alone(model)
+            model,
+            made_private=True,
+            by_gradients=representations.beside_sums(model),
         )
         # A model that is built on the way has more layers than before.
         state.tried_with = representations.trainability(model)
@@ -137,9 +138,7 @@ def build_plan(model: keras.Model, x, y, sample_weight) -> private_step.Plan:
     state = state_lib.of(model)
     if not model.built:
         probe.build(model, x)
-        validation.raise_if_invalid(
-            model, made_private=True, rows=representations.alone(model)
-        )
+        validation.raise_if_invalid(model, made_private=True, by_gradients=True)
     _require_loss(model)
     if state.loss is None:
         loss, loss_weights = keras_trainer.compiled_loss_arguments(model)

@@ -208,7 +208,7 @@ def check_sampled(found: Findings) -> None:
 
 
 def drawn_rows(batches: Any) -> sampling_lib.SamplingInfo | None:
-    """How `microbatch_sampler` draws a data set; `None` if it is not its."""
+    """How `stratified_batches` draws a data set; `None` if it is not its."""
     info = sampling_lib.sampling_of(batches)
     if info is None or not isinstance(
         info.sampling, accounting.WithoutReplacement

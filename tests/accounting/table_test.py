@@ -6,20 +6,20 @@ from absl.testing import absltest
 from absl.testing import parameterized
 from hypothesis import strategies as st
 
-from tf_dpfp.accounting import ledger
-from tf_dpfp.accounting import mechanisms
+from tf_dpfp.accounting import entries as entries_lib
+from tf_dpfp.accounting import table
 
 _COUNTS = st.integers(1, 2**53)
 _POISSON = st.builds(
-    mechanisms.PoissonSampling,
+    entries_lib.PoissonSampling,
     st.floats(0.0, 1.0, exclude_min=True),
     st.floats(0.0, 1.0),
 )
 _UNKNOWN = st.builds(
-    mechanisms.UnknownSampling, st.none() | _COUNTS, st.none() | _COUNTS
+    entries_lib.UnknownSampling, st.none() | _COUNTS, st.none() | _COUNTS
 )
 _ENTRIES = st.builds(
-    mechanisms.LedgerEntry,
+    entries_lib.LedgerEntry,
     _POISSON | _UNKNOWN,
     st.floats(0.0, allow_infinity=False),
     st.integers(0, 2**40),
@@ -27,18 +27,18 @@ _ENTRIES = st.builds(
 
 
 def _entry(steps=1, noise_multiplier=1.0, rate=0.5):
-    return mechanisms.LedgerEntry(
-        mechanisms.PoissonSampling(rate), noise_multiplier, steps
+    return entries_lib.LedgerEntry(
+        entries_lib.PoissonSampling(rate), noise_multiplier, steps
     )
 
 
 class LedgerTest(parameterized.TestCase):
     @hypothesis.given(_ENTRIES)
     def test_row_comes_back_exactly(self, entry):
-        row = ledger.encode(entry)
-        self.assertEqual(row.shape, (ledger.WIDTH,))
+        row = table.encode(entry)
+        self.assertEqual(row.shape, (table.WIDTH,))
         self.assertEqual(row.dtype, np.float64)
-        self.assertEqual(ledger.decode(row, entry.steps), entry)
+        self.assertEqual(table.decode(row, entry.steps), entry)
 
     @hypothesis.given(_ENTRIES, _ENTRIES)
     def test_rows_are_equal_when_descriptions_are(self, one, two):
@@ -46,20 +46,18 @@ class LedgerTest(parameterized.TestCase):
             two.sampling,
             two.noise_multiplier,
         )
-        rows_equal = np.array_equal(ledger.encode(one), ledger.encode(two))
+        rows_equal = np.array_equal(table.encode(one), table.encode(two))
         self.assertEqual(rows_equal, same)
 
     @hypothesis.given(st.lists(_ENTRIES, max_size=8))
     def test_table_comes_back_merged(self, entries):
-        rows, steps = ledger.encode_table(entries)
-        self.assertEqual(rows.shape, (ledger.MAX_ROWS, ledger.WIDTH))
+        rows, steps = table.encode_table(entries)
+        self.assertEqual(rows.shape, (table.MAX_ROWS, table.WIDTH))
         self.assertEqual((rows.dtype, steps.dtype), (np.float64, np.int64))
-        self.assertEqual(
-            ledger.decode_table(rows, steps), ledger.merge(entries)
-        )
+        self.assertEqual(table.decode_table(rows, steps), table.merge(entries))
 
     def test_merge_adds_steps_and_keeps_the_order(self):
-        merged = ledger.merge(
+        merged = table.merge(
             [_entry(3, 2.0), _entry(1), _entry(4, 2.0), _entry(5, rate=0.25)]
         )
         self.assertEqual(
@@ -67,28 +65,28 @@ class LedgerTest(parameterized.TestCase):
         )
 
     def test_merge_keeps_overflow_apart(self):
-        padded = mechanisms.LedgerEntry(
-            mechanisms.PoissonSampling(0.5, 1e-9), 1.0, 2
+        padded = entries_lib.LedgerEntry(
+            entries_lib.PoissonSampling(0.5, 1e-9), 1.0, 2
         )
-        self.assertEqual(ledger.merge([_entry(), padded]), [_entry(), padded])
+        self.assertEqual(table.merge([_entry(), padded]), [_entry(), padded])
 
     def test_merge_keeps_noise_apart_however_close(self):
         entries = [_entry(1, 1.0), _entry(1, np.nextafter(1.0, 2.0))]
-        self.assertEqual(ledger.merge(entries), entries)
+        self.assertEqual(table.merge(entries), entries)
 
     def test_codes_of_saved_models_do_not_change(self):
         np.testing.assert_array_equal(
-            ledger.encode(
-                mechanisms.LedgerEntry(
-                    mechanisms.PoissonSampling(0.5, 0.25), 1.5, 9
+            table.encode(
+                entries_lib.LedgerEntry(
+                    entries_lib.PoissonSampling(0.5, 0.25), 1.5, 9
                 )
             ),
             [1, 1.5, 0.5, 0.25, 0, 0, 0, 0],
         )
         np.testing.assert_array_equal(
-            ledger.encode(
-                mechanisms.LedgerEntry(
-                    mechanisms.UnknownSampling(100, None), 1.5, 9
+            table.encode(
+                entries_lib.LedgerEntry(
+                    entries_lib.UnknownSampling(100, None), 1.5, 9
                 )
             ),
             [2, 1.5, 100, 0, 0, 0, 0, 0],
@@ -96,72 +94,72 @@ class LedgerTest(parameterized.TestCase):
 
     @parameterized.parameters(0.0, 5.0, -1.0, 1.5, 99.0)
     def test_unknown_code_is_refused(self, code):
-        row = ledger.encode(_entry())
+        row = table.encode(_entry())
         row[0] = code
         with self.assertRaisesRegex(ValueError, "Unknown code"):
-            ledger.decode(row, 1)
+            table.decode(row, 1)
 
     @parameterized.parameters(
         (1, np.nan), (1, -1.0), (1, np.inf), (2, 0.0), (2, 2.0), (3, np.nan)
     )
     def test_damaged_value_is_refused(self, column, value):
-        row = ledger.encode(_entry())
+        row = table.encode(_entry())
         row[column] = value
         with self.assertRaises(ValueError):
-            ledger.decode(row, 1)
+            table.decode(row, 1)
 
     @parameterized.parameters(6, 7)
     def test_value_in_an_unused_column_is_refused(self, column):
-        row = ledger.encode(_entry())
+        row = table.encode(_entry())
         row[column] = 1.0
         with self.assertRaisesRegex(ValueError, "Not a ledger row"):
-            ledger.decode(row, 1)
+            table.decode(row, 1)
 
     def test_seeded_steps_are_a_kind_of_their_own(self):
         plain = _entry()
         seeded = dataclasses.replace(plain, seeded=True)
-        self.assertEqual(ledger.merge([plain, seeded]), [plain, seeded])
-        row = ledger.encode(seeded)
-        self.assertEqual(ledger.decode(row, seeded.steps), seeded)
+        self.assertEqual(table.merge([plain, seeded]), [plain, seeded])
+        row = table.encode(seeded)
+        self.assertEqual(table.decode(row, seeded.steps), seeded)
 
     def test_fractional_size_is_refused(self):
-        row = ledger.encode(
-            mechanisms.LedgerEntry(mechanisms.UnknownSampling(10, 2), 1.0, 1)
+        row = table.encode(
+            entries_lib.LedgerEntry(entries_lib.UnknownSampling(10, 2), 1.0, 1)
         )
         row[2] = 10.5
         with self.assertRaisesRegex(ValueError, "Not a ledger row"):
-            ledger.decode(row, 1)
+            table.decode(row, 1)
 
     def test_row_of_another_precision_is_refused(self):
         with self.assertRaisesRegex(ValueError, "float64"):
-            ledger.decode(ledger.encode(_entry()).astype(np.float32), 1)
+            table.decode(table.encode(_entry()).astype(np.float32), 1)
 
     def test_row_of_another_width_is_refused(self):
         with self.assertRaisesRegex(ValueError, "shape"):
-            ledger.decode(ledger.encode(_entry())[:-1], 1)
+            table.decode(table.encode(_entry())[:-1], 1)
 
     def test_negative_steps_are_refused(self):
-        rows, steps = ledger.encode_table([_entry()])
+        rows, steps = table.encode_table([_entry()])
         steps[0] = -1
         with self.assertRaisesRegex(ValueError, "steps"):
-            ledger.decode_table(rows, steps)
+            table.decode_table(rows, steps)
 
     def test_steps_without_a_description_are_refused(self):
-        rows, steps = ledger.encode_table([_entry()])
+        rows, steps = table.encode_table([_entry()])
         rows[0] = 0.0
         with self.assertRaisesRegex(ValueError, "Unknown code"):
-            ledger.decode_table(rows, steps)
+            table.decode_table(rows, steps)
 
     def test_table_of_another_size_is_refused(self):
-        rows, steps = ledger.encode_table([_entry()])
+        rows, steps = table.encode_table([_entry()])
         with self.assertRaisesRegex(ValueError, "shape"):
-            ledger.decode_table(rows[:-1], steps[:-1])
+            table.decode_table(rows[:-1], steps[:-1])
 
     def test_too_many_descriptions_are_refused(self):
-        entries = [_entry(1, 1.0 + i) for i in range(ledger.MAX_ROWS)]
-        ledger.encode_table(entries)
+        entries = [_entry(1, 1.0 + i) for i in range(table.MAX_ROWS)]
+        table.encode_table(entries)
         with self.assertRaisesRegex(ValueError, "33 ran"):
-            ledger.encode_table([*entries, _entry(1, 0.5)])
+            table.encode_table([*entries, _entry(1, 0.5)])
 
 
 if __name__ == "__main__":

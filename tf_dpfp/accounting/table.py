@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tf_dpfp.accounting import mechanisms
+from tf_dpfp.accounting import entries as entries_lib
 
 # Columns of a row. Those a kind of sampling does not use are zero, and wide
 # enough for kinds with more parameters.
@@ -29,7 +29,7 @@ _WITHOUT_REPLACEMENT_CODE = 3
 _EVERY_LABEL_CODE = 4
 
 
-def encode(entry: mechanisms.LedgerEntry) -> np.ndarray:
+def encode(entry: entries_lib.LedgerEntry) -> np.ndarray:
     """Returns the description of an entry, without its steps, as numbers.
 
     Args:
@@ -47,20 +47,20 @@ def encode(entry: mechanisms.LedgerEntry) -> np.ndarray:
     row[_SEEDED] = float(entry.seeded)
     row[_RELEASE] = float(entry.release)
     match entry.sampling:
-        case mechanisms.PoissonSampling() as sampling:
+        case entries_lib.PoissonSampling() as sampling:
             row[_CODE] = _POISSON_CODE
             row[_FIRST] = sampling.sampling_rate
             row[_SECOND] = sampling.overflow_probability
-        case mechanisms.UnknownSampling() as sampling:
+        case entries_lib.UnknownSampling() as sampling:
             row[_CODE] = _UNKNOWN_CODE
             # Sizes are at least 1, which leaves 0 to mean that none is known.
             row[_FIRST] = sampling.population or 0
             row[_SECOND] = sampling.batch_size or 0
-        case mechanisms.WithoutReplacement() as sampling:
+        case entries_lib.WithoutReplacement() as sampling:
             row[_CODE] = _WITHOUT_REPLACEMENT_CODE
             row[_FIRST] = sampling.population
             row[_SECOND] = sampling.sample_size
-        case mechanisms.EveryLabel() as sampling:
+        case entries_lib.EveryLabel() as sampling:
             row[_CODE] = _EVERY_LABEL_CODE
             row[_FIRST] = sampling.num_classes
             row[_SECOND] = sampling.identity
@@ -69,7 +69,7 @@ def encode(entry: mechanisms.LedgerEntry) -> np.ndarray:
     return row
 
 
-def decode(row: np.ndarray, steps: int) -> mechanisms.LedgerEntry:
+def decode(row: np.ndarray, steps: int) -> entries_lib.LedgerEntry:
     """Returns the entry that a row and its step count stand for.
 
     Args:
@@ -90,7 +90,7 @@ def decode(row: np.ndarray, steps: int) -> mechanisms.LedgerEntry:
         )
     if not np.all(np.isfinite(row)) or np.any(row[_RELEASE + 1 :] != 0.0):
         raise ValueError(f"Not a ledger row: {row.tolist()}.")
-    return mechanisms.LedgerEntry(
+    return entries_lib.LedgerEntry(
         sampling=_decode_sampling(row),
         noise_multiplier=float(row[_NOISE_MULTIPLIER]),
         steps=steps,
@@ -100,7 +100,7 @@ def decode(row: np.ndarray, steps: int) -> mechanisms.LedgerEntry:
 
 
 def encode_table(
-    entries: Iterable[mechanisms.LedgerEntry],
+    entries: Iterable[entries_lib.LedgerEntry],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns a whole ledger as numbers.
 
@@ -130,7 +130,7 @@ def encode_table(
 
 def decode_table(
     rows: np.ndarray, steps: np.ndarray
-) -> list[mechanisms.LedgerEntry]:
+) -> list[entries_lib.LedgerEntry]:
     """Returns the ledger that `encode_table` wrote.
 
     Args:
@@ -162,8 +162,8 @@ def decode_table(
 
 
 def merge(
-    entries: Iterable[mechanisms.LedgerEntry],
-) -> list[mechanisms.LedgerEntry]:
+    entries: Iterable[entries_lib.LedgerEntry],
+) -> list[entries_lib.LedgerEntry]:
     """Joins entries of equal description by adding their steps.
 
     Args:
@@ -172,12 +172,12 @@ def merge(
     Returns:
         One entry for each description, in the order of first appearance.
     """
-    totals: dict[mechanisms.LedgerEntry, int] = {}
+    totals: dict[entries_lib.LedgerEntry, int] = {}
     for entry in entries:
         kind = dataclasses.replace(entry, steps=0)
         steps = totals.get(kind, 0) + entry.steps
         # Labels that were randomised once were released once.
-        if entry.release is mechanisms.Release.LABELS:
+        if entry.release is entries_lib.Release.LABELS:
             steps = min(steps, 1)
         totals[kind] = steps
     return [
@@ -185,20 +185,20 @@ def merge(
     ]
 
 
-def _decode_release(row: np.ndarray) -> mechanisms.Release:
-    if row[_RELEASE] not in tuple(mechanisms.Release):
+def _decode_release(row: np.ndarray) -> entries_lib.Release:
+    if row[_RELEASE] not in tuple(entries_lib.Release):
         raise ValueError(
             f"Unknown release {row[_RELEASE]:g} in a ledger row. It may come "
             "from a newer version of tf_dpfp: update, so that no step goes "
             "uncounted."
         )
-    return mechanisms.Release(int(row[_RELEASE]))
+    return entries_lib.Release(int(row[_RELEASE]))
 
 
-def _decode_sampling(row: np.ndarray) -> mechanisms.Sampling:
+def _decode_sampling(row: np.ndarray) -> entries_lib.Sampling:
     first, second = float(row[_FIRST]), float(row[_SECOND])
     if row[_CODE] == _POISSON_CODE:
-        return mechanisms.PoissonSampling(first, second)
+        return entries_lib.PoissonSampling(first, second)
     if row[_CODE] in (
         _UNKNOWN_CODE,
         _WITHOUT_REPLACEMENT_CODE,
@@ -208,10 +208,10 @@ def _decode_sampling(row: np.ndarray) -> mechanisms.Sampling:
             raise ValueError(f"Not a ledger row: {row.tolist()}.")
         first, second = int(first), int(second)
         if row[_CODE] == _WITHOUT_REPLACEMENT_CODE:
-            return mechanisms.WithoutReplacement(first, second)
+            return entries_lib.WithoutReplacement(first, second)
         if row[_CODE] == _EVERY_LABEL_CODE:
-            return mechanisms.EveryLabel(first, second)
-        return mechanisms.UnknownSampling(first or None, second or None)
+            return entries_lib.EveryLabel(first, second)
+        return entries_lib.UnknownSampling(first or None, second or None)
     raise ValueError(
         f"Unknown code {row[_CODE]:g} in a ledger row. It may come from a "
         "newer version of tf_dpfp: update, so that no step goes uncounted."

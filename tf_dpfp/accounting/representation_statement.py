@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 
 from tf_dpfp.accounting import claimed
+from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
-from tf_dpfp.accounting import mechanisms
-from tf_dpfp.accounting import wording
+from tf_dpfp.accounting import paragraphs as wording
 
 
 def describe_training(
-    entries: Sequence[mechanisms.LedgerEntry], population: int | None
+    entries: Sequence[entries_lib.LedgerEntry], population: int | None
 ) -> str:
     """Lists what was released.
 
@@ -27,9 +27,9 @@ def describe_training(
     return "\n".join(lines)
 
 
-def _words(entry: mechanisms.LedgerEntry) -> str:
+def _words(entry: entries_lib.LedgerEntry) -> str:
     sampling = entry.sampling
-    if entry.release is mechanisms.Release.LABELS:
+    if entry.release is entries_lib.Release.LABELS:
         return (
             f"all labels, of {sampling.num_classes} classes, randomised once "
             f"with epsilon {wording.round_up(1.0 / entry.noise_multiplier)}"
@@ -40,10 +40,10 @@ def _words(entry: mechanisms.LedgerEntry) -> str:
             "of rows and, from the same examples, sums of clipped gradients, "
             f"with noise multiplier {entry.noise_multiplier:g} of both together"
         )
-    if entry.release is mechanisms.Release.SUMS:
+    if entry.release is entries_lib.Release.SUMS:
         steps = wording.count(entry.steps, "step")
         return f"{steps} of DP-SGD {noise}"
-    if isinstance(sampling, mechanisms.WithoutReplacement):
+    if isinstance(sampling, entries_lib.WithoutReplacement):
         draws = wording.count(entry.steps, "draw")
         return (
             f"{draws} {noise}, each without replacement, of at most "
@@ -54,7 +54,7 @@ def _words(entry: mechanisms.LedgerEntry) -> str:
     return f"{batches} {noise} and unknown sampling"
 
 
-def reasons(entries: Sequence[mechanisms.LedgerEntry]) -> list[str]:
+def reasons(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
     """Why entries protect nothing.
 
     Args:
@@ -63,7 +63,7 @@ def reasons(entries: Sequence[mechanisms.LedgerEntry]) -> list[str]:
     Returns:
         A sentence for each reason; empty if there is none.
     """
-    release = mechanisms.Release
+    release = entries_lib.Release
     found = []
     bare = [entry for entry in entries if entry.noise_multiplier == 0.0]
     if bare:
@@ -92,7 +92,7 @@ def reasons(entries: Sequence[mechanisms.LedgerEntry]) -> list[str]:
 
 
 def describe_claim(
-    entries: Sequence[mechanisms.LedgerEntry], delta: float
+    entries: Sequence[entries_lib.LedgerEntry], delta: float
 ) -> list[str]:
     """Prints the central-limit figure, where there is one.
 
@@ -106,7 +106,7 @@ def describe_claim(
     drawn = [
         entry
         for entry in entries
-        if isinstance(entry.sampling, mechanisms.WithoutReplacement)
+        if isinstance(entry.sampling, entries_lib.WithoutReplacement)
         and entry.noise_multiplier
     ]
     if len(drawn) != 1 or drawn[0].release.is_rows_and_sums:
@@ -126,7 +126,7 @@ def describe_claim(
 
 
 def describe_guarantee(
-    entries: Sequence[mechanisms.LedgerEntry], delta: float
+    entries: Sequence[entries_lib.LedgerEntry], delta: float
 ) -> list[str]:
     """Prints epsilon, and for what neighbours it holds.
 
@@ -138,7 +138,7 @@ def describe_guarantee(
         Paragraphs.
     """
 
-    def epsilon(described: Sequence[mechanisms.LedgerEntry]) -> float:
+    def epsilon(described: Sequence[entries_lib.LedgerEntry]) -> float:
         return epsilon_lib.compute_epsilon(described, delta)
 
     unsampled = [_unsampled(entry) for entry in entries]
@@ -169,7 +169,7 @@ def describe_guarantee(
     ]
 
 
-def _describe_below(entries: Sequence[mechanisms.LedgerEntry]) -> str:
+def _describe_below(entries: Sequence[entries_lib.LedgerEntry]) -> str:
     if any(entry.release.is_rows_and_sums for entry in entries):
         return (
             "The layers below the noise of DPRepresentationClip were trained "
@@ -183,10 +183,10 @@ def _describe_below(entries: Sequence[mechanisms.LedgerEntry]) -> str:
 
 
 def _describe_labels(
-    entries: Sequence[mechanisms.LedgerEntry],
+    entries: Sequence[entries_lib.LedgerEntry],
 ) -> list[str]:
     kinds = {entry.release for entry in entries}
-    release, paragraphs = mechanisms.Release, []
+    release, paragraphs = entries_lib.Release, []
     public = {release.ROWS_LABELS_PUBLIC, release.ROWS_AND_SUMS_LABELS_PUBLIC}
     if kinds & public:
         paragraphs.append(
@@ -206,7 +206,7 @@ def _describe_labels(
     return [wording.fill(paragraph) for paragraph in paragraphs]
 
 
-def describe_sampling(entries: Sequence[mechanisms.LedgerEntry]) -> list[str]:
+def describe_sampling(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
     """Says what the figures assume of the sampling.
 
     Args:
@@ -217,18 +217,18 @@ def describe_sampling(entries: Sequence[mechanisms.LedgerEntry]) -> list[str]:
     """
     paragraphs = []
     if any(
-        isinstance(entry.sampling, mechanisms.WithoutReplacement)
+        isinstance(entry.sampling, entries_lib.WithoutReplacement)
         for entry in entries
     ):
         paragraphs.append(
             "Each draw takes a fixed number of the examples of every label, "
             "all subsets being equally likely, in random order, independently "
             "of all other draws; a step is of several draws where the sampler "
-            "was given `microbatches`. It was performed, not assumed. The "
+            "was given `draws`. It was performed, not assumed. The "
             "figure needs the choice of examples to stay secret."
         )
     if any(
-        isinstance(entry.sampling, mechanisms.UnknownSampling)
+        isinstance(entry.sampling, entries_lib.UnknownSampling)
         for entry in entries
     ):
         paragraphs.append(
@@ -239,11 +239,11 @@ def describe_sampling(entries: Sequence[mechanisms.LedgerEntry]) -> list[str]:
     return [wording.fill(paragraph) for paragraph in paragraphs]
 
 
-def _unsampled(entry: mechanisms.LedgerEntry) -> mechanisms.LedgerEntry:
-    if entry.release is mechanisms.Release.LABELS:
+def _unsampled(entry: entries_lib.LedgerEntry) -> entries_lib.LedgerEntry:
+    if entry.release is entries_lib.Release.LABELS:
         return entry
-    return dataclasses.replace(entry, sampling=mechanisms.UnknownSampling())
+    return dataclasses.replace(entry, sampling=entries_lib.UnknownSampling())
 
 
-def _steps(entries: Sequence[mechanisms.LedgerEntry]) -> int:
+def _steps(entries: Sequence[entries_lib.LedgerEntry]) -> int:
     return sum(entry.steps for entry in entries)

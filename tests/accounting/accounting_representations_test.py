@@ -12,8 +12,8 @@ from scipy import integrate
 from scipy import stats
 
 from tf_dpfp import accounting
-from tf_dpfp.accounting import ledger
-from tf_dpfp.accounting import rows
+from tf_dpfp.accounting import representations
+from tf_dpfp.accounting import table
 
 Release = accounting.Release
 ORDERS = (1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 40.0)
@@ -68,7 +68,7 @@ def _moment_by_quad(rate, shift, order):
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.9])
 @pytest.mark.parametrize("noise", [0.7, 2.0, 20.0])
 def test_rdp_is_that_of_adaptive_quadrature(rate, noise):
-    found = rows.sampled_rows_rdp(rate, noise, ORDERS)
+    found = representations.sampled_rows_rdp(rate, noise, ORDERS)
     for order, value in zip(ORDERS, found, strict=True):
         if order / noise > 20:
             continue
@@ -107,7 +107,7 @@ def test_a_draw_of_one_row_is_within_the_bound(points, noise):
     n = len(points)
     one = _one_row(points, noise)
     two = _one_row([-1, *points[1:]], noise)
-    bound = rows.sampled_rows_rdp(1 / n, noise / 2, (2.0, 4.0, 8.0))
+    bound = representations.sampled_rows_rdp(1 / n, noise / 2, (2.0, 4.0, 8.0))
     for order, most in zip((2.0, 4.0, 8.0), bound, strict=True):
         assert _renyi(one, two, order) <= most
         assert _renyi(two, one, order) <= most
@@ -118,7 +118,7 @@ def test_two_points_come_near_the_bound():
     n, noise, order = 10, 2.0, 8.0
     one = _one_row([1] + [-1] * (n - 1), noise)
     two = _one_row([-1] * n, noise)
-    (bound,) = rows.sampled_rows_rdp(1 / n, noise / 2, (order,))
+    (bound,) = representations.sampled_rows_rdp(1 / n, noise / 2, (order,))
     assert 0.6 * bound < _renyi(one, two, order) <= bound
 
 
@@ -143,7 +143,8 @@ def _worst(others, noise, order, draws_of):
 @pytest.mark.parametrize("order", [2.0, 6.0])
 def test_a_draw_of_two_rows_is_within_the_bound(others, order):
     noise = 1.6
-    (bound,) = rows.sampled_rows_rdp(2 / (1 + len(others)), noise / 2, (order,))
+    rate = 2 / (1 + len(others))
+    (bound,) = representations.sampled_rows_rdp(rate, noise / 2, (order,))
     found = _worst(others, noise, order, itertools.permutations)
     assert found <= bound
 
@@ -151,7 +152,7 @@ def test_a_draw_of_two_rows_is_within_the_bound(others, order):
 def test_the_bound_needs_the_order_of_rows_to_be_random():
     noise, order = 1.6, 6.0
     others = [1, -1] * 3
-    (bound,) = rows.sampled_rows_rdp(2 / 7, noise / 2, (order,))
+    (bound,) = representations.sampled_rows_rdp(2 / 7, noise / 2, (order,))
     shuffled = _worst(others, noise, order, itertools.permutations)
     by_index = _worst(others, noise, order, itertools.combinations)
     assert shuffled <= bound
@@ -169,16 +170,16 @@ def test_never_above_the_general_bound_of_dp_accounting():
                 1000, int(1000 * rate), dp_accounting.GaussianDpEvent(noise)
             )
         )
-        found = rows.sampled_rows_rdp(rate, noise, ORDERS)
+        found = representations.sampled_rows_rdp(rate, noise, ORDERS)
         assert np.all(found <= accountant.rdp * (1 + 1e-9))
 
 
 def test_extremes_are_bounds():
     # All of a stratum in every draw; hardly any noise; a great deal of it.
-    full = rows.sampled_rows_rdp(1.0, 2.0, ORDERS)
+    full = representations.sampled_rows_rdp(1.0, 2.0, ORDERS)
     np.testing.assert_allclose(full, np.array(ORDERS) / 8.0)
     for rate, noise in ((0.3, 1e-6), (1e-9, 1e-3), (0.5, 1e9), (1e-9, 1e6)):
-        found = rows.sampled_rows_rdp(rate, noise, ORDERS)
+        found = representations.sampled_rows_rdp(rate, noise, ORDERS)
         assert np.all(np.isfinite(found)) and np.all(found >= 0.0)
         assert np.all(found <= np.array(ORDERS) / 2 / noise**2 * (1 + 1e-12))
         if noise < 1e9:
@@ -192,7 +193,9 @@ def test_randomised_response_is_that_of_its_probabilities(classes, epsilon):
     other = (1 - keep) / (classes - 1)
     p = np.array([keep] + [other] * (classes - 1))
     q = np.roll(p, 1)
-    found = rows.randomized_response_rdp(1 / epsilon, classes, ORDERS)
+    found = representations.randomized_response_rdp(
+        1 / epsilon, classes, ORDERS
+    )
     for order, value in zip(ORDERS, found, strict=True):
         exact = math.log(np.sum(p**order * q ** (1 - order))) / (order - 1)
         assert value == pytest.approx(exact, rel=1e-6)
@@ -267,16 +270,16 @@ def test_releases_and_samplings_that_no_proof_covers_are_refused():
     "entry", [_rows(seeded=True), _rows(release=Release(4)), _labels()]
 )
 def test_entries_come_back_from_the_table(entry):
-    row = ledger.encode(entry)
-    assert ledger.decode(row, entry.steps) == entry
+    row = table.encode(entry)
+    assert table.decode(row, entry.steps) == entry
     row[5] = 9.0
     with pytest.raises(ValueError, match="Unknown release"):
-        ledger.decode(row, 1)
+        table.decode(row, 1)
 
 
 def test_published_codes_do_not_change():
-    assert list(ledger.encode(_rows())) == [3, 2.0, 200, 5, 0, 1, 0, 0]
-    assert list(ledger.encode(_labels(2.0))) == [4, 0.5, 3, 7, 0, 5, 0, 0]
+    assert list(table.encode(_rows())) == [3, 2.0, 200, 5, 0, 1, 0, 0]
+    assert list(table.encode(_labels(2.0))) == [4, 0.5, 3, 7, 0, 5, 0, 0]
 
 
 def test_claimed_figure():
