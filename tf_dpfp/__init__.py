@@ -22,10 +22,7 @@ from tf_dpfp.clipping import PerDevice
 from tf_dpfp.clipping import PerLayer
 from tf_dpfp.layers import DebiasedCrossentropy
 from tf_dpfp.layers import DPRepresentationClip
-from tf_dpfp.low_rank import RGPConv1D
-from tf_dpfp.low_rank import RGPConv2D
 from tf_dpfp.low_rank import RGPDense
-from tf_dpfp.low_rank import RGPEinsumDense
 from tf_dpfp.low_rank import reparametrize
 from tf_dpfp.low_rank import restore
 from tf_dpfp.optimizers import DPSGD

@@ -54,7 +54,7 @@ def test_single_batches_are_dealt_too():
     "compiled, settings",
     [
         (True, {"clipping": common.adaptive(), "microbatch_size": 2}),
-        (False, {"marks": {"rank": 2, "recompute_every": 2}}),
+        (False, {"marks": {"rank": 2}}),
     ],
     ids=["compiled", "eager"],
 )

@@ -12,7 +12,7 @@ from tests.replicas import common
 SETTINGS = dict(
     noise_multiplier=1.0,
     clipping=common.adaptive(),
-    marks={"rank": 2, "recompute_every": 3},
+    marks={"rank": 2},
 )
 
 
@@ -64,7 +64,7 @@ def _carried():
     return keras.Sequential(
         [
             keras.Input((common.FEATURES,)),
-            tf_dpfp.RGPDense(19, rank=2, recompute_every=3),
+            tf_dpfp.RGPDense(19, rank=2),
             layers.Dense(common.CLASSES),
         ]
     )

@@ -27,7 +27,7 @@ WAYS = {
     "carriers of the history": (
         2,
         {
-            "marks": {"rank": 2, "recompute_every": 3, "warmup_steps": 2},
+            "marks": {"rank": 2, "warmup_steps": 2},
             "clipping": tf_dpfp.PerLayer(thresholds=tf_dpfp.Automatic()),
         },
     ),

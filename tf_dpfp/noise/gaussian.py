@@ -225,8 +225,9 @@ class NoiseSource:
 
     def __init__(self, seed: int | None = None):
         self.seed = seed
-        self._key: tf.Variable | None = None
-        self._step: tf.Variable | None = None
+        # None until they are built.
+        self._key: tf.Variable = None
+        self._step: tf.Variable = None
         self._lock = threading.Lock()
 
     def build(self) -> None:

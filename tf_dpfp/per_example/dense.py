@@ -23,7 +23,7 @@ def rows(tensor: tf.Tensor, axes: int = 1) -> tf.Tensor:
     features = 1
     for size in shape[split:]:
         features *= size
-    positions = 1
+    positions: int | None = 1
     for size in shape[1:split]:
         positions = None if None in (positions, size) else positions * size
     if positions is None:

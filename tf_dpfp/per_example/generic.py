@@ -10,6 +10,8 @@ Costs the memory of `batch` copies of the layer's weights; a layer with many
 weights deserves a rule of its own.
 """
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 from keras import tree
@@ -99,7 +101,7 @@ class GenericRule(rules.GradientRule):
                 tf.squeeze(t, 0) for t in tree.flatten(outputs) if t is not None
             ]
 
-        structure = []
+        structure: list[Any] = []
         found = tf.vectorized_map(
             call_one,
             (

@@ -30,7 +30,7 @@ class Problem:
         return f"{self.where}: {self.reason} {self.fix}"
 
 
-def _classes(*names: str) -> tuple[type, ...]:
+def _classes(*names: str) -> tuple[type[keras.layers.Layer], ...]:
     """Those Keras layer classes that this Keras has."""
     return tuple(
         getattr(keras.layers, name)
@@ -110,7 +110,8 @@ def _reparametrized(layer) -> Problem | None:
     return Problem(
         layer.path,
         f"it is reparametrised, and {reason}.",
-        "Take the marks off with `tf_dpfp.restore(layer)`, or undo that.",
+        "Take the marks off with `tf_dpfp.low_rank.remove_carriers(layer)`, or "
+        "undo that.",
     )
 
 
