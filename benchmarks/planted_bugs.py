@@ -15,8 +15,8 @@ import tensorflow as tf
 from tf_dpfp import clipping
 from tf_dpfp import noise
 from tf_dpfp import sampling
+from tf_dpfp import step as step_lib
 from tf_dpfp.optimizers import release
-from tf_dpfp.training import private_step
 
 
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ def clip_skipped() -> Iterator[None]:
 @contextlib.contextmanager
 def actual_batch_size() -> Iterator[None]:
     """The mean over the batch that was drawn, noised for the expected one."""
-    original = private_step.clipped_batch
+    original = step_lib.clipped_batch
 
     def clipped_batch(model, plan, x, y, sample_weight, *rest):
         batch = original(model, plan, x, y, sample_weight, *rest)
@@ -84,7 +84,7 @@ def actual_batch_size() -> Iterator[None]:
         sums = [None if s is None else s * scale for s in clipped.sums]
         return batch._replace(clipped=clipped._replace(sums=sums))
 
-    with mock.patch.object(private_step, "clipped_batch", clipped_batch):
+    with mock.patch.object(step_lib, "clipped_batch", clipped_batch):
         yield
 
 

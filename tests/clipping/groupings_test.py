@@ -8,7 +8,7 @@ from keras import layers
 
 import tf_dpfp
 from tf_dpfp import clipping
-from tf_dpfp.training import private_step
+from tf_dpfp import step as step_lib
 
 
 def _model():
@@ -20,7 +20,7 @@ def _model():
 
 
 def _groups(grouping, l2_norm_clip=2.0):
-    owned = private_step.owned_variables(_model())
+    owned = step_lib.owned_variables(_model())
     return owned, grouping.groups(owned, l2_norm_clip)
 
 
@@ -64,7 +64,7 @@ def test_layers_of_the_same_name_are_groups_of_their_own():
             return self.second(self.first(x))
 
     model = keras.Sequential([keras.Input((3,)), Block()])
-    groups = tf_dpfp.PerLayer().groups(private_step.owned_variables(model), 1.0)
+    groups = tf_dpfp.PerLayer().groups(step_lib.owned_variables(model), 1.0)
     assert sorted(g.members for g in groups) == [(0, 1), (2, 3)]
 
 
@@ -134,7 +134,7 @@ def test_given_thresholds():
             layers.Dense(2, name="second"),
         ]
     )
-    owned = private_step.owned_variables(model)
+    owned = step_lib.owned_variables(model)
     names = [g.name for g in tf_dpfp.PerLayer().groups(owned, 1.0)]
     chosen = dict(zip(names, (3.0, 4.0), strict=True))
     grouping = tf_dpfp.PerLayer(thresholds=chosen)

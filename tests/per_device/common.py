@@ -8,7 +8,7 @@ from keras import layers
 import tf_dpfp
 from tests.oracles import reference
 from tests.training import crossings
-from tf_dpfp.training import private_step
+from tf_dpfp import step as step_lib
 
 BATCH, FEATURES, CLASSES, EXPECTED = 11, 7, 3, 8.0
 CLIP = 2.5
@@ -119,7 +119,7 @@ def assert_nothing_of_clipping_crosses(model, x, y):
 
 
 def groups(model):
-    return model.optimizer.groups(private_step.owned_variables(model))
+    return model.optimizer.groups(step_lib.owned_variables(model))
 
 
 def compiled_sums(model):

@@ -14,8 +14,8 @@ from tests.per_device import common
 from tests.training import crossings
 from tf_dpfp.clipping import clipped_sum
 from tf_dpfp.clipping import placement
+from tf_dpfp.step import microbatch
 from tf_dpfp.training import compiling
-from tf_dpfp.training import private_step
 
 
 def _expected_crossings(devices=common.DEVICES, size=common.BATCH):
@@ -100,7 +100,7 @@ def test_what_crosses_shows_what_is_planted():
     assert [c for c in left if c.carries]
     # A backward pass that is.
     with mock.patch.object(
-        private_step,
+        microbatch,
         "_backward",
         lambda tape, total, sources, plan: tape.gradient(total, sources),
     ):

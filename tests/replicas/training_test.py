@@ -12,7 +12,7 @@ from keras import layers
 import tf_dpfp
 from tests.oracles import reference
 from tests.replicas import common
-from tf_dpfp.training import probe
+from tf_dpfp.independence import gradients as probe
 
 WAYS = {
     "flat": (2, {"microbatch_size": 2}),

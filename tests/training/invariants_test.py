@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from keras import layers
 
 import tf_dpfp
+from tf_dpfp import step as step_lib
 
 CLIP = 0.5
 NASTY = [0.0, 1e-45, 1e-38, 3e-20, 1e-10, 1.0, 1e5, 1e10, 1e19, 1e30, 3e38]
@@ -79,9 +80,7 @@ def _difference(a, b):
 @pytest.fixture(scope="module", params=["flat", "per_layer"])
 def subject(request):
     model = _model(request.param)
-    groups = model.optimizer.groups(
-        tf_dpfp.training.private_step.owned_variables(model)
-    )
+    groups = model.optimizer.groups(step_lib.owned_variables(model))
     return _sums_of(model), groups
 
 

@@ -12,8 +12,8 @@ from scipy import stats
 import tf_dpfp
 from tests.oracles import reference
 from tf_dpfp import low_rank
-from tf_dpfp.training import private_step
-from tf_dpfp.training import probe
+from tf_dpfp import step as step_lib
+from tf_dpfp.independence import gradients as probe
 
 CLIP, EXPECTED, RATE, RANK = 0.4, 7.0, 0.5, 2
 
@@ -91,7 +91,7 @@ def _reference_step(model, twin, x, y):
     variables = model.trainable_variables
     carriers = model.optimizer.carriers(variables)
     marks = [low_rank.mark_of(v) for v in variables]
-    groups = model.optimizer.groups(private_step.owned_variables(model))
+    groups = model.optimizer.groups(step_lib.owned_variables(model))
     released, moves = [], []
     for gradients in twin.gradients(x, y)[0]:
         parts, back = list(gradients), list(gradients)
@@ -222,7 +222,7 @@ def test_no_neighbour_moves_the_release_by_more_than_the_bound(
     # A scale at which rounding of sums of few examples does not show.
     sums, rng = _sums_of(model), np.random.default_rng(0)
     x, y = _data(4)
-    groups = model.optimizer.groups(private_step.owned_variables(model))
+    groups = model.optimizer.groups(step_lib.owned_variables(model))
     without = sums(x[1:], y[1:])
     for scale in (1e-3, 1.0, 1e3, *NASTY):
         x[0] = rng.normal(size=x[0].shape) * scale

@@ -14,7 +14,7 @@ from scipy import stats
 import tf_dpfp
 from tests.oracles import reference
 from tf_dpfp import accounting
-from tf_dpfp.training import replicated
+from tf_dpfp import replicas
 
 N, FEATURES, WIDTH = 24, 5, 4
 RNG = np.random.default_rng(0)
@@ -549,7 +549,7 @@ def test_unfreezing_is_noticed():
 )
 def test_replicas_are_refused(monkeypatch, train):
     model = _private()
-    monkeypatch.setattr(replicated, "deals", lambda strategy: True)
+    monkeypatch.setattr(replicas, "deals", lambda strategy: True)
     with pytest.raises(ValueError, match="trains on one replica"):
         train(model)
     assert tf_dpfp.ledger(model) == []
