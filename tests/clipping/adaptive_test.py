@@ -27,7 +27,7 @@ NAN, INF = math.nan, math.inf
 )
 def test_arguments_out_of_range_are_refused_with_their_value(name, values):
     for value in values:
-        with pytest.raises(ValueError, match=f"`{name}` is") as error:
+        with pytest.raises(ValueError, match=f"`{name}` must be") as error:
             tf_dpfp.Adaptive(**{name: value})
         shown = value if not isinstance(value, dict) else [*value.values()][-1]
         assert f"Received: {name}={shown!r}" in str(error.value)

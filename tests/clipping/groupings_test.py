@@ -87,7 +87,7 @@ def test_get(given, expected):
 
 @pytest.mark.parametrize("given", ["layer", None, 1.0, tf_dpfp.Flat, np.pi])
 def test_get_refuses_anything_else(given):
-    with pytest.raises(ValueError, match="`clipping` is one of"):
+    with pytest.raises(ValueError, match="`clipping` must be one of"):
         clipping.get(given)
 
 
@@ -145,15 +145,15 @@ def test_given_thresholds():
         grouping.groups(owned, 1.0)
     with pytest.raises(ValueError, match="Missing"):
         tf_dpfp.PerLayer(thresholds={names[0]: 1.0}).groups(owned, 1.0)
-    with pytest.raises(ValueError, match="finite and at least"):
+    with pytest.raises(ValueError, match="finite number of at least"):
         bad = dict(zip(names, (-3.0, 4.0), strict=True))
         tf_dpfp.PerLayer(thresholds=bad).groups(owned, 5.0)
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(ValueError, match="`thresholds` is"):
+    with pytest.raises(ValueError, match="`thresholds` must be"):
         tf_dpfp.PerLayer(thresholds="fair")
-    with pytest.raises(ValueError, match="`noise_allocation` is one of"):
+    with pytest.raises(ValueError, match="`noise_allocation` must be one of"):
         tf_dpfp.Flat(noise_allocation="none")
     with pytest.raises(ValueError, match="regular expression"):
         tf_dpfp.PerBlock(pattern="(")
@@ -254,7 +254,7 @@ def test_names_of_thresholds():
         thresholds=tf_dpfp.Automatic()
     )
     for wrong in ("adaptiv", 1.0, None, tf_dpfp.Adaptive):
-        with pytest.raises(ValueError, match="`thresholds` is") as error:
+        with pytest.raises(ValueError, match="`thresholds` must be") as error:
             tf_dpfp.PerLayer(thresholds=wrong)
         assert repr(wrong) in str(error.value)
 

@@ -359,21 +359,23 @@ def test_it_goes_with_every_threshold_and_policy(arguments):
     assert tf_dpfp.ledger(model)[0].steps == 12
 
 
-def test_a_model_of_rgp_layers_trains_privately(monkeypatch):
+def test_marked_layers_of_every_type_train_privately(monkeypatch):
     monkeypatch.setattr(probe, "check", _TRIAL)
     keras.utils.set_random_seed(0)
     settings = dict(rank=2, warmup_steps=1)
     model = keras.Sequential(
         [
             keras.Input((6, 6, 2)),
-            tf_dpfp.RGPConv2D(4, 3, activation="tanh", **settings),
+            layers.Conv2D(4, 3, activation="tanh"),
             layers.Reshape((16, 4)),
-            tf_dpfp.RGPConv1D(5, 3, activation="tanh", **settings),
-            tf_dpfp.RGPEinsumDense("abc,cd->abd", (14, 6), **settings),
+            layers.Conv1D(5, 3, activation="tanh"),
+            layers.EinsumDense("abc,cd->abd", (14, 6)),
             layers.Flatten(),
             tf_dpfp.RGPDense(5, **settings),
         ]
     )
+    marked = "conv|einsum"
+    tf_dpfp.reparametrize(model, include=marked, **settings)
     model = _private(model, rank=None)
     x, y = _data()
     sums = tf_dpfp.clipped_gradients(model, x, y).sums

@@ -36,8 +36,8 @@ def _model(clip=None, encoder=None, head=None):
 
 
 def _batches(x=X, y=Y, labels="public", **kwargs):
-    kwargs = {"microbatch_size": 4, "microbatches": 3, **kwargs}
-    return tf_dpfp.microbatch_sampler(x, y, labels=labels, **kwargs)
+    kwargs = {"draw_size": 4, "draws": 3, **kwargs}
+    return tf_dpfp.stratified_batches(x, y, labels=labels, **kwargs)
 
 
 def _private(model=None, **kwargs):
@@ -95,7 +95,7 @@ def test_epsilon_is_that_of_the_draws():
         "can't be compared",
         "Public, and not protected: the labels",
         "The layers below the noise were not trained",
-        "several draws where the sampler was given `microbatches`",
+        "several draws where the sampler was given `draws`",
         "NOT proved for this training",
         f"Epsilon with the sampling above: {math.ceil(expected * 1e3) / 1e3}",
     ):

@@ -58,9 +58,9 @@ def _private(model=None, optimizer=None, loss=LOSS, **kwargs):
     return model
 
 
-def _batches(microbatch_size=6, labels="public", y=Y, **kwargs):
-    return tf_dpfp.microbatch_sampler(
-        X, y, microbatch_size=microbatch_size, labels=labels, **kwargs
+def _batches(draw_size=6, labels="public", y=Y, **kwargs):
+    return tf_dpfp.stratified_batches(
+        X, y, draw_size=draw_size, labels=labels, **kwargs
     )
 
 
@@ -520,8 +520,8 @@ def test_what_can_not_be_counted_is_refused(build, message):
 
 
 def test_several_draws_of_a_batch_are_refused():
-    with pytest.raises(ValueError, match="microbatches=1"):
-        _private().fit(_batches(microbatches=2), verbose=0)
+    with pytest.raises(ValueError, match="draws=1"):
+        _private().fit(_batches(draws=2), verbose=0)
 
 
 def test_an_ordinary_optimizer_is_told_of_the_way_out():

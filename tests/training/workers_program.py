@@ -363,9 +363,7 @@ def _train(strategy, index, folder, how=None):
 
 
 def _train_on(strategy, index, folder, how=None):
-    model = _private(
-        strategy, clipping=_adaptive(), marks={"rank": 2, "recompute_every": 3}
-    )
+    model = _private(strategy, clipping=_adaptive(), marks={"rank": 2})
     before = []
 
     class Note(keras.callbacks.Callback):

@@ -224,7 +224,7 @@ def describe_sampling(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
             "Each draw takes a fixed number of the examples of every label, "
             "all subsets being equally likely, in random order, independently "
             "of all other draws; a step is of several draws where the sampler "
-            "was given `microbatches`. It was performed, not assumed. The "
+            "was given `draws`. It was performed, not assumed. The "
             "figure needs the choice of examples to stay secret."
         )
     if any(

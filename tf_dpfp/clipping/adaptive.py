@@ -17,13 +17,14 @@ Reference:
 """
 
 import dataclasses
-import math
 import numbers
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tf_dpfp import arguments
 from tf_dpfp.clipping import thresholds as thresholds_lib
 
 # Far beyond any gradient, and their squares are normal numbers in float32.
@@ -82,8 +83,26 @@ class Adaptive:
     rescale: bool = True
 
     def __post_init__(self):
-        object.__setattr__(self, "initial", _as_initial(self.initial))
-        _check(self)
+        checked = {
+            "initial": _as_initial(self.initial),
+            "learning_rate": arguments.number(
+                "learning_rate", self.learning_rate, above=0.0
+            ),
+        }
+        for name in ("target_quantile", "budget_share"):
+            checked[name] = arguments.number(
+                name, getattr(self, name), above=0.0, below=1.0
+            )
+        for name in ("shared", "rescale"):
+            checked[name] = arguments.boolean(name, getattr(self, name))
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if self.shared and self.rescale:
+            raise ValueError(
+                "With `shared=True` the estimates keep their proportions, so "
+                "`rescale=True` would keep the thresholds as they are. Set one "
+                "of the two to False."
+            )
 
     def initial_estimates(
         self,
@@ -122,36 +141,26 @@ class Adaptive:
         return cls(**config)
 
 
-def _as_initial(initial) -> thresholds_lib.Split | float:
+def _as_initial(initial: Any) -> thresholds_lib.Split | float:
     """Checks the `initial` of `Adaptive` and makes it hashable."""
     if isinstance(initial, numbers.Real):
-        values = [initial]
-    else:
-        try:
-            initial = thresholds_lib.as_split("initial", initial)
-        except ValueError as error:
-            raise ValueError(
-                "`initial` is 'equal', 'by_dimension', a number, or a dict "
-                f"from group name to number. Received: initial={initial!r}"
-            ) from error
-        values = [] if isinstance(initial, str) else dict(initial).values()
-    for value in values:
-        thresholds_lib.check_between("initial", value, _LEAST, _GREATEST)
-    return float(initial) if isinstance(initial, numbers.Real) else initial
-
-
-def _check(adaptive: Adaptive) -> None:
-    for name in ("target_quantile", "budget_share"):
-        thresholds_lib.check_between(name, getattr(adaptive, name), 0.0, 1.0)
-    thresholds_lib.check_between(
-        "learning_rate", adaptive.learning_rate, 0.0, math.inf
-    )
-    if adaptive.shared and adaptive.rescale:
+        return _estimate(initial)
+    if isinstance(initial, Mapping):
+        initial = {group: _estimate(v) for group, v in initial.items()}
+    try:
+        split = thresholds_lib.as_split("initial", initial)
+    except ValueError as error:
         raise ValueError(
-            "With `shared=True` the estimates keep their proportions, so "
-            "`rescale=True` would keep the thresholds as they are. Set one "
-            "of the two to False."
-        )
+            "`initial` must be 'equal', 'by_dimension', a number, or a dict "
+            f"from group name to number. Received: initial={initial!r}"
+        ) from error
+    if isinstance(split, str):
+        return split
+    return tuple((group, _estimate(number)) for group, number in split)
+
+
+def _estimate(value: Any) -> float:
+    return arguments.number("initial", value, above=_LEAST, below=_GREATEST)
 
 
 def updated(

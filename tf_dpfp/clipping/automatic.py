@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import keras
 
+from tf_dpfp import arguments
 from tf_dpfp.clipping import thresholds as thresholds_lib
 
 # Float32 holds the square.
@@ -37,9 +38,13 @@ class Automatic:
     split: str | Mapping[str, float] = "equal"
 
     def __post_init__(self):
-        thresholds_lib.check_between(
-            "stability", self.stability, thresholds_lib.LEAST, _GREATEST
+        stability = arguments.number(
+            "stability",
+            self.stability,
+            above=thresholds_lib.LEAST,
+            below=_GREATEST,
         )
+        object.__setattr__(self, "stability", stability)
         object.__setattr__(
             self, "split", thresholds_lib.as_split("split", self.split)
         )

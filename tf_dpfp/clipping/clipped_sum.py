@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tf_dpfp import per_example
 from tf_dpfp.clipping import factors as factors_lib
-from tf_dpfp.clipping import groupings
+from tf_dpfp.clipping import groups as groups_lib
 from tf_dpfp.clipping import placement
 
 # In the names of operations: whatever is of single examples, and the sums.
@@ -20,7 +20,7 @@ def gather_gradients(
     calls: Sequence[per_example.LayerCall],
     source_gradients: Sequence[Sequence[tf.Tensor | None]],
     variables: Sequence[keras.Variable],
-    groups: Sequence[groupings.Group] = (),
+    groups: Sequence[groups_lib.Group] = (),
 ) -> list[per_example.PerExampleGradient | None]:
     """Per-example gradients of every variable, all its uses added up.
 
@@ -76,7 +76,7 @@ class ClippedSums(NamedTuple):
 
 def clip_and_sum(
     gradients: Sequence[per_example.PerExampleGradient | None],
-    groups: Sequence[groupings.Group],
+    groups: Sequence[groups_lib.Group],
     present: tf.Tensor,
 ) -> ClippedSums:
     """Clips every example's gradient group by group and sums over examples.

@@ -5,7 +5,7 @@ import tensorflow as tf
 # Rounding in the norm, the quotient and the product stays inside this margin,
 # so that a clipped gradient is no longer than the threshold. The sum of the
 # squares is the worst of it: two million equal numbers lose 8e-6 under XLA.
-_ROUNDING_MARGIN = 1.0 - 2.0**-15
+ROUNDING_MARGIN = 1.0 - 2.0**-15
 
 
 def clip_factors(
@@ -32,7 +32,7 @@ def clip_factors(
     """
     safe = taking_part(squared_norms, present)
     squared_norms = tf.where(safe, squared_norms, tf.ones_like(squared_norms))
-    threshold = tf.cast(threshold, squared_norms.dtype) * _ROUNDING_MARGIN
+    threshold = tf.cast(threshold, squared_norms.dtype) * ROUNDING_MARGIN
     if stability:
         factors = threshold / (tf.sqrt(squared_norms) + stability)
     else:

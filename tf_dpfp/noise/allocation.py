@@ -1,4 +1,4 @@
-"""How much noise each released tensor gets.
+"""Noise allocation: the standard deviation of each group's noise.
 
 The released vector is the concatenation of the clipped sums of all groups.
 Adding or removing one example moves group k by at most C_k, so the whole by
@@ -14,12 +14,14 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
+from tf_dpfp import arguments
+
 # Adapted thresholds are tensors; the arithmetic below is the same for both.
 Number: TypeAlias = float | tf.Tensor
 
 
 def sensitivity(thresholds: Sequence[Number]) -> Number:
-    """L2 sensitivity of the joint release under add-or-remove adjacency.
+    """Computes the L2 sensitivity of all groups, for add-or-remove adjacency.
 
     Args:
         thresholds: The clip norm of every group.
@@ -39,7 +41,7 @@ def standard_deviations(
     noise_multiplier: float,
     allocation: str = "global",
 ) -> tuple[Number, ...]:
-    """The standard deviation of the noise of each group.
+    """Computes the standard deviation of the noise of each group.
 
     With weights g_k, group k gets `noise_multiplier * g_k * S`, where
     `S = sqrt(sum_j C_j^2 / g_j^2)`. Dividing group k by g_k shows one Gaussian
@@ -65,20 +67,16 @@ def standard_deviations(
     Reference:
         He et al., 2022, arXiv 2212.01539.
     """
+    arguments.one_of("allocation", allocation, ALLOCATIONS)
     if allocation == "global":
         weights = [1.0] * len(thresholds)
     elif allocation == "equal_budget":
         weights = list(thresholds)
-    elif allocation == "by_dimension":
+    else:
         weights = [
             c / math.sqrt(d)
             for c, d in zip(thresholds, dimensions, strict=True)
         ]
-    else:
-        raise ValueError(
-            f"`allocation` is one of {list(ALLOCATIONS)}. Received: "
-            f"allocation={allocation!r}"
-        )
     scaled = sensitivity(
         [c / g for c, g in zip(thresholds, weights, strict=True)]
     )

@@ -8,8 +8,8 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp import validation
+from tf_dpfp.sampling import pipelines
 from tf_dpfp.training import keras_distribution
-from tf_dpfp.training import pipelines
 from tf_dpfp.training import preparation
 from tf_dpfp.training import private_step
 from tf_dpfp.training import replicated

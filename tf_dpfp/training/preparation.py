@@ -8,9 +8,9 @@ import tensorflow as tf
 from tf_dpfp import accounting
 from tf_dpfp import optimizers
 from tf_dpfp import validation
+from tf_dpfp.sampling import pipelines
 from tf_dpfp.training import keras_trainer
 from tf_dpfp.training import losses as losses_lib
-from tf_dpfp.training import pipelines
 from tf_dpfp.training import private_step
 from tf_dpfp.training import probe
 from tf_dpfp.training import replicated

@@ -17,9 +17,9 @@ from keras import tree
 from tf_dpfp import compilation
 from tf_dpfp import optimizers
 from tf_dpfp import validation
+from tf_dpfp.sampling import pipelines
 from tf_dpfp.training import compiling
 from tf_dpfp.training import dealt_training
-from tf_dpfp.training import pipelines
 from tf_dpfp.training import preparation
 from tf_dpfp.training import replicated
 from tf_dpfp.training import representations
@@ -91,7 +91,7 @@ class PrivateTraining(state_lib.Private):
         pipeline = pipelines.describe(
             arguments,
             need_batch_size=optimizer.expected_batch_size is None,
-            rows=representations.beside_sums(self),
+            joint=representations.beside_sums(self),
         )
         strategy = preparation.strategy_of(self, optimizer)
         if replicated.deals(strategy):

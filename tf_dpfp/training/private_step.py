@@ -19,13 +19,13 @@ from keras import tree
 
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import compilation
+from tf_dpfp import counting
 from tf_dpfp import layers as layers_lib
 from tf_dpfp import low_rank
 from tf_dpfp import per_example
 from tf_dpfp import sampling as sampling_lib
-from tf_dpfp.optimizers import Above
 from tf_dpfp.optimizers import ClippedGradients
-from tf_dpfp.optimizers import RowsBeside
+from tf_dpfp.optimizers import JointGradients
 from tf_dpfp.per_example import keras_layers
 from tf_dpfp.training import keras_trainer
 from tf_dpfp.training import losses as losses_lib
@@ -59,7 +59,7 @@ class Plan:
     loss: Any
     loss_scale: float
     above: Sequence[keras.Variable] = ()
-    rows: RowsBeside | None = None
+    rows: counting.GaussianRelease | None = None
 
     def step(self, noise: bool = True) -> contextlib.AbstractContextManager:
         """What the forward pass runs in, for representations to know of it.
@@ -80,7 +80,7 @@ class RowsBelow(NamedTuple):
         positions: Which of the trainable variables are below.
     """
 
-    rows: RowsBeside
+    rows: counting.GaussianRelease
     positions: Sequence[int]
 
 
@@ -151,7 +151,7 @@ def _check_unmarked(above: Sequence[keras.Variable]) -> None:
         raise ValueError(
             f"{marked} are reparametrised, and above a DPRepresentationClip, "
             "where gradients get no noise and need no carriers. Take the marks "
-            "off with `tf_dpfp.restore(layer)`."
+            "off with `tf_dpfp.low_rank.remove_carriers(layer)`."
         )
 
 
@@ -471,10 +471,10 @@ def as_clipped_gradients(
         `ClippedGradients`.
     """
     below = len(plan.variables)
-    above = None
+    joint = None
     if plan.rows is not None:
-        above = Above(
-            rows=plan.rows,
+        joint = JointGradients(
+            representations=plan.rows,
             variables=tuple(plan.above),
             sums=tuple(sums.above),
             regularization=tuple(regularization[below:]),
@@ -488,5 +488,5 @@ def as_clipped_gradients(
         carriers=tuple(plan.carriers),
         regularization=tuple(regularization[:below]),
         replicas=replicas,
-        above=above,
+        joint=joint,
     )

@@ -16,8 +16,8 @@ import tensorflow as tf
 from tf_dpfp import clipping
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp.distribute import agreement
+from tf_dpfp.sampling import pipelines
 from tf_dpfp.training import keras_distribution
-from tf_dpfp.training import pipelines
 
 _SUPPORTED = (
     tf.distribute.OneDeviceStrategy,

@@ -36,7 +36,7 @@ def epsilon(model: keras.Model, delta: float, accountant: str = "rdp") -> float:
     `DPRepresentationClip`, one example replaced by another of the same label
     (of any label, if labels were randomised). The two can't be compared.
     Only what is proved counts: steps on `poisson_batches`, or rows of
-    `microbatch_sampler`, are amplified by sampling, others are not.
+    `stratified_batches`, are amplified by sampling, others are not.
 
     Args:
         model: A private, compiled model, or one with a `DPRepresentationClip`.

@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp import accounting
+from tf_dpfp import counting
 from tf_dpfp import layers as layers_lib
 from tf_dpfp import optimizers
 from tf_dpfp import sampling as sampling_lib
@@ -87,7 +88,7 @@ def next_step(model: keras.Model) -> list[accounting.LedgerEntry]:
     return [layer.next_entry for layer in layers_of(model) if layer.built]
 
 
-def announce(model: keras.Model) -> optimizers.RowsBeside:
+def announce(model: keras.Model) -> counting.GaussianRelease:
     """Tells a model's private optimizer what is released beside its sums.
 
     Args:
@@ -118,9 +119,9 @@ def announce(model: keras.Model) -> optimizers.RowsBeside:
             f"Layer '{layer.name}' has seed={layer.seed}, and with a private "
             "optimizer its noise can't be repeated. Leave `seed` out."
         )
-    rows = optimizers.RowsBeside(layer.noise_multiplier, layer.declared())
-    model.optimizer.release_beside(rows)
-    return rows
+    released = layer.release.of_kind(layer.declared())
+    model.optimizer.release_jointly(released)
+    return released
 
 
 def raise_if_unprotected(model: keras.Model, x: Any) -> Findings:
@@ -208,7 +209,7 @@ def check_sampled(found: Findings) -> None:
 
 
 def drawn_rows(batches: Any) -> sampling_lib.SamplingInfo | None:
-    """How `microbatch_sampler` draws a data set; `None` if it is not its."""
+    """How `stratified_batches` draws a data set; `None` if it is not its."""
     info = sampling_lib.sampling_of(batches)
     if info is None or not isinstance(
         info.sampling, accounting.WithoutReplacement

@@ -110,7 +110,8 @@ def _reparametrized(layer) -> Problem | None:
     return Problem(
         layer.path,
         f"it is reparametrised, and {reason}.",
-        "Take the marks off with `tf_dpfp.restore(layer)`, or undo that.",
+        "Take the marks off with `tf_dpfp.low_rank.remove_carriers(layer)`, or "
+        "undo that.",
     )
 
 

@@ -1,7 +1,8 @@
-"""What a private step hands to a private optimizer."""
+"""Clipped gradients: the one input of a private optimizer."""
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -9,7 +10,7 @@ import tensorflow as tf
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import low_rank
 from tf_dpfp.distribute import replicas
-from tf_dpfp.optimizers import representations as representations_lib
+from tf_dpfp.optimizers import joint_release
 
 
 class NotPrivateError(RuntimeError):
@@ -37,7 +38,7 @@ class ClippedGradients:
             variables without. Empty: for all of them.
         replicas: Over how many replicas the batch was dealt, each example to
             exactly one of them.
-        above: The gradients of what is above noised representations, which
+        joint: The gradients of the layers above noised representations, which
             need no noise; `None` where there are no such representations.
     """
 
@@ -48,7 +49,54 @@ class ClippedGradients:
     counts: tf.Tensor | None = None
     carriers: Sequence[low_rank.Carriers | None] = ()
     replicas: int = 1
-    above: representations_lib.Above | None = None
+    joint: joint_release.JointGradients | None = None
+
+    @property
+    def all_variables(self) -> list[keras.Variable]:
+        """Every variable that a step updates: clipped, then above."""
+        above = [] if self.joint is None else self.joint.variables
+        return [*self.variables, *above]
+
+    @property
+    def counted_batch_size(self) -> Any:
+        """Batch size that the ledger compares; 0 if it need not know."""
+        return 0 if self.joint is None else self.joint.batch_size
+
+
+def checked(
+    gradients: Any,
+    trainable_variables: Sequence[keras.Variable] | None,
+    optimizer_name: str,
+) -> ClippedGradients:
+    """Checks that an optimizer was given clipped gradients and nothing else.
+
+    Args:
+        gradients: What came.
+        trainable_variables: What came with it: their variables, or `None`.
+        optimizer_name: Class of the optimizer, for the message.
+
+    Returns:
+        The clipped gradients.
+
+    Raises:
+        NotPrivateError: If they are ordinary gradients.
+        ValueError: If the variables are not theirs.
+    """
+    if not isinstance(gradients, ClippedGradients):
+        raise NotPrivateError(
+            f"{optimizer_name} takes clipped gradients only, and "
+            "this step computed ordinary ones. Call "
+            "tf_dpfp.make_private(model) before training, or in a custom "
+            "loop pass the result of tf_dpfp.clipped_gradients(...)."
+        )
+    if trainable_variables is not None and [
+        id(v) for v in trainable_variables
+    ] != [id(v) for v in gradients.variables]:
+        raise ValueError(
+            "`trainable_variables` are not the variables the clipped "
+            "gradients belong to. Leave the argument out."
+        )
+    return gradients
 
 
 def check_dealt(grads: ClippedGradients) -> None:

@@ -9,7 +9,7 @@ from scipy import stats
 import tf_dpfp
 from tf_dpfp import accounting
 from tf_dpfp import sampling
-from tf_dpfp.sampling import microbatches
+from tf_dpfp.sampling import stratified
 
 N = 60
 X = np.arange(N, dtype=np.float32)[:, None]
@@ -17,8 +17,8 @@ Y = np.array([0] * 30 + [1] * 20 + [2] * 10)
 
 
 def _sampler(x=X, y=Y, labels="public", **kwargs):
-    kwargs = {"microbatch_size": 12, "microbatches": 3, **kwargs}
-    return tf_dpfp.microbatch_sampler(x, y, labels=labels, **kwargs)
+    kwargs = {"draw_size": 12, "draws": 3, **kwargs}
+    return tf_dpfp.stratified_batches(x, y, labels=labels, **kwargs)
 
 
 def _draws(dataset, size=12):
@@ -53,7 +53,7 @@ def test_what_the_ledger_is_told():
     assert not info.seeded and info.labels is None
     assert sampling.sampling_of(_sampler().map(lambda x, y: (x, y))) is None
     # Of uneven shares, the label that is drawn most often.
-    info = sampling.sampling_of(_sampler(microbatch_size=7))
+    info = sampling.sampling_of(_sampler(draw_size=7))
     assert info.sampling == accounting.WithoutReplacement(30, 4)
 
 
@@ -64,7 +64,7 @@ def test_examples_and_pairs_of_a_label_are_drawn_equally_often():
     ordered = collections.Counter()
     singles = collections.Counter()
     for _ in range(runs):
-        drawn = microbatches.draw(rng, strata, counts)
+        drawn = stratified.draw(rng, strata, counts)
         ordered[tuple(drawn[:3])] += 1
         singles[drawn[3]] += 1
     # All ordered draws are equally likely: the subset, and its order.
@@ -76,7 +76,7 @@ def test_examples_and_pairs_of_a_label_are_drawn_equally_often():
 
 
 def test_draws_of_a_batch_and_of_iterations_are_independent():
-    dataset = _sampler(microbatch_size=6, steps_per_epoch=300, microbatches=2)
+    dataset = _sampler(draw_size=6, steps_per_epoch=300, draws=2)
     drawn = [indices[5] for indices, _ in _draws(dataset, 6)]
     pairs = np.zeros((10, 10))
     for one, two in zip(drawn[::2], drawn[1::2], strict=True):
@@ -98,7 +98,7 @@ def test_a_seed_repeats_the_draws_and_is_told():
 @pytest.mark.parametrize("total", [1, 5, 9, 23, 60])
 @pytest.mark.parametrize("sizes", [[30, 20, 10], [57, 2, 1], [20, 20, 20]])
 def test_shares_have_the_least_greatest_rate(sizes, total):
-    counts = microbatches.shares(sizes, total)
+    counts = stratified.shares(sizes, total)
     assert sum(counts) == total
     assert all(0 <= c <= s for c, s in zip(counts, sizes, strict=True))
     greatest = max(c / s for c, s in zip(counts, sizes, strict=True))
@@ -129,16 +129,21 @@ def test_map_fn_keeps_the_claim():
     [
         ({"labels": None}, "Declare them public"),
         ({"labels": "private"}, "Declare them public"),
-        ({"microbatch_size": 2}, "takes none of the 10 examples of label 2"),
-        ({"microbatch_size": 61}, "without replacement"),
-        ({"microbatch_size": 0}, "microbatch_size"),
-        ({"microbatches": 1.5}, "microbatches"),
+        ({"draw_size": 2}, "takes none of the 10 examples of label 2"),
+        ({"draw_size": 61}, "without replacement.*Received: draw_size=61"),
+        ({"draw_size": 0}, "`draw_size` must be an integer of at least 1"),
+        ({"draw_size": True}, "`draw_size` must be an integer"),
+        ({"draws": 1.5}, "`draws` must be an integer"),
+        ({"draws": "2"}, "`draws` must be an integer"),
+        ({"steps_per_epoch": 0}, "`steps_per_epoch` must be an integer"),
+        ({"cache": 1}, "`cache` must be True or False"),
+        ({"labels": np.array("public")}, "Declare them public"),
         ({"y": Y[:-1]}, "`x` has 60 examples and `y` 59"),
         ({"y": Y.astype(float)}, "Labels must be integers"),
         ({"y": np.eye(3)[Y]}, "argmax"),
         ({"x": tf.data.Dataset.from_tensor_slices((X, Y))}, "inputs only"),
         ({"map_fn": lambda x, y: (x, y, y)}, r"must return \(x, y\)"),
-        ({"map_fn": lambda x, y: (x[:5], y)}, "one row per example"),
+        ({"map_fn": lambda x, y: (x[:5], y)}, "one entry per example"),
     ],
 )
 def test_refusals(arguments, message):
@@ -178,7 +183,36 @@ def test_calibration_meets_the_budget_and_not_more():
         tf_dpfp.calibrate_representation(
             batches, epsilon=0.5, delta=1e-9, epochs=3
         )
-    with pytest.raises(ValueError, match="microbatch_sampler"):
+    with pytest.raises(ValueError, match="stratified_batches"):
         tf_dpfp.calibrate_representation(
             batches.take(1), epsilon=4.0, delta=1e-5, epochs=3
         )
+
+
+def test_the_old_name_warns_and_draws_the_same():
+    new = tf_dpfp.stratified_batches(
+        X, Y, draw_size=12, draws=3, labels="public", seed=5
+    )
+    with pytest.warns(DeprecationWarning) as caught:
+        old = tf_dpfp.microbatch_sampler(
+            X, Y, microbatch_size=12, microbatches=3, labels="public", seed=5
+        )
+    (warning,) = caught
+    assert "`stratified_batches(draw_size=, draws=)`" in str(warning.message)
+    assert warning.filename == __file__
+    assert sampling.sampling_of(old) == sampling.sampling_of(new)
+    for (a, _), (b, _) in zip(_draws(old), _draws(new), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_old_name_takes_one_draw_by_default_and_refuses_alike():
+    with pytest.warns(DeprecationWarning):
+        one = tf_dpfp.microbatch_sampler(
+            X, Y, microbatch_size=12, labels="public"
+        )
+    assert sampling.sampling_of(one).draws == 1
+    with (
+        pytest.warns(DeprecationWarning),
+        pytest.raises(ValueError, match="`draw_size` must be an integer"),
+    ):
+        tf_dpfp.microbatch_sampler(X, Y, microbatch_size=0, labels="public")

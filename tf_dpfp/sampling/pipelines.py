@@ -1,4 +1,4 @@
-"""What can be told of an input pipeline before training starts."""
+"""Describes the data passed to `fit`: sampling, batch size, population."""
 
 import dataclasses
 from typing import Any
@@ -8,25 +8,25 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp import accounting
-from tf_dpfp import sampling as sampling_lib
+from tf_dpfp.sampling import registry
 
 _KERAS_BATCH_SIZE = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """How the batches of a `fit` come about.
+    """Description of the data passed to `fit`.
 
     Attributes:
-        name: What it is, for messages.
-        sampling: What is proved about the sampling.
+        name: Kind of data, for messages.
+        sampling: Sampling that is proved.
         expected_batch_size: Mean number of examples of a batch; `None` if it
-            was not asked for or can't be told.
+            was not asked for or is unknown.
         population: Number of examples, if known.
-        seeded: Whether the sampling can be reproduced from a seed.
-        is_dataset: Whether it is a data set that this package made.
-        drawn: How its draws came about, if `microbatch_sampler` made it.
-        batch_size: Rows of a batch, of arrays.
+        seeded: Boolean, true if a seed reproduces the sampling.
+        is_dataset: Boolean, true for a data set made by this package.
+        drawn: Sampling of its draws, if `stratified_batches` made it.
+        batch_size: Batch size, for arrays.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Pipeline:
     population: int | None = None
     seeded: bool = False
     is_dataset: bool = False
-    drawn: sampling_lib.SamplingInfo | None = None
+    drawn: registry.SamplingInfo | None = None
     batch_size: int | None = None
 
 
@@ -43,37 +43,38 @@ UNKNOWN = Pipeline("the batch", accounting.UnknownSampling(), None)
 
 
 def describe(
-    arguments: dict[str, Any], need_batch_size: bool, rows: bool = False
+    arguments: dict[str, Any], need_batch_size: bool, joint: bool = False
 ) -> Pipeline:
-    """Describes the data that `fit` was given.
+    """Describes the data passed to `fit`.
 
-    Only a data set made by `poisson_batches` proves anything. An ordinary
+    Only a data set that this package made proves anything. An ordinary
     pipeline is described as unknown sampling: each example may be in every
     step.
 
     Args:
         arguments: The bound arguments of `fit`.
-        need_batch_size: Whether to look into an ordinary pipeline for its
-            batch size, which reads its first batch.
-        rows: Whether steps release representations beside the clipped sums,
-            for which other ways of sampling amplify.
+        need_batch_size: Boolean, whether to find the batch size of an ordinary
+            pipeline, which reads its first batch.
+        joint: Boolean, true for joint steps, which release representations
+            together with clipped sums: another sampling amplifies those.
 
     Returns:
-        A `Pipeline`.
+        The `Pipeline`.
 
     Raises:
         ValueError: If the batches were drawn for another kind of step.
     """
     x = arguments["x"]
-    info = sampling_lib.sampling_of(x)
-    if info is not None and rows:
-        return _of_rows(info)
+    info = registry.sampling_of(x)
+    if info is not None and joint:
+        return _of_joint_steps(info)
     if info is not None:
         if not isinstance(info.sampling, accounting.PoissonSampling):
             raise ValueError(
-                "Batches of `microbatch_sampler` are for models with a "
+                "Batches of `stratified_batches` are for models with a "
                 "DPRepresentationClip: nothing is proved of them for clipped "
-                "gradients. Use tf_dpfp.poisson_batches."
+                "gradients. Use tf_dpfp.poisson_batches. Received: "
+                f"batches of {info.draws} draws"
             )
         return of_info(info)
     if isinstance(x, tf.data.Dataset):
@@ -85,8 +86,8 @@ def describe(
     return _describe_arrays(x, arguments, need_batch_size)
 
 
-def of_info(info: sampling_lib.SamplingInfo) -> Pipeline:
-    """The description of a Poisson-sampled data set."""
+def of_info(info: registry.SamplingInfo) -> Pipeline:
+    """Describes a Poisson-sampled data set."""
     return Pipeline(
         "the Poisson-sampled data set",
         info.sampling,
@@ -97,17 +98,18 @@ def of_info(info: sampling_lib.SamplingInfo) -> Pipeline:
     )
 
 
-def _of_rows(info: sampling_lib.SamplingInfo) -> Pipeline:
+def _of_joint_steps(info: registry.SamplingInfo) -> Pipeline:
     if isinstance(info.sampling, accounting.PoissonSampling):
-        # Row for row it does not amplify: a row shows who was drawn.
+        # It does not amplify: a representation shows who was drawn.
         return dataclasses.replace(
             of_info(info), sampling=accounting.UnknownSampling()
         )
     if info.draws != 1:
         raise ValueError(
-            f"A batch of these is {info.draws} draws, and the gradient of what "
-            "is below a DPRepresentationClip is one sum over the batch. Use "
-            "`microbatch_sampler` with microbatches=1."
+            "A batch must be one draw: the gradient of the layers below a "
+            "DPRepresentationClip is one sum over the batch. Use "
+            "`stratified_batches` with draws=1. Received: batches of "
+            f"{info.draws} draws"
         )
     return Pipeline(
         "the data set of draws",

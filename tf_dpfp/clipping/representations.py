@@ -1,13 +1,12 @@
-"""Rows of bounded length, whatever they were."""
+"""Clipping of representations: rows of bounded length, whatever they were."""
 
 import numpy as np
 import tensorflow as tf
 
-# Room for rounding in the norm, the quotient and the product.
-_SAFETY = 1.0 - 2.0**-15
+from tf_dpfp.clipping.factors import ROUNDING_MARGIN
 
 
-def clip_rows(tensor: tf.Tensor, clip_norm: float) -> tf.Tensor:
+def clip_representations(tensor: tf.Tensor, clip_norm: float) -> tf.Tensor:
     """Scales every example down to an L2 norm of at most `clip_norm`.
 
     The norm is over all axes but the first. It is taken of the example over
@@ -30,7 +29,7 @@ def clip_rows(tensor: tf.Tensor, clip_norm: float) -> tf.Tensor:
     unit = tensor / tf.where(empty, tf.ones_like(largest), largest)
     length = tf.sqrt(tf.reduce_sum(tf.square(unit), axis=axes, keepdims=True))
     length = tf.maximum(length, tf.ones_like(length))
-    bound = tf.cast(clip_norm * _SAFETY, tensor.dtype)
+    bound = tf.cast(clip_norm * ROUNDING_MARGIN, tensor.dtype)
     clipped = unit * tf.minimum(largest, bound / length)
     return tf.where(empty, tf.zeros_like(clipped), clipped)
 
