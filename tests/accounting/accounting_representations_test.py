@@ -78,6 +78,27 @@ def test_rdp_is_that_of_adaptive_quadrature(rate, noise):
         assert value >= expected * (1 - 1e-10)
 
 
+@pytest.mark.parametrize("rate", [0.01, 0.3, 0.9])
+@pytest.mark.parametrize("shift", [0.2, 1.0])
+@pytest.mark.parametrize("order", [2.0, 6.0])
+@pytest.mark.parametrize("beyond", [0.0, 0.5, 2.0])
+def test_the_end_of_the_quadrature_is_covered(rate, shift, order, beyond):
+    # Near the peak of the integrand, so that the rest is no rounding error.
+    end = max(order * shift + beyond, 0.6 * shift)
+    exact = _moment_by_quad(rate, shift, order) * (order - 1)
+    found = np.log1p(
+        math.exp(representations._log_excess(rate, shift, order, end))
+    )
+    assert exact <= found * (1 + 1e-9)
+
+
+def test_noise_that_halving_makes_zero_protects_nothing():
+    least = 5e-324
+    assert least / 2.0 == 0.0
+    entry = _rows(noise=least)
+    assert math.isinf(accounting.compute_epsilon([entry], 1e-5))
+
+
 LINE = np.linspace(-40, 40, 20_001)
 
 
@@ -303,7 +324,18 @@ def test_claimed_figure():
     ) * stats.norm.cdf(-found / mu - mu / 2)
     assert delta == pytest.approx(1e-5, rel=1e-6)
     assert math.isinf(accounting.claimed_epsilon(0.01, 0.02, 5, 1e-5))
+    # Squares that underflow, and sums that overflow.
+    assert math.isinf(accounting.claimed_epsilon(1e-200, 0.02, 5, 1e-5))
+    assert math.isinf(accounting.claimed_epsilon(0.03757, 1.0, 100, 1e-5))
     assert accounting.claimed_epsilon(1e4, 0.01, 1, 1e-5) == 0.0
-    for bad in ((0.0, 0.1, 1), (1.0, 1.1, 1), (1.0, 0.1, 0)):
+    for bad in (
+        (0.0, 0.1, 1),
+        (1.0, 1.1, 1),
+        (1.0, 0.1, 0),
+        ("1.0", 0.1, 1),
+        (1.0, True, 1),
+        (math.inf, 0.1, 1),
+        (1.0, 0.1, math.inf),
+    ):
         with pytest.raises(ValueError):
             accounting.claimed_epsilon(*bad, 1e-5)
