@@ -265,6 +265,8 @@ def test_sums_beside_rows_are_accounted_for_by_replacement():
     adjacency = accounting.Adjacency
     assert accounting.adjacency_of([poisson]) is adjacency.ADD_OR_REMOVE_ONE
     assert accounting.adjacency_of([poisson, _rows()]) is adjacency.REPLACE_ONE
+    unused = [poisson, _rows(steps=0)]
+    assert accounting.adjacency_of(unused) is adjacency.ADD_OR_REMOVE_ONE
     event = accounting.compose_events([poisson, _rows()])
     gaussian = dp_accounting.GaussianDpEvent(2.0)
     assert event.events[0] == dp_accounting.SelfComposedDpEvent(gaussian, 50)
