@@ -278,7 +278,7 @@ def _rdp_of_entry(
 ) -> np.ndarray:
     """Computes the RDP of one release at each order, rounded up."""
     noise_multiplier, rate = entry.noise_multiplier, entry.sampling.proved_rate
-    if isinstance(entry.release, releases.Labels):
+    if isinstance(entry.sampling, samplings.EveryLabel):
         return representations.randomized_response_rdp(
             noise_multiplier, entry.sampling.num_classes, _order_tuple()
         )

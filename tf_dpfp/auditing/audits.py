@@ -8,6 +8,7 @@ below it proves nothing more than that this attack does not refute the claim.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -248,10 +249,8 @@ def audit_scores(
     arguments.one_of("method", method, list(_METHODS))
     arguments.one_of("adjacency", adjacency, list(ADJACENCIES))
     confidence = bounds.check_confidence(confidence)
-    deltas = [
-        bounds.check_delta(value)
-        for value in ([delta] if np.ndim(delta) == 0 else delta)
-    ]
+    given: Any = [delta] if np.ndim(delta) == 0 else delta
+    deltas = [bounds.check_delta(value) for value in given]
     if not deltas:
         raise ValueError(
             f"`delta` must be a number or several. Received: delta={delta!r}"
