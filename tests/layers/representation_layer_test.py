@@ -137,7 +137,7 @@ def test_declared_labels_are_part_of_the_ledger():
     randomized = _layer(labels=y)
     randomized(x, training=True)
     assert randomized.ledger_entries[0] == y.entry
-    assert randomized.ledger_entries[1].release is (
+    assert randomized.ledger_entries[1].release == (
         accounting.Representations("randomized")
     )
     copy = tf_dpfp.DPRepresentationClip.from_config(randomized.get_config())
