@@ -6,10 +6,10 @@ import tf_dpfp
 
 NAMES = """
 Adaptive Automatic ByFunction ClippedGradients Clipping DPAdagrad DPAdam
-DPAdamW DPLion DPModel DPRMSprop DPRepresentationClip DPSGD DPSequential
+DPAdamW DPLion DPRMSprop DPRepresentationClip DPSGD
 DebiasedCrossentropy Flat GenericRule GradientRule Materialized NotPrivateError
-OuterProduct PerBlock PerDevice PerLayer PrivacyBudget Problem RGPConv1D
-RGPConv2D RGPDense RGPEinsumDense RandomizedLabels RowGather calibrate
+OuterProduct PerBlock PerDevice PerLayer PrivacyBudget Problem
+RGPDense RandomizedLabels RowGather calibrate
 calibrate_representation claimed_epsilon clipped_gradients dealt_step epsilon
 fix is_private ledger make_private microbatch_sampler poisson_batches
 privacy_statement private_optimizer_class randomize_labels

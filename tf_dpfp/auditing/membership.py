@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from tf_dpfp.training import keras_trainer
-from tf_dpfp.training import losses as losses_lib
+from tf_dpfp.keras_private import trainer as keras_trainer
+from tf_dpfp.step import losses as losses_lib
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -213,7 +213,8 @@ def membership_inference(
     """
 
     def scores(data):
-        losses = example_losses(model, *data, batch_size=batch_size)
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        losses = example_losses(model, x, y, weight, batch_size)
         return -np.where(np.isnan(losses), np.inf, losses)
 
     return roc_curve(scores(members), scores(others))

@@ -1,0 +1,140 @@
+"""Training on several replicas: every example of a batch goes to one."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import keras
+import tensorflow as tf
+from keras import tree
+
+from tf_dpfp import replicas
+from tf_dpfp import step as step_lib
+from tf_dpfp.keras_private import distribution as keras_distribution
+from tf_dpfp.mechanisms import state as state_lib
+from tf_dpfp.sampling import pipelines
+
+if TYPE_CHECKING:
+    from tf_dpfp.mechanisms.gradients import Gradients
+
+
+def fit(
+    mechanism: "Gradients",
+    strategy: tf.distribute.Strategy,
+    pipeline: pipelines.Pipeline,
+    arguments: dict[str, Any],
+) -> keras.callbacks.History:
+    """Runs `fit` on several replicas.
+
+    Args:
+        mechanism: The mechanism of the model.
+        strategy: The strategy, of several replicas.
+        pipeline: Description of the data.
+        arguments: The bound arguments of `fit`.
+
+    Returns:
+        The history.
+    """
+    model = mechanism.model
+    arguments = dict(arguments)
+    _check_no_class_weight(arguments)
+    batches = replicas.batches_of(arguments, pipeline)
+    del arguments["x"]
+    if pipeline.batch_size is not None:  # Arrays, all of which are in it.
+        arguments |= {"y": None, "sample_weight": None, "batch_size": None}
+    arguments["shuffle"] = False  # The data set has its own order.
+    arguments["steps_per_epoch"] = replicas.steps_per_epoch(
+        batches, arguments["steps_per_epoch"]
+    )
+    groups = build(mechanism, strategy, batches.element_spec).groups
+    replicas.check_workers(strategy, model, groups, pipeline, arguments)
+    replicas.check_examples(strategy, batches)
+    arguments["callbacks"] = replicas.with_check(
+        arguments["callbacks"], strategy
+    )
+    with (
+        _dealt_to(mechanism, strategy),
+        mechanism.counted(pipeline),
+        replicas.fitting(strategy, model),
+    ):
+        return state_lib.ordinary(model, "fit")(
+            replicas.dealt(strategy, batches), **arguments
+        )
+
+
+def train_on_batch(
+    mechanism: "Gradients",
+    strategy: tf.distribute.Strategy,
+    arguments: dict[str, Any],
+) -> Any:
+    """Runs `train_on_batch` on several replicas.
+
+    Args:
+        mechanism: The mechanism of the model.
+        strategy: The strategy, of several replicas.
+        arguments: The bound arguments of `train_on_batch`.
+
+    Returns:
+        The logs, as Keras returns them.
+    """
+    model = mechanism.model
+    _check_no_class_weight(arguments)
+    names = ("x", "y", "sample_weight")
+    batch = replicas.whole_batch(
+        strategy, tuple(arguments[name] for name in names)
+    )
+    build(mechanism, strategy, batch)
+    with (
+        _dealt_to(mechanism, strategy),
+        keras_distribution.without_symbolic_build(model),
+    ):
+        state_lib.ordinary(model, "train_on_batch")(
+            *replicas.pieces_of(strategy, batch)
+        )
+    return keras_distribution.logs_of_all(model, arguments["return_dict"])
+
+
+def build(
+    mechanism: "Gradients", strategy: tf.distribute.Strategy, batch: Any
+) -> step_lib.Plan:
+    """Makes the variables and tries the model: no replica can do it.
+
+    Args:
+        mechanism: The mechanism of the model.
+        strategy: The strategy.
+        batch: A batch, or the specification of batches.
+
+    Returns:
+        The plan of a step.
+    """
+    specs = tree.map_structure(
+        lambda t: tf.TensorSpec(t.shape, t.dtype) if tf.is_tensor(t) else t,
+        batch,
+    )
+    with tf.init_scope():
+        data = replicas.build(strategy, mechanism.model, specs)
+        mechanism.check_layers()
+        plan = mechanism.plan(*data)
+        mechanism.optimizer.ensure_ledger_open()
+    return plan
+
+
+@contextlib.contextmanager
+def _dealt_to(
+    mechanism: "Gradients", strategy: tf.distribute.Strategy
+) -> Iterator[None]:
+    """Tells steps inside that they are given the piece of one replica."""
+    mechanism.state.dealt_to = strategy.num_replicas_in_sync
+    try:
+        yield
+    finally:
+        mechanism.state.dealt_to = 1
+
+
+def _check_no_class_weight(arguments: dict[str, Any]) -> None:
+    if arguments["class_weight"] is not None:
+        raise ValueError(
+            "`class_weight` can't be used on several replicas. Give weights "
+            "with the examples instead (`sample_weight`). Received: "
+            f"class_weight={arguments['class_weight']}"
+        )
