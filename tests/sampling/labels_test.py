@@ -39,6 +39,31 @@ def test_each_randomisation_is_a_release_of_its_own():
     assert isinstance(one.entry, accounting.LedgerEntry)
 
 
+class _Uniform:
+    """A generator whose numbers are all the same."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def random(self, size):
+        return np.full(size, self.value)
+
+    def integers(self, low, high, size):
+        return np.full(size, low)
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 36.0, 60.0, 699.0])
+def test_no_epsilon_keeps_every_label(monkeypatch, epsilon):
+    y = np.array([0, 1, 2])
+    change = 1 / (1 + math.exp(epsilon) / 2)
+    for value, changed in ((0.0, True), (change, False), (0.99, False)):
+        monkeypatch.setattr(
+            np.random, "default_rng", lambda _, value=value: _Uniform(value)
+        )
+        found = tf_dpfp.randomize_labels(y, epsilon, 3).values
+        assert found.tolist() == ([1, 2, 0] if changed else [0, 1, 2])
+
+
 def test_columns_keep_their_shape():
     y = np.zeros((7, 1), np.int64)
     assert tf_dpfp.randomize_labels(y, 1.0, 2).values.shape == (7, 1)
@@ -50,7 +75,12 @@ def test_columns_keep_their_shape():
         ([0, 1], 0.0, 2, "epsilon"),
         ([0, 1], math.inf, 2, "epsilon"),
         ([0, 1], math.nan, 2, "epsilon"),
+        ([0, 1], 700.0, 2, "`epsilon` must be a finite number above 0 and"),
+        ([0, 1], "1.0", 2, "`epsilon` must be a finite number"),
+        ([0, 1], True, 2, "`epsilon` must be a finite number"),
         ([0, 1], 1.0, 1, "num_classes"),
+        ([0, 1], 1.0, 2.0, "`num_classes` must be an integer of at least 2"),
+        ([0, 1], 1.0, True, "`num_classes` must be an integer of at least 2"),
         ([0, 2], 1.0, 2, "from 0 to 1"),
         ([0, -1], 1.0, 2, "from 0 to 1"),
         ([0.0, 1.0], 1.0, 2, "integers"),
