@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 
 import tf_dpfp
-from tests.training import reference
+from tests.oracles import reference
 
 CLIP, STABILITY = 0.6, 0.03
 
@@ -81,29 +81,6 @@ def _data(count=6):
     )
 
 
-class _Loop(reference.Reference):
-    """The float64 loop with automatic factors."""
-
-    split = None
-
-    def sums_of(self, x, y):
-        total = [np.zeros(v.shape) for v in self.model.trainable_variables]
-        lengths = []
-        with reference.double_precision():
-            for i in range(len(x)):
-                one = reference.rows((x, y, None), slice(i, i + 1))
-                found = [g.numpy() for g in self._loss_and_gradients(*one)[0]]
-                for group, threshold in zip(
-                    self._groups, self.split, strict=True
-                ):
-                    norm = np.sqrt(sum(np.sum(found[k] ** 2) for k in group))
-                    lengths.append(norm)
-                    for k in group:
-                        factor = threshold / (norm + STABILITY)
-                        total[k] += factor * found[k]
-        return total, lengths
-
-
 @pytest.mark.parametrize(
     ("clipping", "groups", "split"),
     [
@@ -127,7 +104,7 @@ class _Loop(reference.Reference):
 @pytest.mark.parametrize("microbatch_size", [None, 4])
 def test_sums_equal_the_loop(clipping, groups, split, microbatch_size):
     model = _model(clipping, microbatch_size)
-    loop = _Loop(
+    loop = reference.Reference(
         _build,
         model,
         keras.optimizers.SGD,
@@ -136,10 +113,12 @@ def test_sums_equal_the_loop(clipping, groups, split, microbatch_size):
         5.0,
         lambda: {"loss": "mse"},
     )
-    loop.split = split
     x, y = _data()
-    expected, lengths = loop.sums_of(x, y)
-    assert min(lengths) < STABILITY < max(split) < max(lengths)
+    gradients, _ = loop.gradients(x, y)
+    norms = reference.norms(gradients, loop.groups)
+    assert np.min(norms) < STABILITY < max(split) < np.max(norms)
+    factors = reference.automatic_factors(norms, split, STABILITY)
+    expected = reference.sums(gradients, loop.groups, factors)
     clipped = tf_dpfp.clipped_gradients(model, x, y)
     assert clipped.counts is None
     for a, b in zip(clipped.sums, expected, strict=True):

@@ -5,6 +5,7 @@ from keras import layers
 
 import tf_dpfp
 from tf_dpfp import low_rank
+from tf_dpfp import step as step_lib
 from tf_dpfp.low_rank import matrices
 
 
@@ -80,7 +81,7 @@ def test_what_is_released_is_counted():
 
 def test_the_dimension_of_a_group_counts_what_is_released():
     model = tf_dpfp.reparametrize(_model(), 2, include="hidden")
-    owned = tf_dpfp.training.private_step.owned_variables(model)
+    owned = step_lib.owned_variables(model)
     by_name = {g.name: g for g in tf_dpfp.PerLayer().groups(owned, 1.0)}
     assert by_name["hidden"].dimension == 2 * (28 + 9) + 9
     assert by_name["head"].dimension == 9 * 4 + 4

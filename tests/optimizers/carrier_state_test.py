@@ -9,15 +9,12 @@ from keras import layers
 import tf_dpfp
 from tests.low_rank import strong_carriers
 from tf_dpfp import low_rank
-from tf_dpfp.training import probe
 
 ROWS, COLUMNS = 12, 9
 
 
-@pytest.fixture(autouse=True)
-def _no_trial(monkeypatch):
-    """The trial of a model takes most of the time, and is tested elsewhere."""
-    monkeypatch.setattr(probe, "check", lambda *_: None)
+# The trial of a model takes most of the time, and is tested elsewhere.
+pytestmark = pytest.mark.usefixtures("without_trial")
 
 
 def _model(optimizer=None, mark=True, noise_multiplier=0.5, **settings):

@@ -4,10 +4,10 @@ import hypothesis
 import hypothesis.strategies as st
 import keras
 import numpy as np
-import oracle
 import pytest
 import tensorflow as tf
 
+from tests.per_example import oracle
 from tf_dpfp import per_example
 from tf_dpfp.per_example import convolution
 from tf_dpfp.per_example import gradients

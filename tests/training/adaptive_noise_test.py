@@ -11,7 +11,7 @@ from scipy import special
 from scipy import stats
 
 import tf_dpfp
-from tests.training import adaptive_loop
+from tests.oracles import reference
 from tf_dpfp import clipping as clipping_lib
 
 CLIP, MULTIPLIER, EXPECTED = 0.4, 1.7, 5.0
@@ -129,7 +129,7 @@ def test_the_noise_follows_the_thresholds(allocation, rescale, arguments):
         ):
             sample.append(noise / scale)
         seen.append(estimates)
-        stored = adaptive_loop.estimates_of(model.optimizer)
+        stored = reference.estimates_of(model.optimizer)
         np.testing.assert_array_equal(stored[:2], stored[0])
         np.testing.assert_array_equal(stored[2:], stored[2])
         estimates = stored[[0, 2]]
@@ -286,6 +286,6 @@ def test_sums_and_counts_draw_from_different_streams():
         kernel.assign([0.0])
         optimizer.apply(grads)
         sums.append(float(kernel.numpy()[0]))
-        counts.append(np.log(adaptive_loop.estimates_of(optimizer)))
+        counts.append(np.log(reference.estimates_of(optimizer)))
     every = np.column_stack([sums, counts])
     assert np.max(np.abs(np.corrcoef(every.T) - np.eye(3))) < 0.6

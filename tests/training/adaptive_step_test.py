@@ -9,8 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 import tf_dpfp
-from tests.training import adaptive_loop
-from tests.training import reference
+from tests.oracles import reference
 
 BATCH, EXPECTED, CLIP, LEARNING_RATE = 6, 7.0, 0.9, 0.3
 
@@ -106,17 +105,17 @@ def _model(name, clipping, microbatch_size=None, optimizer=None, **arguments):
     return model
 
 
-def _loop(name, model, adaptive, groups, estimates):
+def _loop(name, model, setting):
     build, compile_arguments = CASES[name]
-    return adaptive_loop.AdaptiveLoop(
+    return reference.AdaptiveReference(
+        SETTINGS[setting],
+        _initial(setting, model),
         build,
         model,
-        groups,
-        adaptive,
-        estimates,
+        lambda: keras.optimizers.SGD(LEARNING_RATE),
+        reference.layer_groups,
         CLIP,
         EXPECTED,
-        LEARNING_RATE,
         compile_arguments,
     )
 
@@ -131,7 +130,7 @@ def _train(model, name, x, y, weights=None):
             _labels(name, y[rows]),
             sample_weight=None if weights is None else weights[rows],
         )
-        found.append(adaptive_loop.estimates_of(model.optimizer))
+        found.append(reference.estimates_of(model.optimizer))
     return np.array(found)
 
 
@@ -168,13 +167,7 @@ def test_steps_equal_the_loop_over_examples(name, setting):
     adaptive = SETTINGS[setting]
     x, y = _data()
     model = _model(name, tf_dpfp.PerLayer(thresholds=adaptive))
-    loop = _loop(
-        name,
-        model,
-        adaptive,
-        reference.layer_groups,
-        _initial(setting, model),
-    )
+    loop = _loop(name, model, setting)
     found = _train(model, name, x, y)
     for step, start in enumerate(range(0, len(x), BATCH)):
         rows = slice(start, start + BATCH)
@@ -199,13 +192,7 @@ def test_who_takes_no_part_is_in_no_count(microbatch_size):
     model = _model(
         "zoo", tf_dpfp.PerLayer(thresholds=adaptive), microbatch_size
     )
-    loop = _loop(
-        "zoo",
-        model,
-        adaptive,
-        reference.layer_groups,
-        _initial("free", model),
-    )
+    loop = _loop("zoo", model, "free")
     found = _train(model, "zoo", x, y, weights)
     for step, start in enumerate(range(0, len(x), BATCH)):
         rows = slice(start, start + BATCH)
@@ -221,7 +208,7 @@ def _run(**arguments):
     clipping = tf_dpfp.PerLayer(thresholds=SETTINGS["rescaled"])
     model = _model("zoo", clipping, **arguments)
     model.fit(x, {"used": y}, batch_size=BATCH, shuffle=False, verbose=0)
-    return adaptive_loop.estimates_of(model.optimizer), model.get_weights()
+    return reference.estimates_of(model.optimizer), model.get_weights()
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +250,7 @@ def test_a_custom_loop_adapts_the_same(graph):
     for number, start in enumerate(range(0, len(x), BATCH)):
         rows = slice(start, start + BATCH)
         step(tf.constant(x[rows]), tf.constant(y[rows]))
-        found = adaptive_loop.estimates_of(looped.optimizer)
+        found = reference.estimates_of(looped.optimizer)
         np.testing.assert_allclose(found, expected[number], rtol=1e-5)
 
 
@@ -301,7 +288,7 @@ def _norms_trajectory(model, columns, steps, weights=None):
         model.train_on_batch(
             columns, np.zeros_like(columns[0]), sample_weight=weights
         )
-        found.append(adaptive_loop.estimates_of(model.optimizer))
+        found.append(reference.estimates_of(model.optimizer))
     return np.array(found)
 
 
@@ -395,7 +382,7 @@ def test_thresholds_are_those_before_the_step():
         moved = before - float(kernel.numpy()[0, 0])
         assert moved == pytest.approx(1e-3 * estimate, rel=2e-3)
         estimate *= math.exp(0.5)
-        found = adaptive_loop.estimates_of(model.optimizer)
+        found = reference.estimates_of(model.optimizer)
         np.testing.assert_allclose(found, estimate, rtol=1e-5)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import tf_dpfp
 from tests.hub import preset_worker
-from tests.training import reference
+from tests.oracles import reference
 from tests.training import worker_process
 from tf_dpfp import per_example
 

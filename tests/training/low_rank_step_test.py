@@ -10,19 +10,16 @@ from keras import layers
 from scipy import stats
 
 import tf_dpfp
-from tests.training import reference
+from tests.oracles import reference
 from tf_dpfp import low_rank
-from tf_dpfp.training import private_step
-from tf_dpfp.training import probe
+from tf_dpfp import step as step_lib
+from tf_dpfp.independence import gradients as probe
 
 CLIP, EXPECTED, RATE, RANK = 0.4, 7.0, 0.5, 2
-_TRIAL = probe.check
 
 
-@pytest.fixture(autouse=True)
-def _no_trial(monkeypatch):
-    """The trial of a model takes most of the time, and is tested elsewhere."""
-    monkeypatch.setattr(probe, "check", lambda *_: None)
+# The trial of a model takes most of the time, and is tested elsewhere.
+pytestmark = pytest.mark.usefixtures("without_trial")
 
 
 def _model():
@@ -94,32 +91,28 @@ def _reference_step(model, twin, x, y):
     variables = model.trainable_variables
     carriers = model.optimizer.carriers(variables)
     marks = [low_rank.mark_of(v) for v in variables]
-    groups = model.optimizer.groups(private_step.owned_variables(model))
-    totals = [np.zeros(v.shape) for v in variables]
-    for i in range(len(x)):
-        with reference.double_precision():
-            gradients, _ = twin._loss_and_gradients(
-                *reference.rows((x, y, None), slice(i, i + 1))
-            )
-        for group in groups:
-            squared_norm, moves = 0.0, {}
-            for k in group.members:
-                gradient = gradients[k].numpy()
-                parts, moves[k] = [gradient], gradient
-                if marks[k] is not None:
-                    parts, back = _released(
-                        gradient, carriers[k], marks[k].view
-                    )
-                    moves[k] = (
-                        marks[k].view.to_kernel(tf.constant(back)).numpy()
-                    )
-                squared_norm += sum(np.sum(part**2) for part in parts)
-            factor = min(1.0, group.threshold / np.sqrt(squared_norm))
-            for k in group.members:
-                totals[k] += factor * moves[k]
+    groups = model.optimizer.groups(step_lib.owned_variables(model))
+    released, moves = [], []
+    for gradients in twin.gradients(x, y)[0]:
+        parts, back = list(gradients), list(gradients)
+        for k, mark in enumerate(marks):
+            if mark is not None:
+                of_kernel, projected = _released(
+                    gradients[k], carriers[k], mark.view
+                )
+                parts[k] = np.concatenate([p.ravel() for p in of_kernel])
+                back[k] = mark.view.to_kernel(tf.constant(projected)).numpy()
+        released.append(parts)
+        moves.append(back)
+    members = [group.members for group in groups]
+    factors = reference.clip_factors(
+        reference.norms(released, members), [g.threshold for g in groups]
+    )
     return [
         v.numpy() - RATE * total / EXPECTED
-        for v, total in zip(variables, totals, strict=True)
+        for v, total in zip(
+            variables, reference.sums(moves, members, factors), strict=True
+        )
     ]
 
 
@@ -168,7 +161,7 @@ def test_a_step_is_that_of_a_loop_over_examples(case):
     )
     x, y = _data()
     for _ in range(2):
-        twin.model.set_weights(model.get_weights())
+        twin.take_weights(model)
         expected = _reference_step(model, twin, x, y)
         before = [v.numpy() for v in model.trainable_variables]
         model.train_on_batch(x, y)
@@ -229,7 +222,7 @@ def test_no_neighbour_moves_the_release_by_more_than_the_bound(
     # A scale at which rounding of sums of few examples does not show.
     sums, rng = _sums_of(model), np.random.default_rng(0)
     x, y = _data(4)
-    groups = model.optimizer.groups(private_step.owned_variables(model))
+    groups = model.optimizer.groups(step_lib.owned_variables(model))
     without = sums(x[1:], y[1:])
     for scale in (1e-3, 1.0, 1e3, *NASTY):
         x[0] = rng.normal(size=x[0].shape) * scale
@@ -359,8 +352,10 @@ def test_it_goes_with_every_threshold_and_policy(arguments):
     assert tf_dpfp.ledger(model)[0].steps == 12
 
 
-def test_marked_layers_of_every_type_train_privately(monkeypatch):
-    monkeypatch.setattr(probe, "check", _TRIAL)
+def test_marked_layers_of_every_type_train_privately(
+    monkeypatch, without_trial
+):
+    monkeypatch.setattr(probe, "check", without_trial)
     keras.utils.set_random_seed(0)
     settings = dict(rank=2, warmup_steps=1)
     model = keras.Sequential(

@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 import tf_dpfp
-from tests.training import reference
+from tests.oracles import reference
 
 BATCH = 6
 CLIP = 0.7

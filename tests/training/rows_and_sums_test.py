@@ -12,8 +12,9 @@ from keras import layers
 from scipy import stats
 
 import tf_dpfp
+from tests.oracles import reference
 from tf_dpfp import accounting
-from tf_dpfp.training import replicated
+from tf_dpfp import replicas
 
 N, FEATURES, WIDTH = 24, 5, 4
 RNG = np.random.default_rng(0)
@@ -66,7 +67,7 @@ def _batches(draw_size=6, labels="public", y=Y, **kwargs):
 
 DRAWN = accounting.WithoutReplacement(N // 2, 3)
 JOINT = accounting.joint_noise_multiplier(2.0, 3.0)
-PUBLIC = accounting.Release.ROWS_AND_SUMS_LABELS_PUBLIC
+PUBLIC = accounting.Joint("public")
 
 
 def _joint(sampling, steps, release=PUBLIC, noise_multiplier=JOINT):
@@ -89,34 +90,28 @@ def _update(model, x, y):
 # --- what a step computes -----------------------------------------------------
 
 
-def _clip64(row, bound):
-    return row * min(1.0, bound / np.linalg.norm(row))
+def _bare(h):
+    """What a `DPRepresentationClip` does to one row, but for noise."""
+    return h * tf.minimum(1.0, ROWS_CLIP / tf.norm(h))
 
 
-def _loop(model, below, x, y):
-    """The update by a loop over examples, in TensorFlow's own gradients.
+def _loop(model, forward, below, x, y):
+    """The update by a loop over examples: what is below is clipped."""
+    gradients = reference.gradients(
+        lambda row, label: LOSS(label, forward(tf.cast(row, "float32"))),
+        model.trainable_variables,
+        x,
+        y,
+    )
+    sums = reference.clipped_sums(gradients, [below], SUMS_CLIP)
+    return gradients, [total / len(x) for total in sums]
 
-    Gradients of one example at a time, by way of layers that are not private.
-    """
-    variables = model.trainable_variables
-    total = [np.zeros(v.shape) for v in variables]
-    for row, label in zip(x, y, strict=True):
-        with tf.GradientTape() as tape:
-            h = row[None]
-            for layer in model.layers[1:]:
-                if isinstance(layer, tf_dpfp.DPRepresentationClip):
-                    norm = tf.norm(h)
-                    h = h * tf.minimum(1.0, ROWS_CLIP / norm)
-                else:
-                    h = layer(h)
-            loss = LOSS(np.array([label]), h)
-        found = tape.gradient(loss, [v.value for v in variables])
-        found = [np.asarray(g, np.float64) for g in found]
-        norm = math.sqrt(sum(np.sum(found[i] ** 2) for i in below))
-        factor = min(1.0, SUMS_CLIP / norm)
-        for i, gradient in enumerate(found):
-            total[i] += gradient * (factor if i in below else 1.0)
-    return [t / len(x) for t in total]
+
+def _forward(model, h):
+    for layer in model.layers[1:]:
+        clips = isinstance(layer, tf_dpfp.DPRepresentationClip)
+        h = _bare(h) if clips else layer(h)
+    return h
 
 
 @pytest.mark.parametrize("microbatch_size", [None, 4])
@@ -129,7 +124,7 @@ def test_a_step_without_noise_is_that_of_a_loop(microbatch_size, jit_compile):
         _optimizer(0.0, microbatch_size=microbatch_size),
         jit_compile=jit_compile,
     )
-    expected = _loop(model, {0, 1}, x, y)
+    _, expected = _loop(model, lambda row: _forward(model, row), [0, 1], x, y)
     free = [np.linalg.norm(e) for e in expected]
     assert min(free) > 1e-3
     found = _update(model, x, y)
@@ -146,23 +141,11 @@ def test_what_is_used_below_and_above_is_clipped_whole():
     x, y = X[:6], Y[:6]
 
     def forward(row):
-        h = shared(row)
-        h = h * tf.minimum(1.0, ROWS_CLIP / tf.norm(h))
-        return model.layers[-1](shared(h))
+        return model.layers[-1](shared(_bare(shared(row))))
 
-    total = [np.zeros(v.shape) for v in model.trainable_variables]
-    for row, label in zip(x, y, strict=True):
-        with tf.GradientTape() as tape:
-            loss = LOSS(np.array([label]), forward(row[None]))
-        found = tape.gradient(
-            loss, [v.value for v in model.trainable_variables]
-        )
-        found = [np.asarray(g, np.float64) for g in found]
-        norm = math.sqrt(sum(np.sum(g**2) for g in found[:2]))
-        assert norm > SUMS_CLIP
-        found[:2] = [g * SUMS_CLIP / norm for g in found[:2]]
-        total = [t + g / len(x) for t, g in zip(total, found, strict=True)]
-    for a, b in zip(_update(model, x, y), total, strict=True):
+    gradients, expected = _loop(model, forward, [0, 1], x, y)
+    assert np.min(reference.norms(gradients, [[0, 1]])) > SUMS_CLIP
+    for a, b in zip(_update(model, x, y), expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
@@ -291,7 +274,7 @@ def test_epsilon_without_sampling_is_that_of_two_gaussians(rows, sums):
 
 def test_draws_of_rows_and_sums_are_not_composed_as_if_drawn_apart():
     joint = accounting.compute_epsilon([_joint(DRAWN, 50)], DELTA)
-    rows = accounting.Release.ROWS_LABELS_PUBLIC
+    rows = accounting.Representations("public")
     apart = accounting.compute_epsilon(
         [
             accounting.LedgerEntry(DRAWN, noise, 50, release=rows)
@@ -356,14 +339,14 @@ def test_steps_are_counted_by_how_they_were_drawn(jit_compile):
     assert set(tf_dpfp.ledger(model)) == entries
     # A call outside of a step is a release of rows alone.
     model(X[:3], training=True)
-    alone = accounting.Release.ROWS_LABELS_PUBLIC
+    alone = accounting.Representations("public")
     assert accounting.LedgerEntry(
         UNKNOWN, 2.0, 1, release=alone
     ) in tf_dpfp.ledger(model)
     words = " ".join(tf_dpfp.privacy_statement(model, DELTA).split())
     for phrase in (
-        "8 draws of rows and, from the same examples, sums of clipped "
-        "gradients, with noise multiplier 1.6641 of both together",
+        "8 draws of representations and, from the same examples, sums of "
+        "clipped gradients, with noise multiplier 1.6641 of both together",
         "replace-one adjacency",
         "were trained by DP-SGD, with noise of its own",
         "Public, and not protected: the labels",
@@ -405,7 +388,7 @@ def test_randomised_labels():
     entries = tf_dpfp.ledger(model)
     assert y.entry in entries
     joint = [e for e in entries if e != y.entry]
-    kind = accounting.Release.ROWS_AND_SUMS_LABELS_RANDOMIZED
+    kind = accounting.Joint("randomized")
     assert [e.release for e in joint] == [kind]
     alone = accounting.compute_epsilon(joint, DELTA)
     assert alone < tf_dpfp.epsilon(model, DELTA) <= alone + 1.0 + 1e-6
@@ -442,7 +425,7 @@ def test_another_optimizer_takes_the_ledger_over():
     model.compile("adam", LOSS)
     assert tf_dpfp.ledger(model) == entries
     model.fit(_batches(steps_per_epoch=1), verbose=0)
-    rows = accounting.Release.ROWS_LABELS_PUBLIC
+    rows = accounting.Representations("public")
     alone = accounting.LedgerEntry(DRAWN, 2.0, 1, release=rows)
     assert sorted(map(str, tf_dpfp.ledger(model))) == sorted(
         map(str, [*entries, alone])
@@ -566,7 +549,7 @@ def test_unfreezing_is_noticed():
 )
 def test_replicas_are_refused(monkeypatch, train):
     model = _private()
-    monkeypatch.setattr(replicated, "deals", lambda strategy: True)
+    monkeypatch.setattr(replicas, "deals", lambda strategy: True)
     with pytest.raises(ValueError, match="trains on one replica"):
         train(model)
     assert tf_dpfp.ledger(model) == []

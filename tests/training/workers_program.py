@@ -27,7 +27,7 @@ from scipy import stats
 
 import tf_dpfp
 from tf_dpfp.distribute import agreement
-from tf_dpfp.training import probe
+from tf_dpfp.independence import gradients as probe
 
 EXAMPLES, FEATURES, CLASSES, CLIP = 61, 7, 3, 0.3
 EPOCHS, STEPS, RATE = 3, 4, 0.5

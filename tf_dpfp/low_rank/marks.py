@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import keras
 
+from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.low_rank import matrices
 from tf_dpfp.low_rank.configuration import Reparametrization
-from tf_dpfp.per_example import keras_layers
 
 _MARK = "_tf_dpfp_low_rank"
 

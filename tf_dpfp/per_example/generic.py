@@ -16,8 +16,8 @@ import keras
 import tensorflow as tf
 from keras import tree
 
+from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.per_example import gradients
-from tf_dpfp.per_example import keras_layers
 from tf_dpfp.per_example import rules
 
 

@@ -7,12 +7,12 @@ import tensorflow as tf
 
 from tf_dpfp import accounting
 from tf_dpfp import optimizers
+from tf_dpfp import replicas
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp.distribute import replicas as replicas_lib
 from tf_dpfp.sampling import pipelines
 from tf_dpfp.training import dealt_training
 from tf_dpfp.training import preparation
-from tf_dpfp.training import replicated
 from tf_dpfp.training import representations
 from tf_dpfp.training import state as state_lib
 from tf_dpfp.training import steps
@@ -85,10 +85,10 @@ def dealt_step(model: keras.Model, x, y, sample_weight=None) -> None:
     state_lib.state_of(model)
     optimizer = state_lib.require_private_optimizer(model)
     strategy = preparation.strategy_of(model, optimizer)
-    if not replicated.deals(strategy):
+    if not replicas.deals(strategy):
         optimizer.apply(clipped_gradients(model, x, y, sample_weight))
         return
-    batch = replicated.whole_batch(strategy, (x, y, sample_weight))
+    batch = replicas.whole_batch(strategy, (x, y, sample_weight))
     count = strategy.num_replicas_in_sync
     dealt_training.build(model, strategy, batch)
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import keras
 
 from tf_dpfp import accounting
+from tf_dpfp import step as step_lib
 from tf_dpfp import validation
-from tf_dpfp.training import private_step
 from tf_dpfp.training import representations
 from tf_dpfp.training import state as state_lib
 
@@ -126,5 +126,5 @@ def thresholds(model: keras.Model) -> dict[str, float]:
             f"Model '{model.name}' has no weights to group yet. Call it on a "
             "batch, or `model.build(input_shape)`, first."
         )
-    groups = optimizer.groups(private_step.owned_variables(model))
-    return {group.name: float(group.threshold) for group in groups}
+    groups = optimizer.groups(step_lib.owned_variables(model))
+    return {group.name: float(group.clip_norm) for group in groups}

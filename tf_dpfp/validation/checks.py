@@ -7,7 +7,7 @@ import keras
 
 from tf_dpfp import layers
 from tf_dpfp import low_rank
-from tf_dpfp.per_example import keras_layers
+from tf_dpfp.keras_private import layers as keras_layers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_dpfp.per_example import keras_layers
-from tf_dpfp.training import losses
+from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.step import losses
 
 ROW_WISE = [
     "BinaryCrossentropy",

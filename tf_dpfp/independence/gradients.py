@@ -13,8 +13,6 @@ rests on:
 The inputs are drawn from a fixed seed: nothing here depends on the data.
 """
 
-import concurrent.futures
-import contextlib
 import warnings
 from typing import Any, NamedTuple
 
@@ -25,97 +23,20 @@ from keras import tree
 
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import per_example
-from tf_dpfp.per_example import keras_layers
-from tf_dpfp.training import private_step
+from tf_dpfp.independence.comparison import Difference
+from tf_dpfp.independence.comparison import difference
+from tf_dpfp.independence.comparison import far_apart
+from tf_dpfp.independence.comparison import tolerance_of
+from tf_dpfp.independence.inputs import ROWS
+from tf_dpfp.independence.inputs import CannotProbe
+from tf_dpfp.independence.inputs import made_up
+from tf_dpfp.independence.inputs import outside_of_graphs
+from tf_dpfp.independence.inputs import restored
+from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.step.microbatch import forward
+from tf_dpfp.step.plan import Plan
 
-ROWS = 3
 _OTHER_ROWS = 5
-_UNKNOWN_SIZE = 4
-_TOLERANCES = {"float16": 5e-2, "bfloat16": 1e-1}
-_TOLERANCE = 2e-3
-
-
-def tolerance_of(model: keras.Model) -> float:
-    """Relative differences up to this are rounding."""
-    return max(
-        [_TOLERANCE]
-        + [
-            _TOLERANCES.get(layer.compute_dtype, 0.0)
-            for layer in keras_layers.all_layers(model)
-        ]
-    )
-
-
-class CannotProbe(Exception):
-    """Inputs of this kind can't be made up."""
-
-
-def made_up(
-    leaf, rng: np.random.Generator, rows: int = ROWS
-) -> tf.Tensor | None:
-    """Random numbers of the type and shape of a leaf, for some examples."""
-    if leaf is None:
-        return None
-    dtype = tf.as_dtype(leaf.dtype)
-    shape = [rows] + [
-        _UNKNOWN_SIZE if size is None else size for size in leaf.shape[1:]
-    ]
-    if dtype == tf.bool:
-        return tf.ones(shape, tf.bool)
-    if dtype.is_integer:
-        return tf.cast(rng.integers(0, 2, shape), dtype)
-    if dtype.is_floating:
-        return tf.cast(rng.uniform(0.1, 0.9, shape), dtype)
-    raise CannotProbe(f"inputs of type {dtype.name}")
-
-
-@contextlib.contextmanager
-def restored(variables):
-    """Gives variables their values back when what is inside has run."""
-    values = [tf.identity(v.value) for v in variables]
-    try:
-        yield
-    finally:
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-
-
-class Difference(NamedTuple):
-    """Two tensors that should be equal, as two numbers.
-
-    Attributes:
-        scale: The largest finite absolute value of the first.
-        distance: The largest absolute difference; infinite where one is NaN
-            and the other is not.
-    """
-
-    scale: tf.Tensor
-    distance: tf.Tensor
-
-
-def difference(a: tf.Tensor | None, b: tf.Tensor | None) -> Difference:
-    """Compared inside the graph, where gradients are freed as they are used."""
-    if a is None and b is None:
-        return Difference(tf.constant(0.0), tf.constant(0.0))
-    a = tf.zeros_like(b) if a is None else tf.convert_to_tensor(a)
-    b = tf.zeros_like(a) if b is None else tf.convert_to_tensor(b)
-    if not a.shape.is_compatible_with(b.shape):
-        return Difference(tf.constant(1.0), tf.constant(np.inf))
-    if not (a.dtype.is_floating and b.dtype.is_floating):
-        a, b = tf.cast(a, tf.float64), tf.cast(b, tf.float64)
-    a, b = tf.cast(a, tf.float32), tf.cast(b, tf.float32)
-    same = tf.equal(a, b) | (tf.math.is_nan(a) & tf.math.is_nan(b))
-    distance = tf.where(same, 0.0, tf.abs(a - b))
-    distance = tf.where(tf.math.is_nan(distance), np.inf, distance)
-    finite = tf.where(tf.math.is_finite(a), tf.abs(a), 0.0)
-    return Difference(
-        tf.reduce_max(tf.concat([[0.0], _flat(finite)], 0)),
-        tf.reduce_max(tf.concat([[0.0], _flat(distance)], 0)),
-    )
-
-
-def _flat(tensor: tf.Tensor) -> tf.Tensor:
-    return tf.reshape(tensor, [-1])
 
 
 class _Trial(NamedTuple):
@@ -139,7 +60,7 @@ class _Trial(NamedTuple):
         return gradient.weighted_sum(tf.constant(factors))
 
 
-def _run(model, plan: private_step.Plan, data, rows: int) -> _Trial:
+def _run(model, plan: Plan, data, rows: int) -> _Trial:
     x, y, sample_weight = data
     variables = [v.value for v in plan.variables]
     with tf.GradientTape(persistent=True) as tape:
@@ -147,7 +68,7 @@ def _run(model, plan: private_step.Plan, data, rows: int) -> _Trial:
             per_example.record_calls(plan.units) as calls,
             plan.step(noise=False),
         ):
-            y_pred = private_step.forward(model, x)
+            y_pred = forward(model, x)
         losses = plan.loss(y, y_pred, sample_weight)
         total = tf.reduce_sum(losses)
     expected = tape.gradient(total, variables)
@@ -237,7 +158,7 @@ def _is_nan(value) -> tf.Tensor:
     return tf.zeros_like(value, tf.bool)
 
 
-def check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
+def check(model: keras.Model, plan: Plan, data: Any) -> None:
     """Tries a model on made-up inputs.
 
     Args:
@@ -253,37 +174,7 @@ def check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
     outside_of_graphs(_check, model, plan, data)
 
 
-def build(model: keras.Model, x: Any) -> None:
-    """Builds a model by calling it on made-up inputs.
-
-    Variables made while a step is traced would not be there for the trial.
-
-    Args:
-        model: A model that is not built.
-        x: Inputs of a real batch; only shapes and types are looked at.
-    """
-
-    def call_on_made_up() -> None:
-        rng = np.random.default_rng(0)
-        model(tree.map_structure(lambda leaf: made_up(leaf, rng), x))
-
-    try:
-        outside_of_graphs(call_on_made_up)
-    except (CannotProbe, tf.errors.OpError):
-        # As in the trial, which will say so.
-        model(x)
-
-
-def outside_of_graphs(function, *args) -> Any:
-    """Calls a function in eager mode, whatever is being traced."""
-    # A thread of its own is in eager mode whatever is traced in this one.
-    # (`tf.init_scope` would leave the graph too, but tapes record nothing in
-    # it.)
-    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as executor:
-        return executor.submit(function, *args).result()
-
-
-def _check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
+def _check(model: keras.Model, plan: Plan, data: Any) -> None:
     rng = np.random.default_rng(0)
     statistics = [
         v
@@ -327,7 +218,7 @@ def _check(model: keras.Model, plan: private_step.Plan, data: Any) -> None:
     _check_gradients(plan, result.sums, tolerance)
 
 
-def _check_rows(plan: private_step.Plan, gathered, expected: int) -> None:
+def _check_rows(plan: Plan, gathered, expected: int) -> None:
     for variable, gradient in zip(plan.variables, gathered, strict=True):
         if gradient is None:
             continue
@@ -349,17 +240,6 @@ def _check_statistics(changed) -> None:
             "leave without noise. Replace the layer, or set "
             "`layer.trainable = False` if that stops it."
         )
-
-
-def far_apart(differences: list[Difference], tolerance: float) -> list[bool]:
-    """Which of the differences are more than rounding."""
-    # Some gradients are zero but for rounding (an attention key's bias): what
-    # rounding is, the largest gradient tells.
-    rounding = 1e-5 * max((d.scale for d in differences), default=0.0)
-    return [
-        not d.distance <= tolerance * max(d.scale, 1e-6) + rounding
-        for d in differences
-    ]
 
 
 def _check_company(result: _Result, tolerance: float) -> None:

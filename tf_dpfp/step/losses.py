@@ -18,7 +18,7 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from tf_dpfp.per_example import keras_layers
+from tf_dpfp.keras_private import layers as keras_layers
 
 # Row i of what these return depends on row i of their arguments alone. Hinge
 # and SquaredHinge are not among them: they ask whether all labels of the batch

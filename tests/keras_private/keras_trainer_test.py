@@ -5,8 +5,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from tf_dpfp.per_example import keras_layers
-from tf_dpfp.training import keras_trainer
+from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.keras_private import trainer as keras_trainer
 
 
 def _compiled(**kwargs):

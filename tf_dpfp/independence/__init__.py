@@ -1,0 +1,1 @@
+"""Evidence that every example stays by itself."""
