@@ -58,6 +58,27 @@ def mark_of(variable: keras.Variable) -> Mark | None:
     return mark if mark.config.rank < smaller else None
 
 
+def marked_view(variable: keras.Variable) -> matrices.MatrixView:
+    """Returns how a kernel with carriers is a matrix.
+
+    Args:
+        variable: A kernel with a mark.
+
+    Returns:
+        The view.
+
+    Raises:
+        ValueError: If the variable is trained as it is.
+    """
+    mark = mark_of(variable)
+    if mark is None:
+        raise ValueError(
+            f"The variable '{variable.path}' is not reparametrised, and there "
+            "are carriers for it. Compile with a new optimizer."
+        )
+    return mark.view
+
+
 def is_marked(variable: keras.Variable) -> bool:
     """Whether a variable has a mark, of full rank or not."""
     return getattr(variable, _MARK, None) is not None
@@ -131,7 +152,7 @@ def mark_layer(layer: keras.layers.Layer, config: Reparametrization) -> None:
     reason = _bypassed(layer)
     if view is None:
         reason = "its kernel is not one matrix for all positions"
-    if reason is not None:
+    if view is None or reason is not None:
         raise ValueError(
             f"Layer '{layer.path}' can't be reparametrised: {reason}. Leave "
             "it out (`exclude=`), or undo that."
@@ -248,7 +269,8 @@ restore = remove_carriers
 
 
 def _refuse_frozen(layer: keras.layers.Layer) -> None:
-    if not matrices.kernel_of(layer).trainable:
+    kernel = matrices.kernel_of(layer)
+    if kernel is not None and not kernel.trainable:
         raise ValueError(
             f"Layer '{layer.path}' is frozen, so there is nothing to "
             "reparametrise. Leave it out (`exclude=`), or make it trainable."
@@ -301,7 +323,7 @@ def _found(name: str, selection: Selection | None, layers) -> list:
     if callable(selection):
         return [layer for layer in layers if selection(layer)]
     patterns = [selection] if isinstance(selection, str) else list(selection)
-    found = []
+    found: list[keras.layers.Layer] = []
     for pattern in patterns:
         try:
             mine = [c for c in layers if re.search(pattern, _path(c))]

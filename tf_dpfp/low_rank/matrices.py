@@ -77,13 +77,16 @@ def view_of(layer: keras.layers.Layer) -> MatrixView | None:
     """How a layer's kernel is a matrix.
 
     Args:
-        layer: A built layer of `MATRIX_LAYERS`.
+        layer: A layer of `MATRIX_LAYERS`.
 
     Returns:
-        The view, or `None` if the kernel is no matrix: an einsum whose kernel
-        differs from position to position.
+        The view, or `None` if the layer is not built or the kernel is no
+        matrix: an einsum whose kernel differs from position to position.
     """
-    shape = tuple(kernel_of(layer).shape)
+    kernel = kernel_of(layer)
+    if kernel is None:
+        return None
+    shape = tuple(kernel.shape)
     axes = tuple(range(len(shape)))
     if isinstance(layer, keras.layers.EinsumDense):
         return _einsum_view(layer.equation, shape)

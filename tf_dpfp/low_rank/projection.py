@@ -78,7 +78,9 @@ def project(
     Returns:
         The per-example gradients of the carriers.
     """
-    if _is_product_of(gradient, view):
+    if isinstance(gradient, per_example.OuterProduct) and _is_product_of(
+        gradient, view
+    ):
         # Where the layer is; see `PerDevice`.
         with tf.device(gradient.left.device):
             return CarrierGradient(_product_parts(gradient, carriers))
@@ -105,17 +107,17 @@ def project_all(
     return [
         gradient
         if gradient is None or own is None
-        else project(gradient, own, marks.mark_of(variable).view)
+        else project(gradient, own, marks.marked_view(variable))
         for gradient, own, variable in zip(
             gradients, carriers, variables, strict=True
         )
     ]
 
 
-def _is_product_of(gradient, view: matrices.MatrixView) -> bool:
+def _is_product_of(
+    gradient: per_example.OuterProduct, view: matrices.MatrixView
+) -> bool:
     """Whether the factors are the rows and the columns of the view's matrix."""
-    if not isinstance(gradient, per_example.OuterProduct):
-        return False
     if view.layout is None:
         return gradient.layout is None and gradient.is_matrix
     return gradient.layout == view.layout

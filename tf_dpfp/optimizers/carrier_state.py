@@ -179,15 +179,14 @@ class CarrierState:
         Drawn at once for all kernels of a seed: the operations of many small
         draws cost more than the numbers.
         """
-        places: dict[int, list[int]] = {}
+        places: dict[int, list[tuple[int, low_rank.Mark]]] = {}
         for index, mark in enumerate(self._marks):
             if mark is not None:
-                places.setdefault(mark.config.seed, []).append(index)
+                places.setdefault(mark.config.seed, []).append((index, mark))
         starts = {}
-        for seed, indices in places.items():
+        for seed, marked in places.items():
             shapes = []
-            for index in indices:
-                mark = self._marks[index]
+            for _, mark in marked:
                 shapes.append([mark.view.num_rows, mark.config.rank])
                 shapes.append([mark.view.num_columns, mark.config.rank])
             sizes = [rows * columns for rows, columns in shapes]
@@ -195,7 +194,7 @@ class CarrierState:
                 low_rank.normals(sum(sizes), tf.stack([seed, step])), sizes
             )
             pieces = map(tf.reshape, pieces, shapes)
-            for index in indices:
+            for index, _ in marked:
                 starts[index] = low_rank.Carriers(next(pieces), next(pieces))
         return starts
 

@@ -2,6 +2,7 @@
 
 import inspect
 import textwrap
+from typing import Any
 
 import keras
 
@@ -44,7 +45,7 @@ def private_optimizer_class(
         )
     if base not in _CLASSES:
         name = f"DP{base.__name__}"
-        cls = type(name, (PrivateOptimizer, base), {})
+        cls: Any = type(name, (PrivateOptimizer, base), {})
         cls.__module__ = __name__
         cls.__doc__ = _class_doc(base)
         cls.__signature__ = _class_signature(base)
@@ -68,7 +69,7 @@ def _class_signature(base: type) -> inspect.Signature:
 
 
 def _class_doc(base: type) -> str:
-    own = inspect.cleandoc(PrivateOptimizer.__doc__)
+    own = inspect.cleandoc(PrivateOptimizer.__doc__ or "")
     arguments = own[own.index("Args:\n") :]
     return (
         textwrap.dedent(f"""\

@@ -22,6 +22,7 @@ Reference:
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -40,8 +41,11 @@ from tf_dpfp.optimizers import release
 from tf_dpfp.optimizers import restoring
 from tf_dpfp.optimizers import settings as settings_lib
 
+# A mixin stands before a Keras optimizer, whose methods it calls by `super()`.
+_KerasOptimizer: Any = object
 
-class PrivateOptimizer:
+
+class PrivateOptimizer(_KerasOptimizer):
     """What a private optimizer adds to a Keras optimizer.
 
     Use it through `private_optimizer_class` or the ready-made classes
@@ -262,6 +266,7 @@ class PrivateOptimizer:
         mine = [owned.variable for owned in variables]
         if not self.built:
             self.build(mine)
+        assert self._adaptation is not None  # Since it is built.
         return self._adaptation.current_groups(groups, mine, self.l2_norm_clip)
 
     def carriers(
@@ -326,7 +331,8 @@ class PrivateOptimizer:
         clipped = clipped_lib.checked(
             grads, trainable_variables, type(self).__name__
         )
-        self._require_batch_size()
+        if not self._batch_size_known:
+            self._require_batch_size()
         settings = self._settings
         clipped_lib.check_dealt(clipped)
         joint_release.check_joint(settings.representations, clipped.joint)
@@ -341,29 +347,32 @@ class PrivateOptimizer:
         # Before anything is released: a step that fails half-way is counted.
         self._ledger.count_step(settings.release, clipped.counted_batch_size)
         noise_multiplier, counts = settings.sums.noise_multiplier, None
-        if self._adaptation is not None:
-            noise_multiplier, counts = self._adaptation.noised_counts(
-                clipped, noise_multiplier, self.expected_batch_size, draws
+        adaptation = self._adaptation
+        if adaptation is not None:
+            noise_multiplier, counts = adaptation.noised_counts(
+                clipped, noise_multiplier, self._require_batch_size(), draws
             )
         released = release.add_noise(
             clipped, noise_multiplier, self.clipping.noise_allocation, draws
         )
         # Noised: from here on nothing is private, once it is added up.
         *released, counts = replicas.sum_over_all([*released, counts])
-        if counts is not None:
-            self._adaptation.move(clipped, counts, divisor)
+        if adaptation is not None:
+            adaptation.move(clipped, counts, divisor)
         self._carrier_state.before_update(clipped.variables, carriers)
         super().apply(
             release.finished(clipped, released, carriers, divisor),
             clipped.all_variables,
         )
 
-    def _require_batch_size(self) -> None:
-        if not self._batch_size_known and self.expected_batch_size is None:
+    def _require_batch_size(self) -> float:
+        size = self.expected_batch_size
+        if size is None:
             raise ValueError(
                 "The expected batch size is not known. Give the optimizer "
                 "`expected_batch_size=`."
             )
+        return size
 
     def update_step(self, gradient, variable, learning_rate):
         """As the Keras optimizer's, where the variable's group is."""

@@ -53,8 +53,9 @@ class PrivacySettings:
     def adaptive(self) -> clipping_lib.Adaptive | None:
         """Settings of adaptive clip norms; `None` where nothing adapts."""
         thresholds = self.clipping.thresholds
-        adapts = isinstance(thresholds, clipping_lib.Adaptive)
-        return thresholds if adapts else None
+        if isinstance(thresholds, clipping_lib.Adaptive):
+            return thresholds
+        return None
 
     def joint_with(
         self, representations: counting.GaussianRelease
