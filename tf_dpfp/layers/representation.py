@@ -26,16 +26,16 @@ _READ_ONLY = ("clip_norm", "noise_multiplier", "labels", "end_to_end", "seed")
 class DPRepresentationClip(keras.layers.Layer):
     """Clips each example's representation and adds Gaussian noise to it.
 
-    What is above this layer sees the examples through its noise only, and may
+    The layers above this one see the examples through its noise only, and may
     be trained by any optimizer, without clipping and without further noise:
-    that is post-processing. What is below must be frozen: the gradient stops
+    that is post-processing. The layers below must be frozen: the gradient stops
     here, since a gradient that went on would depend on the examples in clear.
-    Or it is trained by DP-SGD: make the model private and compile it with a
-    private optimizer, which then noises the gradient of what is below, and of
-    nothing else. Rows and gradient are counted as one release.
+    Or DP-SGD trains them: make the model private and compile it with a private
+    optimizer, which then noises the gradients of the layers below, and no
+    others. Representations and gradients are counted as one joint release.
 
-    The layer counts what it releases: every row of every call with
-    `training=True`. By itself it claims nothing about how batches are drawn;
+    The layer counts its releases: every call with `training=True`. By itself
+    it claims nothing about how batches are drawn;
     `tf_dpfp.make_private(model)`, or `tf_dpfp.sampled_steps` for a model that
     stays ordinary, with the batches of `tf_dpfp.stratified_batches` makes
     epsilon smaller. See `tf_dpfp.privacy_statement(model, delta)`.
@@ -60,17 +60,17 @@ class DPRepresentationClip(keras.layers.Layer):
         noise_multiplier: Standard deviation of the noise on every coordinate,
             over `clip_norm`. 0 adds no noise; epsilon is then infinite.
         labels: `"public"` declares that the labels of all examples may be
-            known to anyone; what `tf_dpfp.randomize_labels` returned, that the
-            model is trained on those. `None` declares nothing: epsilon is
+            known to anyone; the result of `tf_dpfp.randomize_labels`, that the
+            model is trained on it. `None` declares nothing: epsilon is
             infinite, unless the batches of `stratified_batches` say it.
-        end_to_end: Whether to let the gradient through, to train what is
+        end_to_end: `True` lets the gradient through, to train the layers
             below. Nothing is proved then: epsilon is infinite.
-        noise_at_inference: Whether to add noise without `training`, too. Such
-            calls are not counted, so do not make them on the training data.
         seed: Integer that makes the noise reproducible, only for reproducing
             a run: who knows it can subtract the noise. `None` draws the
             noise's key from the operating system.
-        **kwargs: As for `keras.layers.Layer`.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    The settings can't be changed later: clipping, noise and ledger read them.
 
     Input shape:
         `(batch, ...)`, of floating point. Positions that a mask leaves out are
@@ -78,7 +78,7 @@ class DPRepresentationClip(keras.layers.Layer):
         ends here, too.
 
     Output shape:
-        That of the input.
+        Same shape as the input.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -94,7 +94,6 @@ class DPRepresentationClip(keras.layers.Layer):
         noise_multiplier: float,
         labels: Any = None,
         end_to_end: bool = False,
-        noise_at_inference: bool = False,
         seed: int | None = None,
         **kwargs,
     ):
@@ -115,9 +114,6 @@ class DPRepresentationClip(keras.layers.Layer):
             ),
             seed=arguments.seed(seed),
             kind=self._kind(self._labels_public, self._labels),
-        )
-        self.noise_at_inference = arguments.boolean(
-            "noise_at_inference", noise_at_inference
         )
         self.supports_masking = True
         # Two layers of one seed must not draw the same noise.
@@ -167,10 +163,12 @@ class DPRepresentationClip(keras.layers.Layer):
         """What is declared of the labels, as in the config."""
         if self._labels is None:
             return "public" if self._labels_public else None
+        sampling = self._labels.sampling
+        assert isinstance(sampling, accounting.EveryLabel)
         return {
             "epsilon": 1.0 / self._labels.noise_multiplier,
-            "num_classes": self._labels.sampling.num_classes,
-            "identity": self._labels.sampling.identity,
+            "num_classes": sampling.num_classes,
+            "identity": sampling.identity,
             "seeded": self._labels.seeded,
         }
 
@@ -219,11 +217,9 @@ class DPRepresentationClip(keras.layers.Layer):
         rows = clip_representations(inputs, self._release.clip_norm)
         if training and step is None:
             self._count(rows)
-        noised = training or self.noise_at_inference
-        if step is not None:
-            noised &= step.noise
+        noised = training and (step is None or step.noise)
         if self._release.noise_multiplier and noised:
-            rows += tf.cast(self._noise(rows, training), rows.dtype)
+            rows += tf.cast(self._noise(rows), rows.dtype)
         return tf.cast(rows, self.compute_dtype)
 
     def _check(self, inputs: tf.Tensor) -> None:
@@ -248,18 +244,26 @@ class DPRepresentationClip(keras.layers.Layer):
                 f"sampler draws {self._rows}: one row for each example, in one "
                 "call. Keep the batch in the first axis, whole."
             )
-        self._ledger.count_step(
+        self._built_ledger.count_step(
             self._release, tf.shape(rows)[0] if size is None else size
         )
 
-    def _noise(self, rows: tf.Tensor, training) -> tf.Tensor:
-        key = self._noise_source.next_step(self._ledger.total_steps())
+    def _noise(self, rows: tf.Tensor) -> tf.Tensor:
+        key = self._noise_source.next_step(self._built_ledger.total_steps())
         return noise_lib.gaussian_noise_like(
             rows,
             self._release.standard_deviation,
-            # By a seed, a count that stands still would repeat what was drawn.
-            noise_lib.NoiseSource.key_of(key, 0 if training else 1),
+            noise_lib.NoiseSource.key_of(key, 0),
         )
+
+    @property
+    def _built_ledger(self) -> counting.Ledger:
+        if self._ledger is None:
+            raise ValueError(
+                f"Layer '{self.name}' is not built, and has no privacy ledger "
+                "yet. Call the model on a batch, or build it, first."
+            )
+        return self._ledger
 
     @property
     def ledger_entries(self) -> list[accounting.LedgerEntry]:
@@ -269,7 +273,7 @@ class DPRepresentationClip(keras.layers.Layer):
     @property
     def next_entry(self) -> accounting.LedgerEntry:
         """What the next call releases, as a `LedgerEntry`."""
-        return self._ledger.next_entry(self._release)
+        return self._built_ledger.next_entry(self._release)
 
     def open_ledger(self, info: "sampling_lib.SamplingInfo | None") -> None:
         """Says how the rows of the calls that follow are drawn.
@@ -285,7 +289,7 @@ class DPRepresentationClip(keras.layers.Layer):
                 self._ledger.open(self._release, accounting.UnknownSampling())
             return
         self._rows = info.capacity
-        self._ledger.open(
+        self._built_ledger.open(
             self._release.of_kind(self.declared(info)),
             info.sampling,
             info.seeded,
@@ -308,30 +312,41 @@ class DPRepresentationClip(keras.layers.Layer):
         if info is None:
             return self._release.kind
         if info.labels is not None:
-            self._ledger.add(info.labels)
+            self._built_ledger.add(info.labels)
         return self._kind(True, info.labels)
 
     def absorb_ledger(self, entries: list[accounting.LedgerEntry]) -> None:
         """Takes over what a private optimizer released of the same model."""
-        self._ledger.absorb(entries)
+        self._built_ledger.absorb(entries)
 
     def compute_output_shape(self, input_shape):
-        """That of the input."""
+        """Returns the shape of the input."""
         return input_shape
 
     def compute_mask(self, inputs, previous_mask=None):  # noqa: ARG002
-        """None: which positions an example has is data."""
+        """Returns `None`: the positions that an example has are data."""
         return None
 
+    @classmethod
+    def from_config(cls, config):
+        """Makes a layer from its config, those of earlier versions too."""
+        config = dict(config)
+        if config.pop("noise_at_inference", False):
+            raise ValueError(
+                "`noise_at_inference` is no longer there: such calls released "
+                "what no ledger counted. Leave it out of the config; noise is "
+                "added in training alone. Received: noise_at_inference=True"
+            )
+        return super().from_config(config)
+
     def get_config(self):
-        """The arguments."""
+        """Returns the arguments."""
         return {
             **super().get_config(),
             "clip_norm": self.clip_norm,
             "noise_multiplier": self.noise_multiplier,
             "labels": self.labels,
             "end_to_end": self.end_to_end,
-            "noise_at_inference": self.noise_at_inference,
             "seed": self.seed,
         }
 
