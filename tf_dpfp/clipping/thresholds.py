@@ -60,7 +60,7 @@ def split_bound(
     """Splits a bound among groups.
 
     Args:
-        split: What `as_split` returned.
+        split: Result of `as_split`.
         l2_norm_clip: The bound C.
         names: Names of the groups.
         dimensions: Number of parameters of each.

@@ -135,7 +135,7 @@ class DPRepresentationClip(keras.layers.Layer):
 
     @property
     def release(self) -> counting.GaussianRelease:
-        """The release of a call: clip norm, noise and what is released."""
+        """Release of a call: clip norm, noise and kind."""
         return self._release
 
     @property
@@ -160,7 +160,7 @@ class DPRepresentationClip(keras.layers.Layer):
 
     @property
     def labels(self) -> Any:
-        """What is declared of the labels, as in the config."""
+        """Declaration of the labels, as in the config."""
         if self._labels is None:
             return "public" if self._labels_public else None
         sampling = self._labels.sampling
@@ -173,7 +173,7 @@ class DPRepresentationClip(keras.layers.Layer):
         }
 
     def build(self, input_shape):  # noqa: ARG002
-        """Makes the ledger, a weight that is not trained."""
+        """Creates the ledger, a weight that is not trained."""
         # Out of a graph that is being traced: the ledger is read from Python.
         with tf.init_scope():
             self._noise_source.build()
@@ -267,19 +267,19 @@ class DPRepresentationClip(keras.layers.Layer):
 
     @property
     def ledger_entries(self) -> list[accounting.LedgerEntry]:
-        """What was released so far, for the accountant."""
+        """Everything that was released so far, for the accountant."""
         return [] if self._ledger is None else self._ledger.entries()
 
     @property
     def next_entry(self) -> accounting.LedgerEntry:
-        """What the next call releases, as a `LedgerEntry`."""
+        """Entry that the next call adds to the ledger."""
         return self._built_ledger.next_entry(self._release)
 
     def open_ledger(self, info: "sampling_lib.SamplingInfo | None") -> None:
-        """Says how the rows of the calls that follow are drawn.
+        """Tells the ledger how the batches of the next calls are drawn.
 
         Args:
-            info: What `stratified_batches` registered; `None` for anything
+            info: Record of `stratified_batches`; `None` for anything
                 else, of which nothing is claimed.
         """
         if info is None:
@@ -300,10 +300,10 @@ class DPRepresentationClip(keras.layers.Layer):
     def declared(
         self, info: "sampling_lib.SamplingInfo | None" = None
     ) -> accounting.Release:
-        """What a row releases, by what is declared of its label.
+        """Returns the kind of release, by the declaration of the labels.
 
         Args:
-            info: What `stratified_batches` registered; `None` for anything
+            info: Record of `stratified_batches`; `None` for anything
                 else. What randomised labels cost goes into the ledger.
 
         Returns:
@@ -316,7 +316,7 @@ class DPRepresentationClip(keras.layers.Layer):
         return self._kind(True, info.labels)
 
     def absorb_ledger(self, entries: list[accounting.LedgerEntry]) -> None:
-        """Takes over what a private optimizer released of the same model."""
+        """Takes over the ledger of a private optimizer of the same model."""
         self._built_ledger.absorb(entries)
 
     def compute_output_shape(self, input_shape):
@@ -361,7 +361,7 @@ def _is_text(value) -> bool:
 
 
 def _labels_entry(labels) -> accounting.LedgerEntry | None:
-    """What was released of the labels, `None` if they are not randomised."""
+    """Returns the release of the labels; `None` if not randomised."""
     if labels is None or (_is_text(labels) and labels == "public"):
         return None
     if isinstance(labels, sampling_lib.RandomizedLabels):

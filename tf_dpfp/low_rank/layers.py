@@ -40,7 +40,7 @@ class _Reparametrized(_KerasLayer):
 
     @property
     def reparametrization(self) -> Reparametrization:
-        """The settings."""
+        """Settings of the kernel's carriers."""
         return self._reparametrization
 
     def build(self, input_shape):

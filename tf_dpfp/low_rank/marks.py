@@ -28,7 +28,7 @@ class Mark:
 
     Attributes:
         config: The settings.
-        view: How the kernel is a matrix.
+        view: Layout of the kernel as a matrix.
     """
 
     config: Reparametrization
@@ -36,13 +36,13 @@ class Mark:
 
     @property
     def released(self) -> int:
-        """How many numbers a step releases of the kernel."""
+        """Number of values that a step releases of the kernel."""
         rows = 0 if self.config.left_only else self.view.num_rows
         return self.config.rank * (rows + self.view.num_columns)
 
 
 def mark_of(variable: keras.Variable) -> Mark | None:
-    """The mark of a variable.
+    """Finds the mark of a variable.
 
     Args:
         variable: Any variable.
@@ -80,12 +80,12 @@ def marked_view(variable: keras.Variable) -> matrices.MatrixView:
 
 
 def is_marked(variable: keras.Variable) -> bool:
-    """Whether a variable has a mark, of full rank or not."""
+    """Tells if a variable has a mark, of full rank or not."""
     return getattr(variable, _MARK, None) is not None
 
 
 def released_size(variable: keras.Variable) -> int | None:
-    """How many numbers a step releases of a marked kernel, else `None`."""
+    """Counts the values released of a marked kernel; else `None`."""
     mark = mark_of(variable)
     return None if mark is None else mark.released
 
@@ -112,7 +112,7 @@ def _path(layer: keras.layers.Layer) -> str:
 
 
 def _bypassed(layer: keras.layers.Layer) -> str | None:
-    """Why training would go past the layer's kernel, or `None`."""
+    """Gives the reason if training would bypass the kernel, or `None`."""
     if keras_layers.is_quantized(layer):
         return "it is quantized"
     if getattr(layer, "lora_enabled", False):
@@ -121,7 +121,7 @@ def _bypassed(layer: keras.layers.Layer) -> str | None:
 
 
 def broken_mark(layer: keras.layers.Layer) -> str | None:
-    """Why what a layer trains is no longer what was marked, or `None`."""
+    """Gives the reason if a layer no longer trains its marked kernel."""
     if not isinstance(layer, matrices.MATRIX_LAYERS):
         return None
     kernel = matrices.kernel_of(layer)
@@ -194,12 +194,12 @@ def reparametrize(
         model: A built model or layer, private or not.
         rank: Columns of each carrier. A kernel whose smaller dimension is not
             above it is trained as without reparametrisation.
-        include: Which Dense, EinsumDense, Conv1D, Conv2D and Conv3D layers: a
+        include: Layers, among Dense, EinsumDense, Conv1D to Conv3D: a
             regular expression that is found in the layer's path, several of
             them, or a function from a layer to a truth value. `None`: all
             whose kernels are trainable.
-        exclude: Which of these not.
-        carrier_source: What the carriers are the leading directions of:
+        exclude: Layers to leave out, likewise.
+        carrier_source: Matrix whose leading directions the carriers follow:
             `"history"` (the update since the first step; until `warmup_steps`
             have passed, and while there is none, the weight), `"weight"`, or
             `"random"` (of nothing: random directions).
@@ -317,7 +317,7 @@ def _has_open_kernel(layer: keras.layers.Layer) -> bool:
 
 
 def _found(name: str, selection: Selection | None, layers) -> list:
-    """The layers that a selection picks; every pattern must pick some."""
+    """Finds the layers of a selection; every pattern must match some."""
     if selection is None:
         return []
     if callable(selection):

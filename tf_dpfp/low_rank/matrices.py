@@ -21,12 +21,12 @@ MATRIX_LAYERS = (keras.layers.Dense, keras.layers.EinsumDense, *_CONVOLUTIONS)
 
 @dataclasses.dataclass(frozen=True)
 class MatrixView:
-    """How a kernel is laid out as a matrix.
+    """Layout of a kernel as a matrix.
 
     Attributes:
         shape: Shape of the kernel.
         axes: The kernel's axes, those of the rows before those of the columns.
-        num_row_axes: How many of them are rows.
+        num_row_axes: Number of row axes.
         layout: The `layout` of the outer products that the layer's gradient
             rule makes: of those, the factors are rows and columns of this
             matrix.
@@ -55,7 +55,7 @@ class MatrixView:
         )
 
     def to_kernel(self, matrix: tf.Tensor) -> tf.Tensor:
-        """The inverse of `to_matrix`, for one matrix."""
+        """Reverses `to_matrix`, for one matrix."""
         kernel = tf.reshape(matrix, [self.shape[axis] for axis in self.axes])
         return _transposed(
             kernel, [self.axes.index(a) for a in range(len(self.axes))]
@@ -69,12 +69,12 @@ def _transposed(tensor: tf.Tensor, order: list[int]) -> tf.Tensor:
 
 
 def kernel_of(layer: keras.layers.Layer) -> keras.Variable | None:
-    """The kernel variable of a layer of `MATRIX_LAYERS`; `None` unbuilt."""
+    """Returns the kernel of a layer of `MATRIX_LAYERS`; `None` unbuilt."""
     return getattr(layer, "_kernel", None)
 
 
 def view_of(layer: keras.layers.Layer) -> MatrixView | None:
-    """How a layer's kernel is a matrix.
+    """Finds the layout of a layer's kernel as a matrix.
 
     Args:
         layer: A layer of `MATRIX_LAYERS`.

@@ -65,7 +65,7 @@ class ExpectedBatchSize:
 
         Args:
             size: The size.
-            source: Where it comes from, for the message.
+            source: Name of the pipeline, for the message.
 
         Raises:
             ValueError: If the user gave another size.

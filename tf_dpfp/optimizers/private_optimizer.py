@@ -157,12 +157,12 @@ class PrivateOptimizer(_KerasOptimizer):
 
     @property
     def next_entry(self) -> accounting.LedgerEntry:
-        """The entry that the next step adds to the ledger."""
+        """Entry that the next step adds to the ledger."""
         return self._ledger.next_entry(self._settings.release)
 
     @property
     def updated_variables(self) -> list[keras.Variable]:
-        """The variables the optimizer was built for; empty before that."""
+        """Variables the optimizer was built for; empty before that."""
         return list(self._trainable_variables)
 
     def absorb_ledger(self, entries: Sequence[accounting.LedgerEntry]) -> None:
@@ -228,7 +228,7 @@ class PrivateOptimizer(_KerasOptimizer):
 
         Args:
             size: The size.
-            source: Where it comes from, for the message.
+            source: Name of the pipeline, for the message.
 
         Raises:
             ValueError: If the optimizer was given another size.
@@ -290,7 +290,7 @@ class PrivateOptimizer(_KerasOptimizer):
 
     @tf.autograph.experimental.do_not_convert
     def build(self, variables):
-        """Makes the optimizer's variables; see `keras.optimizers.Optimizer`."""
+        """Creates the variables; see `keras.optimizers.Optimizer`."""
         if self.built:
             return
         # Create slots outside the traced graph, or they would not follow their

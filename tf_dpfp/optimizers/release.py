@@ -38,7 +38,7 @@ class Draws:
     share: float
 
     def key(self, tensor: int) -> tf.Tensor:
-        """The key of one tensor's noise, of this replica alone."""
+        """Returns the key of one tensor's noise on this replica."""
         return noise_lib.NoiseSource.key_of(self.step_key, tensor, self.replica)
 
 
