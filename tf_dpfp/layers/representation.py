@@ -121,7 +121,7 @@ class DPRepresentationClip(keras.layers.Layer):
             None if self.seed is None else _mixed(self.seed, self.name)
         )
         self._ledger: counting.Ledger | None = None
-        self._rows: int | None = None
+        self._drawn_size: int | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _READ_ONLY:
@@ -214,13 +214,13 @@ class DPRepresentationClip(keras.layers.Layer):
             inputs = tf.cast(inputs, tf.float32)
         if mask is not None:
             inputs = _without_masked(inputs, mask)
-        rows = clip_representations(inputs, self._release.clip_norm)
+        clipped = clip_representations(inputs, self._release.clip_norm)
         if training and step is None:
-            self._count(rows)
+            self._count(clipped)
         noised = training and (step is None or step.noise)
         if self._release.noise_multiplier and noised:
-            rows += tf.cast(self._noise(rows), rows.dtype)
-        return tf.cast(rows, self.compute_dtype)
+            clipped += tf.cast(self._noise(clipped), clipped.dtype)
+        return tf.cast(clipped, self.compute_dtype)
 
     def _check(self, inputs: tf.Tensor) -> None:
         if not inputs.dtype.is_floating or not inputs.shape.rank:
@@ -235,23 +235,26 @@ class DPRepresentationClip(keras.layers.Layer):
                 f"{tf.distribute.get_strategy().num_replicas_in_sync}."
             )
 
-    def _count(self, rows: tf.Tensor) -> None:
+    def _count(self, clipped: tf.Tensor) -> None:
         """Before the noise: a step that fails half-way is counted."""
-        size = rows.shape[0]
-        if self._rows is not None and size not in (None, self._rows):
+        size = clipped.shape[0]
+        if self._drawn_size is not None and size not in (
+            None,
+            self._drawn_size,
+        ):
             raise ValueError(
                 f"Layer '{self.name}' was called with {size} rows and the "
-                f"sampler draws {self._rows}: one row for each example, in one "
-                "call. Keep the batch in the first axis, whole."
+                f"sampler draws {self._drawn_size}: one row for each example, "
+                "in one call. Keep the batch in the first axis, whole."
             )
         self._built_ledger.count_step(
-            self._release, tf.shape(rows)[0] if size is None else size
+            self._release, tf.shape(clipped)[0] if size is None else size
         )
 
-    def _noise(self, rows: tf.Tensor) -> tf.Tensor:
+    def _noise(self, clipped: tf.Tensor) -> tf.Tensor:
         key = self._noise_source.next_step(self._built_ledger.total_steps())
         return noise_lib.gaussian_noise_like(
-            rows,
+            clipped,
             self._release.standard_deviation,
             noise_lib.NoiseSource.key_of(key, 0),
         )
@@ -283,37 +286,42 @@ class DPRepresentationClip(keras.layers.Layer):
                 else, of which nothing is claimed.
         """
         if info is None:
-            self._rows = None
+            self._drawn_size = None
             # One that is not built yet claims nothing from the start.
             if self._ledger is not None:
                 self._ledger.open(self._release, accounting.UnknownSampling())
             return
-        self._rows = info.capacity
+        self._drawn_size = info.capacity
+        self.count_labels(info)
         self._built_ledger.open(
-            self._release.of_kind(self.declared(info)),
+            self._release.of_kind(self.kind_of(info)),
             info.sampling,
             info.seeded,
             info.draws,
             info.capacity,
         )
 
-    def declared(
-        self, info: "sampling_lib.SamplingInfo | None" = None
+    def kind_of(
+        self, info: "sampling_lib.SamplingInfo | None"
     ) -> accounting.Release:
         """Returns the kind of release, by the declaration of the labels.
 
         Args:
-            info: Record of `stratified_batches`; `None` for anything
-                else. What randomised labels cost goes into the ledger.
-
-        Returns:
-            The kind of release.
+            info: Record of `stratified_batches`, which declares the labels;
+                `None` for anything else.
         """
         if info is None:
             return self._release.kind
+        return self._kind(True, info.labels)
+
+    def count_labels(self, info: "sampling_lib.SamplingInfo") -> None:
+        """Adds the cost of randomised labels to the ledger, once.
+
+        Args:
+            info: Record of `stratified_batches`.
+        """
         if info.labels is not None:
             self._built_ledger.add(info.labels)
-        return self._kind(True, info.labels)
 
     def absorb_ledger(self, entries: list[accounting.LedgerEntry]) -> None:
         """Takes over the ledger of a private optimizer of the same model."""
