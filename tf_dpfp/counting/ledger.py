@@ -243,7 +243,8 @@ class Ledger:
         row, other, draws, other_draws, expected = tf.unstack(
             tf.convert_to_tensor(self._current)
         )
-        batch_size = tf.cast(batch_size, tf.int64)
+        if tf.is_tensor(batch_size):
+            batch_size = tf.cast(batch_size, tf.int64)
         as_opened = (expected == 0) | (expected == batch_size)
         row = tf.where(as_opened, row, other)
         count = tf.where(as_opened, draws, other_draws)

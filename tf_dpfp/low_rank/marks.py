@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import keras
 
+from tf_dpfp.keras_private import kernels
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.low_rank import matrices
 from tf_dpfp.low_rank.configuration import Reparametrization
@@ -124,7 +125,7 @@ def broken_mark(layer: keras.layers.Layer) -> str | None:
     """Gives the reason if a layer no longer trains its marked kernel."""
     if not isinstance(layer, matrices.MATRIX_LAYERS):
         return None
-    kernel = matrices.kernel_of(layer)
+    kernel = kernels.kernel_of(layer)
     if kernel is None or not is_marked(kernel):
         return None
     return _bypassed(layer)
@@ -141,7 +142,7 @@ def mark_layer(layer: keras.layers.Layer, config: Reparametrization) -> None:
         ValueError: If the layer is not built or the kernel can't be
             reparametrised.
     """
-    kernel = matrices.kernel_of(layer)
+    kernel = kernels.kernel_of(layer)
     if kernel is None:
         raise ValueError(
             f"Layer '{_path(layer)}' is not built, so it has no kernel to "
@@ -235,7 +236,7 @@ def reparametrize(
             "and `exclude` choose among its Dense, EinsumDense, Conv1D, "
             "Conv2D and Conv3D layers with trainable kernels."
         )
-    before = [getattr(matrices.kernel_of(c), _MARK, None) for c in chosen]
+    before = [getattr(kernels.kernel_of(c), _MARK, None) for c in chosen]
     try:
         for layer in chosen:
             mark_layer(layer, config)
@@ -269,7 +270,7 @@ restore = remove_carriers
 
 
 def _refuse_frozen(layer: keras.layers.Layer) -> None:
-    kernel = matrices.kernel_of(layer)
+    kernel = kernels.kernel_of(layer)
     if kernel is not None and not kernel.trainable:
         raise ValueError(
             f"Layer '{layer.path}' is frozen, so there is nothing to "
@@ -278,7 +279,7 @@ def _refuse_frozen(layer: keras.layers.Layer) -> None:
 
 
 def _set_mark(layer: keras.layers.Layer, mark: Mark | None) -> None:
-    kernel = matrices.kernel_of(layer)
+    kernel = kernels.kernel_of(layer)
     if mark is not None:
         setattr(kernel, _MARK, mark)
     elif is_marked(kernel):
@@ -310,7 +311,7 @@ def _chosen(model, include, exclude) -> Iterator[keras.layers.Layer]:
 
 
 def _has_open_kernel(layer: keras.layers.Layer) -> bool:
-    kernel = matrices.kernel_of(layer)
+    kernel = kernels.kernel_of(layer)
     # One that is not there yet, and one under LoRA, are refused by name.
     under_lora = getattr(layer, "lora_enabled", False)
     return kernel is None or kernel.trainable or under_lora

@@ -12,6 +12,7 @@ import string
 import keras
 import tensorflow as tf
 
+from tf_dpfp.keras_private.kernels import kernel_of
 from tf_dpfp.per_example import einsum_dense
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
@@ -66,11 +67,6 @@ def _transposed(tensor: tf.Tensor, order: list[int]) -> tf.Tensor:
     if order == sorted(order):
         return tensor
     return tf.transpose(tensor, order)
-
-
-def kernel_of(layer: keras.layers.Layer) -> keras.Variable | None:
-    """Returns the kernel of a layer of `MATRIX_LAYERS`; `None` unbuilt."""
-    return getattr(layer, "_kernel", None)
 
 
 def view_of(layer: keras.layers.Layer) -> MatrixView | None:

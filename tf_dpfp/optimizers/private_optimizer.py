@@ -33,6 +33,7 @@ from tf_dpfp import counting
 from tf_dpfp import low_rank
 from tf_dpfp import noise as noise_lib
 from tf_dpfp.distribute import replicas
+from tf_dpfp.keras_private import optimizers as keras_optimizers
 from tf_dpfp.optimizers import adaptation as adaptation_lib
 from tf_dpfp.optimizers import carrier_state as carrier_state_lib
 from tf_dpfp.optimizers import clipped_gradients as clipped_lib
@@ -46,7 +47,7 @@ from tf_dpfp.optimizers.expected_batch_size import ExpectedBatchSize
 _KerasOptimizer: Any = object
 
 
-class PrivateOptimizer(_KerasOptimizer):
+class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
     """Adds clipping, noise and a ledger to a Keras optimizer.
 
     Use it through `private_optimizer_class` or the ready-made classes
@@ -163,7 +164,7 @@ class PrivateOptimizer(_KerasOptimizer):
     @property
     def updated_variables(self) -> list[keras.Variable]:
         """Variables the optimizer was built for; empty before that."""
-        return list(self._trainable_variables)
+        return keras_optimizers.updated_variables(self)
 
     def absorb_ledger(self, entries: Sequence[accounting.LedgerEntry]) -> None:
         """Takes over the ledger of an earlier optimizer of the same model."""
@@ -359,17 +360,11 @@ class PrivateOptimizer(_KerasOptimizer):
         with clipping_lib.on_device(self.clipping.device_of(variable)):
             super().update_step(gradient, variable, learning_rate)
 
-    def _all_reduce_sum_gradients(self, grads_and_vars):
-        # What arrives here is added up over replicas: `apply` did it, before
-        # anything was divided. Of one replica, gradients would go to the first
-        # device and come back.
-        return grads_and_vars
-
     def apply_gradients(self, grads_and_vars):
         """Calls `apply`, for `ClippedGradients` only."""
         if isinstance(grads_and_vars, clipped_lib.ClippedGradients):
             self.apply(grads_and_vars)
-            return self._iterations
+            return self.iterations
         return super().apply_gradients(grads_and_vars)
 
     def save_own_variables(self, store):
