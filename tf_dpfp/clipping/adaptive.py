@@ -132,12 +132,12 @@ class Adaptive:
         )
 
     def get_config(self) -> dict:
-        """The fields, for Keras serialization."""
+        """Returns the fields, for Keras serialization."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_config(cls, config: dict) -> "Adaptive":
-        """The inverse of `get_config`."""
+        """Makes the object from its fields; inverse of `get_config`."""
         return cls(**config)
 
 

@@ -1,4 +1,4 @@
-"""The base class of all groupings: groups, clip norms and noise allocation.
+"""Base class of all groupings: groups, clip norms and noise allocation.
 
 A grouping and its clip norms are one frozen object, the `clipping` argument
 of the optimizers. Whatever the grouping, the clip norms satisfy
@@ -141,7 +141,7 @@ class Clipping(abc.ABC):
         )
 
     def get_config(self) -> dict:
-        """The fields, for Keras serialization."""
+        """Returns the fields, for Keras serialization."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -149,7 +149,7 @@ class Clipping(abc.ABC):
 
     @classmethod
     def from_config(cls, config: dict) -> "Clipping":
-        """The inverse of `get_config`."""
+        """Makes the object from its fields; inverse of `get_config`."""
         return cls(
             **{
                 name: keras.saving.deserialize_keras_object(value)

@@ -168,7 +168,11 @@ def _layer_names(variables: Sequence[OwnedVariable]) -> list[str]:
     return names
 
 
-_BY_NAME = {"flat": Flat, "per_device": PerDevice, "per_layer": PerLayer}
+_BY_NAME: dict[str, Callable[[], Clipping]] = {
+    "flat": Flat,
+    "per_device": PerDevice,
+    "per_layer": PerLayer,
+}
 
 
 def get(clipping: "str | dict | Clipping") -> Clipping:

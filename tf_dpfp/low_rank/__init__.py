@@ -11,6 +11,7 @@ from tf_dpfp.low_rank.marks import Mark
 from tf_dpfp.low_rank.marks import broken_mark
 from tf_dpfp.low_rank.marks import fingerprint
 from tf_dpfp.low_rank.marks import mark_of
+from tf_dpfp.low_rank.marks import marked_view
 from tf_dpfp.low_rank.marks import released_size
 from tf_dpfp.low_rank.marks import remove_carriers
 from tf_dpfp.low_rank.marks import reparametrize
@@ -32,6 +33,7 @@ __all__ = [
     "fingerprint",
     "leading_carriers",
     "mark_of",
+    "marked_view",
     "normals",
     "orthonormal",
     "project",

@@ -94,9 +94,8 @@ class Joint(Gradients):
                 "private optimizer its noise can't be repeated. Leave `seed` "
                 "out."
             )
-        released = layer.release.of_kind(layer.declared())
-        self.optimizer.release_jointly(released)
-        return released
+        self.optimizer.release_jointly(layer.release)
+        return layer.release
 
     def try_on(self, x: Any) -> Findings:
         """Tries the model on made-up inputs.
@@ -162,4 +161,6 @@ class Joint(Gradients):
         """Returns the kind of release, by what the draws say of labels."""
         if pipeline.drawn is None:
             return None
-        return self.layers[0].declared(pipeline.drawn)
+        (layer,) = self.layers
+        layer.count_labels(pipeline.drawn)
+        return layer.kind_of(pipeline.drawn)

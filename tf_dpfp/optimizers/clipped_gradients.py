@@ -71,8 +71,8 @@ def checked(
     """Checks that an optimizer was given clipped gradients and nothing else.
 
     Args:
-        gradients: What came.
-        trainable_variables: What came with it: their variables, or `None`.
+        gradients: Argument of `apply`.
+        trainable_variables: Second argument: their variables, or `None`.
         optimizer_name: Class of the optimizer, for the message.
 
     Returns:

@@ -13,6 +13,7 @@ import math
 import keras
 import tensorflow as tf
 
+from tf_dpfp.keras_private import kernels
 from tf_dpfp.per_example import dense
 from tf_dpfp.per_example import gradients
 from tf_dpfp.per_example import rules
@@ -286,7 +287,8 @@ class ConvolutionRule(rules.GradientRule):
         dtype = gradients.accumulation_dtype(call.inputs, gradient)
         inputs = tf.cast(channels_last(layer, call.inputs), dtype)
         gradient = tf.cast(channels_last(layer, gradient), dtype)
-        geometry, kernel = geometry_of(layer), layer._kernel
+        geometry = geometry_of(layer)
+        kernel: keras.Variable = kernels.kernel_of(layer)
         if layer.groups == 1:
             product = _ConvolutionKernel(
                 inputs, gradient, geometry, kernel.shape

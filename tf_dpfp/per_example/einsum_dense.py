@@ -8,6 +8,7 @@ import string
 import keras
 import tensorflow as tf
 
+from tf_dpfp.keras_private import kernels
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.per_example import dense
 from tf_dpfp.per_example import gradients
@@ -109,7 +110,7 @@ class EinsumDenseRule(rules.GradientRule):
         if layer.lora_enabled:
             result = _lora_gradients(layer, letters, inputs, gradient)
         else:
-            kernel = layer._kernel
+            kernel = kernels.kernel_of(layer)
             result = [
                 (kernel, _kernel_gradient(kernel, letters, inputs, gradient))
             ]

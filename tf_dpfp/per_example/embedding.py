@@ -5,6 +5,7 @@ import inspect
 import keras
 import tensorflow as tf
 
+from tf_dpfp.keras_private import kernels
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.per_example import dense
 from tf_dpfp.per_example import gradients
@@ -77,7 +78,7 @@ class EmbeddingRule(rules.GradientRule):
         layer, (gradient,) = call.layer, output_gradients
         if layer.lora_enabled:
             return _lora_lookups(layer, call.inputs, gradient)
-        table = layer._embeddings
+        table = kernels.table_of(layer)
         return [(table, _lookups(table, call.inputs, gradient))]
 
 
@@ -114,7 +115,7 @@ class ReversibleEmbeddingRule(EmbeddingRule):
             product = gradients.OuterProduct(
                 gradient, inputs, layout=gradients.TABLE_LAYOUT
             )
-            return [(layer._embeddings, product)]
+            return [(kernels.table_of(layer), product)]
         product = gradients.OuterProduct(inputs, gradient)
         return [(layer.reverse_embeddings, product)]
 
