@@ -101,7 +101,7 @@ def test_what_crosses_shows_what_is_planted():
     # A backward pass that is.
     with mock.patch.object(
         microbatch,
-        "_backward",
+        "backward",
         lambda tape, total, sources, plan: tape.gradient(total, sources),
     ):
         taped = common.step(common.noisy(), x, y).crossings
