@@ -52,7 +52,8 @@ benchmark: $(VENV)/.installed-examples
 	@$(BIN)/python -m benchmarks.step_time $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache \
+		.pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are touched last, so an interrupted step is done again.

@@ -61,7 +61,7 @@ def clip_skipped() -> Iterator[None]:
     original = clipping.clip_and_sum
 
     def clip_and_sum(gradients, groups, present):
-        first = dataclasses.replace(groups[0], threshold=1e10)
+        first = dataclasses.replace(groups[0], clip_norm=1e10)
         return original(gradients, (first, *groups[1:]), present)
 
     with mock.patch.object(clipping, "clip_and_sum", clip_and_sum):

@@ -15,7 +15,7 @@ from tf_dpfp import accounting
 from tf_dpfp.accounting import representations
 from tf_dpfp.accounting import table
 
-Release = accounting.Release
+PUBLIC = accounting.Representations("public")
 ORDERS = (1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 40.0)
 
 
@@ -26,7 +26,7 @@ def _rows(
         accounting.WithoutReplacement(population, sample),
         noise,
         steps,
-        release=Release.ROWS_LABELS_PUBLIC if release is None else release,
+        release=PUBLIC if release is None else release,
         **kwargs,
     )
 
@@ -36,7 +36,7 @@ def _labels(epsilon=1.0, classes=3, identity=7):
         accounting.EveryLabel(classes, identity),
         1.0 / epsilon,
         1,
-        release=Release.LABELS,
+        release=accounting.Labels(),
     )
 
 
@@ -68,7 +68,7 @@ def _moment_by_quad(rate, shift, order):
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.9])
 @pytest.mark.parametrize("noise", [0.7, 2.0, 20.0])
 def test_rdp_is_that_of_adaptive_quadrature(rate, noise):
-    found = representations.sampled_rows_rdp(rate, noise, ORDERS)
+    found = representations.sampled_rdp(rate, noise, ORDERS)
     for order, value in zip(ORDERS, found, strict=True):
         if order / noise > 20:
             continue
@@ -107,7 +107,7 @@ def test_a_draw_of_one_row_is_within_the_bound(points, noise):
     n = len(points)
     one = _one_row(points, noise)
     two = _one_row([-1, *points[1:]], noise)
-    bound = representations.sampled_rows_rdp(1 / n, noise / 2, (2.0, 4.0, 8.0))
+    bound = representations.sampled_rdp(1 / n, noise / 2, (2.0, 4.0, 8.0))
     for order, most in zip((2.0, 4.0, 8.0), bound, strict=True):
         assert _renyi(one, two, order) <= most
         assert _renyi(two, one, order) <= most
@@ -118,7 +118,7 @@ def test_two_points_come_near_the_bound():
     n, noise, order = 10, 2.0, 8.0
     one = _one_row([1] + [-1] * (n - 1), noise)
     two = _one_row([-1] * n, noise)
-    (bound,) = representations.sampled_rows_rdp(1 / n, noise / 2, (order,))
+    (bound,) = representations.sampled_rdp(1 / n, noise / 2, (order,))
     assert 0.6 * bound < _renyi(one, two, order) <= bound
 
 
@@ -144,7 +144,7 @@ def _worst(others, noise, order, draws_of):
 def test_a_draw_of_two_rows_is_within_the_bound(others, order):
     noise = 1.6
     rate = 2 / (1 + len(others))
-    (bound,) = representations.sampled_rows_rdp(rate, noise / 2, (order,))
+    (bound,) = representations.sampled_rdp(rate, noise / 2, (order,))
     found = _worst(others, noise, order, itertools.permutations)
     assert found <= bound
 
@@ -152,7 +152,7 @@ def test_a_draw_of_two_rows_is_within_the_bound(others, order):
 def test_the_bound_needs_the_order_of_rows_to_be_random():
     noise, order = 1.6, 6.0
     others = [1, -1] * 3
-    (bound,) = representations.sampled_rows_rdp(2 / 7, noise / 2, (order,))
+    (bound,) = representations.sampled_rdp(2 / 7, noise / 2, (order,))
     shuffled = _worst(others, noise, order, itertools.permutations)
     by_index = _worst(others, noise, order, itertools.combinations)
     assert shuffled <= bound
@@ -170,16 +170,16 @@ def test_never_above_the_general_bound_of_dp_accounting():
                 1000, int(1000 * rate), dp_accounting.GaussianDpEvent(noise)
             )
         )
-        found = representations.sampled_rows_rdp(rate, noise, ORDERS)
+        found = representations.sampled_rdp(rate, noise, ORDERS)
         assert np.all(found <= accountant.rdp * (1 + 1e-9))
 
 
 def test_extremes_are_bounds():
     # All of a stratum in every draw; hardly any noise; a great deal of it.
-    full = representations.sampled_rows_rdp(1.0, 2.0, ORDERS)
+    full = representations.sampled_rdp(1.0, 2.0, ORDERS)
     np.testing.assert_allclose(full, np.array(ORDERS) / 8.0)
     for rate, noise in ((0.3, 1e-6), (1e-9, 1e-3), (0.5, 1e9), (1e-9, 1e6)):
-        found = representations.sampled_rows_rdp(rate, noise, ORDERS)
+        found = representations.sampled_rdp(rate, noise, ORDERS)
         assert np.all(np.isfinite(found)) and np.all(found >= 0.0)
         assert np.all(found <= np.array(ORDERS) / 2 / noise**2 * (1 + 1e-12))
         if noise < 1e9:
@@ -204,7 +204,11 @@ def test_randomised_response_is_that_of_its_probabilities(classes, epsilon):
 
 def test_the_noise_multiplier_is_halved_for_a_replaced_row():
     unsampled = accounting.LedgerEntry(
-        accounting.UnknownSampling(), 8.0, 10, False, Release.ROWS_LABELS_PUBLIC
+        accounting.UnknownSampling(),
+        8.0,
+        10,
+        False,
+        PUBLIC,
     )
     sums = accounting.LedgerEntry(accounting.UnknownSampling(), 4.0, 10)
     assert accounting.compute_epsilon(
@@ -226,15 +230,20 @@ def test_labels_cost_no_more_than_their_epsilon():
 def test_sums_beside_rows_are_accounted_for_by_replacement():
     poisson = accounting.LedgerEntry(accounting.PoissonSampling(0.01), 4.0, 50)
     as_rows = accounting.LedgerEntry(
-        accounting.UnknownSampling(), 4.0, 50, False, Release.ROWS_LABELS_PUBLIC
+        accounting.UnknownSampling(),
+        4.0,
+        50,
+        False,
+        PUBLIC,
     )
     for accountant in ("rdp", "pld"):
         mixed = accounting.compute_epsilon([poisson, _rows()], 1e-5, accountant)
         assert mixed == pytest.approx(
             accounting.compute_epsilon([as_rows, _rows()], 1e-5), rel=1e-12
         )
-    assert not accounting.replaces_one([poisson])
-    assert accounting.replaces_one([poisson, _rows()])
+    adjacency = accounting.Adjacency
+    assert accounting.adjacency_of([poisson]) is adjacency.ADD_OR_REMOVE_ONE
+    assert accounting.adjacency_of([poisson, _rows()]) is adjacency.REPLACE_ONE
     event = accounting.compose_events([poisson, _rows()])
     gaussian = dp_accounting.GaussianDpEvent(2.0)
     assert event.events[0] == dp_accounting.SelfComposedDpEvent(gaussian, 50)
@@ -244,8 +253,8 @@ def test_sums_beside_rows_are_accounted_for_by_replacement():
     "entry",
     [
         _rows(noise=0.0),
-        _rows(release=Release.ROWS_LABELS_UNDECLARED),
-        _rows(release=Release.ROWS_END_TO_END),
+        _rows(release=accounting.Representations("undeclared")),
+        _rows(release=accounting.EndToEnd()),
     ],
 )
 def test_what_protects_nothing_makes_epsilon_infinite(entry):
@@ -256,10 +265,10 @@ def test_what_protects_nothing_makes_epsilon_infinite(entry):
 
 def test_releases_and_samplings_that_no_proof_covers_are_refused():
     pairs = (
-        (accounting.PoissonSampling(0.1), Release.ROWS_LABELS_PUBLIC),
-        (accounting.WithoutReplacement(9, 3), Release.SUMS),
-        (accounting.EveryLabel(3, 1), Release.ROWS_LABELS_PUBLIC),
-        (accounting.UnknownSampling(), Release.LABELS),
+        (accounting.PoissonSampling(0.1), PUBLIC),
+        (accounting.WithoutReplacement(9, 3), accounting.Sums()),
+        (accounting.EveryLabel(3, 1), PUBLIC),
+        (accounting.UnknownSampling(), accounting.Labels()),
     )
     for sampling, release in pairs:
         with pytest.raises(ValueError, match="can't be accounted"):
@@ -267,7 +276,8 @@ def test_releases_and_samplings_that_no_proof_covers_are_refused():
 
 
 @pytest.mark.parametrize(
-    "entry", [_rows(seeded=True), _rows(release=Release(4)), _labels()]
+    "entry",
+    [_rows(seeded=True), _rows(release=accounting.EndToEnd()), _labels()],
 )
 def test_entries_come_back_from_the_table(entry):
     row = table.encode(entry)

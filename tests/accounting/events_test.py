@@ -3,9 +3,10 @@ from absl.testing import absltest
 
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import events
+from tf_dpfp.accounting import samplings
 
-_POISSON = entries_lib.PoissonSampling(0.1)
-_UNKNOWN = entries_lib.UnknownSampling(population=100, batch_size=10)
+_POISSON = samplings.PoissonSampling(0.1)
+_UNKNOWN = samplings.UnknownSampling(population=100, batch_size=10)
 
 
 class EventsTest(absltest.TestCase):
@@ -30,7 +31,7 @@ class EventsTest(absltest.TestCase):
         )
 
     def test_rate_one_is_the_gaussian_itself(self):
-        whole = entries_lib.PoissonSampling(1.0)
+        whole = samplings.PoissonSampling(1.0)
         self.assertEqual(
             events.entry_event(entries_lib.LedgerEntry(whole, 1.5, 7)),
             events.entry_event(entries_lib.LedgerEntry(_UNKNOWN, 1.5, 7)),

@@ -8,6 +8,7 @@ from absl.testing import parameterized
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
 from tf_dpfp.accounting import paragraphs
+from tf_dpfp.accounting import samplings
 from tf_dpfp.accounting import statement as statement_lib
 
 _ANY = "Epsilon without any assumption on the sampling:"
@@ -18,13 +19,13 @@ _AS_IF = "Epsilon if the batches had been Poisson-sampled (*):"
 
 def _poisson(noise=1.0, steps=1000, rate=0.01, overflow=0.0):
     return entries_lib.LedgerEntry(
-        entries_lib.PoissonSampling(rate, overflow), noise, steps
+        samplings.PoissonSampling(rate, overflow), noise, steps
     )
 
 
 def _unknown(noise=1.0, steps=1000, population=None, batch_size=None):
     return entries_lib.LedgerEntry(
-        entries_lib.UnknownSampling(population, batch_size), noise, steps
+        samplings.UnknownSampling(population, batch_size), noise, steps
     )
 
 

@@ -7,16 +7,18 @@ from absl.testing import parameterized
 from hypothesis import strategies as st
 
 from tf_dpfp.accounting import entries as entries_lib
+from tf_dpfp.accounting import releases
+from tf_dpfp.accounting import samplings
 from tf_dpfp.accounting import table
 
 _COUNTS = st.integers(1, 2**53)
 _POISSON = st.builds(
-    entries_lib.PoissonSampling,
+    samplings.PoissonSampling,
     st.floats(0.0, 1.0, exclude_min=True),
     st.floats(0.0, 1.0),
 )
 _UNKNOWN = st.builds(
-    entries_lib.UnknownSampling, st.none() | _COUNTS, st.none() | _COUNTS
+    samplings.UnknownSampling, st.none() | _COUNTS, st.none() | _COUNTS
 )
 _ENTRIES = st.builds(
     entries_lib.LedgerEntry,
@@ -25,10 +27,16 @@ _ENTRIES = st.builds(
     st.integers(0, 2**40),
 )
 
+# Sampling and noise multiplier of the rows that were saved.
+_POISSON_ROW = (samplings.PoissonSampling(0.5, 0.25), 1.5)
+_UNKNOWN_ROW = (samplings.UnknownSampling(100, None), 1.5)
+_DRAWN_ROW = (samplings.WithoutReplacement(200, 5), 2.0)
+_LABELS_ROW = (samplings.EveryLabel(3, 7), 0.5)
+
 
 def _entry(steps=1, noise_multiplier=1.0, rate=0.5):
     return entries_lib.LedgerEntry(
-        entries_lib.PoissonSampling(rate), noise_multiplier, steps
+        samplings.PoissonSampling(rate), noise_multiplier, steps
     )
 
 
@@ -66,7 +74,7 @@ class LedgerTest(parameterized.TestCase):
 
     def test_merge_keeps_overflow_apart(self):
         padded = entries_lib.LedgerEntry(
-            entries_lib.PoissonSampling(0.5, 1e-9), 1.0, 2
+            samplings.PoissonSampling(0.5, 1e-9), 1.0, 2
         )
         self.assertEqual(table.merge([_entry(), padded]), [_entry(), padded])
 
@@ -78,7 +86,7 @@ class LedgerTest(parameterized.TestCase):
         np.testing.assert_array_equal(
             table.encode(
                 entries_lib.LedgerEntry(
-                    entries_lib.PoissonSampling(0.5, 0.25), 1.5, 9
+                    samplings.PoissonSampling(0.5, 0.25), 1.5, 9
                 )
             ),
             [1, 1.5, 0.5, 0.25, 0, 0, 0, 0],
@@ -86,11 +94,66 @@ class LedgerTest(parameterized.TestCase):
         np.testing.assert_array_equal(
             table.encode(
                 entries_lib.LedgerEntry(
-                    entries_lib.UnknownSampling(100, None), 1.5, 9
+                    samplings.UnknownSampling(100, None), 1.5, 9
                 )
             ),
             [2, 1.5, 100, 0, 0, 0, 0, 0],
         )
+
+    @parameterized.parameters(
+        ([1, 1.5, 0.5, 0.25, 0, 0, 0, 0], _POISSON_ROW, releases.Sums()),
+        ([2, 1.5, 100, 0, 0, 0, 0, 0], _UNKNOWN_ROW, releases.Sums()),
+        (
+            [3, 2.0, 200, 5, 0, 1, 0, 0],
+            _DRAWN_ROW,
+            releases.Representations("public"),
+        ),
+        (
+            [3, 2.0, 200, 5, 0, 2, 0, 0],
+            _DRAWN_ROW,
+            releases.Representations("randomized"),
+        ),
+        (
+            [3, 2.0, 200, 5, 0, 3, 0, 0],
+            _DRAWN_ROW,
+            releases.Representations("undeclared"),
+        ),
+        ([3, 2.0, 200, 5, 0, 4, 0, 0], _DRAWN_ROW, releases.EndToEnd()),
+        ([4, 0.5, 3, 7, 0, 5, 0, 0], _LABELS_ROW, releases.Labels()),
+        ([3, 2.0, 200, 5, 0, 6, 0, 0], _DRAWN_ROW, releases.Joint("public")),
+        (
+            [3, 2.0, 200, 5, 0, 7, 0, 0],
+            _DRAWN_ROW,
+            releases.Joint("randomized"),
+        ),
+        (
+            [3, 2.0, 200, 5, 0, 8, 0, 0],
+            _DRAWN_ROW,
+            releases.Joint("undeclared"),
+        ),
+        (
+            [2, 1.5, 100, 0, 0, 4, 0, 0],
+            _UNKNOWN_ROW,
+            releases.EndToEnd(),
+        ),
+    )
+    def test_rows_of_version_0_1_keep_their_meaning(
+        self, values, description, release
+    ):
+        # Numbers as they stand in saved models, not as `encode` writes them.
+        for seeded in (False, True):
+            row = np.array(values, np.float64)
+            row[4] = seeded
+            entry = entries_lib.LedgerEntry(*description, 3, seeded, release)
+            self.assertEqual(table.decode(row, 3), entry)
+            np.testing.assert_array_equal(table.encode(entry), row)
+
+    @parameterized.parameters(-1.0, 0.5, 9.0, 1e9)
+    def test_unknown_release_is_refused(self, code):
+        row = table.encode(_entry())
+        row[5] = code
+        with self.assertRaisesRegex(ValueError, "Unknown release"):
+            table.decode(row, 1)
 
     @parameterized.parameters(0.0, 5.0, -1.0, 1.5, 99.0)
     def test_unknown_code_is_refused(self, code):
@@ -124,7 +187,7 @@ class LedgerTest(parameterized.TestCase):
 
     def test_fractional_size_is_refused(self):
         row = table.encode(
-            entries_lib.LedgerEntry(entries_lib.UnknownSampling(10, 2), 1.0, 1)
+            entries_lib.LedgerEntry(samplings.UnknownSampling(10, 2), 1.0, 1)
         )
         row[2] = 10.5
         with self.assertRaisesRegex(ValueError, "Not a ledger row"):

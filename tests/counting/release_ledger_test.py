@@ -16,7 +16,7 @@ CLIP, NOISE, OTHER = 0.5, 1.3, 0.2
 UNKNOWN = accounting.UnknownSampling()
 SUMS = counting.GaussianRelease(CLIP, NOISE)
 ROWS = counting.GaussianRelease(
-    2.0, 3.0, kind=accounting.Release.ROWS_LABELS_PUBLIC
+    2.0, 3.0, kind=accounting.Representations("public")
 )
 
 
@@ -45,7 +45,7 @@ def test_noise_and_row_are_functions_of_one_object(clip, noise, seed):
     assert entry == ledger.next_entry(release)
     assert entry.noise_multiplier * clip == release.standard_deviation
     assert entry.seeded == (seed is not None)
-    assert entry.release is accounting.Release.SUMS
+    assert entry.release == accounting.Sums()
 
 
 @pytest.mark.parametrize("seeded", ["sums", "representations", None])
@@ -61,7 +61,7 @@ def test_a_joint_release_is_counted_as_both_parts(seeded):
         accounting.joint_noise_multiplier(3.0, NOISE),
         1,
         seeded is not None,
-        accounting.Release.ROWS_AND_SUMS_LABELS_PUBLIC,
+        accounting.Joint("public"),
     )
 
 
@@ -94,7 +94,7 @@ def test_a_step_that_draws_by_another_release_is_refused(drawn):
 
 def test_another_declaration_of_labels_is_not_another_noise():
     ledger = _ledger()
-    randomized = accounting.Release.ROWS_LABELS_RANDOMIZED
+    randomized = accounting.Representations("randomized")
     ledger.open(ROWS.of_kind(randomized), UNKNOWN)
     ledger.count_step(ROWS)
     (entry,) = ledger.entries()

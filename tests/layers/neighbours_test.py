@@ -54,13 +54,13 @@ def test_the_best_distinguisher_is_within_epsilon_and_delta(exchanged):
         accounting.WithoutReplacement(5, SAMPLE),
         NOISE,
         1,
-        release=accounting.Release.ROWS_LABELS_PUBLIC,
+        release=accounting.Representations("public"),
     )
     unsampled = accounting.LedgerEntry(
         accounting.UnknownSampling(),
         NOISE,
         1,
-        release=accounting.Release.ROWS_LABELS_PUBLIC,
+        release=accounting.Representations("public"),
     )
     spent = []
     for delta in (0.02, 0.05, 0.1):

@@ -13,7 +13,6 @@ from tf_dpfp import accounting
 from tf_dpfp import clipping
 from tf_dpfp import sampling
 
-Release = accounting.Release
 CLIP, NOISE = 2.0, 1.5
 
 
@@ -94,7 +93,7 @@ def test_the_gradient_stops_here_unless_asked():
             total = tf.reduce_sum(layer(x, training=True))
         assert (tape.gradient(total, x) is None) == stops
         (entry,) = layer.ledger_entries
-        end_to_end = entry.release is Release.ROWS_END_TO_END
+        end_to_end = entry.release == accounting.EndToEnd()
         assert end_to_end != stops
 
 
@@ -130,18 +129,18 @@ def test_declared_labels_are_part_of_the_ledger():
     undeclared = _layer(labels=None)
     undeclared(x, training=True)
     (entry,) = undeclared.ledger_entries
-    assert entry.release is Release.ROWS_LABELS_UNDECLARED
+    assert entry.release == accounting.Representations("undeclared")
     y = tf_dpfp.randomize_labels(np.arange(2), 1.5, 3)
     randomized = _layer(labels=y)
     randomized(x, training=True)
     assert randomized.ledger_entries[0] == y.entry
     assert randomized.ledger_entries[1].release is (
-        Release.ROWS_LABELS_RANDOMIZED
+        accounting.Representations("randomized")
     )
     copy = tf_dpfp.DPRepresentationClip.from_config(randomized.get_config())
     copy(x, training=True)
     kinds = {(e.sampling, e.release) for e in copy.ledger_entries}
-    assert (y.entry.sampling, Release.LABELS) in kinds
+    assert (y.entry.sampling, accounting.Labels()) in kinds
 
 
 def _info(x, y, **kwargs):

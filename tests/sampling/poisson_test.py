@@ -12,7 +12,7 @@ import tensorflow as tf
 from scipy import stats
 
 import tf_dpfp
-from tf_dpfp.accounting.entries import PoissonSampling
+from tf_dpfp.accounting import PoissonSampling
 from tf_dpfp.sampling import SamplingInfo
 from tf_dpfp.sampling import poisson as poisson_lib
 from tf_dpfp.sampling import poisson_batches

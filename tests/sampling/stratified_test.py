@@ -173,7 +173,7 @@ def test_calibration_meets_the_budget_and_not_more():
                 sampling.sampling_of(batches).sampling,
                 noise,
                 3 * 5 * 3,
-                release=accounting.Release.ROWS_LABELS_PUBLIC,
+                release=accounting.Representations("public"),
             )
             return accounting.compute_epsilon([rows, *labels], 1e-5)
 

@@ -123,7 +123,7 @@ def test_one_example_moves_the_sums_by_at_most_the_bound(
     assert _length(moved) <= CLIP * (1 + 1e-6)
     for group in groups:
         part = _length([moved[i] for i in group.members])
-        assert part <= group.threshold * (1 + 1e-5), group.name
+        assert part <= group.clip_norm * (1 + 1e-5), group.name
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -81,7 +81,7 @@ def test_epsilon_is_that_of_the_draws():
     assert tf_dpfp.epsilon(model, DELTA) == 0.0
     model.fit(_batches(steps_per_epoch=5), verbose=0)
     entry = accounting.LedgerEntry(
-        DRAWN, 2.0, 15, release=accounting.Release.ROWS_LABELS_PUBLIC
+        DRAWN, 2.0, 15, release=accounting.Representations("public")
     )
     assert tf_dpfp.ledger(model) == [entry]
     expected = accounting.compute_epsilon([entry], DELTA)
@@ -161,7 +161,7 @@ def test_randomised_labels_are_composed_once():
     ]
     assert labels == [y.entry]
     rows = [e for e in tf_dpfp.ledger(model) if e not in labels]
-    assert rows[0].release is accounting.Release.ROWS_LABELS_RANDOMIZED
+    assert rows[0].release == accounting.Representations("randomized")
     spent = tf_dpfp.epsilon(model, DELTA)
     alone = accounting.compute_epsilon(rows, DELTA)
     assert alone < spent <= alone + 1.0 + 1e-6

@@ -67,7 +67,7 @@ def _batches(draw_size=6, labels="public", y=Y, **kwargs):
 
 DRAWN = accounting.WithoutReplacement(N // 2, 3)
 JOINT = accounting.joint_noise_multiplier(2.0, 3.0)
-PUBLIC = accounting.Release.ROWS_AND_SUMS_LABELS_PUBLIC
+PUBLIC = accounting.Joint("public")
 
 
 def _joint(sampling, steps, release=PUBLIC, noise_multiplier=JOINT):
@@ -274,7 +274,7 @@ def test_epsilon_without_sampling_is_that_of_two_gaussians(rows, sums):
 
 def test_draws_of_rows_and_sums_are_not_composed_as_if_drawn_apart():
     joint = accounting.compute_epsilon([_joint(DRAWN, 50)], DELTA)
-    rows = accounting.Release.ROWS_LABELS_PUBLIC
+    rows = accounting.Representations("public")
     apart = accounting.compute_epsilon(
         [
             accounting.LedgerEntry(DRAWN, noise, 50, release=rows)
@@ -339,14 +339,14 @@ def test_steps_are_counted_by_how_they_were_drawn(jit_compile):
     assert set(tf_dpfp.ledger(model)) == entries
     # A call outside of a step is a release of rows alone.
     model(X[:3], training=True)
-    alone = accounting.Release.ROWS_LABELS_PUBLIC
+    alone = accounting.Representations("public")
     assert accounting.LedgerEntry(
         UNKNOWN, 2.0, 1, release=alone
     ) in tf_dpfp.ledger(model)
     words = " ".join(tf_dpfp.privacy_statement(model, DELTA).split())
     for phrase in (
-        "8 draws of rows and, from the same examples, sums of clipped "
-        "gradients, with noise multiplier 1.6641 of both together",
+        "8 draws of representations and, from the same examples, sums of "
+        "clipped gradients, with noise multiplier 1.6641 of both together",
         "replace-one adjacency",
         "were trained by DP-SGD, with noise of its own",
         "Public, and not protected: the labels",
@@ -388,7 +388,7 @@ def test_randomised_labels():
     entries = tf_dpfp.ledger(model)
     assert y.entry in entries
     joint = [e for e in entries if e != y.entry]
-    kind = accounting.Release.ROWS_AND_SUMS_LABELS_RANDOMIZED
+    kind = accounting.Joint("randomized")
     assert [e.release for e in joint] == [kind]
     alone = accounting.compute_epsilon(joint, DELTA)
     assert alone < tf_dpfp.epsilon(model, DELTA) <= alone + 1.0 + 1e-6
@@ -425,7 +425,7 @@ def test_another_optimizer_takes_the_ledger_over():
     model.compile("adam", LOSS)
     assert tf_dpfp.ledger(model) == entries
     model.fit(_batches(steps_per_epoch=1), verbose=0)
-    rows = accounting.Release.ROWS_LABELS_PUBLIC
+    rows = accounting.Representations("public")
     alone = accounting.LedgerEntry(DRAWN, 2.0, 1, release=rows)
     assert sorted(map(str, tf_dpfp.ledger(model))) == sorted(
         map(str, [*entries, alone])

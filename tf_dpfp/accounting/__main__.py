@@ -15,6 +15,7 @@ from absl import flags
 from tf_dpfp.accounting import calibration
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
+from tf_dpfp.accounting import samplings
 from tf_dpfp.accounting import statement as statement_lib
 
 
@@ -145,10 +146,10 @@ def _sampling(
     rate: float | None,
     num_examples: int | None,
     batch_size: int | None,
-) -> entries_lib.Sampling:
+) -> samplings.Sampling:
     if sampling == "poisson":
-        return entries_lib.PoissonSampling(rate)
-    return entries_lib.UnknownSampling(num_examples, batch_size)
+        return samplings.PoissonSampling(rate)
+    return samplings.UnknownSampling(num_examples, batch_size)
 
 
 def _define_flags() -> list[str]:

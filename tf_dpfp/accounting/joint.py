@@ -16,7 +16,7 @@ clipped sums with the counts that adaptive thresholds need.
 
 **Sums and counts.** Mechanism: one vector of the clipped sums, of sensitivity
 S, with noise of standard deviation `sums * S`, and K counts, each with noise of
-standard deviation `counts`. Adjacency: one example added or removed.
+standard deviation `counts`. releases.Adjacency: one example added or removed.
 Sensitivity: each example adds +1/2 or -1/2 to each count (a centred count), so
 it moves the K counts by `sqrt(K) / 2` together, and
 
@@ -36,6 +36,8 @@ Reference:
 
 import dataclasses
 import math
+
+from tf_dpfp import arguments
 
 
 def joint_noise_multiplier(first: float, second: float) -> float:
@@ -127,13 +129,17 @@ def split_budget(
     >>> round(split.sums, 3), round(split.counts, 3)
     (1.5, 1.0)
     """
-    if not 0.0 < budget_share < 1.0:
-        raise ValueError(
-            "`budget_share` is what the counts take of the privacy budget, "
-            "above 0 (or there is no noise that would hide them) and below 1 "
-            "(or nothing is left for the gradients); 0.01 is usual. "
-            f"Received: budget_share={budget_share!r}"
-        )
+    budget_share = arguments.number(
+        "budget_share",
+        budget_share,
+        above=0.0,
+        below=1.0,
+        hint=(
+            "Counts take this share of the privacy budget: 0 would leave them "
+            "without noise, 1 would leave nothing for the gradients; 0.01 is "
+            "usual."
+        ),
+    )
     return BudgetSplit(
         sums=noise_multiplier / math.sqrt(1.0 - budget_share),
         counts=noise_multiplier

@@ -1,88 +1,93 @@
-"""The privacy statement of trainings on noised representations."""
+"""Paragraphs of the privacy statement about noised representations."""
 
-import dataclasses
 from collections.abc import Sequence
 
 from tf_dpfp.accounting import claimed
 from tf_dpfp.accounting import entries as entries_lib
-from tf_dpfp.accounting import epsilon as epsilon_lib
-from tf_dpfp.accounting import paragraphs as wording
+from tf_dpfp.accounting import paragraphs as text
+from tf_dpfp.accounting import releases
+from tf_dpfp.accounting import samplings
+
+_DRAWS = (
+    "Each draw takes a fixed number of the examples of every label, all "
+    "subsets being equally likely, in random order, independently of all other "
+    "draws; a step is of several draws where the sampler was given `draws`. "
+    f"{text.PERFORMED}"
+)
 
 
-def describe_training(
-    entries: Sequence[entries_lib.LedgerEntry], population: int | None
-) -> str:
-    """Lists what was released.
-
-    Args:
-        entries: What ran, rows or labels among it.
-        population: Number of examples, if it is known and may be told.
+def describe(
+    entries: Sequence[entries_lib.LedgerEntry],
+    delta: float,
+    population: int | None,
+    objections: Sequence[str],
+) -> tuple[list[str], bool]:
+    """Describes a training under replace-one; arguments as in `statement`.
 
     Returns:
-        A paragraph.
+        `(paragraphs, is_private)`, `False` if there is no guarantee.
     """
-    examples = "" if population is None else f" over {population} examples"
-    lines = [f"DP-FP (noised representations) performed{examples}:"]
-    lines += [wording.fill(_words(entry), indent=4) for entry in entries]
-    return "\n".join(lines)
+    training = text.training(
+        "DP-FP (noised representations) performed", population, entries, _words
+    )
+    claim = _describe_claim(entries, delta)
+    reasons = [*_reasons(entries), *objections]
+    if reasons:
+        head = (
+            "NO PRIVACY: nothing about the training data is proved to be "
+            "protected. Epsilon is infinite, for:"
+        )
+        return [training, text.bullets(head, reasons), *claim], False
+    return [
+        training,
+        *text.delta_warning(entries, delta, population),
+        *_describe_guarantee(entries, delta),
+        *claim,
+        *text.sampling(entries, samplings.WithoutReplacement, _DRAWS),
+    ], True
 
 
 def _words(entry: entries_lib.LedgerEntry) -> str:
     sampling = entry.sampling
-    if entry.release is entries_lib.Release.LABELS:
+    if isinstance(entry.release, releases.Labels):
         return (
             f"all labels, of {sampling.num_classes} classes, randomised once "
-            f"with epsilon {wording.round_up(1.0 / entry.noise_multiplier)}"
+            f"with epsilon {text.round_up(1.0 / entry.noise_multiplier)}"
         )
     noise = f"with noise multiplier {entry.noise_multiplier:g}"
-    if entry.release.is_rows_and_sums:
+    if isinstance(entry.release, releases.Joint):
         noise = (
-            "of rows and, from the same examples, sums of clipped gradients, "
-            f"with noise multiplier {entry.noise_multiplier:g} of both together"
+            "of representations and, from the same examples, sums of clipped "
+            f"gradients, {noise} of both together"
         )
-    if entry.release is entries_lib.Release.SUMS:
-        steps = wording.count(entry.steps, "step")
-        return f"{steps} of DP-SGD {noise}"
-    if isinstance(sampling, entries_lib.WithoutReplacement):
-        draws = wording.count(entry.steps, "draw")
+    if isinstance(entry.release, releases.Sums):
+        return f"{text.count(entry.steps, 'step')} of DP-SGD {noise}"
+    if isinstance(sampling, samplings.WithoutReplacement):
         return (
-            f"{draws} {noise}, each without replacement, of at most "
-            f"{sampling.sample_size} in {sampling.population} of the examples "
-            "of one label"
+            f"{text.count(entry.steps, 'draw')} {noise}, each without "
+            f"replacement, of at most {sampling.sample_size} in "
+            f"{sampling.population} of the examples of one label"
         )
-    batches = wording.count(entry.steps, "batch", "batches")
+    batches = text.count(entry.steps, "batch", "batches")
     return f"{batches} {noise} and unknown sampling"
 
 
-def reasons(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
-    """Why entries protect nothing.
-
-    Args:
-        entries: What ran.
-
-    Returns:
-        A sentence for each reason; empty if there is none.
-    """
-    release = entries_lib.Release
+def _reasons(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
+    """Lists reasons why entries protect nothing; empty if there are none."""
     found = []
-    bare = [entry for entry in entries if entry.noise_multiplier == 0.0]
+    bare = sum(e.steps for e in entries if e.noise_multiplier == 0.0)
     if bare:
         found.append(
-            f"{wording.count(_steps(bare), 'release')} had no noise (noise "
-            "multiplier 0)."
+            f"{text.count(bare, 'release')} had no noise (noise multiplier 0)."
         )
-    undeclared = (
-        release.ROWS_LABELS_UNDECLARED,
-        release.ROWS_AND_SUMS_LABELS_UNDECLARED,
-    )
-    if any(e.release in undeclared for e in entries):
+    if _labels_are(releases.LABELS_UNDECLARED, entries):
         found.append(
             "Labels are neither declared public nor randomised, and the noise "
             "of the representations does not cover them. Give "
             'DPRepresentationClip `labels="public"`, or use '
             "tf_dpfp.randomize_labels."
         )
-    if any(e.release is release.ROWS_END_TO_END for e in entries):
+    if any(isinstance(e.release, releases.EndToEnd) for e in entries):
         found.append(
             "The layers below the noise were trained end to end: their "
             "gradients depend on the examples in clear, beside the noised "
@@ -91,86 +96,74 @@ def reasons(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
     return found
 
 
-def describe_claim(
+def _describe_claim(
     entries: Sequence[entries_lib.LedgerEntry], delta: float
 ) -> list[str]:
-    """Prints the central-limit figure, where there is one.
-
-    Args:
-        entries: What ran.
-        delta: Probability with which the guarantee may fail.
-
-    Returns:
-        No paragraph or one.
-    """
+    """Prints the central-limit figure of a single kind of draw."""
     drawn = [
         entry
         for entry in entries
-        if isinstance(entry.sampling, entries_lib.WithoutReplacement)
+        if isinstance(entry.sampling, samplings.WithoutReplacement)
         and entry.noise_multiplier
     ]
-    if len(drawn) != 1 or drawn[0].release.is_rows_and_sums:
+    if len(drawn) != 1 or isinstance(drawn[0].release, releases.Joint):
         return []
+    (entry,) = drawn
     figure = claimed.claimed_epsilon(
-        drawn[0].noise_multiplier,
-        drawn[0].sampling.sampling_rate,
-        drawn[0].steps,
-        delta,
+        entry.noise_multiplier, entry.sampling.proved_rate, entry.steps, delta
     )
-    head = wording.fill(
+    head = text.fill(
         "Claimed elsewhere for noised representations, NOT proved for this "
         "training nor for any other of its kind (see claimed_epsilon):"
     )
     label = "Epsilon by the central limit theorem for sampled sums:"
-    return ["\n".join([head, wording.row(label, figure)])]
+    return [f"{head}\n{text.figure(label, figure)}"]
 
 
-def describe_guarantee(
+def _describe_guarantee(
     entries: Sequence[entries_lib.LedgerEntry], delta: float
 ) -> list[str]:
-    """Prints epsilon, and for what neighbours it holds.
-
-    Args:
-        entries: What ran.
-        delta: Probability with which the guarantee may fail.
-
-    Returns:
-        Paragraphs.
-    """
-
-    def epsilon(described: Sequence[entries_lib.LedgerEntry]) -> float:
-        return epsilon_lib.compute_epsilon(described, delta)
-
-    unsampled = [_unsampled(entry) for entry in entries]
-    rows = [("Epsilon without any assumption on the sampling:", unsampled)]
-    if unsampled != list(entries):
-        rows.insert(0, ("Epsilon with the sampling above:", entries))
-    head = wording.fill(
-        "Example-level DP with replace-one adjacency at delta = "
-        f"{delta} computed with RDP accounting, proved for the releases above:"
-    )
+    """Prints epsilon, and explains its neighbours."""
     return [
-        "\n".join([head, *(wording.row(name, epsilon(e)) for name, e in rows)]),
-        wording.fill(
-            "Replace-one: one example is another one. A figure of DP-SGD with "
-            "add-or-remove-one adjacency can't be compared with this one."
+        *text.guarantee(
+            entries,
+            delta,
+            "rdp",
+            "Example-level DP with replace-one adjacency at delta = "
+            f"{delta} computed with RDP accounting, proved for the releases "
+            "above:",
+            "Epsilon with the sampling above:",
         ),
-        wording.fill(
-            "This guarantee protects the release of all model checkpoints in "
-            "addition to the final model: the trained weights and the state of "
-            "the optimizer after every step."
+        text.fill(
+            "Replace-one: one example is replaced by another. A figure of "
+            "DP-SGD with add-or-remove-one adjacency can't be compared with "
+            "this one."
         ),
-        *_describe_labels(entries),
-        wording.fill(_describe_below(entries)),
-        wording.fill(
-            "No user-level privacy guarantee is possible without a bound on "
-            "the number of examples per user."
-        ),
+        *map(text.fill, _describe_labels(entries)),
+        text.fill(_describe_below(entries)),
+        text.fill(text.NO_USER_LEVEL),
     ]
 
 
+def _describe_labels(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
+    described = []
+    if _labels_are(releases.LABELS_PUBLIC, entries):
+        described.append(
+            "Public, and not protected: the labels of all examples, and their "
+            "weights where there are any. The example that replaces another "
+            "has the same label."
+        )
+    if _labels_are(releases.LABELS_RANDOMIZED, entries):
+        described.append(
+            "Labels were randomised once before the training, which saw no "
+            "others; epsilon includes what they cost. The example that "
+            "replaces another may have another label."
+        )
+    return described
+
+
 def _describe_below(entries: Sequence[entries_lib.LedgerEntry]) -> str:
-    if any(entry.release.is_rows_and_sums for entry in entries):
+    if any(isinstance(e.release, releases.Joint) for e in entries):
         return (
             "The layers below the noise of DPRepresentationClip were trained "
             "by DP-SGD, with noise of its own. Inputs reach what is above "
@@ -182,68 +175,5 @@ def _describe_below(entries: Sequence[entries_lib.LedgerEntry]) -> str:
     )
 
 
-def _describe_labels(
-    entries: Sequence[entries_lib.LedgerEntry],
-) -> list[str]:
-    kinds = {entry.release for entry in entries}
-    release, paragraphs = entries_lib.Release, []
-    public = {release.ROWS_LABELS_PUBLIC, release.ROWS_AND_SUMS_LABELS_PUBLIC}
-    if kinds & public:
-        paragraphs.append(
-            "Public, and not protected: the labels of all examples, and their "
-            "weights where there are any. The example that replaces another "
-            "has the same label."
-        )
-    if kinds & {
-        release.ROWS_LABELS_RANDOMIZED,
-        release.ROWS_AND_SUMS_LABELS_RANDOMIZED,
-    }:
-        paragraphs.append(
-            "Labels were randomised once before the training, which saw no "
-            "others; epsilon includes what they cost. The example that "
-            "replaces another may have another label."
-        )
-    return [wording.fill(paragraph) for paragraph in paragraphs]
-
-
-def describe_sampling(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
-    """Says what the figures assume of the sampling.
-
-    Args:
-        entries: What ran.
-
-    Returns:
-        Paragraphs.
-    """
-    paragraphs = []
-    if any(
-        isinstance(entry.sampling, entries_lib.WithoutReplacement)
-        for entry in entries
-    ):
-        paragraphs.append(
-            "Each draw takes a fixed number of the examples of every label, "
-            "all subsets being equally likely, in random order, independently "
-            "of all other draws; a step is of several draws where the sampler "
-            "was given `draws`. It was performed, not assumed. The "
-            "figure needs the choice of examples to stay secret."
-        )
-    if any(
-        isinstance(entry.sampling, entries_lib.UnknownSampling)
-        for entry in entries
-    ):
-        paragraphs.append(
-            "Batches came from an ordinary input pipeline. What is proved for "
-            "them lets every example be in every batch, at most once in each; "
-            "a pipeline that repeats an example within a batch is not covered."
-        )
-    return [wording.fill(paragraph) for paragraph in paragraphs]
-
-
-def _unsampled(entry: entries_lib.LedgerEntry) -> entries_lib.LedgerEntry:
-    if entry.release is entries_lib.Release.LABELS:
-        return entry
-    return dataclasses.replace(entry, sampling=entries_lib.UnknownSampling())
-
-
-def _steps(entries: Sequence[entries_lib.LedgerEntry]) -> int:
-    return sum(entry.steps for entry in entries)
+def _labels_are(kind: str, entries: Sequence[entries_lib.LedgerEntry]) -> bool:
+    return any(getattr(e.release, "labels", None) == kind for e in entries)

@@ -1,30 +1,31 @@
-"""Renyi divergences of released rows and randomised labels.
+"""Renyi divergences of noised representations and randomised labels.
 
 Neighbours differ in what one example is (replace-one).
 
-**Rows.** A draw takes a fixed number of a stratum's examples without
-replacement, in random order, and releases each one's row plus Gaussian noise.
-Of two draws that differ in one row, what is released is a mixture, over the
-order, of Gaussians of which one row has moved by at most twice the clip
-bound: with `P = N(mu, 1)`, `Q = N(0, 1)`, `mu` that distance over the standard
-deviation, and `H_a` the hockey-stick divergence, it is dominated by `(P, Q)`.
-So is, with the replaced example in the draw against another one in its
-place. With the probability q that the example is drawn, the release is then
-dominated, for neighbouring data sets, by
+**Representations.** A draw takes a fixed number of the examples of one label
+without replacement, in random order, and releases the representation of each
+with Gaussian noise. If two draws differ in one example, the release is a
+mixture, over the order, of Gaussians of which one representation has moved by
+at most twice the clip norm. With `P = N(mu, 1)`, `Q = N(0, 1)`, `mu` that
+distance over the standard deviation, and `H_a` the hockey-stick divergence, it
+is dominated by `(P, Q)`. The same holds for a draw with the replaced example
+against a draw with another one in its place. With the probability q that the
+example is drawn, the release is then dominated, for neighbouring data sets, by
 
     H_a((1 - q) Q + q P || Q)  for a >= 1,
     1 - a + a H_{1/a}((1 - q) Q + q P || Q)  for a < 1,
 
-the second being the first with the data sets exchanged. This is the profile of
-one pair of distributions. Write r(x) = 1 - q + q exp(mu x - mu^2 / 2): losses
+where the second is the first with the data sets exchanged. This is the profile
+of one pair of distributions. Let r(x) = 1 - q + q exp(mu x - mu^2 / 2). Losses
 `log r(x)` above 0 have the density of x under `(1 - q) Q + q P`, losses below
-0 mirror them (at -l, exp(-l) times what there is at l), the rest has the loss
-0. Divergences compose as this pair's do, and its Renyi moment is
+0 mirror them (at -l, exp(-l) times the density at l), and the rest has loss 0.
+Divergences compose as those of this pair, and its Renyi moment is
 
     1 + int_{mu/2}^inf phi(x) (r^(o-1) - 1) (r - r^(1-o)) dx    (order o).
 
-**Labels.** Of K classes each label is kept with probability
-`exp(e) / (exp(e) + K - 1)`, and is each of the others with the same rest.
+**Labels.** Randomised response over K classes keeps a label with probability
+`exp(e) / (exp(e) + K - 1)`, and replaces it by each of the others with the same
+share of the rest.
 
 Reference:
     - [Privacy amplification by subsampling: tight analyses via couplings and
@@ -40,6 +41,8 @@ import numpy as np
 from scipy import special
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
+# Greater noise is accounted for as this much, which never gives less epsilon.
+_MAX_NOISE_MULTIPLIER = 1e9
 # Beyond this the moments are astronomical, and no amplification is claimed.
 _MAX_EXPONENT = 100.0
 # Above the error of the quadrature, measured below 1e-13.
@@ -47,21 +50,24 @@ _MARGIN = 1.0 + 1e-9
 
 
 @functools.lru_cache(maxsize=1024)
-def sampled_rows_rdp(
+def sampled_rdp(
     sampling_rate: float, noise_multiplier: float, orders: tuple[float, ...]
 ) -> np.ndarray:
-    """Computes the RDP of one draw of noised rows.
+    """Computes the RDP of one draw of noised representations.
 
     Args:
         sampling_rate: Probability with which an example is drawn, in (0, 1].
-        noise_multiplier: Standard deviation of the noise over the distance by
-            which replacing an example moves its row: twice the clip bound.
+        noise_multiplier: Standard deviation of the noise over the sensitivity,
+            which is twice the clip norm.
         orders: Orders above 1.
 
     Returns:
         An upper bound at each order.
     """
-    shift = 1.0 / noise_multiplier
+    # So little noise may have become zero by division.
+    if noise_multiplier == 0.0:
+        return np.full(len(orders), np.inf)
+    shift = 1.0 / min(noise_multiplier, _MAX_NOISE_MULTIPLIER)
     vector = np.array(
         [_sampled_rdp(sampling_rate, shift, order) for order in orders]
     )
@@ -71,6 +77,7 @@ def sampled_rows_rdp(
 
 
 def _sampled_rdp(rate: float, shift: float, order: float) -> float:
+    """Integrates the Renyi moment of the dominating pair by quadrature."""
     unsampled = 0.5 * order * shift * shift
     if rate == 1.0 or order * shift > _MAX_EXPONENT:
         return unsampled
@@ -107,7 +114,7 @@ def _sampled_rdp(rate: float, shift: float, order: float) -> float:
 def randomized_response_rdp(
     inverse_epsilon: float, num_classes: int, orders: tuple[float, ...]
 ) -> np.ndarray:
-    """Computes the RDP of randomising every label once.
+    """Computes the RDP of randomised response on every label.
 
     Args:
         inverse_epsilon: One over the epsilon of the randomised response.

@@ -1,8 +1,8 @@
-"""The ledger as plain numbers, so that an optimizer can keep it in variables.
+"""The ledger as a table of numbers, for a variable of an optimizer or a layer.
 
-A table of `MAX_ROWS` rows describes what ran; a row is `WIDTH` float64 values
-(float32 would not bring them back exactly), and beside the rows stands one
-int64 step count each, which is all that changes from step to step.
+A table has `MAX_ROWS` rows. A row describes a kind of step by `WIDTH` float64
+values (float32 would not bring them back exactly). One int64 step count per
+row stands beside them, and is all that changes from step to step.
 """
 
 import dataclasses
@@ -11,69 +11,67 @@ from collections.abc import Iterable
 import numpy as np
 
 from tf_dpfp.accounting import entries as entries_lib
+from tf_dpfp.accounting import releases
+from tf_dpfp.accounting import samplings
 
-# Columns of a row. Those a kind of sampling does not use are zero, and wide
-# enough for kinds with more parameters.
+# Columns of a row. Those that a kind of sampling does not use are zero; there
+# are more of them for kinds with more parameters.
 WIDTH = 8
 _CODE, _NOISE_MULTIPLIER, _FIRST, _SECOND, _SEEDED, _RELEASE = range(6)
 
-# Distinct descriptions one training may have: a new one begins only when the
-# noise multiplier or the sampling changes.
+# Most descriptions of one training: a new one begins only when the noise
+# multiplier, the sampling or the release changes.
 MAX_ROWS = 32
 
 # Codes are part of saved models: never reuse or renumber one.
-EMPTY_CODE = 0
+# 0 stands for a row that is not in use.
 _POISSON_CODE = 1
 _UNKNOWN_CODE = 2
 _WITHOUT_REPLACEMENT_CODE = 3
 _EVERY_LABEL_CODE = 4
 
+_RELEASES: dict[int, releases.Release] = {
+    0: releases.Sums(),
+    1: releases.Representations(releases.LABELS_PUBLIC),
+    2: releases.Representations(releases.LABELS_RANDOMIZED),
+    3: releases.Representations(releases.LABELS_UNDECLARED),
+    4: releases.EndToEnd(),
+    5: releases.Labels(),
+    6: releases.Joint(releases.LABELS_PUBLIC),
+    7: releases.Joint(releases.LABELS_RANDOMIZED),
+    8: releases.Joint(releases.LABELS_UNDECLARED),
+}
+_RELEASE_CODES = {release: code for code, release in _RELEASES.items()}
+
 
 def encode(entry: entries_lib.LedgerEntry) -> np.ndarray:
-    """Returns the description of an entry, without its steps, as numbers.
+    """Encodes the description of an entry, without its steps.
 
     Args:
-        entry: The entry to describe.
+        entry: The entry.
 
     Returns:
         A float64 array of shape `(WIDTH,)`. Equal descriptions give equal
         rows.
 
     Raises:
-        TypeError: If the entry's sampling is of an unknown kind.
+        ValueError: If the entry's sampling or release has no code.
     """
+    if entry.release not in _RELEASE_CODES:
+        raise ValueError(f"Unknown kind of release: {entry.release!r}.")
     row = np.zeros(WIDTH, dtype=np.float64)
     row[_NOISE_MULTIPLIER] = entry.noise_multiplier
     row[_SEEDED] = float(entry.seeded)
-    row[_RELEASE] = float(entry.release)
-    match entry.sampling:
-        case entries_lib.PoissonSampling() as sampling:
-            row[_CODE] = _POISSON_CODE
-            row[_FIRST] = sampling.sampling_rate
-            row[_SECOND] = sampling.overflow_probability
-        case entries_lib.UnknownSampling() as sampling:
-            row[_CODE] = _UNKNOWN_CODE
-            # Sizes are at least 1, which leaves 0 to mean that none is known.
-            row[_FIRST] = sampling.population or 0
-            row[_SECOND] = sampling.batch_size or 0
-        case entries_lib.WithoutReplacement() as sampling:
-            row[_CODE] = _WITHOUT_REPLACEMENT_CODE
-            row[_FIRST] = sampling.population
-            row[_SECOND] = sampling.sample_size
-        case entries_lib.EveryLabel() as sampling:
-            row[_CODE] = _EVERY_LABEL_CODE
-            row[_FIRST] = sampling.num_classes
-            row[_SECOND] = sampling.identity
-        case _:
-            raise TypeError(f"Unknown kind of sampling: {entry.sampling!r}.")
+    row[_RELEASE] = float(_RELEASE_CODES[entry.release])
+    row[[_CODE, _FIRST, _SECOND]] = _encode_sampling(entry.sampling)
     return row
 
 
 def decode(row: np.ndarray, steps: int) -> entries_lib.LedgerEntry:
-    """Returns the entry that a row and its step count stand for.
+    """Decodes a row and its step count.
 
     Args:
-        row: What `encode` returned.
+        row: Result of `encode`.
         steps: Number of steps of the entry.
 
     Returns:
@@ -102,10 +100,10 @@ def decode(row: np.ndarray, steps: int) -> entries_lib.LedgerEntry:
 def encode_table(
     entries: Iterable[entries_lib.LedgerEntry],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a whole ledger as numbers.
+    """Encodes a whole ledger.
 
     Args:
-        entries: What ran. Equal descriptions are joined.
+        entries: Entries in any order. Equal descriptions are merged.
 
     Returns:
         `(rows, steps)`: float64 of shape `(MAX_ROWS, WIDTH)` and int64 of
@@ -131,7 +129,7 @@ def encode_table(
 def decode_table(
     rows: np.ndarray, steps: np.ndarray
 ) -> list[entries_lib.LedgerEntry]:
-    """Returns the ledger that `encode_table` wrote.
+    """Decodes a ledger that `encode_table` wrote.
 
     Args:
         rows: float64 of shape `(MAX_ROWS, WIDTH)`.
@@ -153,8 +151,8 @@ def decode_table(
         )
     entries = []
     for row, count in zip(rows, steps, strict=True):
-        # Only a row that is empty through and through may be passed over: a
-        # damaged one must not make steps disappear.
+        # Skip rows without any number only: damage must not make steps
+        # disappear.
         if count == 0 and not np.any(row):
             continue
         entries.append(decode(row, count))
@@ -164,7 +162,7 @@ def decode_table(
 def merge(
     entries: Iterable[entries_lib.LedgerEntry],
 ) -> list[entries_lib.LedgerEntry]:
-    """Joins entries of equal description by adding their steps.
+    """Merges entries of equal description by adding their steps.
 
     Args:
         entries: Entries in any order.
@@ -177,7 +175,7 @@ def merge(
         kind = dataclasses.replace(entry, steps=0)
         steps = totals.get(kind, 0) + entry.steps
         # Labels that were randomised once were released once.
-        if entry.release is entries_lib.Release.LABELS:
+        if isinstance(entry.release, releases.Labels):
             steps = min(steps, 1)
         totals[kind] = steps
     return [
@@ -185,34 +183,54 @@ def merge(
     ]
 
 
-def _decode_release(row: np.ndarray) -> entries_lib.Release:
-    if row[_RELEASE] not in tuple(entries_lib.Release):
-        raise ValueError(
-            f"Unknown release {row[_RELEASE]:g} in a ledger row. It may come "
-            "from a newer version of tf_dpfp: update, so that no step goes "
-            "uncounted."
-        )
-    return entries_lib.Release(int(row[_RELEASE]))
+def _encode_sampling(
+    sampling: samplings.Sampling,
+) -> tuple[float, float, float]:
+    """Returns the code of a kind of sampling and its two parameters."""
+    match sampling:
+        case samplings.PoissonSampling(rate, overflow):
+            return _POISSON_CODE, rate, overflow
+        case samplings.UnknownSampling(population, batch_size):
+            # Sizes are at least 1, so 0 can stand for an unknown one.
+            return _UNKNOWN_CODE, population or 0, batch_size or 0
+        case samplings.WithoutReplacement(population, sample_size):
+            return _WITHOUT_REPLACEMENT_CODE, population, sample_size
+        case samplings.EveryLabel(num_classes, identity):
+            return _EVERY_LABEL_CODE, num_classes, identity
+        case _:
+            raise ValueError(f"Unknown kind of sampling: {sampling!r}.")
 
 
-def _decode_sampling(row: np.ndarray) -> entries_lib.Sampling:
+def _decode_sampling(row: np.ndarray) -> samplings.Sampling:
     first, second = float(row[_FIRST]), float(row[_SECOND])
     if row[_CODE] == _POISSON_CODE:
-        return entries_lib.PoissonSampling(first, second)
-    if row[_CODE] in (
+        return samplings.PoissonSampling(first, second)
+    if row[_CODE] not in (
         _UNKNOWN_CODE,
         _WITHOUT_REPLACEMENT_CODE,
         _EVERY_LABEL_CODE,
     ):
-        if not (first.is_integer() and second.is_integer()):
-            raise ValueError(f"Not a ledger row: {row.tolist()}.")
-        first, second = int(first), int(second)
-        if row[_CODE] == _WITHOUT_REPLACEMENT_CODE:
-            return entries_lib.WithoutReplacement(first, second)
-        if row[_CODE] == _EVERY_LABEL_CODE:
-            return entries_lib.EveryLabel(first, second)
-        return entries_lib.UnknownSampling(first or None, second or None)
-    raise ValueError(
-        f"Unknown code {row[_CODE]:g} in a ledger row. It may come from a "
-        "newer version of tf_dpfp: update, so that no step goes uncounted."
+        raise _unknown("code", row[_CODE])
+    if not (first.is_integer() and second.is_integer()):
+        raise ValueError(f"Not a ledger row: {row.tolist()}.")
+    counts = int(first), int(second)
+    if row[_CODE] == _WITHOUT_REPLACEMENT_CODE:
+        return samplings.WithoutReplacement(*counts)
+    if row[_CODE] == _EVERY_LABEL_CODE:
+        return samplings.EveryLabel(*counts)
+    return samplings.UnknownSampling(counts[0] or None, counts[1] or None)
+
+
+def _decode_release(row: np.ndarray) -> releases.Release:
+    code = float(row[_RELEASE])
+    # A float finds an equal integer in a dict; 1.5 finds none.
+    if code not in _RELEASES:
+        raise _unknown("release", code)
+    return _RELEASES[int(code)]
+
+
+def _unknown(what: str, code: float) -> ValueError:
+    return ValueError(
+        f"Unknown {what} {code:g} in a ledger row. It may come from a newer "
+        "version of tf_dpfp: update, so that no step goes uncounted."
     )

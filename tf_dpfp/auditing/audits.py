@@ -215,8 +215,8 @@ def _scores_of(train_fn, coins: np.ndarray) -> np.ndarray:
 
 
 def audit_scores(
-    scores: Sequence[float],
-    included: Sequence[bool],
+    scores: Sequence[float] | np.ndarray,
+    included: Sequence[bool] | np.ndarray,
     *,
     method: str,
     delta: float | Sequence[float],

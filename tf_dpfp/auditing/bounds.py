@@ -154,8 +154,8 @@ def epsilon_of_counts(
 
 
 def best_threshold(
-    scores: Sequence[float],
-    included: Sequence[bool],
+    scores: Sequence[float] | np.ndarray,
+    included: Sequence[bool] | np.ndarray,
     delta: float,
     confidence: float = 0.95,
 ) -> float:
@@ -195,8 +195,8 @@ def best_threshold(
 
 
 def many_runs_epsilon(
-    scores: Sequence[float],
-    included: Sequence[bool],
+    scores: Sequence[float] | np.ndarray,
+    included: Sequence[bool] | np.ndarray,
     delta: float,
     confidence: float = 0.95,
 ) -> float:
@@ -233,17 +233,21 @@ def many_runs_epsilon(
     found = scores > threshold
     return float(
         epsilon_of_counts(
-            np.sum(found & ~included),
-            np.sum(~included),
-            np.sum(~found & included),
-            np.sum(included),
+            np.count_nonzero(found & ~included),
+            np.count_nonzero(~included),
+            np.count_nonzero(~found & included),
+            np.count_nonzero(included),
             delta,
             confidence,
         )
     )
 
 
-def checked_scores(scores, included, least: int = 1):
+def checked_scores(
+    scores: Sequence[float] | np.ndarray,
+    included: Sequence[bool] | np.ndarray,
+    least: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
     """Arrays of scores and coins, of one length and finite."""
     scores = np.asarray(scores, np.float64).reshape(-1)
     included = np.asarray(included).reshape(-1)

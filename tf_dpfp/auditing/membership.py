@@ -213,7 +213,8 @@ def membership_inference(
     """
 
     def scores(data):
-        losses = example_losses(model, *data, batch_size=batch_size)
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        losses = example_losses(model, x, y, weight, batch_size)
         return -np.where(np.isnan(losses), np.inf, losses)
 
     return roc_curve(scores(members), scores(others))

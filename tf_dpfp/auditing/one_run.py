@@ -114,8 +114,8 @@ def epsilon_of_guesses(
 
 
 def one_run_epsilon(
-    scores: Sequence[float],
-    included: Sequence[bool],
+    scores: Sequence[float] | np.ndarray,
+    included: Sequence[bool] | np.ndarray,
     delta: float,
     confidence: float = 0.95,
     guesses: Sequence[tuple[int, int]] | None = None,

@@ -1,4 +1,4 @@
-"""Thresholds that follow a quantile of the gradients' norms.
+"""Clip norms that follow a quantile of the gradients' norms.
 
 Each group keeps an estimate of the norm below which a given fraction of the
 examples lies. Every step counts the examples at or below the estimate, and
@@ -34,7 +34,7 @@ _LEAST, _GREATEST = 1e-10, 1e10
 @keras.saving.register_keras_serializable(package="tf_dpfp")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adaptive:
-    """Thresholds in proportion to a quantile of each group's norms.
+    """Clip norms in proportion to a quantile of each group's norms.
 
     Example:
 
@@ -58,16 +58,16 @@ class Adaptive:
             `"equal"` (`C / sqrt(K)` each), `"by_dimension"` (in proportion to
             the root of the number of parameters), a number for every group,
             or a dict from group name to number.
-        budget_share: What the counts take of the privacy budget: of the K
+        budget_share: Share of the counts in the privacy budget: of the K
             counts, each gets noise of standard deviation
             `noise_multiplier * sqrt(K) / (2 * sqrt(budget_share))`, and the
             gradients get `noise_multiplier / sqrt(1 - budget_share)`. Epsilon
             is that of `noise_multiplier`, whatever the share.
         shared: One count for all groups, the mean of theirs: all estimates
             move by the same factor and keep the proportions of `initial`.
-        rescale: Whether the thresholds are the estimates scaled so that their
+        rescale: True: the clip norms are the estimates scaled so that their
             squares add up to that of `l2_norm_clip`: the estimates then decide
-            how the bound is split. With `False` the thresholds are the
+            how the bound is split. With `False` the clip norms are the
             estimates themselves, and `l2_norm_clip` only the first bound.
 
     Raises:
@@ -100,7 +100,7 @@ class Adaptive:
         if self.shared and self.rescale:
             raise ValueError(
                 "With `shared=True` the estimates keep their proportions, so "
-                "`rescale=True` would keep the thresholds as they are. Set one "
+                "`rescale=True` would keep the clip norms as they are. Set one "
                 "of the two to False."
             )
 
@@ -110,7 +110,7 @@ class Adaptive:
         names: Sequence[str],
         dimensions: Sequence[int],
     ) -> tuple[float, ...]:
-        """The estimates before the first step.
+        """Returns the estimates before the first step.
 
         Args:
             l2_norm_clip: The bound C.
@@ -169,7 +169,7 @@ def updated(
     expected_batch_size: tf.Tensor,
     adaptive: Adaptive,
 ) -> tf.Tensor:
-    """The estimates after a step.
+    """Moves the estimates by the counts of a step.
 
     Args:
         estimates: The estimate of each group, `(K,)`.
@@ -190,18 +190,18 @@ def updated(
     return tf.clip_by_value(estimates * factors, _LEAST, _GREATEST)
 
 
-def thresholds_of(
+def clip_norms_of(
     estimates: Sequence[tf.Tensor], l2_norm_clip: float, rescale: bool
 ) -> list[tf.Tensor]:
-    """The thresholds that follow from the estimates.
+    """Computes the clip norms that follow from the estimates.
 
     Args:
         estimates: The estimate of each group.
         l2_norm_clip: The bound C of the whole release.
-        rescale: Whether to scale them to `sum_k C_k^2 = C^2`.
+        rescale: True to scale them to `sum_k C_k^2 = C^2`.
 
     Returns:
-        The thresholds. None is too small for the norms that are compared with
+        The clip norms. None is too small for the norms that are compared with
         it, so where the estimates lie extremely far apart their squares add
         up to a little more.
     """

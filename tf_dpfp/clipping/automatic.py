@@ -15,16 +15,16 @@ _GREATEST = 1e10
 @keras.saving.register_keras_serializable(package="tf_dpfp")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Automatic:
-    """Scales every example's gradient to (nearly) the threshold.
+    """Scales every example's gradient to (nearly) the clip norm.
 
     The factor of an example is `C_k / (norm + stability)`, for norms above
-    and below the threshold, so no threshold has to be found: `l2_norm_clip`
+    and below the clip norm, so none has to be found: `l2_norm_clip`
     only scales the released sum, noise included. An example moves the sum of
     group k by less than C_k.
 
     Args:
         stability: Added to the norm, so that small gradients stay small.
-        split: How the bound is split among K groups: `"equal"`,
+        split: Split of the bound among K groups: `"equal"`,
             `"by_dimension"` or a dict, as in `Clipping`.
 
     Raises:

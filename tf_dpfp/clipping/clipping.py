@@ -31,20 +31,20 @@ from tf_dpfp.clipping.groups import with_estimates
 @keras.saving.register_keras_serializable(package="tf_dpfp")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clipping(abc.ABC):
-    """What is clipped together, at which thresholds, under which noise.
+    """Groups of variables, their clip norms and the split of the noise.
 
     Args:
-        thresholds: How the bound is split among K groups: `"equal"`
+        thresholds: Clip norms of K groups, a split of the bound: `"equal"`
             (`C / sqrt(K)` each), `"by_dimension"` (in proportion to the root
             of the number of parameters), or a dict from group name to
-            threshold whose squares add up to that of the bound; or
-            `tf_dpfp.Adaptive(...)`, thresholds that follow the gradients; or
+            clip norm whose squares add up to that of the bound; or
+            `tf_dpfp.Adaptive(...)`, clip norms that follow the gradients; or
             `tf_dpfp.Automatic(...)`, gradients scaled to one length.
             `"adaptive"` and `"automatic"` are those with their defaults.
-        noise_allocation: How the noise is split: `"global"` (the same
+        noise_allocation: Split of the noise: `"global"` (the same
             standard deviation everywhere), `"equal_budget"` (in proportion
-            to the group's threshold) or `"by_dimension"` (the same ratio of
-            noise norm to threshold in each group). Privacy is the same.
+            to the group's clip norm) or `"by_dimension"` (the same ratio of
+            noise norm to clip norm in each group). Privacy is the same.
 
     Raises:
         ValueError: If an argument is none of these.
@@ -61,10 +61,10 @@ class Clipping(abc.ABC):
 
     @abc.abstractmethod
     def group_names(self, variables: Sequence[OwnedVariable]) -> list[str]:
-        """The name of each variable's group."""
+        """Returns the name of each variable's group."""
 
     def device_of(self, variable: keras.Variable | tf.Variable) -> str | None:
-        """Where a variable's part of the release is computed and used.
+        """Returns the device of a variable's part of the release.
 
         Args:
             variable: A trainable variable.
@@ -85,8 +85,8 @@ class Clipping(abc.ABC):
             l2_norm_clip: The bound of the whole release.
 
         Returns:
-            The groups, before the first step. `sum_k threshold_k^2 =
-            l2_norm_clip^2`, unless thresholds adapt and are not rescaled.
+            The groups, before the first step. `sum_k C_k^2 =
+            l2_norm_clip^2`, unless clip norms adapt and are not rescaled.
 
         Raises:
             ValueError: If given thresholds do not fit the groups.
@@ -102,11 +102,11 @@ class Clipping(abc.ABC):
             Group(
                 name=name,
                 members=tuple(indices),
-                threshold=threshold,
+                clip_norm=clip_norm,
                 dimension=dimension,
                 device=self.device_of(variables[indices[0]].variable),
             )
-            for (name, indices), threshold, dimension in zip(
+            for (name, indices), clip_norm, dimension in zip(
                 members.items(),
                 self._split(l2_norm_clip, list(members), dimensions),
                 dimensions,
@@ -122,7 +122,7 @@ class Clipping(abc.ABC):
             _warn_if_alone(groups, self.thresholds)
             return with_estimates(
                 groups,
-                [g.threshold for g in groups],
+                [g.clip_norm for g in groups],
                 l2_norm_clip,
                 self.thresholds.rescale,
             )

@@ -17,8 +17,8 @@ class OwnedVariable:
     Attributes:
         variable: The variable.
         layer: The layer that owns it; the first, if several share it.
-        released: How many numbers a step releases of it; `None` for one of
-            each parameter.
+        released: Numbers that a step releases of it; `None` for one of each
+            parameter.
     """
 
     variable: keras.Variable
@@ -27,7 +27,7 @@ class OwnedVariable:
 
     @property
     def dimension(self) -> int:
-        """How many numbers a step releases of the variable."""
+        """Numbers that a step releases of the variable."""
         if self.released is None:
             return math.prod(self.variable.shape)
         return self.released
@@ -38,20 +38,20 @@ class Group:
     """Variables that are clipped together.
 
     Attributes:
-        name: For messages, and to give thresholds by.
+        name: For messages, and to give clip norms by.
         members: Positions in the list of trainable variables.
-        threshold: The clip norm C_k; a scalar tensor while it adapts.
-        dimension: Number of parameters d_k, or of what is released of them.
-        stability: What automatic clipping adds to norms; 0 for clipping.
-        estimate: What norms are compared with to be counted, a scalar tensor;
-            `None` where nothing adapts.
-        device: Where norms, factors and sums are computed, and noise is
-            drawn; `None` leaves that to TensorFlow.
+        clip_norm: The clip norm C_k; a scalar tensor while it adapts.
+        dimension: Numbers d_k that are released of the variables.
+        stability: Addend of the norms in automatic clipping; 0 for clipping.
+        estimate: Norm that norms are compared with to be counted, a scalar
+            tensor; `None` where nothing adapts.
+        device: Device of norms, factors, sums and noise; `None` leaves that
+            to TensorFlow.
     """
 
     name: str
     members: tuple[int, ...]
-    threshold: float | tf.Tensor
+    clip_norm: float | tf.Tensor
     dimension: int
     stability: float = 0.0
     estimate: float | tf.Tensor | None = None
@@ -64,20 +64,20 @@ def with_estimates(
     l2_norm_clip: float,
     rescale: bool,
 ) -> tuple[Group, ...]:
-    """Groups with the thresholds that follow from estimates.
+    """Gives groups the clip norms that follow from estimates.
 
     Args:
         groups: The groups.
         estimates: The estimate of each.
         l2_norm_clip: The bound of the whole release.
-        rescale: Whether the thresholds are to keep to that bound.
+        rescale: True if the clip norms must keep to that bound.
 
     Returns:
         The groups, otherwise as they were.
     """
-    values = adaptive_lib.thresholds_of(estimates, l2_norm_clip, rescale)
+    values = adaptive_lib.clip_norms_of(estimates, l2_norm_clip, rescale)
     return tuple(
-        dataclasses.replace(group, threshold=value, estimate=estimate)
+        dataclasses.replace(group, clip_norm=value, estimate=estimate)
         for group, value, estimate in zip(
             groups, values, estimates, strict=True
         )

@@ -10,11 +10,13 @@ def clip_representations(tensor: tf.Tensor, clip_norm: float) -> tf.Tensor:
     """Scales every example down to an L2 norm of at most `clip_norm`.
 
     The norm is over all axes but the first. It is taken of the example over
-    its largest absolute value, so that no square overflows or vanishes.
+    its largest absolute value, so that no square overflows or vanishes. The
+    bound is lowered by `ROUNDING_MARGIN`, for rounding in the norm, the
+    quotient and the product.
 
     Args:
         tensor: Examples in the first axis, float32 or wider.
-        clip_norm: The bound.
+        clip_norm: The bound C.
 
     Returns:
         A tensor of the same shape and type. Examples that hold a number that

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from tf_dpfp import arguments
 
 # How a bound is split: "equal", "by_dimension", or pairs of a group's name and
-# its threshold (a dict, made hashable).
+# its clip norm (a dict, made hashable).
 Split = str | tuple[tuple[str, float], ...]
 
-# Given thresholds may miss the bound by rounding, not by more.
+# Given clip norms may miss the bound by rounding, not by more.
 _TOLERANCE = 1e-6
 
 # Float32 loses the squares of numbers below 1e-19. What that can hide of a
-# gradient of ten billion numbers is shorter than any threshold allowed.
+# gradient of ten billion numbers is shorter than any clip norm allowed.
 LEAST = 1e-14
 
 
@@ -65,7 +65,7 @@ def split_bound(
         dimensions: Number of parameters of each.
 
     Returns:
-        The thresholds, in the order of the names.
+        The clip norms, in the order of the names.
 
     Raises:
         ValueError: If given thresholds do not fit the groups or the bound.
@@ -85,7 +85,7 @@ def equal_split(l2_norm_clip: float, count: int) -> tuple[float, ...]:
         count: Number of groups, at least 1.
 
     Returns:
-        The thresholds.
+        The clip norms.
     """
     return (l2_norm_clip / math.sqrt(count),) * count
 
@@ -100,7 +100,7 @@ def split_by_dimension(
         dimensions: Number of parameters d_k of each group.
 
     Returns:
-        The thresholds.
+        The clip norms.
     """
     total = sum(dimensions)
     return tuple(l2_norm_clip * math.sqrt(d / total) for d in dimensions)
@@ -114,13 +114,13 @@ def given(
     Args:
         l2_norm_clip: The bound C.
         names: Names of the groups.
-        thresholds: The threshold of each.
+        thresholds: The clip norm of each.
 
     Returns:
-        The thresholds, in the order of the names.
+        The clip norms, in the order of the names.
 
     Raises:
-        ValueError: If names do not match, a threshold is too small or not
+        ValueError: If names do not match, a clip norm is too small or not
             finite, or their squares do not add up to that of the bound.
     """
     values = by_name("thresholds", names, thresholds)

@@ -111,9 +111,11 @@ class Ledger:
     def entries(self) -> list[accounting.LedgerEntry]:
         """Reads what ran so far; takes the counts from the device."""
         values = self._table.numpy().astype(np.float64)
+        # Counts that are not finite become negative, and are refused.
+        with np.errstate(invalid="ignore"):
+            steps = values[:, _COUNT].astype(np.int64)
         entries = table.decode_table(
-            np.ascontiguousarray(values[:, :_COUNT]),
-            values[:, _COUNT].astype(np.int64),
+            np.ascontiguousarray(values[:, :_COUNT]), steps
         )
         return [entry for entry in entries if entry.steps]
 

@@ -23,7 +23,7 @@ class GaussianRelease:
     clip_norm: float
     noise_multiplier: float
     seed: int | None = None
-    kind: accounting.Release = accounting.Release.SUMS
+    kind: accounting.Release = accounting.Sums()
 
     @property
     def standard_deviation(self) -> float:
@@ -72,7 +72,7 @@ class JointRelease:
     @property
     def kind(self) -> accounting.Release:
         """What is released, by what is declared of the labels."""
-        return self.representations.kind.with_sums
+        return self.representations.kind.joint
 
     @property
     def noise(self) -> tuple:

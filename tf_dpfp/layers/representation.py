@@ -194,12 +194,12 @@ class DPRepresentationClip(keras.layers.Layer):
 
     def _kind(self, public: bool, labels) -> accounting.Release:
         if self._end_to_end:
-            return accounting.Release.ROWS_END_TO_END
+            return accounting.EndToEnd()
         if labels is not None:
-            return accounting.Release.ROWS_LABELS_RANDOMIZED
+            return accounting.Representations("randomized")
         if public:
-            return accounting.Release.ROWS_LABELS_PUBLIC
-        return accounting.Release.ROWS_LABELS_UNDECLARED
+            return accounting.Representations("public")
+        return accounting.Representations("undeclared")
 
     def call(self, inputs, training=None, mask=None):
         """Clips, and in training stops gradients, adds noise and counts."""
@@ -357,7 +357,7 @@ def _labels_entry(labels) -> accounting.LedgerEntry | None:
             1.0 / labels["epsilon"],
             1,
             labels["seeded"],
-            accounting.Release.LABELS,
+            accounting.Labels(),
         )
     raise ValueError(
         "`labels` must be 'public', what tf_dpfp.randomize_labels returned, or "

@@ -26,17 +26,17 @@ class ClippedGradients:
 
     Attributes:
         sums: The clipped sum for each variable; `None` where the loss does
-            not depend on the variable. Of a reparametrised kernel, those of
-            its carriers, end to end.
+            not depend on the variable. For a reparametrised kernel: the sums
+            of its carriers, end to end.
         variables: The trainable variables.
-        groups: The groups the sums were clipped in, with their thresholds.
+        groups: The groups the sums were clipped in, with their clip norms.
         regularization: Gradients of the regularisation losses, which read no
             data; `None` where there is none.
-        counts: The centred count of each group; `None` where no threshold
+        counts: The centred count of each group; `None` where no clip norm
             adapts.
         carriers: The carriers that the sums were projected with; `None` for
             variables without. Empty: for all of them.
-        replicas: Over how many replicas the batch was dealt, each example to
+        replicas: Number of replicas the batch was dealt to, each example to
             exactly one of them.
         joint: The gradients of the layers above noised representations, which
             need no noise; `None` where there are no such representations.

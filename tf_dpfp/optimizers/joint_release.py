@@ -66,6 +66,6 @@ def _words(representations: counting.GaussianRelease | None) -> str:
         return "nothing"
     return (
         "representations with noise multiplier "
-        f"{representations.noise_multiplier:g}, clip norm "
-        f"{representations.clip_norm:g} ({representations.kind.name})"
+        f"{representations.noise_multiplier:g} ({representations.kind}, "
+        f"clip norm {representations.clip_norm:g})"
     )

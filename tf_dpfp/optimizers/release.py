@@ -82,7 +82,7 @@ def add_noise(
     if not noise_multiplier:
         return released
     deviations = noise_lib.standard_deviations(
-        [group.threshold for group in clipped.groups],
+        [group.clip_norm for group in clipped.groups],
         [group.dimension for group in clipped.groups],
         noise_multiplier,
         allocation,

@@ -4,11 +4,11 @@ import math
 from typing import Any
 
 from tf_dpfp import arguments
+from tf_dpfp.accounting import LedgerEntry
+from tf_dpfp.accounting import Representations
+from tf_dpfp.accounting import WithoutReplacement
 from tf_dpfp.accounting import least_noise
 from tf_dpfp.accounting import other_noise_multiplier
-from tf_dpfp.accounting.entries import LedgerEntry
-from tf_dpfp.accounting.entries import Release
-from tf_dpfp.accounting.entries import WithoutReplacement
 from tf_dpfp.sampling import registry
 
 
@@ -72,7 +72,7 @@ def calibrate_representation(
             info.sampling,
             noise_multiplier,
             steps * info.draws,
-            release=Release.ROWS_LABELS_PUBLIC,
+            release=Representations("public"),
         )
         return [representations, *labels]
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tf_dpfp import arguments
-from tf_dpfp.accounting.entries import EveryLabel
-from tf_dpfp.accounting.entries import LedgerEntry
-from tf_dpfp.accounting.entries import Release
+from tf_dpfp.accounting import EveryLabel
+from tf_dpfp.accounting import Labels
+from tf_dpfp.accounting import LedgerEntry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def randomize_labels(
         1.0 / epsilon,
         1,
         seed is not None,
-        Release.LABELS,
+        Labels(),
     )
     return RandomizedLabels(
         values.astype(labels.dtype).reshape(np.shape(y)),

@@ -9,7 +9,7 @@ import tensorflow as tf
 from scipy import stats
 
 from tf_dpfp import arguments
-from tf_dpfp.accounting.entries import PoissonSampling
+from tf_dpfp.accounting import PoissonSampling
 from tf_dpfp.sampling import batching
 from tf_dpfp.sampling import registry
 from tf_dpfp.sampling import source as source_lib

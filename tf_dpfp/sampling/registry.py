@@ -8,9 +8,9 @@ from typing import Any
 import tensorflow as tf
 
 from tf_dpfp import arguments
-from tf_dpfp.accounting.entries import LedgerEntry
-from tf_dpfp.accounting.entries import PoissonSampling
-from tf_dpfp.accounting.entries import WithoutReplacement
+from tf_dpfp.accounting import LedgerEntry
+from tf_dpfp.accounting import PoissonSampling
+from tf_dpfp.accounting import WithoutReplacement
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpfp import arguments
-from tf_dpfp.accounting.entries import WithoutReplacement
+from tf_dpfp.accounting import WithoutReplacement
 from tf_dpfp.sampling import batching
 from tf_dpfp.sampling import labels as labels_lib
 from tf_dpfp.sampling import registry
