@@ -25,7 +25,7 @@ def test_groups_are_the_devices(devices):
     )
     assert [crossings.short(g.device) for g in groups] == list(devices)
     for group in groups:
-        assert math.isclose(group.threshold, 0.5 / len(devices) ** 0.5)
+        assert math.isclose(group.clip_norm, 0.5 / len(devices) ** 0.5)
 
 
 def test_layers_that_alternate_between_devices_make_two_groups():
@@ -37,7 +37,7 @@ def test_layers_that_alternate_between_devices_make_two_groups():
 def test_a_model_on_one_device_is_one_group():
     model = common.private(common.mlp(("CPU:0",)), run={"jit_compile": True})
     with pytest.warns(UserWarning, match="clips like Flat"):
-        assert [g.threshold for g in common.groups(model)] == [0.5]
+        assert [g.clip_norm for g in common.groups(model)] == [0.5]
         model.train_on_batch(*common.data())
 
 

@@ -145,7 +145,7 @@ def test_functions_inside_of_the_model_work():
 def test_one_example_moves_each_device_by_its_threshold(thresholds):
     rng = np.random.default_rng(1)
     model = common.private(common.mlp(), **_chosen(thresholds))
-    limits = np.array([g.threshold for g in common.groups(model)])
+    limits = np.array([g.clip_norm for g in common.groups(model)])
     sums = common.compiled_sums(model)
     x, y = common.data()
     without = sums(x, y)

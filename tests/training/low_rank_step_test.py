@@ -106,7 +106,7 @@ def _reference_step(model, twin, x, y):
         moves.append(back)
     members = [group.members for group in groups]
     factors = reference.clip_factors(
-        reference.norms(released, members), [g.threshold for g in groups]
+        reference.norms(released, members), [g.clip_norm for g in groups]
     )
     return [
         v.numpy() - RATE * total / EXPECTED
@@ -230,7 +230,7 @@ def test_no_neighbour_moves_the_release_by_more_than_the_bound(
         moved = [a - b for a, b in zip(sums(x, y), without, strict=True)]
         for group in groups:
             length = _length([moved[k] for k in group.members])
-            assert length <= group.threshold * (1 + 1e-5), (scale, group.name)
+            assert length <= group.clip_norm * (1 + 1e-5), (scale, group.name)
         alone = sums(x[:1], y[:1])
         assert _length(alone) <= CLIP
     # The bound is reached: a larger one would not have been noticed.
