@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras import layers
 
 import tf_dpfp
+from tests import helpers
 
 READY_MADE = [
     tf_dpfp.DPSGD,
@@ -38,13 +39,6 @@ class SignDescent(keras.optimizers.Optimizer):
 
 X = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
 Y = X.sum(axis=1, keepdims=True)
-
-
-def _model(optimizer, **kwargs):
-    model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
-    tf_dpfp.make_private(model)
-    model.compile(optimizer, loss="mse", **kwargs)
-    return model
 
 
 ALL = READY_MADE + [
@@ -83,7 +77,7 @@ def test_every_class_serializes(cls):
 
 @pytest.mark.parametrize("cls", ALL[6:], ids=lambda cls: cls.__name__)
 def test_any_keras_optimizer_trains(cls):
-    model = _model(cls(learning_rate=0.01, noise_multiplier=1.0))
+    model = helpers.private_line(cls(learning_rate=0.01, noise_multiplier=1.0))
     before = model.get_weights()
     model.fit(X, Y, epochs=2, verbose=0)
     assert np.any(model.get_weights()[0] != before[0])
@@ -148,7 +142,7 @@ def test_loss_scaling_wrappers_are_refused():
 
 
 def test_ordinary_gradients_are_refused_and_nothing_moves():
-    model = _model(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0))
+    model = helpers.private_line(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0))
     optimizer, variables = model.optimizer, model.trainable_variables
     gradients = [tf.ones_like(v.value) for v in variables]
     before = model.get_weights()
@@ -166,7 +160,7 @@ def test_ordinary_gradients_are_refused_and_nothing_moves():
 
 
 def test_apply_checks_the_variables_and_takes_both_forms():
-    model = _model(
+    model = helpers.private_line(
         tf_dpfp.DPSGD(0.1, noise_multiplier=0.0, expected_batch_size=4)
     )
     clipped = tf_dpfp.clipped_gradients(model, X[:4], Y[:4])
@@ -179,14 +173,14 @@ def test_apply_checks_the_variables_and_takes_both_forms():
 
 
 def test_an_unknown_batch_size_is_refused():
-    model = _model(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0))
+    model = helpers.private_line(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0))
     clipped = tf_dpfp.clipped_gradients(model, X, Y)
     with pytest.raises(ValueError, match="expected_batch_size="):
         model.optimizer.apply(clipped)
     with pytest.raises(ValueError, match="expected_batch_size="):
         model.fit(((X, Y) for _ in range(2)), verbose=0)
     batches = tf_dpfp.poisson_batches(X, Y, expected_batch_size=4)
-    other = _model(
+    other = helpers.private_line(
         tf_dpfp.DPSGD(0.1, noise_multiplier=1.0, expected_batch_size=5)
     )
     with pytest.raises(ValueError, match="make the two agree"):
@@ -195,7 +189,7 @@ def test_an_unknown_batch_size_is_refused():
 
 
 def test_a_batch_that_was_not_dealt_to_the_replicas_is_refused():
-    model = _model(
+    model = helpers.private_line(
         tf_dpfp.DPSGD(0.1, noise_multiplier=1.0, expected_batch_size=4)
     )
     clipped = tf_dpfp.clipped_gradients(model, X, Y)
@@ -214,7 +208,7 @@ def test_a_batch_that_was_not_dealt_to_the_replicas_is_refused():
 
 
 def test_moving_averages_of_the_weights():
-    model = _model(
+    model = helpers.private_line(
         tf_dpfp.DPSGD(
             0.1,
             noise_multiplier=0.0,

@@ -101,7 +101,7 @@ def test_what_crosses_shows_what_is_planted():
     # A backward pass that is.
     with mock.patch.object(
         microbatch,
-        "_backward",
+        "backward",
         lambda tape, total, sources, plan: tape.gradient(total, sources),
     ):
         taped = common.step(common.noisy(), x, y).crossings
@@ -161,7 +161,7 @@ def test_xla_over_several_devices_is_refused():
     assert all(device in str(error.value) for device in common.DEVICES)
     # Where Keras turns XLA on by itself, it stays off.
     with mock.patch.object(compiling, "_has_accelerator", lambda: True):
-        assert not compiling.suits_xla(model.optimizer)
+        assert not compiling._suits_xla(model.optimizer)
         flat = tf_dpfp.DPSGD(noise_multiplier=1.0)
-        assert compiling.suits_xla(flat)
+        assert compiling._suits_xla(flat)
         assert not common.private(common.mlp()).jit_compile

@@ -79,6 +79,8 @@ def test_adaptive_thresholds_follow_each_device(rescale):
         common.assert_close(sums(x, y), twin.clipped_sum(x, y)[0])
         model.train_on_batch(x, y)
         twin.step(x, y)
+        found = reference.estimates_of(model.optimizer)
+        np.testing.assert_allclose(found, twin.of_each_variable(), rtol=1e-4)
     assert len({g.device for g in common.groups(model)}) == 2
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from scipy import stats
 
 import tf_dpfp
+from tests import helpers
 
 EXAMPLES, FEATURES, CLASSES = 61, 7, 3
 CLIP, EXPECTED = 0.3, 9.0
@@ -123,11 +123,7 @@ def assert_same_bits(model, count):
         assert len(copies) == count
 
 
-def has_scale_one(sample, replica_count):
-    def p(scale):
-        return stats.kstest(np.ravel(sample), stats.norm(0, scale).cdf).pvalue
-
+def assert_scale_one(sample, replica_count):
     root = math.sqrt(replica_count)
-    assert p(1.0) > 1e-6, np.std(sample)
-    for wrong in (0.97, 1.03, root, 1 / root, replica_count, 1 / replica_count):
-        assert p(wrong) < 1e-6, wrong
+    wrong = (0.97, 1.03, root, 1 / root, replica_count, 1 / replica_count)
+    helpers.assert_normal(sample, 1.0, wrong)

@@ -114,7 +114,7 @@ def test_the_noise_of_a_piece_goes_by_its_own_threshold():
         chosen.values(), (weights[:2], weights[2:]), strict=True
     ):
         scale = multiplier * math.sqrt(2) * threshold / expected
-        common.has_scale_one(
+        common.assert_scale_one(
             np.concatenate([w.ravel() for w in pair]) / scale, 2
         )
     kernels = [weights[0].ravel(), weights[2].ravel()]

@@ -3,9 +3,9 @@ import math
 import keras
 import numpy as np
 import pytest
-from keras import layers
 
 import tf_dpfp
+from tests import helpers
 
 X = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
 Y = X.sum(axis=1, keepdims=True)
@@ -13,14 +13,8 @@ DELTA = 1e-3
 
 
 def _model(noise_multiplier=1.0, **kwargs):
-    model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
-    tf_dpfp.make_private(model)
-    model.compile(
-        tf_dpfp.DPSGD(0.01, noise_multiplier=noise_multiplier),
-        loss="mse",
-        **kwargs,
-    )
-    return model
+    optimizer = tf_dpfp.DPSGD(0.01, noise_multiplier=noise_multiplier)
+    return helpers.private_line(optimizer, **kwargs)
 
 
 def _batches(steps=10):

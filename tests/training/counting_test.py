@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras import layers
 
 import tf_dpfp
+from tests import helpers
 
 X = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 Y = X.sum(axis=1, keepdims=True)
@@ -24,10 +24,7 @@ def _optimizer(noise_multiplier=1.0, **kwargs):
 
 
 def _model(optimizer=None, **kwargs):
-    model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
-    tf_dpfp.make_private(model)
-    model.compile(optimizer or _optimizer(), loss="mse", **kwargs)
-    return model
+    return helpers.private_line(optimizer or _optimizer(), **kwargs)
 
 
 def _poisson(steps=4):
