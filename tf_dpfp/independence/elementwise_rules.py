@@ -31,7 +31,7 @@ LeakyRelu LeakyReluGrad LeftShift Less LessEqual Lgamma Log Log1p LogicalAnd
 LogicalNot LogicalOr LogicalXor Maximum Minimum Mod Mul MulNoNan Ndtri Neg
 NextAfter NotEqual Polygamma PopulationCount Pow Real RealDiv Reciprocal
 ReciprocalGrad Relu Relu6 Relu6Grad ReluGrad RightShift Rint Round Rsqrt
-RsqrtGrad SelectV2 Selu SeluGrad Sigmoid SigmoidGrad Sign Sin Sinh Softplus
+RsqrtGrad Selu SeluGrad Sigmoid SigmoidGrad Sign Sin Sinh Softplus
 SoftplusGrad Softsign SoftsignGrad Sqrt SqrtGrad Square SquaredDifference Sub
 Tan Tanh TanhGrad TruncateDiv TruncateMod Xdivy Xlog1py Xlogy Zeta
 AsString Bucketize RegexReplace StaticRegexFullMatch RegexFullMatch
@@ -46,6 +46,10 @@ Identity StopGradient PreventGradient CheckNumerics CheckNumericsV2 Snapshot
 PlaceholderWithDefault EnsureShape Copy DeepCopy OptimizationBarrier
 DebugIdentityV2 DebugIdentityV3 DebugGradientIdentity
 """.split()
+
+
+# Row `i` holds `i`.
+_ROW_NUMBER = values_lib.Range(sizes_lib.ZERO, sizes_lib.ZERO, sizes_lib.ONE)
 
 
 @registry.rule(*_ELEMENTWISE, takes_numbers=True)
@@ -73,6 +77,25 @@ def _is_below_batch(
     return values[1].numbers == (walk.batch,)
 
 
+def _selects_own_number(
+    op: tf.Operation, values: Sequence[Value], walk: Walk
+) -> bool:
+    """Returns true for `where(batch_size > 1, row_number, 0)`.
+
+    `tf.vectorized_map` writes it. The only row of a batch of one has the
+    number 0, so it is the number of the row for all batch sizes.
+    """
+    own = values[1].ranges
+    numbered = own is not None and len(own) == 1 and own[0] == _ROW_NUMBER
+    condition = op.inputs[0].op
+    if not numbered or values[2].numbers != (sizes_lib.ZERO,):
+        return False
+    if condition.type != "Greater" or values[0].shape != ():
+        return False
+    size, one = (walk.value(t) for t in condition.inputs)
+    return size.numbers == (walk.batch,) and one.numbers == (sizes_lib.ONE,)
+
+
 def _broadcast(
     op: tf.Operation, values: Sequence[Value], walk: Walk
 ) -> Value:
@@ -95,6 +118,21 @@ def _broadcast(
         on_batch_size=found.on_batch_size,
         ranges=ranges,
     )
+
+
+@registry.rule("SelectV2", takes_numbers=True, takes_batch_size=True)
+def select_elements(
+    op: tf.Operation, values: Sequence[Value], walk: Walk
+) -> Value:
+    """Selects elements."""
+    if _selects_own_number(op, values, walk):
+        return values[1]
+    hangs = any(v.hangs_on_batch for v in values)
+    if hangs and any(v.is_examples for v in values):
+        raise findings.Refusal(
+            "It computes with the batch size.", findings.BATCH_SIZE
+        )
+    return elementwise(op, values, walk)
 
 
 @registry.rule("Select")

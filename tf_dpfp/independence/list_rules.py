@@ -57,8 +57,10 @@ def _item(items: Value, output: tf.Tensor, walk: Walk) -> Value:
 
 def _check_place(*values: Value) -> None:
     for value in values:
-        if value.is_examples or value.kind is Kind.SINGLE:
+        if not value.is_free:
             raise findings.Refusal("The data decide the place in a list.")
+        if value.hangs_on_batch:
+            raise findings.Refusal("The batch size decides the place in a list.")
 
 
 @registry.rule("TensorListReserve", shapes=(0, 1), takes_lists=True)
@@ -66,7 +68,8 @@ def reserve(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Makes a list of a given length."""
     del op
     count = values[1]
-    _check_place(count)
+    if not count.is_free:
+        raise findings.Refusal("The data decide the length of a list.")
     length = count.numbers[0] if count.numbers else None
     hangs = length is None and count.hangs_on_batch
     return _list(None, length, hangs=hangs, name=_name(walk))
@@ -155,7 +158,7 @@ def get_item(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
 def stack(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Stacks items along a new first axis."""
     items = values[0]
-    _check_place(*values[1:])
+    _check_place(*values[1:-1])
     output = op.outputs[0]
     static = walk.static(output)
     count = items.length if op.type == "TensorListStack" else None
@@ -272,7 +275,8 @@ def resize(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Changes the length."""
     del op, walk
     items, count = values
-    _check_place(count)
+    if not count.is_free:
+        raise findings.Refusal("The data decide the length of a list.")
     if items.by_item:
         raise findings.Refusal(_TAKES_OUT)
     return _list(items.item, hangs=count.hangs_on_batch, name=items.name)

@@ -14,6 +14,7 @@ import tensorflow as tf
 from tf_dpfp.independence import arithmetic
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import image_rules
+from tf_dpfp.independence import layouts
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import values as values_lib
@@ -291,14 +292,17 @@ def by_rows(
         return [
             values_lib.free(walk.static(o), None, hangs) for o in op.outputs
         ]
-    size = layout.before * walk.batch * layout.after
-    found = []
-    for output in op.outputs:
-        static = walk.static(output)
-        if static is None:
-            raise findings.Refusal("The sizes of its result are not known.")
-        found.append(values_lib.examples((size, *static[1:]), layout))
-    return found
+    if op.type == "DenseBincount":
+        sizes = (counted.shape[0], depth.numbers[0] if depth.numbers else None)
+        return [values_lib.examples(sizes, layout)]
+    sizes = layouts.broadcast([values[0].shape, _as_column(values[1])])
+    losses = values_lib.examples(sizes[:1], layout)
+    return [losses, values_lib.examples(sizes, layout)]
+
+
+def _as_column(labels: Value) -> Sizes:
+    """Returns sizes of labels, one number or one row for each row."""
+    return labels.shape if labels.rank == 2 else (*labels.shape, ONE)
 
 
 @registry.rule("DynamicStitch", "ParallelDynamicStitch")

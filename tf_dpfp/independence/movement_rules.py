@@ -165,6 +165,22 @@ def _columns(
     return tuple(found)
 
 
+@registry.rule("ConcatOffset")
+def concatenated_at(
+    op: tf.Operation, values: Sequence[Value], walk: Walk
+) -> list[Value]:
+    """Computes where each part of a joined tensor begins."""
+    del op, walk
+    (axis,) = values[0].integers("axis")
+    offset, found = sizes_lib.ZERO, []
+    for value in values[1:]:
+        begin = [sizes_lib.ZERO] * int(Size.of(value.shape[0] or 0))
+        begin[axis] = offset
+        found.append(values_lib.free(value.shape, begin))
+        offset = offset + value.known("shape")[axis]
+    return found
+
+
 @registry.rule("Pack", takes_numbers=True)
 def stack(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Stacks tensors along a new axis."""
@@ -175,6 +191,8 @@ def stack(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         if stacked.size <= 64:
             hangs = any(v.on_batch_size for v in values)
             return values_lib.numbers_of(stacked, hangs)
+    if len(values) == 1:
+        return shape_rules.insert_axis(values[0], axis)
     if _is_partly_known(values):
         numbers = [v.numbers[0] if v.numbers else None for v in values]
         return values_lib.free((Size.of(len(values)),), numbers)
@@ -239,6 +257,10 @@ def split(
     count = len(op.outputs)
     whole = value.shape[axis]
     length = None if whole is None else whole.divided_by(count)
+    array = value.array()
+    if array is not None:
+        pieces = np.split(array, count, axis)
+        return [values_lib.numbers_of(p, value.on_batch_size) for p in pieces]
     if value.is_examples and value.example_layout.axis == axis:
         return _whole_batches(value, axis, [length] * count, walk)
     return _parts(op, value, axis, [length] * count, walk)
@@ -254,10 +276,27 @@ def split_by_sizes(
     axis %= value.rank
     known: list[MaybeSize] = list(lengths.numbers or [None] * len(op.outputs))
     if -1 in known:
-        known = [None if n == -1 else n for n in known]
+        known = [_rest(n, known, value.shape[axis]) for n in known]
+    array = value.array()
+    if array is not None and all(n is not None and n.is_number for n in known):
+        ends = np.cumsum([int(n) for n in known if n is not None])[:-1]
+        pieces = np.split(array, ends, axis)
+        return [values_lib.numbers_of(p, value.on_batch_size) for p in pieces]
     if value.is_examples and value.example_layout.axis == axis:
         return _whole_batches(value, axis, known, walk)
     return _parts(op, value, axis, known, walk)
+
+
+def _rest(
+    length: MaybeSize, known: Sequence[MaybeSize], whole: MaybeSize
+) -> MaybeSize:
+    """Returns a part's size; -1 stands for what is left."""
+    if length != -1:
+        return length
+    others = [n for n in known if n != -1]
+    if whole is None or None in others:
+        return None
+    return whole - _total(others)
 
 
 def _parts(

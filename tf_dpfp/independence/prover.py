@@ -149,7 +149,7 @@ class Walk:
                 i not in shapes or value.numbers is None
             ):
                 hangs = True
-        if hangs and (per_example or lists):
+        if hangs and per_example and not rule.takes_batch_size:
             raise findings.Refusal(
                 "It computes with the batch size.", findings.BATCH_SIZE
             )
@@ -316,6 +316,13 @@ class Walk:
             self._note_unknown(op)
 
     def _note_unknown(self, op: tf.Operation) -> None:
+        """Notes what a function does whose arguments are not proved."""
+        effects = self._effects(op)
+        if not effects:
+            return
+        if all(state_rules.is_abort(e) for e in effects):
+            self._note(state_rules.abort(op, self))
+            return
         self._note(
             self.finding(
                 op,
@@ -325,9 +332,33 @@ class Walk:
             )
         )
 
+    def _effects(self, op: tf.Operation) -> list[tf.Operation]:
+        """Lists the operations with effects in a function."""
+        found = []
+        for name in _functions(op):
+            for inner in self.body(op, name).get_operations():
+                if inner.type in _CONTROL_FLOW:
+                    found += self._effects(inner)
+                elif state_rules.has_effect(inner):
+                    found.append(inner)
+        return found
+
     def _note(self, finding: Finding | None) -> None:
         if finding is not None:
             self.findings[finding.category, finding.name] = finding
+
+
+def _functions(op: tf.Operation) -> list[str]:
+    """Lists the functions that an operation calls."""
+    if op.type in ("Case", "StatelessCase"):
+        return [branch.name for branch in op.get_attr("branches")]
+    kinds = {
+        "If": ("then_branch", "else_branch"),
+        "StatelessIf": ("then_branch", "else_branch"),
+        "While": ("cond", "body"),
+        "StatelessWhile": ("cond", "body"),
+    }
+    return [op.get_attr(k).name for k in kinds.get(op.type, ("f",))]
 
 
 def _hanging(value: Value) -> Value:

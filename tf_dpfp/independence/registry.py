@@ -24,6 +24,9 @@ class Walk(Protocol):
     batch: Size
     loops: int
 
+    def value(self, tensor: tf.Tensor) -> Value:
+        """Returns what is known of a tensor."""
+
     def static(self, tensor: tf.Tensor) -> Sizes | None:
         """Returns the sizes that TensorFlow knows."""
 
@@ -81,6 +84,8 @@ class Rule:
         takes_mixed: True for a rule that reads sizes alone.
         takes_numbers: True for a rule that knows about numbers of examples.
         takes_lists: True for a rule that knows about lists and loops.
+        takes_batch_size: True for a rule that itself refuses to compute with
+            the batch size.
     """
 
     apply: Apply
@@ -88,6 +93,7 @@ class Rule:
     takes_mixed: bool = False
     takes_numbers: bool = False
     takes_lists: bool = False
+    takes_batch_size: bool = False
 
 
 RULES: dict[str, Rule] = {}
@@ -99,6 +105,7 @@ def rule(
     takes_mixed: bool = False,
     takes_numbers: bool = False,
     takes_lists: bool = False,
+    takes_batch_size: bool = False,
 ) -> Callable[[Apply], Apply]:
     """Decorates the rule of some types of operations.
 
@@ -108,6 +115,7 @@ def rule(
         takes_mixed: See `Rule`.
         takes_numbers: See `Rule`.
         takes_lists: See `Rule`.
+        takes_batch_size: See `Rule`.
 
     Returns:
         The decorator.
@@ -117,7 +125,12 @@ def rule(
         for name in types:
             assert name not in RULES, f"two rules for {name}"
             RULES[name] = Rule(
-                apply, shapes, takes_mixed, takes_numbers, takes_lists
+                apply,
+                shapes,
+                takes_mixed,
+                takes_numbers,
+                takes_lists,
+                takes_batch_size,
             )
         return apply
 

@@ -176,7 +176,11 @@ def expand_dims(
     del op, walk
     value, axis_value = values
     (axis,) = axis_value.integers("axis")
-    axis %= value.rank + 1
+    return insert_axis(value, axis % (value.rank + 1))
+
+
+def insert_axis(value: Value, axis: int) -> Value:
+    """Adds an axis of size 1 at a place."""
     array = value.array()
     if array is not None:
         return values_lib.numbers_of(
@@ -372,18 +376,28 @@ def _count(
         bounds = Range(Size.of(ends[0]), Size.of(ends[1]))
         ranges = (bounds,) if whole else None
         return values_lib.free((count,), None, False, ranges)
-    length = limit - start
-    if delta != 1 or not values_lib.at_least(length, sizes_lib.ZERO):
+    length = _steps(start, limit, delta)
+    if length is None:
         hangs = any(n.hangs_on_batch for n in (start, limit, delta))
         return values_lib.free((None,), None, hangs)
     after = length.divided_by(batch)
     if whole and start == 0 and length.hangs_on_batch and after is not None:
-        # Row `example * after + rest` holds its own number.
+        # Row `example * after + rest` holds `delta` times its own number.
         layout = values_lib.Layout(0, ONE, after)
-        ranges = (Range(sizes_lib.ZERO, after - 1, after),)
-        return values_lib.examples((length,), layout, ranges)
+        bounds = Range(sizes_lib.ZERO, (after - 1) * delta, after * delta)
+        return values_lib.examples((length,), layout, (bounds,))
     ranges = (Range(start, limit - 1),) if whole else None
-    return values_lib.free((length,), None, start.hangs_on_batch, ranges)
+    hangs = start.hangs_on_batch or delta.hangs_on_batch
+    return values_lib.free((length,), None, hangs, ranges)
+
+
+def _steps(start: Size, limit: Size, delta: Size) -> MaybeSize:
+    """Returns how often one counts upwards."""
+    way = limit - start
+    upwards = values_lib.at_least(way, sizes_lib.ZERO) and values_lib.at_least(
+        delta, ONE
+    )
+    return way.divided_by(delta) if upwards else None
 
 
 @registry.rule("InvertPermutation")

@@ -91,6 +91,16 @@ def about_variable(
     return values_lib.free(walk.static(op.outputs[0]))
 
 
+@registry.rule("EagerPyFunc", "PyFunc", "PyFuncStateless", takes_lists=True)
+def python(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Runs Python code, which may know anything."""
+    del op, values, walk
+    raise findings.Refusal(
+        "It runs Python code, of which nothing can be proved.",
+        "Compute it with operations of Keras or TensorFlow.",
+    )
+
+
 @registry.rule("LookupTableFindV2", takes_lists=True)
 def look_up(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Looks keys up in a table that is never written to."""
@@ -186,7 +196,8 @@ def effect(
             "stops it.",
         )
     if op.type in _ABORTS:
-        return _abort(op, values[_ABORTS[op.type]], walk)
+        stops = not _is_harmless(values[_ABORTS[op.type]])
+        return abort(op, walk) if stops else None
     if op.type in _PRINTS and all(_is_harmless(v) for v in values):
         return None
     return walk.finding(
@@ -203,11 +214,13 @@ def _is_harmless(value: Value) -> bool:
     return value.is_free and not value.hangs_on_batch
 
 
-def _abort(
-    op: tf.Operation, value: Value, walk: Walk
-) -> findings.Finding | None:
-    if _is_harmless(value):
-        return None
+def is_abort(op: tf.Operation) -> bool:
+    """Returns true if all that an operation may do is to stop the step."""
+    return op.type in _ABORTS
+
+
+def abort(op: tf.Operation, walk: Walk) -> findings.Finding:
+    """Describes an operation that some data let stop the step."""
     return walk.finding(
         op,
         Category.ABORT,
