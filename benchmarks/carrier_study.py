@@ -111,7 +111,7 @@ def _look(training: rgp_training.Training, batch) -> dict:
             dimensions += noisy
             update = low_rank.reconstruct(clipped_sum, own, view)
         along += float(np.sum(update.numpy() * gradient)) / count
-    clip = clipped.groups[0].threshold
+    clip = clipped.groups[0].clip_norm
     noise = training.noise_multiplier * float(clip) / count
     length = sum(map(_energy, gradients)) ** 0.5
     row = {"progress": along / length / (noise * dimensions**0.5)}

@@ -41,7 +41,7 @@ def _sound(
     runs: int,
     seed: int | None,
     sizes: tuple[int, int],
-    microbatches: int = 1,
+    draws: int = 1,
     steps: int = 1,
 ) -> auditing.AuditReport:
     """Audits a head that shows the sum of the rows of label 1.
@@ -54,7 +54,7 @@ def _sound(
         runs: Runs of each kind.
         seed: Of the noise.
         sizes: Examples of label 0 and of label 1; of the latter, one is drawn.
-        microbatches: Draws of a step.
+        draws: Draws of a step.
         steps: Steps of a run.
     """
     y = np.repeat([0, 1], sizes)
@@ -79,11 +79,11 @@ def _sound(
     def batches_with(value):
         x = np.zeros((len(y), 2), np.float32)
         x[-1, 0] = value
-        return lambda count: tf_dpfp.microbatch_sampler(
+        return lambda count: tf_dpfp.stratified_batches(
             x,
             y[:, None],
-            microbatch_size=drawn,
-            microbatches=microbatches,
+            draw_size=drawn,
+            draws=draws,
             labels="public",
             steps_per_epoch=count,
             seed=seed,
@@ -96,7 +96,7 @@ def _sound(
     # The loss is a mean over the batch; a low loss is a large output.
     scores = [
         -drawn
-        * microbatches
+        * draws
         * _releases(model, batches_with(value), runs, steps)[..., 0].sum(axis=1)
         for value in (_LONG, -_LONG)
     ]
@@ -117,7 +117,7 @@ def sound(runs: int, seed: int | None = None) -> auditing.AuditReport:
 
 def sound_sampled(runs: int, seed: int | None = None) -> auditing.AuditReport:
     """Two steps of two draws, each of a fourth of the examples."""
-    return _sound(runs, seed, (12, 4), microbatches=2, steps=2)
+    return _sound(runs, seed, (12, 4), draws=2, steps=2)
 
 
 def randomized_labels(

@@ -15,8 +15,8 @@ import tensorflow as tf
 from tf_dpfp import clipping
 from tf_dpfp import noise
 from tf_dpfp import sampling
+from tf_dpfp import step as step_lib
 from tf_dpfp.optimizers import release
-from tf_dpfp.training import private_step
 
 
 @contextlib.contextmanager
@@ -61,7 +61,7 @@ def clip_skipped() -> Iterator[None]:
     original = clipping.clip_and_sum
 
     def clip_and_sum(gradients, groups, present):
-        first = dataclasses.replace(groups[0], threshold=1e10)
+        first = dataclasses.replace(groups[0], clip_norm=1e10)
         return original(gradients, (first, *groups[1:]), present)
 
     with mock.patch.object(clipping, "clip_and_sum", clip_and_sum):
@@ -71,7 +71,7 @@ def clip_skipped() -> Iterator[None]:
 @contextlib.contextmanager
 def actual_batch_size() -> Iterator[None]:
     """The mean over the batch that was drawn, noised for the expected one."""
-    original = private_step.clipped_batch
+    original = step_lib.clipped_batch
 
     def clipped_batch(model, plan, x, y, sample_weight, *rest):
         batch = original(model, plan, x, y, sample_weight, *rest)
@@ -84,7 +84,7 @@ def actual_batch_size() -> Iterator[None]:
         sums = [None if s is None else s * scale for s in clipped.sums]
         return batch._replace(clipped=clipped._replace(sums=sums))
 
-    with mock.patch.object(private_step, "clipped_batch", clipped_batch):
+    with mock.patch.object(step_lib, "clipped_batch", clipped_batch):
         yield
 
 

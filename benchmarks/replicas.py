@@ -46,10 +46,10 @@ class _Clock(keras.callbacks.Callback):
         super().__init__()
         self.times = []
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch, logs=None):  # noqa: ARG002
         self._start = time.perf_counter()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch, logs=None):  # noqa: ARG002
         float(logs["loss"])  # The step may still be running.
         self.times.append(time.perf_counter() - self._start)
 

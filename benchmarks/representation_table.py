@@ -173,11 +173,11 @@ def _train_dpsgd(data, rate: float, epsilon: float, seed: int):
 
 
 def _train_dpfp(data, rate: float, epsilon: float, seed: int, microbatches):
-    batches = tf_dpfp.microbatch_sampler(
+    batches = tf_dpfp.stratified_batches(
         data.x,
         data.y,
-        microbatch_size=_BATCH_SIZE // microbatches,
-        microbatches=microbatches,
+        draw_size=_BATCH_SIZE // microbatches,
+        draws=microbatches,
         labels="public",
         seed=seed,
     )

@@ -117,7 +117,7 @@ def train(clipping):
         validation_data=(x_test, y_test),
         callbacks=[
             keras.callbacks.LambdaCallback(
-                on_epoch_end=lambda epoch, logs: thresholds.append(
+                on_epoch_end=lambda _epoch, _logs: thresholds.append(
                     tf_dpfp.thresholds(model)
                 )
             )

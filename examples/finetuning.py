@@ -260,11 +260,11 @@ def _batches(
 ) -> tf.data.Dataset:
     x, y = train
     if config.method == "dpfp":
-        return tf_dpfp.microbatch_sampler(
+        return tf_dpfp.stratified_batches(
             x,
             y,
-            microbatch_size=max(1, config.batch_size // config.microbatches),
-            microbatches=config.microbatches,
+            draw_size=max(1, config.batch_size // config.microbatches),
+            draws=config.microbatches,
             labels="public",
             steps_per_epoch=steps,
             seed=config.seed,
@@ -329,7 +329,7 @@ class _Clock(keras.callbacks.Callback):
         super().__init__()
         self.ends = []
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch, logs=None):  # noqa: ARG002
         self.ends.append(time.monotonic())
 
 

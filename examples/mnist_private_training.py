@@ -20,7 +20,7 @@ of probability δ. Small ε means strong privacy.
 **DP-SGD** ([Abadi et al., 2016](https://arxiv.org/abs/1607.00133)) trains that
 way with three changes to a training step:
 
-1. every example joins the batch by a coin of its own (*Poisson sampling*);
+1. every example joins the batch independently (*Poisson sampling*);
 2. the gradient of each *example* is clipped, so that none weighs more than
    another;
 3. Gaussian noise, in proportion to the clip norm, is added to their sum.

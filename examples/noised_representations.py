@@ -88,19 +88,19 @@ Every row of a batch gets noise of its own, and every release of an example
 costs. What makes it affordable is that an example is seldom drawn: the smaller
 a draw is beside the data, the less each draw tells about any one example. So a
 batch of 1024 is not one draw but many small ones, laid end to end.
-`microbatch_sampler` draws them: a fixed number from each label, without
+`stratified_batches` draws them: a fixed number from each label, without
 replacement, in random order.
 
 `calibrate_representation` finds the noise that the budget asks for.
 """
 
 
-def draw_batches(microbatches):
-    return tf_dpfp.microbatch_sampler(
+def draw_batches(draws):
+    return tf_dpfp.stratified_batches(
         x_train,
         y_train,
-        microbatch_size=batch_size // microbatches,
-        microbatches=microbatches,
+        draw_size=batch_size // draws,
+        draws=draws,
         labels="public",
     )
 
@@ -119,12 +119,12 @@ any optimizer will do.
 """
 
 
-def train_on_noised(microbatches, learning_rate=0.001):
-    batches = draw_batches(microbatches)
+def train_on_noised(draws, learning_rate=0.001):
+    batches = draw_batches(draws)
     noise_multiplier = tf_dpfp.calibrate_representation(
         batches, epsilon=epsilon, delta=delta, epochs=epochs
     )
-    print(f"{microbatches} micro-batches: noise {noise_multiplier:.2f}")
+    print(f"{draws} draws: noise {noise_multiplier:.2f}")
     model = keras.Sequential(
         [
             keras.Input(x_train.shape[1:]),

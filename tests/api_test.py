@@ -8,12 +8,13 @@ NAMES = """
 Adaptive Automatic ByFunction ClippedGradients Clipping DPAdagrad DPAdam
 DPAdamW DPLion DPModel DPRMSprop DPRepresentationClip DPSGD DPSequential
 DebiasedCrossentropy Flat GenericRule GradientRule Materialized NotPrivateError
-OuterProduct PerBlock PerDevice PerLayer PrivacyBudget Problem RGPConv1D
-RGPConv2D RGPDense RGPEinsumDense RandomizedLabels RowGather calibrate
+OuterProduct PerBlock PerDevice PerLayer PrivacyBudget Problem
+RGPDense RandomizedLabels RowGather calibrate
 calibrate_representation claimed_epsilon clipped_gradients dealt_step epsilon
 fix is_private ledger make_private microbatch_sampler poisson_batches
 privacy_statement private_optimizer_class randomize_labels
-register_gradient_rule reparametrize restore sampled_steps thresholds validate
+register_gradient_rule reparametrize restore sampled_steps stratified_batches
+thresholds validate
 """.split()
 
 

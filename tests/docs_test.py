@@ -14,8 +14,7 @@ from tf_dpfp.per_example import rules
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-README = ROOT / "README.md"
-PAGES = sorted(DOCS.glob("*.md")) + [README] * README.exists()
+PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md")])
 
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -117,23 +116,24 @@ def test_troubleshooting_quotes_messages_that_exist():
 
 def _chains():
     """A page's blocks run one after the other, those of KerasHub alone."""
-    for name in ("guide.md", "custom_layers.md", "auditing.md"):
-        text = (DOCS / name).read_text()
+    pages = [
+        DOCS / f"{name}.md" for name in ("guide", "custom_layers", "auditing")
+    ]
+    for page in [*pages, ROOT / "CONTRIBUTING.md"]:
+        text = page.read_text()
         chain, apart = [], []
         for block in _BLOCK.finditer(text):
             line = text.count("\n", 0, block.start(1))
             # Padded, so that a traceback shows the line of the page.
-            code = compile(
-                "\n" * line + block.group(1), str(DOCS / name), "exec"
-            )
+            code = compile("\n" * line + block.group(1), str(page), "exec")
             is_hub = "import keras_hub" in block.group(1)
             (apart if is_hub else chain).append(code)
-        yield pytest.param(chain, id=name)
+        yield pytest.param(chain, id=page.name)
         if apart:
             missing = importlib.util.find_spec("keras_hub") is None
             yield pytest.param(
                 apart,
-                id=f"{name}-keras_hub",
+                id=f"{page.name}-keras_hub",
                 marks=pytest.mark.skipif(missing, reason="needs keras-hub"),
             )
 

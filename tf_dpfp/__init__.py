@@ -22,10 +22,7 @@ from tf_dpfp.clipping import PerDevice
 from tf_dpfp.clipping import PerLayer
 from tf_dpfp.layers import DebiasedCrossentropy
 from tf_dpfp.layers import DPRepresentationClip
-from tf_dpfp.low_rank import RGPConv1D
-from tf_dpfp.low_rank import RGPConv2D
 from tf_dpfp.low_rank import RGPDense
-from tf_dpfp.low_rank import RGPEinsumDense
 from tf_dpfp.low_rank import reparametrize
 from tf_dpfp.low_rank import restore
 from tf_dpfp.optimizers import DPSGD
@@ -48,6 +45,7 @@ from tf_dpfp.sampling import calibrate_representation
 from tf_dpfp.sampling import microbatch_sampler
 from tf_dpfp.sampling import poisson_batches
 from tf_dpfp.sampling import randomize_labels
+from tf_dpfp.sampling import stratified_batches
 from tf_dpfp.training import DPModel
 from tf_dpfp.training import DPSequential
 from tf_dpfp.training import PrivacyBudget

@@ -7,14 +7,15 @@ from absl.testing import parameterized
 from hypothesis import strategies as st
 
 from tf_dpfp.accounting import calibration
+from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
-from tf_dpfp.accounting import mechanisms
+from tf_dpfp.accounting import samplings
 
 
 def _epsilon(noise, rate, steps, delta, accountant="rdp", overflow=0.0):
-    sampling = mechanisms.PoissonSampling(rate, overflow)
+    sampling = samplings.PoissonSampling(rate, overflow)
     return epsilon_lib.compute_epsilon(
-        [mechanisms.LedgerEntry(sampling, noise, steps)], delta, accountant
+        [entries_lib.LedgerEntry(sampling, noise, steps)], delta, accountant
     )
 
 
@@ -111,7 +112,7 @@ class CalibrateTest(parameterized.TestCase):
             calibration.calibrate(**(arguments | argument))
 
     def test_fractional_steps_are_refused(self):
-        with self.assertRaisesRegex(TypeError, "steps"):
+        with self.assertRaisesRegex(ValueError, "steps"):
             calibration.calibrate(1.0, 1e-5, 0.1, 10.5)
 
 

@@ -1,6 +1,5 @@
 """Epsilon against published figures, closed forms and quadrature."""
 
-import logging
 import math
 import time
 
@@ -14,8 +13,9 @@ from hypothesis import strategies as st
 from scipy import optimize
 from scipy import stats
 
+from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
-from tf_dpfp.accounting import mechanisms
+from tf_dpfp.accounting import samplings
 
 _EXAMPLES = hypothesis.settings(max_examples=20, deadline=None)
 _RATES = st.floats(1e-5, 1.0)
@@ -25,14 +25,14 @@ _STEPS = st.integers(1, 10_000)
 
 
 def _poisson(rate, noise_multiplier, steps, overflow=0.0):
-    return mechanisms.LedgerEntry(
-        mechanisms.PoissonSampling(rate, overflow), noise_multiplier, steps
+    return entries_lib.LedgerEntry(
+        samplings.PoissonSampling(rate, overflow), noise_multiplier, steps
     )
 
 
 def _unknown(noise_multiplier, steps):
-    return mechanisms.LedgerEntry(
-        mechanisms.UnknownSampling(), noise_multiplier, steps
+    return entries_lib.LedgerEntry(
+        samplings.UnknownSampling(), noise_multiplier, steps
     )
 
 
@@ -49,30 +49,6 @@ def _gaussian_epsilon(delta, mu):
     return optimize.brentq(
         lambda epsilon: _gaussian_delta(epsilon, mu) - delta, 0.0, 600.0
     )
-
-
-def _sampled_moment_rdp(rate, noise_multiplier, order):
-    """RDP of one sampled Gaussian step by quadrature.
-
-    The trapezoidal rule converges exponentially on an analytic integrand that
-    vanishes at both ends. Subtracting one keeps small moments exact.
-    """
-    x = np.arange(
-        -40.0 * noise_multiplier,
-        40.0 * noise_multiplier + order,
-        noise_multiplier / 100.0,
-    )
-    log_ratio = np.logaddexp(
-        np.log1p(-rate), np.log(rate) + (2 * x - 1) / (2 * noise_multiplier**2)
-    )
-    log_density = stats.norm.logpdf(x, scale=noise_multiplier)
-    terms = np.where(
-        order * log_ratio < 1.0,
-        np.exp(log_density) * np.expm1(order * np.minimum(log_ratio, 1.0)),
-        np.exp(log_density + order * log_ratio) - np.exp(log_density),
-    )
-    moment = math.fsum(terms) * noise_multiplier / 100.0
-    return math.log1p(moment) / (order - 1)
 
 
 class PublishedFiguresTest(parameterized.TestCase):
@@ -142,87 +118,6 @@ class PublishedFiguresTest(parameterized.TestCase):
             1.0,
             atol=1e-3,
         )
-
-
-class RdpTest(parameterized.TestCase):
-    @parameterized.parameters(
-        (0.01, 1.0), (0.05, 0.8), (0.5, 0.5), (1e-3, 0.5), (0.9, 0.8), (1e-6, 1)
-    )
-    def test_step_is_never_below_quadrature(self, rate, noise_multiplier):
-        orders = rdp.RdpAccountant().orders
-        computed = epsilon_lib._rdp_of_step(rate, float(noise_multiplier))
-        for order in (1.1, 1.9, 2.0, 3.5, 10.9, 20.0):
-            if (order / noise_multiplier) ** 2 > 1000.0:
-                continue  # The moment itself is beyond float64.
-            index = int(np.argmin(np.abs(orders - order)))
-            exact = _sampled_moment_rdp(rate, noise_multiplier, orders[index])
-            self.assertGreaterEqual(computed[index], exact)
-            self.assertLessEqual(
-                computed[index], order / (2 * noise_multiplier**2) * (1 + 1e-12)
-            )
-            if order in (2.0, 20.0):
-                np.testing.assert_allclose(
-                    computed[index], exact, rtol=1e-9, atol=2e-12
-                )
-
-    def test_gaussian_step_is_exact(self):
-        orders = rdp.RdpAccountant().orders
-        np.testing.assert_allclose(
-            epsilon_lib._rdp_of_step(1.0, 1.7),
-            orders / (2 * 1.7**2),
-            rtol=1e-15,
-        )
-
-    def test_step_against_published_vector(self):
-        # dp_accounting's rdp_privacy_accountant_test.py.
-        orders = rdp.RdpAccountant().orders
-        computed = 50 * epsilon_lib._rdp_of_step(0.01, 2.5)
-        for order, expected in (
-            (1.5, 6.70579741e-4),
-            (2.5, 1.08548710e-3),
-            (5.0, 2.18075656e-3),
-            (50.0, 2.38460375e-2),
-        ):
-            index = int(np.argmin(np.abs(orders - order)))
-            # The fractional ones were rounded up.
-            self.assertLessEqual(computed[index], expected * (1 + 1e-6))
-            if order.is_integer():
-                np.testing.assert_allclose(computed[index], expected, rtol=1e-6)
-
-    def test_cached_vectors_cannot_be_changed(self):
-        for rate in (0.5, 1.0):
-            with self.assertRaises(ValueError):
-                epsilon_lib._rdp_of_step(rate, 3.0)[0] = 0.0
-
-    def test_failing_series_leaves_the_gaussian_bound(self):
-        # A rate so small, noise so low, that squares under- and overflow.
-        for noise in (1e-200, 1e-160, 1e200):
-            with self.subTest(noise):
-                vector = epsilon_lib._rdp_of_step(0.3, noise)
-                self.assertFalse(np.any(np.isnan(vector)))
-                self.assertTrue(np.all(vector > 0.0))
-
-    def test_series_that_would_never_end_are_not_begun(self):
-        for noise in (5e-324, 1e-160, 1e-155, 1e-100, 1e-7):
-            for rate in (5e-324, 1e-3, 0.5, 1.0 - 1e-16):
-                epsilon_lib._rdp_of_step(rate, noise)
-
-    def test_dropped_orders_are_not_logged(self):
-        logger = logging.getLogger("absl")
-        filters = list(logger.filters)
-        epsilon_lib._rdp_of_step.cache_clear()
-        with self.assertNoLogs(logger, "WARNING"):
-            epsilon_lib.compute_epsilon([_poisson(0.05, 0.8, 100)], 1e-6)
-        self.assertEqual(logger.filters, filters)
-
-    def test_only_that_message_is_silenced(self):
-        logger = logging.getLogger("absl")
-        with self.assertLogs(logger, "WARNING") as logs:
-            with epsilon_lib._silence_dropped_orders():
-                logger.warning("series failed to converge with q=%f", 0.1)
-                logger.warning("another")
-        self.assertLen(logs.records, 1)
-        self.assertEqual(logs.records[0].msg, "another")
 
 
 class ClosedFormTest(parameterized.TestCase):
@@ -370,9 +265,9 @@ class PropertiesTest(parameterized.TestCase):
         proved = epsilon_lib.compute_epsilon(
             [_poisson(rate, noise, steps)], delta
         )
-        ordinary = mechanisms.UnknownSampling(population=10**6, batch_size=1)
+        ordinary = samplings.UnknownSampling(population=10**6, batch_size=1)
         unproved = epsilon_lib.compute_epsilon(
-            [mechanisms.LedgerEntry(ordinary, noise, steps)], delta
+            [entries_lib.LedgerEntry(ordinary, noise, steps)], delta
         )
         everyone = epsilon_lib.compute_epsilon(
             [_poisson(1.0, noise, steps)], delta
@@ -552,7 +447,7 @@ class OverflowTest(parameterized.TestCase):
 
 
 def _max_steps(entries, sampling, noise_multiplier, *budget):
-    step = mechanisms.LedgerEntry(sampling, noise_multiplier, 1)
+    step = entries_lib.LedgerEntry(sampling, noise_multiplier, 1)
     return epsilon_lib.max_steps(entries, [step], *budget)
 
 
@@ -561,7 +456,7 @@ class MaxStepsTest(parameterized.TestCase):
         # JAX-Privacy's accounting.py: 155 steps for epsilon 2.
         self.assertEqual(
             _max_steps(
-                [], mechanisms.PoissonSampling(0.1), 3.0, 2.0, 1e-6, "pld"
+                [], samplings.PoissonSampling(0.1), 3.0, 2.0, 1e-6, "pld"
             ),
             155,
         )
@@ -574,7 +469,7 @@ class MaxStepsTest(parameterized.TestCase):
         self, rate, noise, done, budget, delta
     ):
         spent = [_poisson(0.01, 1.0, done)]
-        sampling = mechanisms.PoissonSampling(rate)
+        sampling = samplings.PoissonSampling(rate)
         steps = _max_steps(spent, sampling, noise, budget, delta)
 
         def after(count):
@@ -588,16 +483,16 @@ class MaxStepsTest(parameterized.TestCase):
             self.assertGreater(after(steps + 1), budget)
 
     def test_spent_budget_allows_nothing(self):
-        sampling = mechanisms.PoissonSampling(0.01)
+        sampling = samplings.PoissonSampling(0.01)
         spent = [_poisson(0.01, 1.0, 10**6)]
         self.assertEqual(_max_steps(spent, sampling, 1.0, 1.0, 1e-5), 0)
 
     def test_no_noise_allows_nothing(self):
-        sampling = mechanisms.PoissonSampling(0.01)
+        sampling = samplings.PoissonSampling(0.01)
         self.assertEqual(_max_steps([], sampling, 0.0, 100.0, 1e-5), 0)
 
     def test_search_is_bounded(self):
-        sampling = mechanisms.PoissonSampling(1e-9)
+        sampling = samplings.PoissonSampling(1e-9)
         self.assertEqual(
             _max_steps([], sampling, 1e9, 1.0, 1e-5),
             epsilon_lib.STEP_LIMIT,
@@ -606,7 +501,7 @@ class MaxStepsTest(parameterized.TestCase):
     def test_overflow_is_paid_for(self):
         clean, padded = (
             _max_steps(
-                [], mechanisms.PoissonSampling(0.01, overflow), 1.0, 2.0, 1e-5
+                [], samplings.PoissonSampling(0.01, overflow), 1.0, 2.0, 1e-5
             )
             for overflow in (0.0, 1e-10)
         )
@@ -616,11 +511,11 @@ class MaxStepsTest(parameterized.TestCase):
     @parameterized.parameters(0.0, -1.0, math.nan, math.inf)
     def test_bad_budget_is_refused(self, budget):
         with self.assertRaisesRegex(ValueError, "epsilon"):
-            _max_steps([], mechanisms.PoissonSampling(0.01), 1.0, budget, 1e-5)
+            _max_steps([], samplings.PoissonSampling(0.01), 1.0, budget, 1e-5)
 
     def test_bad_noise_is_refused(self):
         with self.assertRaisesRegex(ValueError, "noise_multiplier"):
-            _max_steps([], mechanisms.PoissonSampling(0.01), -1.0, 1.0, 1e-5)
+            _max_steps([], samplings.PoissonSampling(0.01), -1.0, 1.0, 1e-5)
 
 
 if __name__ == "__main__":

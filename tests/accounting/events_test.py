@@ -1,17 +1,18 @@
 import dp_accounting
 from absl.testing import absltest
 
+from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import events
-from tf_dpfp.accounting import mechanisms
+from tf_dpfp.accounting import samplings
 
-_POISSON = mechanisms.PoissonSampling(0.1)
-_UNKNOWN = mechanisms.UnknownSampling(population=100, batch_size=10)
+_POISSON = samplings.PoissonSampling(0.1)
+_UNKNOWN = samplings.UnknownSampling(population=100, batch_size=10)
 
 
 class EventsTest(absltest.TestCase):
     def test_poisson_is_a_sampled_gaussian_composed_over_steps(self):
         self.assertEqual(
-            events.entry_event(mechanisms.LedgerEntry(_POISSON, 1.5, 7)),
+            events.entry_event(entries_lib.LedgerEntry(_POISSON, 1.5, 7)),
             dp_accounting.SelfComposedDpEvent(
                 dp_accounting.PoissonSampledDpEvent(
                     0.1, dp_accounting.GaussianDpEvent(1.5)
@@ -23,28 +24,28 @@ class EventsTest(absltest.TestCase):
     def test_unknown_sampling_is_not_amplified(self):
         # Even though the sizes are known.
         self.assertEqual(
-            events.entry_event(mechanisms.LedgerEntry(_UNKNOWN, 1.5, 7)),
+            events.entry_event(entries_lib.LedgerEntry(_UNKNOWN, 1.5, 7)),
             dp_accounting.SelfComposedDpEvent(
                 dp_accounting.GaussianDpEvent(1.5), 7
             ),
         )
 
     def test_rate_one_is_the_gaussian_itself(self):
-        whole = mechanisms.PoissonSampling(1.0)
+        whole = samplings.PoissonSampling(1.0)
         self.assertEqual(
-            events.entry_event(mechanisms.LedgerEntry(whole, 1.5, 7)),
-            events.entry_event(mechanisms.LedgerEntry(_UNKNOWN, 1.5, 7)),
+            events.entry_event(entries_lib.LedgerEntry(whole, 1.5, 7)),
+            events.entry_event(entries_lib.LedgerEntry(_UNKNOWN, 1.5, 7)),
         )
 
     def test_no_noise_is_not_private(self):
         self.assertEqual(
-            events.entry_event(mechanisms.LedgerEntry(_POISSON, 0.0, 1)),
+            events.entry_event(entries_lib.LedgerEntry(_POISSON, 0.0, 1)),
             dp_accounting.NonPrivateDpEvent(),
         )
 
     def test_no_step_is_no_operation(self):
         for noise_multiplier in (0.0, 1.0):
-            entry = mechanisms.LedgerEntry(_POISSON, noise_multiplier, 0)
+            entry = entries_lib.LedgerEntry(_POISSON, noise_multiplier, 0)
             self.assertEqual(
                 events.entry_event(entry), dp_accounting.NoOpDpEvent()
             )
@@ -54,8 +55,8 @@ class EventsTest(absltest.TestCase):
 
     def test_composition_keeps_every_step(self):
         entries = [
-            mechanisms.LedgerEntry(_POISSON, 1.5, 7),
-            mechanisms.LedgerEntry(_UNKNOWN, 2.0, 3),
+            entries_lib.LedgerEntry(_POISSON, 1.5, 7),
+            entries_lib.LedgerEntry(_UNKNOWN, 2.0, 3),
         ]
         composed = events.compose_events(iter(entries))
         self.assertEqual(

@@ -5,10 +5,11 @@ import sys
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
-from tf_dpfp.accounting import mechanisms
+from tf_dpfp.accounting import paragraphs
+from tf_dpfp.accounting import samplings
 from tf_dpfp.accounting import statement as statement_lib
-from tf_dpfp.accounting import wording
 
 _ANY = "Epsilon without any assumption on the sampling:"
 _POISSON = "Epsilon with the Poisson sampling above:"
@@ -17,14 +18,14 @@ _AS_IF = "Epsilon if the batches had been Poisson-sampled (*):"
 
 
 def _poisson(noise=1.0, steps=1000, rate=0.01, overflow=0.0):
-    return mechanisms.LedgerEntry(
-        mechanisms.PoissonSampling(rate, overflow), noise, steps
+    return entries_lib.LedgerEntry(
+        samplings.PoissonSampling(rate, overflow), noise, steps
     )
 
 
 def _unknown(noise=1.0, steps=1000, population=None, batch_size=None):
-    return mechanisms.LedgerEntry(
-        mechanisms.UnknownSampling(population, batch_size), noise, steps
+    return entries_lib.LedgerEntry(
+        samplings.UnknownSampling(population, batch_size), noise, steps
     )
 
 
@@ -203,11 +204,11 @@ class StatementTest(parameterized.TestCase):
         (math.inf, "infinite"),
     )
     def test_figures_are_rounded_up(self, epsilon, printed):
-        self.assertEqual(wording.round_up(epsilon), printed)
+        self.assertEqual(paragraphs.round_up(epsilon), printed)
 
     @parameterized.parameters(5.49e22, 1.2345e15, 1e300)
     def test_huge_figures_are_rounded_up(self, epsilon):
-        printed = wording.round_up(epsilon)
+        printed = paragraphs.round_up(epsilon)
         self.assertGreaterEqual(float(printed), epsilon)
         self.assertLessEqual(float(printed), epsilon * 1.002)
 

@@ -27,7 +27,7 @@ NAN, INF = math.nan, math.inf
 )
 def test_arguments_out_of_range_are_refused_with_their_value(name, values):
     for value in values:
-        with pytest.raises(ValueError, match=f"`{name}` is") as error:
+        with pytest.raises(ValueError, match=f"`{name}` must be") as error:
             tf_dpfp.Adaptive(**{name: value})
         shown = value if not isinstance(value, dict) else [*value.values()][-1]
         assert f"Received: {name}={shown!r}" in str(error.value)
@@ -176,7 +176,7 @@ def test_estimates_stay_where_float32_squares_them(estimate, count):
 def test_rescaled_thresholds_keep_bound_and_proportions(exponents, bound):
     estimates = 10.0 ** np.array(exponents)
     thresholds = np.array(
-        adaptive_lib.thresholds_of(
+        adaptive_lib.clip_norms_of(
             [tf.constant(e, tf.float32) for e in estimates], bound, True
         ),
         np.float64,
@@ -192,4 +192,4 @@ def test_rescaled_thresholds_keep_bound_and_proportions(exponents, bound):
 
 def test_thresholds_that_are_not_rescaled_are_the_estimates():
     estimates = [tf.constant(3.0), tf.constant(4.0)]
-    assert adaptive_lib.thresholds_of(estimates, 1.0, False) == estimates
+    assert adaptive_lib.clip_norms_of(estimates, 1.0, False) == estimates

@@ -18,14 +18,14 @@ CLIP, STABILITY = 0.6, 0.03
     "value", [0.0, -1.0, 1e-20, 1e30, math.nan, math.inf, "0.1", None, True]
 )
 def test_stability_out_of_range_is_refused(value):
-    with pytest.raises(ValueError, match="`stability` is") as error:
+    with pytest.raises(ValueError, match="`stability` must be") as error:
         tf_dpfp.Automatic(stability=value)
     assert f"Received: stability={value!r}" in str(error.value)
 
 
 @pytest.mark.parametrize("value", ["fair", 1.0, None])
 def test_an_unknown_split_is_refused(value):
-    with pytest.raises(ValueError, match="`split` is"):
+    with pytest.raises(ValueError, match="`split` must be"):
         tf_dpfp.Automatic(split=value)
 
 

@@ -22,12 +22,12 @@ def _groups(adaptive, stability=0.0):
         clipping.Group(
             name=str(members),
             members=members,
-            threshold=threshold,
+            clip_norm=clip_norm,
             dimension=1,
             stability=stability,
             estimate=estimate if adaptive else None,
         )
-        for members, threshold, estimate in zip(
+        for members, clip_norm, estimate in zip(
             MEMBERS, (0.7, 2.0), (1.5, 0.4), strict=True
         )
     ]
@@ -52,9 +52,9 @@ def _loop(values, groups, present):
             if not norm < 1.8e19:  # Its square is not a float32.
                 continue
             if group.stability:
-                factor = group.threshold / (norm + group.stability)
+                factor = group.clip_norm / (norm + group.stability)
             else:
-                factor = min(1.0, group.threshold / max(norm, 1e-300))
+                factor = min(1.0, group.clip_norm / max(norm, 1e-300))
             for k, part in zip(mine, parts, strict=True):
                 sums[k] += factor * part
             if group.estimate is not None:
@@ -131,16 +131,16 @@ def test_a_nasty_example_moves_no_group_too_far(row, stability, here):
         ]
         length = np.sqrt(sum(np.sum(m**2) for m in moved))
         # The sums around it are rounded, too.
-        assert length <= group.threshold * (1 + 1e-5)
+        assert length <= group.clip_norm * (1 + 1e-5)
         counted = float(with_it.counts[number] - without.counts[number])
         assert abs(counted) in ({0.0, 0.5} if here else {0.0})
         if not here:
             assert length < 1e-6
 
 
-def test_the_threshold_and_the_estimate_are_two_things():
-    # Rescaled thresholds: norms are clipped at one number, counted at another.
-    groups = [dataclasses.replace(g, threshold=1e-3) for g in _groups(True)]
+def test_the_clip_norm_and_the_estimate_are_two_things():
+    # Rescaled clip norms: norms are clipped at one number, counted at another.
+    groups = [dataclasses.replace(g, clip_norm=1e-3) for g in _groups(True)]
     values, present = _values(2)
     found = _run(values, groups, present)
     _, counts = _loop(values, _groups(True), present)

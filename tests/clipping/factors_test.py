@@ -1,3 +1,5 @@
+import doctest
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -5,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tf_dpfp import clipping
+from tf_dpfp.clipping import factors as factors_lib
 
 
 def _factors(squared_norms, threshold, present=None):
@@ -19,6 +22,42 @@ def _factors(squared_norms, threshold, present=None):
 def test_factors():
     found = _factors([0.0, 1.0, 4.0, 100.0], 2.0)
     np.testing.assert_allclose(found, [1.0, 1.0, 1.0, 0.2], rtol=1e-4)
+
+
+def test_the_example_of_the_docstring():
+    results = doctest.testmod(factors_lib)
+    assert results.attempted == 3 and results.failed == 0
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    ("squared_norm", "plain", "automatic"),
+    [
+        (0.0, 1.0, 50.0),
+        (1e-45, 1.0, 50.0),
+        (0.2499, 1.0, 0.5 / (0.2499**0.5 + 0.01)),
+        (3e38, 0.5 / 3e38**0.5, 0.5 / 3e38**0.5),
+        (np.inf, 0.0, 0.0),
+        (np.nan, 0.0, 0.0),
+    ],
+)
+def test_the_table_of_the_docstring(
+    squared_norm, plain, automatic, jit_compile
+):
+    @tf.function(jit_compile=jit_compile)
+    def found(squared_norms, present, stability):
+        return clipping.clip_factors(squared_norms, 0.5, present, stability)
+
+    # Other examples of the batch change nothing.
+    squared_norms = tf.constant([1.0, squared_norm, np.nan], tf.float32)
+    for stability, expected in ((0.0, plain), (0.01, automatic)):
+        for present in (True, False):
+            factor = found(
+                squared_norms, tf.constant([True, present, True]), stability
+            )[1]
+            wanted = expected if present else 0.0
+            np.testing.assert_allclose(factor, wanted, rtol=1e-4)
+            assert factor <= wanted
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -10,7 +10,7 @@ from scipy import stats
 
 import tf_dpfp
 from tf_dpfp import accounting
-from tf_dpfp.sampling import microbatches
+from tf_dpfp.sampling import stratified
 
 RUNS = 20_000
 SAMPLE, NOISE = 2, 2.0
@@ -23,7 +23,7 @@ def _released(replaced, rng):
     """The rows of many draws, as the sampler and the layer make them."""
     x = np.concatenate([OTHERS, [[replaced]]]).astype(np.float32)
     drawn = np.stack(
-        [microbatches.draw(rng, STRATA, COUNTS) for _ in range(RUNS)]
+        [stratified.draw(rng, STRATA, COUNTS) for _ in range(RUNS)]
     )
     layer = tf_dpfp.DPRepresentationClip(1.0, NOISE, labels="public")
     rows = layer(tf.constant(x[drawn.ravel()]), training=True)
@@ -54,13 +54,13 @@ def test_the_best_distinguisher_is_within_epsilon_and_delta(exchanged):
         accounting.WithoutReplacement(5, SAMPLE),
         NOISE,
         1,
-        release=accounting.Release.ROWS_LABELS_PUBLIC,
+        release=accounting.Representations("public"),
     )
     unsampled = accounting.LedgerEntry(
         accounting.UnknownSampling(),
         NOISE,
         1,
-        release=accounting.Release.ROWS_LABELS_PUBLIC,
+        release=accounting.Representations("public"),
     )
     spent = []
     for delta in (0.02, 0.05, 0.1):

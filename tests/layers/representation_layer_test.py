@@ -9,10 +9,9 @@ from scipy import stats
 
 import tf_dpfp
 from tf_dpfp import accounting
-from tf_dpfp import layers as layers_lib
+from tf_dpfp import clipping
 from tf_dpfp import sampling
 
-Release = accounting.Release
 CLIP, NOISE = 2.0, 1.5
 
 
@@ -41,7 +40,7 @@ def test_noise_is_the_stated_normal_around_clipped_rows(way):
     layer = _layer()
     call = next(itertools.islice(_calls(layer), way, None))
     rows = np.random.default_rng(0).normal(size=(500, 40)).astype(np.float32)
-    clipped = layers_lib.clip_rows(tf.constant(rows), CLIP).numpy()
+    clipped = clipping.clip_representations(tf.constant(rows), CLIP).numpy()
     np.testing.assert_allclose(call(rows), clipped, rtol=1e-6)
     noise = call(rows, training=True).numpy() - clipped
     p_value = stats.kstest(noise.ravel(), stats.norm(0, NOISE * CLIP).cdf)
@@ -97,7 +96,7 @@ def test_the_gradient_stops_here_unless_asked():
             total = tf.reduce_sum(layer(x, training=True))
         assert (tape.gradient(total, x) is None) == stops
         (entry,) = layer.ledger_entries
-        end_to_end = entry.release is Release.ROWS_END_TO_END
+        end_to_end = entry.release == accounting.EndToEnd()
         assert end_to_end != stops
 
 
@@ -133,29 +132,29 @@ def test_declared_labels_are_part_of_the_ledger():
     undeclared = _layer(labels=None)
     undeclared(x, training=True)
     (entry,) = undeclared.ledger_entries
-    assert entry.release is Release.ROWS_LABELS_UNDECLARED
+    assert entry.release == accounting.Representations("undeclared")
     y = tf_dpfp.randomize_labels(np.arange(2), 1.5, 3)
     randomized = _layer(labels=y)
     randomized(x, training=True)
     assert randomized.ledger_entries[0] == y.entry
     assert randomized.ledger_entries[1].release is (
-        Release.ROWS_LABELS_RANDOMIZED
+        accounting.Representations("randomized")
     )
     copy = tf_dpfp.DPRepresentationClip.from_config(randomized.get_config())
     copy(x, training=True)
     kinds = {(e.sampling, e.release) for e in copy.ledger_entries}
-    assert (y.entry.sampling, Release.LABELS) in kinds
+    assert (y.entry.sampling, accounting.Labels()) in kinds
 
 
 def _info(x, y, **kwargs):
     return sampling.sampling_of(
-        tf_dpfp.microbatch_sampler(x, y, labels="public", **kwargs)
+        tf_dpfp.stratified_batches(x, y, labels="public", **kwargs)
     )
 
 
 def test_draws_are_counted_for_batches_of_their_size_only():
     x, y = np.zeros((20, 3), np.float32), np.arange(20) % 2
-    info = _info(x, y, microbatch_size=4, microbatches=3)
+    info = _info(x, y, draw_size=4, draws=3)
     layer = _layer()
 
     @tf.function(input_signature=[tf.TensorSpec([None, 3])])

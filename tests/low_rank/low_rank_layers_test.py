@@ -1,3 +1,5 @@
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -14,24 +16,6 @@ CASES = {
         layers.Dense,
         dict(units=7, activation="tanh"),
         (6,),
-    ),
-    "einsum": (
-        tf_dpfp.RGPEinsumDense,
-        layers.EinsumDense,
-        dict(equation="abc,cde->abde", output_shape=(5, 3, 4)),
-        (5, 6),
-    ),
-    "conv1d": (
-        tf_dpfp.RGPConv1D,
-        layers.Conv1D,
-        dict(filters=5, kernel_size=3),
-        (9, 4),
-    ),
-    "conv2d": (
-        tf_dpfp.RGPConv2D,
-        layers.Conv2D,
-        dict(filters=5, kernel_size=3, padding="same"),
-        (6, 5, 2),
     ),
 }
 
@@ -78,8 +62,6 @@ def test_a_file_of_the_model_keeps_the_settings(name, tmp_path):
     settings = dict(
         rank=2,
         carrier_source="weight",
-        power_iterations=2,
-        recompute_every=3,
         warmup_steps=4,
         left_only=True,
         seed=5,
@@ -126,10 +108,9 @@ def test_wrong_arguments_are_refused():
         tf_dpfp.RGPDense(4, rank=0)
     with pytest.raises(ValueError, match="LoRA"):
         tf_dpfp.RGPDense(8, rank=2, lora_rank=2).build((None, 8))
-    with pytest.raises(ValueError, match="not one matrix"):
-        tf_dpfp.RGPEinsumDense("abc,bcd->abd", (3, 5), rank=2).build(
-            (None, 3, 4)
-        )
+    for name in ("power_iterations", "recompute_every"):
+        with pytest.raises(ValueError, match=name):
+            tf_dpfp.RGPDense(4, rank=2, **{name: 1})
 
 
 def test_a_frozen_one_can_be_built_and_restored():
@@ -137,6 +118,45 @@ def test_a_frozen_one_can_be_built_and_restored():
     layer.build((None, 8))
     assert layer.trainable_variables == []
     assert low_rank.mark_of(layer._kernel) is not None
-    tf_dpfp.restore(layer)
+    low_rank.remove_carriers(layer)
     assert low_rank.mark_of(layer._kernel) is None
     assert tf.reduce_all(tf.math.is_finite(layer(tf.ones([1, 8]))))
+
+
+def _saved(name, path, change):
+    """A file of an earlier version: `change` edits the layer's description."""
+    model = _model(tf_dpfp.RGPDense(7, rank=2, name="mine"), (6,))
+    config = json.loads(model.to_json())
+    (layer,) = [
+        c for c in config["config"]["layers"] if c["config"]["name"] == "mine"
+    ]
+    change(layer)
+    path = path / f"{name}.json"
+    path.write_text(json.dumps(config))
+    return path.read_text()
+
+
+def test_a_config_of_an_earlier_version_loads_at_its_defaults(tmp_path):
+    def with_settings(value):
+        def change(layer):
+            layer["config"] |= {"power_iterations": 1, "recompute_every": value}
+
+        return change
+
+    text = _saved("defaults", tmp_path, with_settings(1))
+    layer = keras.models.model_from_json(text).get_layer("mine")
+    assert layer.reparametrization == low_rank.Reparametrization(rank=2)
+    text = _saved("others", tmp_path, with_settings(3))
+    with pytest.raises(ValueError, match="recompute_every=3"):
+        keras.models.model_from_json(text)
+
+
+@pytest.mark.parametrize("name", ["EinsumDense", "Conv1D", "Conv2D"])
+def test_a_file_that_names_a_removed_layer_says_what_to_do(name, tmp_path):
+    def change(layer):
+        layer["class_name"] = name
+        layer["registered_name"] = f"tf_dpfp>RGP{name}"
+
+    text = _saved(name, tmp_path, change)
+    with pytest.raises(ValueError, match=f"keras.layers.{name}, mark it by"):
+        keras.models.model_from_json(text)

@@ -72,7 +72,7 @@ def test_the_allocations_by_hand():
 
 
 def test_an_unknown_allocation_is_refused():
-    with pytest.raises(ValueError, match="`allocation` is one of"):
+    with pytest.raises(ValueError, match="`allocation` must be one of"):
         noise.standard_deviations([1.0], [1], 1.0, "fair")
 
 

@@ -182,7 +182,7 @@ def test_a_layer_that_is_frozen_half_way(same_optimizer):
     else:
         np.testing.assert_allclose(found, 0.5**0.5, rtol=1e-6)
     # Two groups now share the bound.
-    thresholds = [float(g.threshold) for g in clipped.groups]
+    thresholds = [float(g.clip_norm) for g in clipped.groups]
     assert np.linalg.norm(thresholds) == pytest.approx(1.0, rel=1e-5)
     _run(model, 2)
     after = adaptive_loop.estimates_of(model.optimizer)
@@ -252,7 +252,7 @@ def test_noise_belongs_to_the_thresholds_of_the_clipped_gradients():
     # The optimizer's thresholds have gone on when the early ones are applied.
     late = nothing_clipped()
     bounds = [
-        np.linalg.norm([float(g.threshold) for g in clipped.groups])
+        np.linalg.norm([float(g.clip_norm) for g in clipped.groups])
         for clipped in (early, late)
     ]
     assert bounds[1] > 20 * bounds[0]

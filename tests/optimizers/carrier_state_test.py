@@ -7,8 +7,9 @@ import tensorflow as tf
 from keras import layers
 
 import tf_dpfp
+from tests.low_rank import strong_carriers
 from tf_dpfp import low_rank
-from tf_dpfp.training import probe
+from tf_dpfp.independence import gradients as probe
 
 ROWS, COLUMNS = 12, 9
 
@@ -85,10 +86,10 @@ def _overlap(basis, matrix):
     return np.linalg.norm(basis.numpy().T @ leading)
 
 
-def test_the_source_says_what_the_carriers_follow():
-    strong = {"power_iterations": 30}
-    history = _model(warmup_steps=2, **strong)
-    weight = _model(carrier_source="weight", **strong)
+def test_the_source_says_what_the_carriers_follow(monkeypatch):
+    strong_carriers.patch(monkeypatch)
+    history = _model(warmup_steps=2)
+    weight = _model(carrier_source="weight")
     kernels = {
         model: model.get_layer("hidden").kernel for model in (history, weight)
     }
@@ -108,8 +109,9 @@ def test_the_source_says_what_the_carriers_follow():
     assert _overlap(left, kernels[history].numpy()) < 0.97
 
 
-def test_the_history_begins_at_the_first_step_not_before():
-    model = _model(warmup_steps=0, power_iterations=30)
+def test_the_history_begins_at_the_first_step_not_before(monkeypatch):
+    strong_carriers.patch(monkeypatch)
+    model = _model(warmup_steps=0)
     kernel = model.get_layer("hidden").kernel
     # Weights loaded after the optimizer was built.
     kernel.assign(kernel * 3.0 + 1.0)
@@ -132,8 +134,8 @@ def test_the_history_begins_at_the_first_step_not_before():
 
 
 @pytest.mark.parametrize("source", low_rank.configuration.CARRIER_SOURCES)
-def test_carriers_are_recomputed_when_they_are_to_be(source):
-    model = _model(carrier_source=source, recompute_every=3, warmup_steps=1)
+def test_carriers_are_found_anew_in_every_step(source):
+    model = _model(carrier_source=source, warmup_steps=1)
     seen = []
     for _ in range(7):
         seen.append(_carriers(model))
@@ -141,13 +143,13 @@ def test_carriers_are_recomputed_when_they_are_to_be(source):
         assert _same(seen[-1], _carriers(model))
         _step(model)
     changes = [not _same(a, b) for a, b in zip(seen, seen[1:], strict=False)]
-    assert changes == [False, False, True, False, False, True]
+    assert changes == [True] * 6
 
 
 def test_every_kernel_and_seed_has_random_carriers_of_its_own():
     def of(**settings):
         model = _model(mark=False)
-        tf_dpfp.restore(model)
+        low_rank.remove_carriers(model)
         tf_dpfp.reparametrize(model, 2, carrier_source="random", **settings)
         _compile(model)
         return model.optimizer.carriers(model.trainable_variables)
@@ -166,7 +168,7 @@ def test_carriers_depend_on_noised_values_only(source):
     to those of the other run, so are the carriers: nothing else of the data
     got into them.
     """
-    settings = dict(carrier_source=source, recompute_every=2, warmup_steps=1)
+    settings = dict(carrier_source=source, warmup_steps=1)
     one, other = _model(**settings), _model(**settings)
     x, y = _data()
     changed = x.copy()
@@ -209,7 +211,7 @@ KINDS = ["state.weights.h5", "state.ckpt"]
 @pytest.mark.parametrize("source", low_rank.configuration.CARRIER_SOURCES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_goes_on_with_the_same_carriers(source, kind, tmp_path):
-    settings = dict(carrier_source=source, recompute_every=2, warmup_steps=2)
+    settings = dict(carrier_source=source, warmup_steps=2)
     through = _model(tf_dpfp.DPAdam, **settings)
     path = _train_and_save(through, tmp_path / kind)
     resumed = _model(tf_dpfp.DPAdam, **settings)
@@ -284,7 +286,7 @@ def test_a_file_of_a_model_of_rgp_layers_holds_everything(tmp_path):
 def test_marks_that_change_after_the_optimizer_was_built_are_refused():
     for before, change in (
         (False, lambda m: tf_dpfp.reparametrize(m, 2)),
-        (True, tf_dpfp.restore),
+        (True, low_rank.remove_carriers),
         (True, lambda m: tf_dpfp.reparametrize(m, 3, include="hidden")),
     ):
         model = _model(mark=before)

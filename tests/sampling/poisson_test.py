@@ -1,6 +1,7 @@
 """The law of Poisson batches, their padding, and what proves them."""
 
 import copy
+import doctest
 import gc
 import weakref
 
@@ -10,7 +11,8 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from tf_dpfp.accounting.mechanisms import PoissonSampling
+import tf_dpfp
+from tf_dpfp.accounting import PoissonSampling
 from tf_dpfp.sampling import SamplingInfo
 from tf_dpfp.sampling import poisson as poisson_lib
 from tf_dpfp.sampling import poisson_batches
@@ -405,7 +407,7 @@ def test_map_fn_may_make_targets_and_cannot_weigh_padding():
 def test_map_fn_must_keep_the_rows(map_fn, padded):
     with pytest.raises(
         (ValueError, tf.errors.InvalidArgumentError),
-        match="one row per example",
+        match="one entry per example",
     ):
         batches = poisson_batches(
             np.arange(100.0),
@@ -619,25 +621,37 @@ def test_rate_and_batch_size_may_both_be_public_numbers(size):
     assert info.expected_batch_size == 60.0
 
 
+def test_the_example_of_the_docstring_is_true():
+    parsed = doctest.DocTestParser().get_doctest(
+        poisson_batches.__doc__,
+        {"np": np, "tf_dpfp": tf_dpfp},
+        "poisson_batches",
+        None,
+        None,
+    )
+    result = doctest.DocTestRunner().run(parsed)
+    assert result.failed == 0 < result.attempted
+
+
 # --- errors ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({}, "`sampling_rate` or both, got neither"),
+        ({}, "`sampling_rate` or both must be given"),
         (
             {"expected_batch_size": 0, "sampling_rate": 0.1},
             "`expected_batch_size` must be",
         ),
-        ({"expected_batch_size": 11}, "larger than the data set of 10"),
+        ({"expected_batch_size": 11}, "at most the number of examples, 10"),
         ({"expected_batch_size": 0}, "`expected_batch_size` must be"),
         ({"expected_batch_size": -1}, "`expected_batch_size` must be"),
         ({"expected_batch_size": np.nan}, "`expected_batch_size` must be"),
         ({"expected_batch_size": np.inf}, "`expected_batch_size` must be"),
         ({"expected_batch_size": True}, "`expected_batch_size` must be"),
         ({"expected_batch_size": "2"}, "`expected_batch_size` must be"),
-        ({"sampling_rate": 1.01}, "cannot exceed 1"),
+        ({"sampling_rate": 1.01}, "number above 0 and at most 1"),
         ({"sampling_rate": 256}, "use `expected_batch_size`"),
         ({"sampling_rate": 0.0}, "`sampling_rate` must be"),
         ({"sampling_rate": -0.1}, "`sampling_rate` must be"),
@@ -656,8 +670,9 @@ def test_rate_and_batch_size_may_both_be_public_numbers(size):
             "`capacity` must be",
         ),
         ({"sampling_rate": 0.1, "padded": "static"}, "needs targets"),
-        ({"sampling_rate": 0.1, "seed": -1}, "`seed` must be"),
-        ({"sampling_rate": 0.1, "seed": 1.0}, "`seed` must be"),
+        ({"sampling_rate": "0.1"}, "`sampling_rate` must be"),
+        ({"sampling_rate": True}, "`sampling_rate` must be"),
+        ({"sampling_rate": 0.1, "cache": "yes"}, "`cache` must be True or"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

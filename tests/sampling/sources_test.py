@@ -196,16 +196,19 @@ RAGGED = tf.ragged.constant([[1], [2, 3]])
     "arguments, message",
     [
         ((None,), "`x` is None"),
-        ((X, Y[:-1]), r"same number of examples, got arrays of \[57, 56\]"),
+        (
+            (X, Y[:-1]),
+            r"same number of examples. Received: arrays of \[57, 56\]",
+        ),
         (({"a": X, "b": Y[:3]},), "same number of examples"),
         ((X, Y, Y[1:]), "same number of examples"),
-        ((X, None, Y), "`sample_weight` needs `y`"),
+        ((X, None, Y), "`sample_weight` needs `y`. Received: sample_weight"),
         ((np.zeros((0, 3)),), "is empty"),
         ((Dataset.range(0),), "is empty"),
         ((Items(size=0),), "is empty"),
         (({},), "no array"),
         (((),), "no array"),
-        ((np.float32(3),), "first dimension"),
+        ((np.float32(3),), "first axis"),
         ((RAGGED,), "RaggedTensor"),
         ((X[:2], RAGGED), "RaggedTensor"),
         ((tf.sparse.eye(3),), "SparseTensor"),
@@ -297,7 +300,7 @@ def test_a_pydataset_without_length_is_refused():
         ),
         (
             Batches(make=lambda r: X[r][: 10 - (r[0] == 20)]),
-            "Batch 2 .* 9 rows",
+            "Batch 2 .* 9 examples",
         ),
     ],
 )

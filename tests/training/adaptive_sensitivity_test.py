@@ -133,7 +133,7 @@ def _measured_deviations(model, clipped) -> np.ndarray:
     whole = dataclasses.replace(
         clipped.groups[0],
         members=tuple(range(len(variables))),
-        threshold=1.0,
+        clip_norm=1.0,
         estimate=None,
     )
     plain = dataclasses.replace(clipped, groups=[whole], counts=None)

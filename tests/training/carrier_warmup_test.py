@@ -8,17 +8,17 @@ import pytest
 from keras import layers
 
 import tf_dpfp
-from tf_dpfp.training import probe
+from tests.low_rank import strong_carriers
+from tf_dpfp.independence import gradients as probe
 
 ROWS, COLUMNS, RANK = 12, 9, 2
-# The directions of both targets to many digits.
-STRONG = {"power_iterations": 30}
 
 
 @pytest.fixture(autouse=True)
 def _no_trial(monkeypatch):
     """The trial of a model takes most of the time, and is tested elsewhere."""
     monkeypatch.setattr(probe, "check", lambda *_: None)
+    strong_carriers.patch(monkeypatch)
 
 
 class _Follow(keras.callbacks.Callback):
@@ -78,7 +78,7 @@ def _compile(model):
 
 
 def _start():
-    return _model(**STRONG).get_layer("hidden").kernel.numpy()
+    return _model().get_layer("hidden").kernel.numpy()
 
 
 def _batches(steps):
@@ -97,7 +97,7 @@ def test_the_source_changes_at_the_end_of_the_warm_up(warmup_steps):
     )
     settings = {} if warmup_steps is None else {"warmup_steps": warmup_steps}
     expected = default if warmup_steps is None else warmup_steps
-    model = _model(**STRONG, **settings)
+    model = _model(**settings)
     follow = _Follow(_start())
     # Two calls of `fit`: the count goes on from one to the next.
     model.fit(_batches(2), callbacks=[follow], verbose=0)
@@ -112,7 +112,7 @@ def test_the_source_changes_at_the_end_of_the_warm_up(warmup_steps):
 def test_a_run_resumed_around_the_end_changes_at_the_same_step(
     saved_after, tmp_path
 ):
-    settings = {**STRONG, "warmup_steps": 5}
+    settings = {"warmup_steps": 5}
     start = _start()
     model = _model(**settings)
     model.fit(_batches(saved_after), verbose=0)
@@ -124,7 +124,7 @@ def test_a_run_resumed_around_the_end_changes_at_the_same_step(
 
 
 def test_a_file_of_rgp_layers_goes_on_in_the_middle_of_the_warm_up(tmp_path):
-    settings = {**STRONG, "warmup_steps": 5}
+    settings = {"warmup_steps": 5}
     start = _start()
     hidden = tf_dpfp.RGPDense(
         COLUMNS, rank=RANK, activation="tanh", name="hidden", **settings

@@ -12,8 +12,8 @@ from scipy import stats
 import tf_dpfp
 from tests.training import reference
 from tf_dpfp import low_rank
-from tf_dpfp.training import private_step
-from tf_dpfp.training import probe
+from tf_dpfp import step as step_lib
+from tf_dpfp.independence import gradients as probe
 
 CLIP, EXPECTED, RATE, RANK = 0.4, 7.0, 0.5, 2
 _TRIAL = probe.check
@@ -94,7 +94,7 @@ def _reference_step(model, twin, x, y):
     variables = model.trainable_variables
     carriers = model.optimizer.carriers(variables)
     marks = [low_rank.mark_of(v) for v in variables]
-    groups = model.optimizer.groups(private_step.owned_variables(model))
+    groups = model.optimizer.groups(step_lib.owned_variables(model))
     totals = [np.zeros(v.shape) for v in variables]
     for i in range(len(x)):
         with reference.double_precision():
@@ -114,7 +114,7 @@ def _reference_step(model, twin, x, y):
                         marks[k].view.to_kernel(tf.constant(back)).numpy()
                     )
                 squared_norm += sum(np.sum(part**2) for part in parts)
-            factor = min(1.0, group.threshold / np.sqrt(squared_norm))
+            factor = min(1.0, group.clip_norm / np.sqrt(squared_norm))
             for k in group.members:
                 totals[k] += factor * moves[k]
     return [
@@ -229,7 +229,7 @@ def test_no_neighbour_moves_the_release_by_more_than_the_bound(
     # A scale at which rounding of sums of few examples does not show.
     sums, rng = _sums_of(model), np.random.default_rng(0)
     x, y = _data(4)
-    groups = model.optimizer.groups(private_step.owned_variables(model))
+    groups = model.optimizer.groups(step_lib.owned_variables(model))
     without = sums(x[1:], y[1:])
     for scale in (1e-3, 1.0, 1e3, *NASTY):
         x[0] = rng.normal(size=x[0].shape) * scale
@@ -237,7 +237,7 @@ def test_no_neighbour_moves_the_release_by_more_than_the_bound(
         moved = [a - b for a, b in zip(sums(x, y), without, strict=True)]
         for group in groups:
             length = _length([moved[k] for k in group.members])
-            assert length <= group.threshold * (1 + 1e-5), (scale, group.name)
+            assert length <= group.clip_norm * (1 + 1e-5), (scale, group.name)
         alone = sums(x[:1], y[:1])
         assert _length(alone) <= CLIP
     # The bound is reached: a larger one would not have been noticed.
@@ -359,21 +359,23 @@ def test_it_goes_with_every_threshold_and_policy(arguments):
     assert tf_dpfp.ledger(model)[0].steps == 12
 
 
-def test_a_model_of_rgp_layers_trains_privately(monkeypatch):
+def test_marked_layers_of_every_type_train_privately(monkeypatch):
     monkeypatch.setattr(probe, "check", _TRIAL)
     keras.utils.set_random_seed(0)
     settings = dict(rank=2, warmup_steps=1)
     model = keras.Sequential(
         [
             keras.Input((6, 6, 2)),
-            tf_dpfp.RGPConv2D(4, 3, activation="tanh", **settings),
+            layers.Conv2D(4, 3, activation="tanh"),
             layers.Reshape((16, 4)),
-            tf_dpfp.RGPConv1D(5, 3, activation="tanh", **settings),
-            tf_dpfp.RGPEinsumDense("abc,cd->abd", (14, 6), **settings),
+            layers.Conv1D(5, 3, activation="tanh"),
+            layers.EinsumDense("abc,cd->abd", (14, 6)),
             layers.Flatten(),
             tf_dpfp.RGPDense(5, **settings),
         ]
     )
+    marked = "conv|einsum"
+    tf_dpfp.reparametrize(model, include=marked, **settings)
     model = _private(model, rank=None)
     x, y = _data()
     sums = tf_dpfp.clipped_gradients(model, x, y).sums

@@ -25,11 +25,11 @@ import tf_dpfp
 from tests.training import crossings
 from tests.training import reference
 from tf_dpfp import clipping
+from tf_dpfp import step as step_lib
 from tf_dpfp.clipping import clipped_sum
 from tf_dpfp.clipping import placement
+from tf_dpfp.independence import gradients as probe
 from tf_dpfp.training import compiling
-from tf_dpfp.training import private_step
-from tf_dpfp.training import probe
 
 BATCH, FEATURES, CLASSES, EXPECTED = 11, 7, 3, 8.0
 CLIP = 2.5
@@ -240,7 +240,7 @@ def _assert_nothing_of_clipping_crosses(model, x, y):
 
 
 def _groups(model):
-    return model.optimizer.groups(private_step.owned_variables(model))
+    return model.optimizer.groups(step_lib.owned_variables(model))
 
 
 def _compiled_sums(model):
@@ -342,7 +342,7 @@ def groups_are_the_devices():
         )
         assert [crossings.short(g.device) for g in groups] == list(devices)
         for group in groups:
-            assert math.isclose(group.threshold, 0.5 / len(devices) ** 0.5)
+            assert math.isclose(group.clip_norm, 0.5 / len(devices) ** 0.5)
 
 
 @check
@@ -355,7 +355,7 @@ def layers_that_alternate_between_devices_make_two_groups():
 @check
 def a_model_on_one_device_is_one_group():
     model = _private(_mlp(("CPU:0",)), run={"jit_compile": True})
-    assert [g.threshold for g in _groups(model)] == [0.5]
+    assert [g.clip_norm for g in _groups(model)] == [0.5]
     model.train_on_batch(*_data())
 
 
@@ -623,7 +623,7 @@ def one_example_moves_each_device_by_its_threshold():
     for thresholds in (chosen, "automatic"):
         per_device = tf_dpfp.PerDevice(thresholds=thresholds)
         model = _private(_mlp(), clipping=per_device)
-        limits = [g.threshold for g in _groups(model)]
+        limits = [g.clip_norm for g in _groups(model)]
         sums = _compiled_sums(model)
         x, y = _data()
         greatest = np.zeros(2)
@@ -815,7 +815,7 @@ def what_crosses_shows_what_is_planted():
     assert [c for c in left if c.carries]
     # A backward pass that is.
     with mock.patch.object(
-        private_step,
+        step_lib,
         "_backward",
         lambda tape, total, sources, plan: tape.gradient(total, sources),
     ):

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import tf_dpfp
-from tf_dpfp.per_example import keras_layers
+from tf_dpfp.keras_private import layers as keras_layers
 
 pytestmark = pytest.mark.skipif(
     not hasattr(keras, "RematScope"), reason="this Keras has no RematScope"

@@ -28,9 +28,9 @@ from tf_dpfp.clipping import clipped_sum
 from tf_dpfp.distribute import agreement
 from tf_dpfp.distribute import copies
 from tf_dpfp.distribute import replicas
+from tf_dpfp.independence import gradients as probe
 from tf_dpfp.noise import NoiseSource
 from tf_dpfp.optimizers import release
-from tf_dpfp.training import probe
 
 EXAMPLES, FEATURES, CLASSES = 61, 7, 3
 CLIP, EXPECTED = 0.3, 9.0
@@ -140,7 +140,7 @@ WAYS = {
     "carriers of the history": (
         2,
         {
-            "marks": {"rank": 2, "recompute_every": 3, "warmup_steps": 2},
+            "marks": {"rank": 2, "warmup_steps": 2},
             "clipping": tf_dpfp.PerLayer(thresholds=tf_dpfp.Automatic()),
         },
     ),
@@ -263,7 +263,7 @@ def single_batches_are_dealt_too():
 def steps_of_a_loop_are_dealt_too():
     for compiled, settings in (
         (True, {"clipping": _adaptive(), "microbatch_size": 2}),
-        (False, {"marks": {"rank": 2, "recompute_every": 2}}),
+        (False, {"marks": {"rank": 2}}),
     ):
         models = [_private(n, **settings) for n in (1, 2)]
         for model in models:
@@ -926,7 +926,7 @@ def checkpoints_of_several_replicas_keep_everything():
     kwargs = dict(
         noise_multiplier=1.0,
         clipping=_adaptive(),
-        marks={"rank": 2, "recompute_every": 3},
+        marks={"rank": 2},
     )
     model = _private(2, **kwargs)
     with tempfile.TemporaryDirectory() as folder:
@@ -963,7 +963,7 @@ def a_model_checkpoint_is_loaded_with_and_without_replicas():
         return keras.Sequential(
             [
                 keras.Input((FEATURES,)),
-                tf_dpfp.RGPDense(19, rank=2, recompute_every=3),
+                tf_dpfp.RGPDense(19, rank=2),
                 layers.Dense(CLASSES),
             ]
         )

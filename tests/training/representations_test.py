@@ -36,8 +36,8 @@ def _model(clip=None, encoder=None, head=None):
 
 
 def _batches(x=X, y=Y, labels="public", **kwargs):
-    kwargs = {"microbatch_size": 4, "microbatches": 3, **kwargs}
-    return tf_dpfp.microbatch_sampler(x, y, labels=labels, **kwargs)
+    kwargs = {"draw_size": 4, "draws": 3, **kwargs}
+    return tf_dpfp.stratified_batches(x, y, labels=labels, **kwargs)
 
 
 def _private(model=None, **kwargs):
@@ -81,7 +81,7 @@ def test_epsilon_is_that_of_the_draws():
     assert tf_dpfp.epsilon(model, DELTA) == 0.0
     model.fit(_batches(steps_per_epoch=5), verbose=0)
     entry = accounting.LedgerEntry(
-        DRAWN, 2.0, 15, release=accounting.Release.ROWS_LABELS_PUBLIC
+        DRAWN, 2.0, 15, release=accounting.Representations("public")
     )
     assert tf_dpfp.ledger(model) == [entry]
     expected = accounting.compute_epsilon([entry], DELTA)
@@ -95,7 +95,7 @@ def test_epsilon_is_that_of_the_draws():
         "can't be compared",
         "Public, and not protected: the labels",
         "The layers below the noise were not trained",
-        "several draws where the sampler was given `microbatches`",
+        "several draws where the sampler was given `draws`",
         "NOT proved for this training",
         f"Epsilon with the sampling above: {math.ceil(expected * 1e3) / 1e3}",
     ):
@@ -161,7 +161,7 @@ def test_randomised_labels_are_composed_once():
     ]
     assert labels == [y.entry]
     rows = [e for e in tf_dpfp.ledger(model) if e not in labels]
-    assert rows[0].release is accounting.Release.ROWS_LABELS_RANDOMIZED
+    assert rows[0].release == accounting.Representations("randomized")
     spent = tf_dpfp.epsilon(model, DELTA)
     alone = accounting.compute_epsilon(rows, DELTA)
     assert alone < spent <= alone + 1.0 + 1e-6

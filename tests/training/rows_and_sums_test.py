@@ -13,7 +13,7 @@ from scipy import stats
 
 import tf_dpfp
 from tf_dpfp import accounting
-from tf_dpfp.training import replicated
+from tf_dpfp import replicas
 
 N, FEATURES, WIDTH = 24, 5, 4
 RNG = np.random.default_rng(0)
@@ -58,15 +58,15 @@ def _private(model=None, optimizer=None, loss=LOSS, **kwargs):
     return model
 
 
-def _batches(microbatch_size=6, labels="public", y=Y, **kwargs):
-    return tf_dpfp.microbatch_sampler(
-        X, y, microbatch_size=microbatch_size, labels=labels, **kwargs
+def _batches(draw_size=6, labels="public", y=Y, **kwargs):
+    return tf_dpfp.stratified_batches(
+        X, y, draw_size=draw_size, labels=labels, **kwargs
     )
 
 
 DRAWN = accounting.WithoutReplacement(N // 2, 3)
 JOINT = accounting.joint_noise_multiplier(2.0, 3.0)
-PUBLIC = accounting.Release.ROWS_AND_SUMS_LABELS_PUBLIC
+PUBLIC = accounting.Joint("public")
 
 
 def _joint(sampling, steps, release=PUBLIC, noise_multiplier=JOINT):
@@ -291,7 +291,7 @@ def test_epsilon_without_sampling_is_that_of_two_gaussians(rows, sums):
 
 def test_draws_of_rows_and_sums_are_not_composed_as_if_drawn_apart():
     joint = accounting.compute_epsilon([_joint(DRAWN, 50)], DELTA)
-    rows = accounting.Release.ROWS_LABELS_PUBLIC
+    rows = accounting.Representations("public")
     apart = accounting.compute_epsilon(
         [
             accounting.LedgerEntry(DRAWN, noise, 50, release=rows)
@@ -356,14 +356,14 @@ def test_steps_are_counted_by_how_they_were_drawn(jit_compile):
     assert set(tf_dpfp.ledger(model)) == entries
     # A call outside of a step is a release of rows alone.
     model(X[:3], training=True)
-    alone = accounting.Release.ROWS_LABELS_PUBLIC
+    alone = accounting.Representations("public")
     assert accounting.LedgerEntry(
         UNKNOWN, 2.0, 1, release=alone
     ) in tf_dpfp.ledger(model)
     words = " ".join(tf_dpfp.privacy_statement(model, DELTA).split())
     for phrase in (
-        "8 draws of rows and, from the same examples, sums of clipped "
-        "gradients, with noise multiplier 1.6641 of both together",
+        "8 draws of representations and, from the same examples, sums of "
+        "clipped gradients, with noise multiplier 1.6641 of both together",
         "replace-one adjacency",
         "were trained by DP-SGD, with noise of its own",
         "Public, and not protected: the labels",
@@ -405,7 +405,7 @@ def test_randomised_labels():
     entries = tf_dpfp.ledger(model)
     assert y.entry in entries
     joint = [e for e in entries if e != y.entry]
-    kind = accounting.Release.ROWS_AND_SUMS_LABELS_RANDOMIZED
+    kind = accounting.Joint("randomized")
     assert [e.release for e in joint] == [kind]
     alone = accounting.compute_epsilon(joint, DELTA)
     assert alone < tf_dpfp.epsilon(model, DELTA) <= alone + 1.0 + 1e-6
@@ -442,7 +442,7 @@ def test_another_optimizer_takes_the_ledger_over():
     model.compile("adam", LOSS)
     assert tf_dpfp.ledger(model) == entries
     model.fit(_batches(steps_per_epoch=1), verbose=0)
-    rows = accounting.Release.ROWS_LABELS_PUBLIC
+    rows = accounting.Representations("public")
     alone = accounting.LedgerEntry(DRAWN, 2.0, 1, release=rows)
     assert sorted(map(str, tf_dpfp.ledger(model))) == sorted(
         map(str, [*entries, alone])
@@ -520,8 +520,8 @@ def test_what_can_not_be_counted_is_refused(build, message):
 
 
 def test_several_draws_of_a_batch_are_refused():
-    with pytest.raises(ValueError, match="microbatches=1"):
-        _private().fit(_batches(microbatches=2), verbose=0)
+    with pytest.raises(ValueError, match="draws=1"):
+        _private().fit(_batches(draws=2), verbose=0)
 
 
 def test_an_ordinary_optimizer_is_told_of_the_way_out():
@@ -566,7 +566,29 @@ def test_unfreezing_is_noticed():
 )
 def test_replicas_are_refused(monkeypatch, train):
     model = _private()
-    monkeypatch.setattr(replicated, "deals", lambda strategy: True)
+    monkeypatch.setattr(replicas, "deals", lambda strategy: True)
     with pytest.raises(ValueError, match="trains on one replica"):
         train(model)
     assert tf_dpfp.ledger(model) == []
+
+
+def _images(below):
+    inputs = keras.Input((4, 4, 3))
+    h = layers.Dense(WIDTH)(layers.Flatten()(below(inputs)))
+    return keras.Model(inputs, layers.Dense(2)(_clip()(h)))
+
+
+@pytest.mark.parametrize("optimizer", [_optimizer, keras.optimizers.Adam])
+@pytest.mark.parametrize("seed", range(10))
+def test_random_mixing_below_is_refused_whatever_the_draw(optimizer, seed):
+    # In half of all calls MixUp mixes nothing, so a trial can miss it.
+    with pytest.raises(ValueError, match="MixUp mixes the examples"):
+        _private(_images(layers.MixUp(seed=seed)), optimizer())
+
+
+def test_layers_are_checked_as_in_any_private_model():
+    inputs = keras.Input((FEATURES,))
+    h = _clip()(layers.Dense(WIDTH)(inputs))
+    model = keras.Model(inputs, layers.Dense(2, activity_regularizer="l2")(h))
+    with pytest.raises(ValueError, match="activity_regularizer is one number"):
+        _private(model).fit(X, Y, verbose=0)

@@ -27,7 +27,7 @@ from scipy import stats
 
 import tf_dpfp
 from tf_dpfp.distribute import agreement
-from tf_dpfp.training import probe
+from tf_dpfp.independence import gradients as probe
 
 EXAMPLES, FEATURES, CLASSES, CLIP = 61, 7, 3, 0.3
 EPOCHS, STEPS, RATE = 3, 4, 0.5
@@ -363,9 +363,7 @@ def _train(strategy, index, folder, how=None):
 
 
 def _train_on(strategy, index, folder, how=None):
-    model = _private(
-        strategy, clipping=_adaptive(), marks={"rank": 2, "recompute_every": 3}
-    )
+    model = _private(strategy, clipping=_adaptive(), marks={"rank": 2})
     before = []
 
     class Note(keras.callbacks.Callback):

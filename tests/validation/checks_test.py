@@ -98,8 +98,7 @@ def test_fix_replaces_and_copies():
     )
     model.layers[0].trainable = False
     fixed = tf_dpfp.fix(model)
-    assert isinstance(fixed.get_layer("bn"), layers.GroupNormalization)
-    assert fixed.get_layer("bn").groups == 6
+    assert isinstance(fixed.get_layer("bn"), layers.LayerNormalization)
     for name in ("first", model.layers[-1].name):
         for a, b in zip(
             model.get_layer(name).get_weights(),
@@ -111,6 +110,54 @@ def test_fix_replaces_and_copies():
     # The given model stays as it was.
     assert isinstance(model.get_layer("bn"), layers.BatchNormalization)
     tf_dpfp.make_private(fixed)
+
+
+def test_fix_leaves_a_model_of_vectors_alive():
+    """Normalised in groups of one, every example would look the same."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(256, 8)).astype(np.float32)
+    y = (x[:, 0] + x[:, 1] > 0).astype(np.int32)
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            layers.Dense(32),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Dense(2),
+        ]
+    )
+    fixed = tf_dpfp.fix(model)
+    assert np.ptp(fixed.predict(x, verbose=0), axis=0).min() > 0.5
+    fixed.compile(
+        keras.optimizers.Adam(0.01),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    fixed.fit(x, y, epochs=10, verbose=0)
+    assert fixed.evaluate(x, y, verbose=0)[1] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"),
+    [(1, 1), (4, 1), (8, 1), (16, 2), (24, 3), (30, 3), (64, 8), (512, 32)],
+)
+def test_fix_leaves_eight_channels_to_a_group(channels, groups):
+    model = keras.Sequential(
+        [keras.Input((4, 4, channels)), layers.BatchNormalization(name="bn")]
+    )
+    found = tf_dpfp.fix(model).get_layer("bn")
+    assert isinstance(found, layers.GroupNormalization)
+    assert found.groups == groups
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_fix_refuses_what_would_have_nothing_left(channels):
+    model = keras.Sequential(
+        [keras.Input((channels,)), layers.BatchNormalization(name="bn")]
+    )
+    with pytest.raises(ValueError, match="nothing would be left"):
+        tf_dpfp.fix(model)
 
 
 def test_fix_says_what_it_can_not_replace():
@@ -195,7 +242,7 @@ def test_layers_that_mix_examples_are_caught(layer):
 def test_a_loss_across_the_batch_is_caught():
     _refused(
         _sequential(),
-        "depends on the other",
+        "depends on the others",
         loss=keras.losses.CosineSimilarity(axis=0),
     )
 

@@ -1,34 +1,52 @@
-"""Privacy accounting: what ran, what it cost, what it may still cost."""
+"""Privacy accounting: ledger entries, their epsilon, and the statement."""
 
 from tf_dpfp.accounting.calibration import calibrate
+from tf_dpfp.accounting.calibration import calibrate_noise_multiplier
 from tf_dpfp.accounting.calibration import least_noise
 from tf_dpfp.accounting.claimed import claimed_epsilon
+from tf_dpfp.accounting.entries import LedgerEntry
+from tf_dpfp.accounting.entries import adjacency_of
 from tf_dpfp.accounting.epsilon import check_delta
 from tf_dpfp.accounting.epsilon import check_epsilon
 from tf_dpfp.accounting.epsilon import compute_epsilon
 from tf_dpfp.accounting.epsilon import max_steps
 from tf_dpfp.accounting.events import compose_events
+from tf_dpfp.accounting.joint import BudgetSplit
 from tf_dpfp.accounting.joint import joint_noise_multiplier
 from tf_dpfp.accounting.joint import other_noise_multiplier
-from tf_dpfp.accounting.mechanisms import EveryLabel
-from tf_dpfp.accounting.mechanisms import LedgerEntry
-from tf_dpfp.accounting.mechanisms import PoissonSampling
-from tf_dpfp.accounting.mechanisms import Release
-from tf_dpfp.accounting.mechanisms import Sampling
-from tf_dpfp.accounting.mechanisms import UnknownSampling
-from tf_dpfp.accounting.mechanisms import WithoutReplacement
-from tf_dpfp.accounting.mechanisms import replaces_one
+from tf_dpfp.accounting.joint import split_budget
+from tf_dpfp.accounting.releases import Adjacency
+from tf_dpfp.accounting.releases import EndToEnd
+from tf_dpfp.accounting.releases import Joint
+from tf_dpfp.accounting.releases import Labels
+from tf_dpfp.accounting.releases import Release
+from tf_dpfp.accounting.releases import Representations
+from tf_dpfp.accounting.releases import Sums
+from tf_dpfp.accounting.samplings import EveryLabel
+from tf_dpfp.accounting.samplings import PoissonSampling
+from tf_dpfp.accounting.samplings import Sampling
+from tf_dpfp.accounting.samplings import UnknownSampling
+from tf_dpfp.accounting.samplings import WithoutReplacement
 from tf_dpfp.accounting.statement import statement as privacy_statement
 
 __all__ = [
+    "Adjacency",
+    "BudgetSplit",
+    "EndToEnd",
     "EveryLabel",
+    "Joint",
+    "Labels",
     "LedgerEntry",
     "PoissonSampling",
     "Release",
+    "Representations",
     "Sampling",
+    "Sums",
     "UnknownSampling",
     "WithoutReplacement",
+    "adjacency_of",
     "calibrate",
+    "calibrate_noise_multiplier",
     "check_delta",
     "check_epsilon",
     "claimed_epsilon",
@@ -39,5 +57,5 @@ __all__ = [
     "max_steps",
     "other_noise_multiplier",
     "privacy_statement",
-    "replaces_one",
+    "split_budget",
 ]

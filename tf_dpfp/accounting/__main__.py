@@ -13,8 +13,9 @@ from absl import app
 from absl import flags
 
 from tf_dpfp.accounting import calibration
+from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
-from tf_dpfp.accounting import mechanisms
+from tf_dpfp.accounting import samplings
 from tf_dpfp.accounting import statement as statement_lib
 
 
@@ -71,7 +72,7 @@ def report(
         )
         # All digits: a rounded multiplier could miss the budget.
         lines = [f"Noise multiplier: {noise_multiplier!r}", ""]
-    entry = mechanisms.LedgerEntry(described, noise_multiplier, steps)
+    entry = entries_lib.LedgerEntry(described, noise_multiplier, steps)
     text = statement_lib.statement(
         [entry],
         delta,
@@ -145,10 +146,10 @@ def _sampling(
     rate: float | None,
     num_examples: int | None,
     batch_size: int | None,
-) -> mechanisms.Sampling:
+) -> samplings.Sampling:
     if sampling == "poisson":
-        return mechanisms.PoissonSampling(rate)
-    return mechanisms.UnknownSampling(num_examples, batch_size)
+        return samplings.PoissonSampling(rate)
+    return samplings.UnknownSampling(num_examples, batch_size)
 
 
 def _define_flags() -> list[str]:

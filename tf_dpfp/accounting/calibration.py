@@ -1,15 +1,17 @@
-"""The noise that a privacy budget asks for."""
+"""Calibration of the noise multiplier to a privacy budget."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from tf_dpfp import arguments
+from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
-from tf_dpfp.accounting import mechanisms
+from tf_dpfp.accounting import samplings
 
 # A budget that this much noise does not meet is not met by noise at all.
 _MAX_NOISE_MULTIPLIER = 1e8
 
 
-def calibrate(
+def calibrate_noise_multiplier(
     epsilon: float,
     delta: float,
     sampling_rate: float,
@@ -18,96 +20,87 @@ def calibrate(
     overflow_probability: float = 0.0,
     tolerance: float = 1e-4,
 ) -> float:
-    """Computes the least noise multiplier that keeps within a budget.
+    """Computes the least noise multiplier that keeps DP-SGD within a budget.
 
     Args:
-        epsilon: The budget, above 0.
+        epsilon: Budget, above 0.
         delta: Probability with which the guarantee may fail, in (0, 1).
-        sampling_rate: Rate of the Poisson sampling, in (0, 1]. 1 for training
-            in which nothing is proved about the sampling.
+        sampling_rate: Rate of the Poisson sampling, in (0, 1]. Use 1 for
+            training on batches whose sampling is not proved.
         steps: Number of optimizer updates, at least 1.
         accountant: `"rdp"`, or `"pld"` for less noise at the same budget.
-        overflow_probability: As in `PoissonSampling`.
-        tolerance: How far above the least sufficient noise multiplier the
-            result may be.
+        overflow_probability: Upper bound on the probability that a step drops
+            surplus examples, as in `PoissonSampling`.
+        tolerance: Greatest distance of the result from the least sufficient
+            noise multiplier.
 
     Returns:
-        A noise multiplier with which epsilon is at most `epsilon`, never
-        above.
+        A noise multiplier with which epsilon is at most the budget.
 
     Raises:
-        ValueError: If an argument is outside its range, or no noise multiplier
+        ValueError: If an argument is out of range, or no noise multiplier
             meets the budget.
 
     Example:
-    ```python
-    calibrate(epsilon=8.0, delta=1e-5, sampling_rate=0.04, steps=2000)
-    # 1.3563
-    ```
-    """
-    sampling = mechanisms.PoissonSampling(sampling_rate, overflow_probability)
-    # Raises on a bad count before the search begins.
-    steps = mechanisms.LedgerEntry(sampling, 1.0, steps).steps
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1. Received: {steps}.")
 
-    def released(noise_multiplier: float) -> list[mechanisms.LedgerEntry]:
-        return [mechanisms.LedgerEntry(sampling, noise_multiplier, steps)]
+    >>> noise_multiplier = calibrate_noise_multiplier(
+    ...     epsilon=8.0, delta=1e-5, sampling_rate=0.04, steps=2000
+    ... )
+    >>> round(noise_multiplier, 3)
+    1.356
+    """
+    sampling = samplings.PoissonSampling(sampling_rate, overflow_probability)
+    steps = arguments.positive_integer("steps", steps)
+
+    def released(noise_multiplier: float) -> list[entries_lib.LedgerEntry]:
+        return [entries_lib.LedgerEntry(sampling, noise_multiplier, steps)]
 
     return least_noise(released, epsilon, delta, accountant, tolerance)
 
 
+# The earlier name.
+calibrate = calibrate_noise_multiplier
+
+
 def least_noise(
-    released: Callable[[float], list[mechanisms.LedgerEntry]],
+    released: Callable[[float], Sequence[entries_lib.LedgerEntry]],
     epsilon: float,
     delta: float,
     accountant: str = "rdp",
     tolerance: float = 1e-4,
 ) -> float:
-    """Computes the least noise multiplier that keeps a training in a budget.
+    """Computes the least noise multiplier that keeps any training in a budget.
 
     Args:
-        released: From a noise multiplier to what the training releases.
-        epsilon: The budget, above 0.
+        released: Function from a noise multiplier to the ledger entries of the
+            training.
+        epsilon: Budget, above 0.
         delta: Probability with which the guarantee may fail, in (0, 1).
         accountant: `"rdp"` or `"pld"`.
-        tolerance: How far above the least sufficient noise multiplier the
-            result may be.
+        tolerance: Greatest distance of the result from the least sufficient
+            noise multiplier.
 
     Returns:
-        A noise multiplier with which epsilon is at most `epsilon`, never
-        above.
+        A noise multiplier with which epsilon is at most the budget.
 
     Raises:
-        ValueError: If an argument is outside its range, or no noise multiplier
+        ValueError: If an argument is out of range, or no noise multiplier
             meets the budget.
     """
-    epsilon_lib.check_epsilon(epsilon)
-    epsilon_lib.check_delta(delta, accountant)
-    if not 0.0 < tolerance < 1.0:
-        raise ValueError(
-            f"tolerance must be between 0 and 1. Received: {tolerance}."
-        )
+    epsilon = epsilon_lib.check_epsilon(epsilon)
+    delta = epsilon_lib.check_delta(delta, accountant)
+    tolerance = arguments.number("tolerance", tolerance, above=0.0, below=1.0)
 
     def within_budget(noise_multiplier: float, accountant: str) -> bool:
-        entries = released(noise_multiplier)
-        return epsilon_lib.compute_epsilon(entries, delta, accountant) <= (
-            epsilon
+        found = epsilon_lib.compute_epsilon(
+            released(noise_multiplier), delta, accountant
         )
+        return found <= epsilon
 
     low, high = 0.0, 1.0
     while not within_budget(high, "rdp"):
         if high >= _MAX_NOISE_MULTIPLIER:
-            described = ", ".join(
-                f"{entry.steps} steps with {entry.sampling}"
-                for entry in released(high)
-            )
-            raise ValueError(
-                f"No noise multiplier up to {_MAX_NOISE_MULTIPLIER:g} reaches "
-                f"epsilon {epsilon} at delta {delta} in {described}. Allow a "
-                "larger epsilon or delta, fewer steps, or a padded batch that "
-                "overflows less often."
-            )
+            raise ValueError(_out_of_reach(released(high), epsilon, delta))
         low, high = high, 2.0 * high
     high = _least(
         lambda noise: within_budget(noise, "rdp"), low, high, tolerance
@@ -120,6 +113,19 @@ def least_noise(
         low, high = 0.9 * low, low
     return _least(
         lambda noise: within_budget(noise, accountant), low, high, tolerance
+    )
+
+
+def _out_of_reach(
+    entries: Sequence[entries_lib.LedgerEntry], epsilon: float, delta: float
+) -> str:
+    described = ", ".join(
+        f"{entry.steps} steps with {entry.sampling}" for entry in entries
+    )
+    return (
+        f"No noise multiplier up to {_MAX_NOISE_MULTIPLIER:g} reaches epsilon "
+        f"{epsilon} at delta {delta} in {described}. Allow a larger epsilon or "
+        "delta, fewer steps, or a padded batch that overflows less often."
     )
 
 

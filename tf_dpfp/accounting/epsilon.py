@@ -1,47 +1,62 @@
-"""Epsilon of what ran, and how many steps a budget still allows."""
+r"""Epsilon of a ledger, and the number of steps that a budget still allows.
 
-import contextlib
+Releases compose by their Renyi divergences (RDP), or by their privacy loss
+distributions (PLD) where all are sums under add-or-remove-one adjacency. Both
+are upper bounds. Only proved amplification counts: Poisson sampling for sums,
+sampling without replacement for representations, and none for unknown
+sampling.
+
+**Overflow.** Steps of statically padded batches may drop surplus examples. Let
+`M` be the mechanism that never drops and `M'` the one that ran. Drawn with the
+same randomness they differ with probability at most
+`tau = sum(steps * overflow_probability)`, so for any event `S`, if `M` is
+`(epsilon, d)`-DP:
+
+    P[M'(D) in S] <= P[M(D) in S] + tau
+                  <= e^epsilon P[M(D') in S] + d + tau
+                  <= e^epsilon P[M'(D') in S] + d + (1 + e^epsilon) tau.
+
+The result is the least epsilon (to within 1e-9, from above) with
+`d + (1 + e^epsilon) tau <= delta`, where `M` is `(epsilon, d)`-DP; infinity if
+there is none.
+
+Reference:
+    - [Renyi differential privacy](https://arxiv.org/abs/1702.07476)
+    - [Renyi differential privacy of the sampled Gaussian
+      mechanism](https://arxiv.org/abs/1908.10530)
+    - [Connect the dots: tighter discrete approximations of privacy loss
+      distributions](https://arxiv.org/abs/2207.04380)
+"""
+
 import dataclasses
 import functools
-import logging as std_logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 
-import dp_accounting
 import numpy as np
-from absl import logging
 from dp_accounting import pld
 from dp_accounting import rdp
 
+from tf_dpfp import arguments
+from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import events
-from tf_dpfp.accounting import ledger
-from tf_dpfp.accounting import mechanisms
-from tf_dpfp.accounting import rows
+from tf_dpfp.accounting import releases
+from tf_dpfp.accounting import representations
+from tf_dpfp.accounting import samplings
+from tf_dpfp.accounting import sums
+from tf_dpfp.accounting import table
 
 ACCOUNTANTS = ("rdp", "pld")
 
 # The PLD accountant convolves with FFTs in float64. Below this delta their
-# rounding is no longer small beside the tail that is being measured.
+# rounding is no longer small beside the tail that is measured.
 MIN_PLD_DELTA = 1e-10
 
 # No training takes more steps than this; `max_steps` searches no further.
 STEP_LIMIT = 2**40
 
-# Rounding of the logarithm of the RDP moment, measured below 3e-13 against
-# 40-digit quadrature. Added, so that rounding never lowers epsilon: with tiny
-# sampling rates the moment itself is that small.
-_MOMENT_ROUNDING = 1e-12
-
-# Noise beyond this is accounted for as this much (which is never less
-# epsilon): squares of larger values overflow.
-_MAX_NOISE_MULTIPLIER = 1e9
-
-# With less noise than this no amplification is claimed: dp_accounting's series
-# would meet infinities, and may then never end.
-_MIN_SAMPLED_NOISE_MULTIPLIER = 1e-6
-
-# PLD grid, the epsilon up to which it is that fine, and the most points one
-# step may take on it.
+# PLD grid, the epsilon up to which it is that fine, and the most points that
+# one step may take on it.
 _PLD_INTERVAL = 1e-4
 _PLD_FINE_EPSILON = 50.0
 _PLD_POINTS = 2e6
@@ -51,56 +66,40 @@ _OVERFLOW_TOLERANCE = 1e-9
 
 
 def compute_epsilon(
-    entries: Iterable[mechanisms.LedgerEntry],
+    entries: Iterable[entries_lib.LedgerEntry],
     delta: float,
     accountant: str = "rdp",
 ) -> float:
-    r"""Computes the epsilon of everything that ran.
+    """Computes epsilon of everything that ran.
 
-    Neighbouring data sets are those of which one has one example more. If rows
-    or labels were released, they are those that differ in what one example is
-    (`mechanisms.replaces_one`), for everything that ran: sums then count with
-    twice the sensitivity and without amplification. Only what is proved
-    counts: Poisson sampling amplifies sums, sampling without replacement rows,
-    unknown sampling nothing. The value is an upper bound with either
-    accountant; rows and labels are composed by RDP under both.
-
-    Steps of statically padded batches may drop surplus examples. Let `M` be
-    the mechanism that never drops and `M'` the one that ran. Drawn with the
-    same randomness they differ with probability at most
-    `tau = sum(steps * overflow_probability)`, so for any event `S`, if `M` is
-    `(epsilon, d)`-DP:
-
-        P[M'(D) in S] <= P[M(D) in S] + tau
-                      <= e^epsilon P[M(D') in S] + d + tau
-                      <= e^epsilon P[M'(D') in S] + d + (1 + e^epsilon) tau.
-
-    What is returned is the least epsilon (to within 1e-9, from above) with
-    `d + (1 + e^epsilon) tau <= delta`, where `M` is `(epsilon, d)`-DP; infinity
-    when there is none.
+    Neighbouring data sets differ by one example added or removed. If any entry
+    releases representations or labels, they differ in what one example is
+    instead (replace-one), for everything that ran. The value is an upper bound
+    with either accountant. Representations and labels are composed by RDP
+    under both.
 
     Args:
-        entries: What ran, in any order.
+        entries: Ledger entries, in any order.
         delta: Probability with which the guarantee may fail, in (0, 1).
         accountant: `"rdp"` (fast enough for every batch) or `"pld"` (tighter,
-            seconds). The latter never returns more than the former.
+            takes seconds). PLD never returns more than RDP.
 
     Returns:
-        Epsilon: 0.0 when nothing ran, infinity when a step protects nothing
+        Epsilon: 0.0 if nothing ran, infinity if a step protects nothing
         (`LedgerEntry.is_bare`).
 
     Raises:
-        ValueError: If `delta` or `accountant` is not one of the above.
+        ValueError: If `delta` or `accountant` is out of range.
 
-    Reference:
-        - [Renyi differential privacy](https://arxiv.org/abs/1702.07476)
-        - [Renyi differential privacy of the sampled Gaussian
-          mechanism](https://arxiv.org/abs/1908.10530)
-        - [Connect the dots: tighter discrete approximations of privacy loss
-          distributions](https://arxiv.org/abs/2207.04380)
+    Example:
+
+    >>> sampling = samplings.PoissonSampling(256 / 60_000)
+    >>> ran = entries_lib.LedgerEntry(sampling, 1.1, steps=14_062)
+    >>> round(compute_epsilon([ran], delta=1e-5), 2)
+    2.6
     """
-    check_delta(delta, accountant)
-    ran = tuple(entry for entry in ledger.merge(entries) if entry.steps)
+    delta = check_delta(delta, accountant)
+    ran = tuple(entry for entry in table.merge(entries) if entry.steps)
     if not ran:
         return 0.0
     if any(entry.is_bare for entry in ran):
@@ -111,33 +110,38 @@ def compute_epsilon(
 
 
 def max_steps(
-    entries: Iterable[mechanisms.LedgerEntry],
-    step: Iterable[mechanisms.LedgerEntry],
+    entries: Iterable[entries_lib.LedgerEntry],
+    step: Iterable[entries_lib.LedgerEntry],
     epsilon: float,
     delta: float,
     accountant: str = "rdp",
 ) -> int:
-    """Computes how many further steps the budget allows.
+    """Computes the number of further steps that a budget allows.
 
     Args:
-        entries: What ran so far.
-        step: What one further step releases.
-        epsilon: The budget, above 0.
+        entries: Ledger entries of what ran so far.
+        step: Ledger entries of one further step.
+        epsilon: Budget, above 0.
         delta: Probability with which the guarantee may fail, in (0, 1).
         accountant: `"rdp"` or `"pld"`.
 
     Returns:
-        The greatest number of further steps with which epsilon is still at
-        most `epsilon`, at most `STEP_LIMIT`; 0 if the budget is spent already.
+        The greatest number of further steps that keeps epsilon at or below the
+        budget, at most `STEP_LIMIT`; 0 if the budget is already spent.
 
     Raises:
-        ValueError: If an argument is outside its range.
-    """
-    check_epsilon(epsilon)
-    check_delta(delta, accountant)
-    spent = ledger.merge(entries)
+        ValueError: If an argument is out of range.
 
-    step = ledger.merge(step)
+    Example:
+
+    >>> sampling = samplings.PoissonSampling(0.01)
+    >>> step = entries_lib.LedgerEntry(sampling, noise_multiplier=1.1, steps=1)
+    >>> max_steps([], [step], epsilon=2.0, delta=1e-5)
+    1561
+    """
+    epsilon = check_epsilon(epsilon)
+    delta = check_delta(delta, accountant)
+    spent, step = table.merge(entries), table.merge(step)
 
     def within_budget(steps: int, accountant: str) -> bool:
         further = [
@@ -151,54 +155,58 @@ def max_steps(
     steps = _greatest(lambda n: within_budget(n, "rdp"), low=1)
     if accountant == "rdp":
         return steps
-    # PLD is never above RDP, so what RDP allows is where the search begins.
+    # PLD is never above RDP, so its search begins at the result of RDP.
     return _greatest(lambda n: within_budget(n, accountant), low=steps)
 
 
-def check_delta(delta: float, accountant: str) -> None:
-    """Raises `ValueError` unless the accountant can work at this delta.
+def check_delta(delta: float, accountant: str) -> float:
+    """Checks a delta for an accountant.
 
     Args:
         delta: Probability with which the guarantee may fail.
         accountant: Name of the accountant.
 
+    Returns:
+        Delta as a Python float.
+
     Raises:
-        ValueError: If the accountant is unknown, or delta outside its range.
+        ValueError: If the accountant is unknown, or cannot work at this delta.
     """
-    if accountant not in ACCOUNTANTS:
-        raise ValueError(
-            f"accountant must be one of {ACCOUNTANTS}. Received: "
-            f"{accountant!r}."
+    arguments.one_of("accountant", accountant, ACCOUNTANTS)
+    delta = arguments.number(
+        "delta",
+        delta,
+        above=0.0,
+        below=1.0,
+        hint="It should be well below one over the number of examples.",
+    )
+    if accountant == "pld":
+        arguments.number(
+            "delta",
+            delta,
+            least=MIN_PLD_DELTA,
+            hint="Below, accountant 'pld' is not exact. Use accountant 'rdp'.",
         )
-    if not 0.0 < delta < 1.0:
-        raise ValueError(
-            "delta must be above 0 and below 1, and should be well below one "
-            f"over the number of examples. Received: {delta}."
-        )
-    if accountant == "pld" and delta < MIN_PLD_DELTA:
-        raise ValueError(
-            f"accountant 'pld' is not exact for delta below {MIN_PLD_DELTA}. "
-            f"Received: {delta}. Use accountant 'rdp'."
-        )
+    return delta
 
 
-def check_epsilon(epsilon: float) -> None:
-    """Raises `ValueError` unless epsilon can be a budget.
+def check_epsilon(epsilon: float) -> float:
+    """Checks a privacy budget.
 
     Args:
-        epsilon: The budget.
+        epsilon: Budget.
+
+    Returns:
+        Epsilon as a Python float.
 
     Raises:
         ValueError: If it is not finite and above 0.
     """
-    if not 0.0 < epsilon < math.inf:
-        raise ValueError(
-            f"epsilon must be finite and above 0. Received: {epsilon}."
-        )
+    return arguments.number("epsilon", epsilon, above=0.0)
 
 
 def _greatest(allowed: Callable[[int], bool], low: int) -> int:
-    """Returns the greatest allowed count of at least `low`, by bisection."""
+    """Finds the greatest allowed count of at least `low`, by bisection."""
     high = low
     while allowed(high):
         if high >= STEP_LIMIT:
@@ -213,8 +221,8 @@ def _greatest(allowed: Callable[[int], bool], low: int) -> int:
     return low
 
 
-def _overflow_probability(entry: mechanisms.LedgerEntry) -> float:
-    if isinstance(entry.sampling, mechanisms.PoissonSampling):
+def _overflow_probability(entry: entries_lib.LedgerEntry) -> float:
+    if isinstance(entry.sampling, samplings.PoissonSampling):
         return entry.steps * entry.sampling.overflow_probability
     return 0.0
 
@@ -222,11 +230,11 @@ def _overflow_probability(entry: mechanisms.LedgerEntry) -> float:
 def _add_overflow(
     curve: Callable[[float], float], delta: float, tau: float
 ) -> float:
-    """Solves `epsilon >= curve(delta - (1 + e^epsilon) tau)` for the least.
+    """Finds the least epsilon of at least `curve(delta - (1 + e^epsilon) tau)`.
 
-    The right-hand side grows with epsilon, so iterating it from below climbs
-    to the least solution. Every value returned has been checked to be one;
-    where the search gives up, infinity is true as well.
+    The bound grows with epsilon, so iteration from below climbs to the least
+    solution. Every finite result was checked to be one; where the search gives
+    up, infinity is a true bound as well.
     """
     epsilon = curve(delta)
     for _ in range(_OVERFLOW_ITERATIONS):
@@ -242,19 +250,19 @@ def _add_overflow(
 
 
 def _epsilon_without_overflow(
-    entries: tuple[mechanisms.LedgerEntry, ...],
+    entries: tuple[entries_lib.LedgerEntry, ...],
     accountant: str,
     delta: float,
 ) -> float:
-    """Returns epsilon as if no step had dropped surplus examples."""
-    replaces_one = mechanisms.replaces_one(entries)
+    """Computes epsilon as if no step had dropped surplus examples."""
+    adjacency = entries_lib.adjacency_of(entries)
     total = sum(
-        entry.steps * _rdp_of_entry(entry, replaces_one) for entry in entries
+        entry.steps * _rdp_of_entry(entry, adjacency) for entry in entries
     )
-    by_rdp = rdp.compute_epsilon(_orders(), total, delta)[0]
+    by_rdp = rdp.compute_epsilon(sums.orders(), total, delta)[0]
     if accountant == "rdp" or delta < MIN_PLD_DELTA or math.isinf(by_rdp):
         return by_rdp
-    if replaces_one:
+    if adjacency is not releases.Adjacency.ADD_OR_REMOVE_ONE:
         return by_rdp
     # Both are upper bounds, so the lesser is one, and RDP stands where PLD has
     # cut off the tail (infinity) or cannot be computed (extreme parameters).
@@ -266,76 +274,33 @@ def _epsilon_without_overflow(
 
 
 def _rdp_of_entry(
-    entry: mechanisms.LedgerEntry, replaces_one: bool
+    entry: entries_lib.LedgerEntry, adjacency: releases.Adjacency
 ) -> np.ndarray:
-    """Returns the RDP of one release at each order, rounded up."""
-    rate = events.proved_sampling_rate(entry.sampling)
-    if entry.release is mechanisms.Release.LABELS:
-        return rows.randomized_response_rdp(
-            entry.noise_multiplier, entry.sampling.num_classes, _order_tuple()
+    """Computes the RDP of one release at each order, rounded up."""
+    noise_multiplier, rate = entry.noise_multiplier, entry.sampling.proved_rate
+    if isinstance(entry.release, releases.Labels):
+        return representations.randomized_response_rdp(
+            noise_multiplier, entry.sampling.num_classes, _order_tuple()
         )
-    if entry.release.is_rows:
-        # The bound is on half of what a replaced row may move.
-        noise_multiplier = min(
-            entry.noise_multiplier / 2.0, _MAX_NOISE_MULTIPLIER
+    noise_multiplier /= entry.release.sensitivity(adjacency)
+    if entry.release.has_representations:
+        return representations.sampled_rdp(
+            rate, noise_multiplier, _order_tuple()
         )
-        return rows.sampled_rows_rdp(rate, noise_multiplier, _order_tuple())
-    if replaces_one:
-        return _rdp_of_step(1.0, entry.noise_multiplier / 2.0)
-    return _rdp_of_step(rate, entry.noise_multiplier)
+    if adjacency is not releases.Adjacency.ADD_OR_REMOVE_ONE:
+        # Amplification of sums is proved for examples added or removed only.
+        rate = 1.0
+    return sums.sampled_rdp(rate, noise_multiplier)
 
 
 @functools.cache
 def _order_tuple() -> tuple[float, ...]:
-    return tuple(_orders().tolist())
-
-
-@functools.cache
-def _orders() -> np.ndarray:
-    return rdp.RdpAccountant().orders
-
-
-@functools.lru_cache(maxsize=1024)
-def _rdp_of_step(sampling_rate: float, noise_multiplier: float) -> np.ndarray:
-    """Returns the RDP of one step at each order, rounded up.
-
-    A Poisson-sampled Gaussian is never less private than the Gaussian itself,
-    so the latter's exact RDP stands in for orders at which the numerical one
-    fails (extreme parameters; dp_accounting also drops orders whose series
-    converges slowly).
-    """
-    noise_multiplier = min(noise_multiplier, _MAX_NOISE_MULTIPLIER)
-    with np.errstate(all="ignore"):
-        vector = _orders() / 2.0 / noise_multiplier / noise_multiplier
-        if (
-            sampling_rate < 1.0
-            and noise_multiplier >= _MIN_SAMPLED_NOISE_MULTIPLIER
-        ):
-            sampled = _sampled_rdp(sampling_rate, noise_multiplier)
-            # fmin takes the other value where one is NaN.
-            vector = np.fmin(sampled, vector)
-    # The cache hands out this very array.
-    vector.setflags(write=False)
-    return vector
-
-
-def _sampled_rdp(sampling_rate: float, noise_multiplier: float) -> np.ndarray:
-    """Returns dp_accounting's RDP, rounded up, and infinity where it fails."""
-    event = dp_accounting.PoissonSampledDpEvent(
-        sampling_rate, dp_accounting.GaussianDpEvent(noise_multiplier)
-    )
-    try:
-        with _silence_dropped_orders():
-            vector = rdp.RdpAccountant().compose(event).rdp
-    except (ArithmeticError, ValueError):
-        return np.full_like(_orders(), np.inf)
-    vector = np.maximum(vector, 0.0)
-    return vector + _MOMENT_ROUNDING * (1.0 / (_orders() - 1.0) + vector)
+    return tuple(sums.orders().tolist())
 
 
 @functools.lru_cache(maxsize=8)
 def _compose_pld(
-    entries: tuple[mechanisms.LedgerEntry, ...], interval: float
+    entries: tuple[entries_lib.LedgerEntry, ...], interval: float
 ) -> pld.PLDAccountant:
     return pld.PLDAccountant(value_discretization_interval=interval).compose(
         events.compose_events(entries)
@@ -343,9 +308,9 @@ def _compose_pld(
 
 
 def _pld_interval(
-    entries: tuple[mechanisms.LedgerEntry, ...], epsilon: float
+    entries: Sequence[entries_lib.LedgerEntry], epsilon: float
 ) -> float:
-    """Returns a grid that is fine where epsilon matters.
+    """Chooses a grid that is fine where epsilon matters.
 
     PLDs are rounded pessimistically, so any grid gives an upper bound; the
     fine one would need gigabytes for an epsilon in the thousands, or for next
@@ -362,22 +327,3 @@ def _pld_interval(
     # Few distinct grids keep epsilon regular in its arguments.
     doublings = math.ceil(math.log2(interval / _PLD_INTERVAL))
     return _PLD_INTERVAL * 2.0**doublings
-
-
-@contextlib.contextmanager
-def _silence_dropped_orders() -> Iterator[None]:
-    """Hides dp_accounting's warning about each order it drops.
-
-    Leaving out an order can only raise epsilon, and `_rdp_of_step` fills the
-    gap with a bound that holds; the user has nothing to do about it.
-    """
-
-    def keep(record: std_logging.LogRecord) -> bool:
-        return "failed to converge" not in str(record.msg)
-
-    logger = logging.get_absl_logger()
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)

@@ -1,94 +1,75 @@
-"""Ledger entries as `dp_accounting` events."""
+"""Conversion of ledger entries to `dp_accounting` events."""
 
 from collections.abc import Iterable
 
 import dp_accounting
 
-from tf_dpfp.accounting import mechanisms
+from tf_dpfp.accounting import entries as entries_lib
+from tf_dpfp.accounting import releases
+from tf_dpfp.accounting import samplings
 
 
 def entry_event(
-    entry: mechanisms.LedgerEntry, replaces_one: bool = False
+    entry: entries_lib.LedgerEntry, adjacency: releases.Adjacency | None = None
 ) -> dp_accounting.DpEvent:
-    """Returns the event of one ledger entry.
+    """Converts one ledger entry to an event.
 
     Overflow of padded batches is not part of the event: it is an additive
     term on delta, which `compute_epsilon` adds.
 
     Args:
         entry: The entry.
-        replaces_one: Whether neighbours differ in what one example is, not in
-            whether it is there. It moves sums by twice the clip bound, and
-            nothing is proved for them about Poisson sampling.
+        adjacency: Adjacency of the guarantee; by default that of the entry's
+            release. No amplification by Poisson sampling is proved under
+            replace-one.
 
     Returns:
-        `NoOpDpEvent` for zero steps, `NonPrivateDpEvent` for what protects
-        nothing, `UnsupportedDpEvent` for randomised labels (`dp_accounting`
-        has none), else the (sampled) Gaussian composed `entry.steps` times.
+        `NoOpDpEvent` for zero steps, `NonPrivateDpEvent` for an entry that
+        protects nothing, `UnsupportedDpEvent` for randomised labels
+        (`compute_epsilon` has their exact RDP), else the (sampled) Gaussian,
+        composed `entry.steps` times.
 
     Raises:
-        TypeError: If the entry's sampling is of an unknown kind.
+        ValueError: If nothing is proved about the release under `adjacency`.
     """
     if entry.steps == 0:
         return dp_accounting.NoOpDpEvent()
     if entry.is_bare:
         return dp_accounting.NonPrivateDpEvent()
-    if entry.release is mechanisms.Release.LABELS:
+    if isinstance(entry.release, releases.Labels):
         return dp_accounting.UnsupportedDpEvent()
-    halved = replaces_one or entry.release.is_rows
+    if adjacency is None:
+        adjacency = entry.release.adjacency
     gaussian = dp_accounting.GaussianDpEvent(
-        entry.noise_multiplier / 2.0 if halved else entry.noise_multiplier
+        entry.noise_multiplier / entry.release.sensitivity(adjacency)
     )
     match entry.sampling:
-        case mechanisms.WithoutReplacement() as sampling:
+        case samplings.WithoutReplacement() as sampling:
             gaussian = dp_accounting.SampledWithoutReplacementDpEvent(
                 sampling.population, sampling.sample_size, gaussian
             )
-        case mechanisms.PoissonSampling() as sampling:
-            if sampling.sampling_rate < 1.0 and not replaces_one:
-                gaussian = dp_accounting.PoissonSampledDpEvent(
-                    sampling.sampling_rate, gaussian
-                )
-        case _:
-            pass
+        case samplings.PoissonSampling(rate) if (
+            rate < 1.0 and adjacency is releases.Adjacency.ADD_OR_REMOVE_ONE
+        ):
+            gaussian = dp_accounting.PoissonSampledDpEvent(rate, gaussian)
     return dp_accounting.SelfComposedDpEvent(gaussian, entry.steps)
 
 
 def compose_events(
-    entries: Iterable[mechanisms.LedgerEntry],
+    entries: Iterable[entries_lib.LedgerEntry],
 ) -> dp_accounting.DpEvent:
-    """Returns the composition of the events of all entries.
+    """Composes the events of all entries.
 
     Args:
-        entries: What ran, in any order.
+        entries: Everything that ran, in any order.
 
     Returns:
-        A `ComposedDpEvent`, or `NoOpDpEvent` when nothing ran.
+        A `ComposedDpEvent`, or `NoOpDpEvent` if nothing ran.
     """
-    entries = [entry for entry in entries if entry.steps > 0]
-    replaces_one = mechanisms.replaces_one(entries)
-    ran = [entry_event(entry, replaces_one) for entry in entries]
+    ran = [entry for entry in entries if entry.steps > 0]
     if not ran:
         return dp_accounting.NoOpDpEvent()
-    return dp_accounting.ComposedDpEvent(ran)
-
-
-def proved_sampling_rate(sampling: mechanisms.Sampling) -> float:
-    """Returns the rate of sampling that is proved, 1 when none is.
-
-    Args:
-        sampling: How examples were chosen.
-
-    Returns:
-        The probability with which, at most, an example is in a step.
-
-    Raises:
-        TypeError: If the sampling is of an unknown kind.
-    """
-    match sampling:
-        case mechanisms.PoissonSampling() | mechanisms.WithoutReplacement():
-            return sampling.sampling_rate
-        case mechanisms.UnknownSampling() | mechanisms.EveryLabel():
-            return 1.0
-        case _:
-            raise TypeError(f"Unknown kind of sampling: {sampling!r}.")
+    adjacency = entries_lib.adjacency_of(ran)
+    return dp_accounting.ComposedDpEvent(
+        [entry_event(entry, adjacency) for entry in ran]
+    )

@@ -1,21 +1,38 @@
-"""The privacy statement: the guarantee in words, and what it leaves out.
+"""The privacy statement: the guarantee in words, and its limits.
 
 The wording follows `compute_dp_sgd_privacy_statement` of TensorFlow Privacy,
-which reports the training that the caller describes; this one reports the
-training that was recorded, and keeps what is proved apart from what is not.
+which reports a training that the caller describes. This one reports the
+training that was recorded, and separates proved from conditional figures.
 """
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
+from tf_dpfp import arguments
+from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
-from tf_dpfp.accounting import ledger
-from tf_dpfp.accounting import mechanisms
-from tf_dpfp.accounting import rows_statement
-from tf_dpfp.accounting import wording
+from tf_dpfp.accounting import paragraphs as text
+from tf_dpfp.accounting import releases
+from tf_dpfp.accounting import representation_statement
+from tf_dpfp.accounting import samplings
+from tf_dpfp.accounting import table
+
+_GIVEN = (
+    "These are given numbers, not the record of a training. What follows holds "
+    "for a training that does exactly this."
+)
+_CONDITIONAL = (
+    "Conditional figures, NOT proved for this training. They hold only if the "
+    "condition is true of the input pipeline, which is not observed:"
+)
+_AS_IF = (
+    "(*) Poisson sampling is not usually done in training pipelines. Shuffling "
+    "is not Poisson sampling, and can be less private than this figure."
+)
 
 
 def statement(
-    entries: Iterable[mechanisms.LedgerEntry],
+    entries: Iterable[entries_lib.LedgerEntry],
     delta: float,
     *,
     accountant: str = "rdp",
@@ -28,19 +45,19 @@ def statement(
     """Writes the privacy statement of a training.
 
     Args:
-        entries: What ran.
+        entries: Ledger entries of the training.
         delta: Probability with which the guarantee may fail, in (0, 1).
         accountant: `"rdp"` or `"pld"`.
         population: Number of examples, if it is known and may be told.
             Entries with `UnknownSampling` bring their own.
-        seeded: Whether the noise or the sampling was drawn from a seed that
-            the user chose; entries may say so themselves.
-        recorded: Whether the entries were recorded while training. `False`
-            for numbers that somebody gave: the statement then claims nothing
-            about what ran.
-        objections: Why the entries do not tell what was released: epsilon is
-            infinite then. For noised representations, as `notes`.
-        notes: What else there is to say.
+        seeded: True if noise or sampling came from a seed that the user chose;
+            entries may say so themselves.
+        recorded: False for entries that somebody describes instead of a
+            record. The statement then claims nothing about what ran.
+        objections: Reasons why the entries do not cover all that was released,
+            so that epsilon is infinite. For noised representations, as
+            `notes`.
+        notes: Further paragraphs.
 
     Returns:
         Plain text in paragraphs of 80 columns. Epsilons are rounded up.
@@ -51,329 +68,138 @@ def statement(
     Reference:
         - [How to DP-fy ML](https://arxiv.org/abs/2303.00654), section 5.3
     """
-    epsilon_lib.check_delta(delta, accountant)
+    delta = epsilon_lib.check_delta(delta, accountant)
     if population is not None:
-        # Held to the same rule as the sizes of the entries.
-        population = mechanisms.UnknownSampling(population).population
-    ran = [entry for entry in ledger.merge(entries) if entry.steps]
+        population = arguments.positive_integer("population", population)
+    ran = [entry for entry in table.merge(entries) if entry.steps]
     if not ran and not objections:
-        return (
-            wording.fill("No training step has been recorded: epsilon is 0.")
-            + "\n"
+        return "No training step has been recorded: epsilon is 0.\n"
+    adjacency = entries_lib.adjacency_of(ran)
+    if objections or adjacency is releases.Adjacency.REPLACE_ONE:
+        said, is_private = representation_statement.describe(
+            ran, delta, population, objections, notes
         )
-    if objections or mechanisms.replaces_one(ran):
-        return _statement_of_rows(
-            ran, delta, population, seeded, objections, notes
+    else:
+        said, is_private = _describe(
+            ran, delta, accountant, population, recorded
         )
-    paragraphs = _describe_training(ran, population, recorded)
-    if any(entry.noise_multiplier == 0.0 for entry in ran):
-        return "\n\n".join([*paragraphs, _no_privacy(ran)]) + "\n"
-    paragraphs += [
-        *_warn_delta(ran, delta, population),
-        *_describe_guarantee(ran, delta, accountant),
-        *_describe_sampling(ran, recorded),
-        *_describe_seed(seeded or any(entry.seeded for entry in ran)),
-        *_describe_limits(),
-    ]
-    return "\n\n".join(paragraphs) + "\n"
+    if is_private:
+        seeded = seeded or any(entry.seeded for entry in ran)
+        said += text.warnings_and_limits(seeded)
+    return "\n\n".join(said) + "\n"
 
 
-def _statement_of_rows(
-    entries: Sequence[mechanisms.LedgerEntry],
+def _describe(
+    entries: Sequence[entries_lib.LedgerEntry],
     delta: float,
-    population: int | None,
-    seeded: bool,
-    objections: Sequence[str],
-    notes: Sequence[str],
-) -> str:
-    paragraphs = [rows_statement.describe_training(entries, population)]
-    claim = rows_statement.describe_claim(entries, delta)
-    reasons = [*rows_statement.reasons(entries), *objections]
-    if reasons:
-        listed = [wording.fill(f"- {r}", hanging=2) for r in reasons]
-        head = wording.fill(
-            "NO PRIVACY: nothing about the training data is proved to be "
-            "protected. Epsilon is infinite, for:"
-        )
-        return "\n\n".join(
-            [*paragraphs, "\n".join([head, *listed]), *claim]
-        ) + ("\n")
-    paragraphs += [
-        *_warn_delta(entries, delta, population),
-        *rows_statement.describe_guarantee(entries, delta),
-        *map(wording.fill, notes),
-        *claim,
-        *rows_statement.describe_sampling(entries),
-        *_describe_seed(seeded or any(entry.seeded for entry in entries)),
-        *_describe_limits(),
-    ]
-    return "\n\n".join(paragraphs) + "\n"
-
-
-def _describe_training(
-    entries: Sequence[mechanisms.LedgerEntry],
+    accountant: str,
     population: int | None,
     recorded: bool,
-) -> list[str]:
-    total = sum(entry.steps for entry in entries)
-    examples = "" if population is None else f" over {population} examples"
-    verb = "performed" if recorded else "to be performed"
-    lines = [f"DP-SGD {verb}{examples} for {_steps(total)}:"]
-    lines += [
-        wording.fill(
-            f"{_steps(entry.steps)} with noise multiplier "
-            f"{entry.noise_multiplier:g} and {_sampling_words(entry.sampling)}",
-            indent=4,
-        )
-        for entry in entries
-    ]
-    paragraphs = ["\n".join(lines)]
-    if not recorded:
-        paragraphs.append(
-            wording.fill(
-                "These are given numbers, not the record of a training. What "
-                "follows holds for a training that does exactly this."
-            )
-        )
-    return paragraphs
-
-
-def _sampling_words(sampling: mechanisms.Sampling) -> str:
-    match sampling:
-        case mechanisms.PoissonSampling():
-            words = f"Poisson sampling at rate {sampling.sampling_rate:g}"
-            if sampling.overflow_probability:
-                words += (
-                    ", each step dropping surplus examples with probability at "
-                    f"most {sampling.overflow_probability:.3g}"
-                )
-            return words
-        case mechanisms.UnknownSampling():
-            words = "batches of unknown sampling"
-            if sampling.batch_size is not None:
-                words += f", {sampling.batch_size} examples each"
-            if sampling.population is not None:
-                words += f" out of {sampling.population}"
-            return words
-        case _:
-            raise TypeError(f"Unknown kind of sampling: {sampling!r}.")
-
-
-def _no_privacy(entries: Sequence[mechanisms.LedgerEntry]) -> str:
-    bare = sum(e.steps for e in entries if e.noise_multiplier == 0.0)
-    total = sum(entry.steps for entry in entries)
-    return wording.fill(
-        f"NO PRIVACY: {bare} of {_steps(total)} without noise (noise "
-        "multiplier 0). Epsilon is infinite: nothing about the training data "
-        "is protected."
+) -> tuple[list[str], bool]:
+    """Describes DP-SGD: paragraphs, and `False` if there is no guarantee."""
+    training = text.training(
+        "DP-SGD performed" if recorded else "DP-SGD to be performed",
+        population,
+        entries,
+        _words,
+        f" for {_steps(entries)}",
     )
-
-
-def _warn_delta(
-    entries: Sequence[mechanisms.LedgerEntry],
-    delta: float,
-    population: int | None,
-) -> list[str]:
-    known = [size for size in (population, *map(_population, entries)) if size]
-    if not known or delta < 1.0 / max(known):
-        return []
+    given = [] if recorded else [text.fill(_GIVEN)]
+    bare = [entry for entry in entries if entry.is_bare]
+    if bare:
+        no_privacy = text.fill(
+            f"NO PRIVACY: {sum(e.steps for e in bare)} of {_steps(entries)} "
+            "without noise (noise multiplier 0). Epsilon is infinite: nothing "
+            "about the training data is protected."
+        )
+        return [training, *given, no_privacy], False
+    conditional = _conditional_cases(entries)
+    performed = text.PERFORMED if recorded else "Shuffled batches do not do so."
     return [
-        wording.fill(
-            f"WARNING: delta = {delta} is not below one over the number of "
-            f"examples ({max(known)}). At such a delta even the release of one "
-            "random example in clear could be called private. Choose a delta "
-            "well below it."
-        )
-    ]
-
-
-def _describe_guarantee(
-    entries: Sequence[mechanisms.LedgerEntry], delta: float, accountant: str
-) -> list[str]:
-    def epsilon(described: Sequence[mechanisms.LedgerEntry]) -> float:
-        return epsilon_lib.compute_epsilon(described, delta, accountant)
-
-    rows = [
-        (
-            "Epsilon without any assumption on the sampling:",
-            [_without_sampling(entry) for entry in entries],
-        )
-    ]
-    if not all(map(_is_unknown, entries)):
-        rows.insert(0, ("Epsilon with the Poisson sampling above:", entries))
-    head = wording.fill(
-        "Example-level DP with add-or-remove-one adjacency at delta = "
-        f"{delta} computed with {accountant.upper()} accounting, proved for "
-        "the steps above:"
-    )
-    paragraphs = [
-        wording.fill(
-            "This privacy guarantee protects the release of all model "
-            "checkpoints in addition to the final model: the trainable "
-            "weights and the optimizer state after every step."
+        training,
+        *given,
+        *text.delta_warning(entries, delta, population),
+        *text.guarantee(
+            entries,
+            delta,
+            accountant,
+            "Example-level DP with add-or-remove-one adjacency at delta = "
+            f"{delta} computed with {accountant.upper()} accounting, proved "
+            "for the steps above:",
+            "Epsilon with the Poisson sampling above:",
         ),
-        "\n".join(
-            [head, *(wording.row(label, epsilon(ran)) for label, ran in rows)]
+        *(
+            [text.figures(_CONDITIONAL, conditional, delta, accountant)]
+            if conditional
+            else []
         ),
-    ]
-    conditional = _conditional_rows(entries)
-    if conditional:
-        head = wording.fill(
-            "Conditional figures, NOT proved for this training. They hold "
-            "only if the condition is true of the input pipeline, which is not "
-            "observed:"
-        )
-        paragraphs.append(
-            "\n".join(
-                [
-                    head,
-                    *(
-                        wording.row(label, epsilon(then))
-                        for label, then in conditional
-                    ),
-                ]
+        text.fill(text.NO_USER_LEVEL),
+        *text.sampling(
+            entries,
+            samplings.PoissonSampling,
+            "Poisson sampling puts each example into each step independently "
+            f"of all others. {performed}",
+        ),
+        *([text.fill(_AS_IF)] if conditional else []),
+    ], True
+
+
+def _words(entry: entries_lib.LedgerEntry) -> str:
+    sampling = entry.sampling
+    words = f"{_steps([entry])} with noise multiplier "
+    words += f"{entry.noise_multiplier:g} and "
+    if isinstance(sampling, samplings.PoissonSampling):
+        words += f"Poisson sampling at rate {sampling.sampling_rate:g}"
+        if sampling.overflow_probability:
+            words += (
+                ", each step dropping surplus examples with probability at "
+                f"most {sampling.overflow_probability:.3g}"
             )
-        )
-    paragraphs.append(
-        wording.fill(
-            "No user-level privacy guarantee is possible without a bound on "
-            "the number of examples per user."
-        )
-    )
-    return paragraphs
+        return words
+    words += "batches of unknown sampling"
+    if sampling.batch_size is not None:
+        words += f", {sampling.batch_size} examples each"
+    if sampling.population is not None:
+        words += f" out of {sampling.population}"
+    return words
 
 
-def _conditional_rows(
-    entries: Sequence[mechanisms.LedgerEntry],
-) -> list[tuple[str, list[mechanisms.LedgerEntry]]]:
-    """Returns what would have run if the pipeline had been well-behaved."""
+def _conditional_cases(
+    entries: Sequence[entries_lib.LedgerEntry],
+) -> list[tuple[str, list[entries_lib.LedgerEntry]]]:
+    """Returns the entries that a well-behaved pipeline would have given."""
     unknown = [entry.sampling for entry in entries if _is_unknown(entry)]
-    if not unknown or any(
-        sampling.population is None or sampling.batch_size is None
-        for sampling in unknown
-    ):
+    if not unknown or any(None in vars(s).values() for s in unknown):
         return []
+    conditions = {
+        "Epsilon if each example occurred at most once per epoch:": (
+            _once_per_epoch
+        ),
+        "Epsilon if the batches had been Poisson-sampled (*):": _as_if_poisson,
+    }
     return [
-        (
-            "Epsilon if each example occurred at most once per epoch:",
-            [_once_per_epoch(entry) for entry in entries],
-        ),
-        (
-            "Epsilon if the batches had been Poisson-sampled (*):",
-            [_as_if_poisson(entry) for entry in entries],
-        ),
+        (label, [changed(e) if _is_unknown(e) else e for e in entries])
+        for label, changed in conditions.items()
     ]
 
 
-def _once_per_epoch(entry: mechanisms.LedgerEntry) -> mechanisms.LedgerEntry:
-    """Keeps one release for each epoch begun.
-
-    An epoch is taken as short as it can be, without its incomplete batch, so
-    that no pipeline has begun more of them.
-    """
-    if not _is_unknown(entry):
-        return entry
+def _once_per_epoch(entry: entries_lib.LedgerEntry) -> entries_lib.LedgerEntry:
+    """Keeps one release for each epoch begun."""
+    # An epoch is as short as it can be, without its incomplete batch, so that
+    # no pipeline has begun more of them.
     sampling = entry.sampling
     steps_per_epoch = max(1, sampling.population // sampling.batch_size)
-    return mechanisms.LedgerEntry(
-        sampling, entry.noise_multiplier, -(-entry.steps // steps_per_epoch)
-    )
+    return dataclasses.replace(entry, steps=-(-entry.steps // steps_per_epoch))
 
 
-def _as_if_poisson(entry: mechanisms.LedgerEntry) -> mechanisms.LedgerEntry:
-    if not _is_unknown(entry):
-        return entry
+def _as_if_poisson(entry: entries_lib.LedgerEntry) -> entries_lib.LedgerEntry:
     rate = min(1.0, entry.sampling.batch_size / entry.sampling.population)
-    return mechanisms.LedgerEntry(
-        mechanisms.PoissonSampling(rate), entry.noise_multiplier, entry.steps
-    )
+    return dataclasses.replace(entry, sampling=samplings.PoissonSampling(rate))
 
 
-def _without_sampling(entry: mechanisms.LedgerEntry) -> mechanisms.LedgerEntry:
-    return mechanisms.LedgerEntry(
-        mechanisms.UnknownSampling(), entry.noise_multiplier, entry.steps
-    )
+def _steps(entries: Sequence[entries_lib.LedgerEntry]) -> str:
+    return text.count(sum(entry.steps for entry in entries), "step")
 
 
-def _describe_sampling(
-    entries: Sequence[mechanisms.LedgerEntry], recorded: bool
-) -> list[str]:
-    paragraphs = []
-    if not all(map(_is_unknown, entries)):
-        paragraphs.append(
-            "Poisson sampling puts each example into each step independently "
-            "of all others. "
-            + (
-                "It was performed, not assumed. "
-                if recorded
-                else "Shuffled batches do not do so. "
-            )
-            + "The figure needs the choice of examples to stay secret."
-        )
-    if any(_is_unknown(entry) for entry in entries):
-        paragraphs.append(
-            "Batches came from an ordinary input pipeline. What is proved for "
-            "them lets every example be in every step, at most once in each; "
-            "a pipeline that repeats an example within a batch is not covered."
-        )
-    if _conditional_rows(entries):
-        paragraphs.append(
-            "(*) Poisson sampling is not usually done in training pipelines. "
-            "Shuffling is not Poisson sampling, and can be less private than "
-            "this figure."
-        )
-    return [wording.fill(paragraph) for paragraph in paragraphs]
-
-
-def _describe_seed(seeded: bool) -> list[str]:
-    if not seeded:
-        return []
-    return [
-        wording.fill(
-            "SEEDED: the randomness came from a seed chosen by the user. "
-            "Anyone who knows or guesses the seed can regenerate the noise "
-            "and subtract it; the guarantee holds only towards those who "
-            "cannot. Use a seed to reproduce experiments, and none for a "
-            "release."
-        )
-    ]
-
-
-def _describe_limits() -> list[str]:
-    bullets = [
-        "training metrics and losses, shown or logged, which are computed "
-        "from the training data without noise;",
-        "the choice of hyper-parameters, if it looked at trainings on the "
-        "same data;",
-        "early stopping, or keeping the best checkpoint, by a metric of the "
-        "training data;",
-        "preprocessing adapted to the data (Normalization statistics, "
-        "vocabularies, lookups);",
-        "the number of examples, which the sampling rate and this statement "
-        "may reveal;",
-        "data seen before this training, such as that of pretrained weights;",
-        "other trainings or releases from the same data, whose epsilons and "
-        "deltas add to these;",
-        "attacks on the rounding of floating-point noise: the guarantee is "
-        "for exact arithmetic.",
-    ]
-    return [
-        "\n".join(
-            [
-                "This guarantee does not cover:",
-                *(wording.fill(f"- {bullet}", hanging=2) for bullet in bullets),
-            ]
-        )
-    ]
-
-
-def _is_unknown(entry: mechanisms.LedgerEntry) -> bool:
-    return isinstance(entry.sampling, mechanisms.UnknownSampling)
-
-
-def _population(entry: mechanisms.LedgerEntry) -> int | None:
-    return getattr(entry.sampling, "population", None)
-
-
-def _steps(count: int) -> str:
-    return wording.count(count, "step")
+def _is_unknown(entry: entries_lib.LedgerEntry) -> bool:
+    return isinstance(entry.sampling, samplings.UnknownSampling)

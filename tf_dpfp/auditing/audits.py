@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tf_dpfp.auditing import bounds
+from tf_dpfp.auditing import one_run
 
 # What the coin of a canary decides, in words.
 ADJACENCIES = {
@@ -249,7 +250,7 @@ def audit_scores(
         raise ValueError("`delta` is a number or several. Received none.")
     bound_of = {
         "many_runs": bounds.many_runs_epsilon,
-        "one_run": bounds.one_run_epsilon,
+        "one_run": one_run.one_run_epsilon,
     }[method]
     each = 1.0 - (1.0 - confidence) / len(deltas)
     return AuditReport(

@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from tf_dpfp.training import keras_trainer
-from tf_dpfp.training import losses as losses_lib
+from tf_dpfp.keras_private import trainer as keras_trainer
+from tf_dpfp.step import losses as losses_lib
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -66,14 +66,14 @@ class ReleaseRecorder(keras.callbacks.Callback):
         finished = sums[: runs * self._restart_every]
         return finished.reshape(runs, self._restart_every, -1)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs=None):  # noqa: ARG002
         _check_plain(self.model)
         self._sums = []
         self._start = [
             (variable, variable.numpy()) for variable in _state_of(self.model)
         ]
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch, logs=None):  # noqa: ARG002
         every = self._restart_every
         if every and len(self._sums) % every == 0 and self._sums:
             self._start_over()
@@ -83,11 +83,11 @@ class ReleaseRecorder(keras.callbacks.Callback):
         self._factor = size / rate
         self._before = _flat(self.model)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch, logs=None):  # noqa: ARG002
         moved = self._before - _flat(self.model)
         self._sums.append(moved * self._factor)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs=None):  # noqa: ARG002
         if self._restart_every:
             # Another `fit`, without the canary, has to start where this did.
             self._start_over()

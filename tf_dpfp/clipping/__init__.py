@@ -6,19 +6,20 @@ from tf_dpfp.clipping.automatic import Automatic
 from tf_dpfp.clipping.clipped_sum import ClippedSums
 from tf_dpfp.clipping.clipped_sum import clip_and_sum
 from tf_dpfp.clipping.clipped_sum import gather_gradients
+from tf_dpfp.clipping.clipping import Clipping
 from tf_dpfp.clipping.factors import centred_count
 from tf_dpfp.clipping.factors import clip_factors
 from tf_dpfp.clipping.groupings import ByFunction
-from tf_dpfp.clipping.groupings import Clipping
 from tf_dpfp.clipping.groupings import Flat
-from tf_dpfp.clipping.groupings import Group
-from tf_dpfp.clipping.groupings import OwnedVariable
 from tf_dpfp.clipping.groupings import PerBlock
-from tf_dpfp.clipping.groupings import PerDevice
 from tf_dpfp.clipping.groupings import PerLayer
 from tf_dpfp.clipping.groupings import get
-from tf_dpfp.clipping.groupings import with_estimates
+from tf_dpfp.clipping.groups import Group
+from tf_dpfp.clipping.groups import OwnedVariable
+from tf_dpfp.clipping.groups import with_estimates
+from tf_dpfp.clipping.per_device import PerDevice
 from tf_dpfp.clipping.placement import on as on_device
+from tf_dpfp.clipping.representations import clip_representations
 
 __all__ = [
     "Adaptive",
@@ -35,6 +36,7 @@ __all__ = [
     "centred_count",
     "clip_and_sum",
     "clip_factors",
+    "clip_representations",
     "gather_gradients",
     "get",
     "on_device",

@@ -1,9 +1,10 @@
-"""Thresholds that follow a quantile of the gradients' norms.
+"""Clip norms that follow a quantile of the gradients' norms.
 
 Each group keeps an estimate of the norm below which a given fraction of the
 examples lies. Every step counts the examples at or below the estimate, and
-moves it geometrically. The counts leave only with noise (see `noise.budget`),
-so the estimates are private, and so is everything computed from them.
+moves it geometrically. The counts leave only with noise (see
+`accounting.joint`), so the estimates are private, and so is everything computed
+from them.
 
 An example adds +1/2 to the count of a group if its norm is at most the
 estimate, -1/2 if it is above, and nothing if it takes no part in the step. A
@@ -16,13 +17,14 @@ Reference:
 """
 
 import dataclasses
-import math
 import numbers
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tf_dpfp import arguments
 from tf_dpfp.clipping import thresholds as thresholds_lib
 
 # Far beyond any gradient, and their squares are normal numbers in float32.
@@ -32,7 +34,7 @@ _LEAST, _GREATEST = 1e-10, 1e10
 @keras.saving.register_keras_serializable(package="tf_dpfp")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adaptive:
-    """Thresholds in proportion to a quantile of each group's norms.
+    """Clip norms in proportion to a quantile of each group's norms.
 
     Example:
 
@@ -56,16 +58,16 @@ class Adaptive:
             `"equal"` (`C / sqrt(K)` each), `"by_dimension"` (in proportion to
             the root of the number of parameters), a number for every group,
             or a dict from group name to number.
-        budget_share: What the counts take of the privacy budget: of the K
+        budget_share: Share of the counts in the privacy budget: of the K
             counts, each gets noise of standard deviation
             `noise_multiplier * sqrt(K) / (2 * sqrt(budget_share))`, and the
             gradients get `noise_multiplier / sqrt(1 - budget_share)`. Epsilon
             is that of `noise_multiplier`, whatever the share.
         shared: One count for all groups, the mean of theirs: all estimates
             move by the same factor and keep the proportions of `initial`.
-        rescale: Whether the thresholds are the estimates scaled so that their
+        rescale: True: the clip norms are the estimates scaled so that their
             squares add up to that of `l2_norm_clip`: the estimates then decide
-            how the bound is split. With `False` the thresholds are the
+            how the bound is split. With `False` the clip norms are the
             estimates themselves, and `l2_norm_clip` only the first bound.
 
     Raises:
@@ -81,8 +83,26 @@ class Adaptive:
     rescale: bool = True
 
     def __post_init__(self):
-        object.__setattr__(self, "initial", _as_initial(self.initial))
-        _check(self)
+        checked = {
+            "initial": _as_initial(self.initial),
+            "learning_rate": arguments.number(
+                "learning_rate", self.learning_rate, above=0.0
+            ),
+        }
+        for name in ("target_quantile", "budget_share"):
+            checked[name] = arguments.number(
+                name, getattr(self, name), above=0.0, below=1.0
+            )
+        for name in ("shared", "rescale"):
+            checked[name] = arguments.boolean(name, getattr(self, name))
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if self.shared and self.rescale:
+            raise ValueError(
+                "With `shared=True` the estimates keep their proportions, so "
+                "`rescale=True` would keep the clip norms as they are. Set one "
+                "of the two to False."
+            )
 
     def initial_estimates(
         self,
@@ -90,7 +110,7 @@ class Adaptive:
         names: Sequence[str],
         dimensions: Sequence[int],
     ) -> tuple[float, ...]:
-        """The estimates before the first step.
+        """Returns the estimates before the first step.
 
         Args:
             l2_norm_clip: The bound C.
@@ -121,36 +141,26 @@ class Adaptive:
         return cls(**config)
 
 
-def _as_initial(initial) -> thresholds_lib.Split | float:
+def _as_initial(initial: Any) -> thresholds_lib.Split | float:
     """Checks the `initial` of `Adaptive` and makes it hashable."""
     if isinstance(initial, numbers.Real):
-        values = [initial]
-    else:
-        try:
-            initial = thresholds_lib.as_split("initial", initial)
-        except ValueError as error:
-            raise ValueError(
-                "`initial` is 'equal', 'by_dimension', a number, or a dict "
-                f"from group name to number. Received: initial={initial!r}"
-            ) from error
-        values = [] if isinstance(initial, str) else dict(initial).values()
-    for value in values:
-        thresholds_lib.check_between("initial", value, _LEAST, _GREATEST)
-    return float(initial) if isinstance(initial, numbers.Real) else initial
-
-
-def _check(adaptive: Adaptive) -> None:
-    for name in ("target_quantile", "budget_share"):
-        thresholds_lib.check_between(name, getattr(adaptive, name), 0.0, 1.0)
-    thresholds_lib.check_between(
-        "learning_rate", adaptive.learning_rate, 0.0, math.inf
-    )
-    if adaptive.shared and adaptive.rescale:
+        return _estimate(initial)
+    if isinstance(initial, Mapping):
+        initial = {group: _estimate(v) for group, v in initial.items()}
+    try:
+        split = thresholds_lib.as_split("initial", initial)
+    except ValueError as error:
         raise ValueError(
-            "With `shared=True` the estimates keep their proportions, so "
-            "`rescale=True` would keep the thresholds as they are. Set one "
-            "of the two to False."
-        )
+            "`initial` must be 'equal', 'by_dimension', a number, or a dict "
+            f"from group name to number. Received: initial={initial!r}"
+        ) from error
+    if isinstance(split, str):
+        return split
+    return tuple((group, _estimate(number)) for group, number in split)
+
+
+def _estimate(value: Any) -> float:
+    return arguments.number("initial", value, above=_LEAST, below=_GREATEST)
 
 
 def updated(
@@ -159,7 +169,7 @@ def updated(
     expected_batch_size: tf.Tensor,
     adaptive: Adaptive,
 ) -> tf.Tensor:
-    """The estimates after a step.
+    """Moves the estimates by the counts of a step.
 
     Args:
         estimates: The estimate of each group, `(K,)`.
@@ -180,18 +190,18 @@ def updated(
     return tf.clip_by_value(estimates * factors, _LEAST, _GREATEST)
 
 
-def thresholds_of(
+def clip_norms_of(
     estimates: Sequence[tf.Tensor], l2_norm_clip: float, rescale: bool
 ) -> list[tf.Tensor]:
-    """The thresholds that follow from the estimates.
+    """Computes the clip norms that follow from the estimates.
 
     Args:
         estimates: The estimate of each group.
         l2_norm_clip: The bound C of the whole release.
-        rescale: Whether to scale them to `sum_k C_k^2 = C^2`.
+        rescale: True to scale them to `sum_k C_k^2 = C^2`.
 
     Returns:
-        The thresholds. None is too small for the norms that are compared with
+        The clip norms. None is too small for the norms that are compared with
         it, so where the estimates lie extremely far apart their squares add
         up to a little more.
     """

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import keras
 
+from tf_dpfp import arguments
 from tf_dpfp.clipping import thresholds as thresholds_lib
 
 # Float32 holds the square.
@@ -14,16 +15,16 @@ _GREATEST = 1e10
 @keras.saving.register_keras_serializable(package="tf_dpfp")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Automatic:
-    """Scales every example's gradient to (nearly) the threshold.
+    """Scales every example's gradient to (nearly) the clip norm.
 
     The factor of an example is `C_k / (norm + stability)`, for norms above
-    and below the threshold, so no threshold has to be found: `l2_norm_clip`
+    and below the clip norm, so none has to be found: `l2_norm_clip`
     only scales the released sum, noise included. An example moves the sum of
     group k by less than C_k.
 
     Args:
         stability: Added to the norm, so that small gradients stay small.
-        split: How the bound is split among K groups: `"equal"`,
+        split: Split of the bound among K groups: `"equal"`,
             `"by_dimension"` or a dict, as in `Clipping`.
 
     Raises:
@@ -37,9 +38,13 @@ class Automatic:
     split: str | Mapping[str, float] = "equal"
 
     def __post_init__(self):
-        thresholds_lib.check_between(
-            "stability", self.stability, thresholds_lib.LEAST, _GREATEST
+        stability = arguments.number(
+            "stability",
+            self.stability,
+            above=thresholds_lib.LEAST,
+            below=_GREATEST,
         )
+        object.__setattr__(self, "stability", stability)
         object.__setattr__(
             self, "split", thresholds_lib.as_split("split", self.split)
         )

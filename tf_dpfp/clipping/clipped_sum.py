@@ -1,4 +1,4 @@
-"""From recorded calls and their output gradients to clipped sums."""
+"""Clipped sums, from recorded calls and their output gradients."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tf_dpfp import per_example
 from tf_dpfp.clipping import factors as factors_lib
-from tf_dpfp.clipping import groupings
+from tf_dpfp.clipping import groups as groups_lib
 from tf_dpfp.clipping import placement
 
 # In the names of operations: whatever is of single examples, and the sums.
@@ -20,9 +20,9 @@ def gather_gradients(
     calls: Sequence[per_example.LayerCall],
     source_gradients: Sequence[Sequence[tf.Tensor | None]],
     variables: Sequence[keras.Variable],
-    groups: Sequence[groupings.Group] = (),
+    groups: Sequence[groups_lib.Group] = (),
 ) -> list[per_example.PerExampleGradient | None]:
-    """Per-example gradients of every variable, all its uses added up.
+    """Adds up the per-example gradients of all uses of each variable.
 
     Args:
         calls: The recorded calls.
@@ -61,13 +61,13 @@ def gather_gradients(
 
 
 class ClippedSums(NamedTuple):
-    """What leaves a batch. Private until noise is added.
+    """Sums and counts of a batch. Not private until noise is added.
 
     Attributes:
         sums: The clipped sum for each variable; `None` where there is no
             gradient.
         counts: The centred count of each group, float32 of shape `(K,)`;
-            `None` where no threshold adapts.
+            `None` where no clip norm adapts.
     """
 
     sums: list[tf.Tensor | None]
@@ -76,18 +76,18 @@ class ClippedSums(NamedTuple):
 
 def clip_and_sum(
     gradients: Sequence[per_example.PerExampleGradient | None],
-    groups: Sequence[groupings.Group],
+    groups: Sequence[groups_lib.Group],
     present: tf.Tensor,
 ) -> ClippedSums:
     """Clips every example's gradient group by group and sums over examples.
 
     Adding or removing one example moves the sums of group k, together, by at
-    most `threshold_k` in L2 norm, and its centred count by at most 1/2.
+    most its clip norm C_k, and its centred count by at most 1/2.
 
     Args:
         gradients: Per-example gradients, one entry per variable.
         groups: The groups, with members that index `gradients`.
-        present: Boolean, `(batch,)`: which examples take part.
+        present: Boolean, `(batch,)`: true for examples that take part.
 
     Returns:
         The `ClippedSums`.
@@ -102,7 +102,7 @@ def clip_and_sum(
                     [gradients[i] for i in members], present
                 )
                 factors = factors_lib.clip_factors(
-                    squared_norms, group.threshold, present, group.stability
+                    squared_norms, group.clip_norm, present, group.stability
                 )
             with tf.name_scope(SUM_SCOPE):
                 for index in members:
@@ -119,7 +119,7 @@ def clip_and_sum(
 def _squared_norms(
     gradients: Sequence[per_example.PerExampleGradient], present: tf.Tensor
 ) -> tf.Tensor:
-    """Squared norms of a whole group, `(batch,)`."""
+    """Adds up the squared norms of a whole group, `(batch,)`."""
     if not gradients:  # The loss does not depend on the group.
         return tf.zeros(tf.shape(present))
     norms = [gradient.squared_norms() for gradient in gradients]

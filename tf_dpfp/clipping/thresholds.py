@@ -1,4 +1,4 @@
-"""Splits of one bound into the thresholds of several groups.
+"""Splits of one bound into the clip norms of several groups.
 
 Every split keeps `sum_k C_k^2 = l2_norm_clip^2`, so that the sensitivity of
 the whole release is the bound that the user gave.
@@ -7,39 +7,18 @@ the whole release is the bound that the user gave.
 import math
 from collections.abc import Mapping, Sequence
 
+from tf_dpfp import arguments
+
 # How a bound is split: "equal", "by_dimension", or pairs of a group's name and
-# its threshold (a dict, made hashable).
+# its clip norm (a dict, made hashable).
 Split = str | tuple[tuple[str, float], ...]
 
-# Given thresholds may miss the bound by rounding, not by more.
+# Given clip norms may miss the bound by rounding, not by more.
 _TOLERANCE = 1e-6
 
 # Float32 loses the squares of numbers below 1e-19. What that can hide of a
-# gradient of ten billion numbers is shorter than any threshold allowed.
+# gradient of ten billion numbers is shorter than any clip norm allowed.
 LEAST = 1e-14
-
-
-def check_between(name: str, value, low: float, high: float) -> None:
-    """Refuses what is no number between two others.
-
-    Args:
-        name: The argument's name, for the message.
-        value: The argument.
-        low: What it must be above.
-        high: What it must be below.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    try:
-        inside = not isinstance(value, bool) and low < value < high
-    except TypeError:
-        inside = False
-    if not inside:
-        raise ValueError(
-            f"`{name}` is a number above {low:g} and below {high:g}. "
-            f"Received: {name}={value!r}"
-        )
 
 
 def as_split(name: str, value: str | Mapping[str, float]) -> Split:
@@ -56,15 +35,18 @@ def as_split(name: str, value: str | Mapping[str, float]) -> Split:
     Raises:
         ValueError: If it is none of these.
     """
-    if isinstance(value, Mapping):
-        return tuple(sorted(value.items()))
-    if isinstance(value, list | tuple):
-        return tuple((str(group), float(number)) for group, number in value)
     if isinstance(value, str) and value in ("equal", "by_dimension"):
         return value
+    if isinstance(value, Mapping):
+        value = sorted(value.items())
+    if isinstance(value, list | tuple):
+        return tuple(
+            (str(group), arguments.number(f"{name}[{group!r}]", number))
+            for group, number in value
+        )
     raise ValueError(
-        f"`{name}` is 'equal', 'by_dimension' or a dict from group name to "
-        f"number. Received: {name}={value!r}"
+        f"`{name}` must be 'equal', 'by_dimension' or a dict from group name "
+        f"to number. Received: {name}={value!r}"
     )
 
 
@@ -83,7 +65,7 @@ def split_bound(
         dimensions: Number of parameters of each.
 
     Returns:
-        The thresholds, in the order of the names.
+        The clip norms, in the order of the names.
 
     Raises:
         ValueError: If given thresholds do not fit the groups or the bound.
@@ -96,14 +78,14 @@ def split_bound(
 
 
 def equal_split(l2_norm_clip: float, count: int) -> tuple[float, ...]:
-    """`C / sqrt(K)` for each of K groups.
+    """Gives each of K groups `C / sqrt(K)`.
 
     Args:
         l2_norm_clip: The bound C.
         count: Number of groups, at least 1.
 
     Returns:
-        The thresholds.
+        The clip norms.
     """
     return (l2_norm_clip / math.sqrt(count),) * count
 
@@ -111,14 +93,14 @@ def equal_split(l2_norm_clip: float, count: int) -> tuple[float, ...]:
 def split_by_dimension(
     l2_norm_clip: float, dimensions: Sequence[int]
 ) -> tuple[float, ...]:
-    """`C sqrt(d_k / sum_j d_j)`: the same threshold per parameter.
+    """Gives each group `C sqrt(d_k / sum_j d_j)`: the same per parameter.
 
     Args:
         l2_norm_clip: The bound C.
         dimensions: Number of parameters d_k of each group.
 
     Returns:
-        The thresholds.
+        The clip norms.
     """
     total = sum(dimensions)
     return tuple(l2_norm_clip * math.sqrt(d / total) for d in dimensions)
@@ -127,18 +109,18 @@ def split_by_dimension(
 def given(
     l2_norm_clip: float, names: Sequence[str], thresholds: Mapping[str, float]
 ) -> tuple[float, ...]:
-    """Thresholds that the user gave by name.
+    """Orders and checks clip norms that the user gave by name.
 
     Args:
         l2_norm_clip: The bound C.
         names: Names of the groups.
-        thresholds: The threshold of each.
+        thresholds: The clip norm of each.
 
     Returns:
-        The thresholds, in the order of the names.
+        The clip norms, in the order of the names.
 
     Raises:
-        ValueError: If names do not match, a threshold is too small or not
+        ValueError: If names do not match, a clip norm is too small or not
             finite, or their squares do not add up to that of the bound.
     """
     values = by_name("thresholds", names, thresholds)
@@ -155,7 +137,7 @@ def given(
 def by_name(
     argument: str, names: Sequence[str], numbers: Mapping[str, float]
 ) -> tuple[float, ...]:
-    """One positive number for each group, in the order of the names.
+    """Puts one positive number for each group in the order of the names.
 
     Args:
         argument: The argument's name, for the messages.
@@ -176,10 +158,7 @@ def by_name(
             f"`{argument}` gives one number for each group. Missing: "
             f"{missing}; not a group: {unknown}."
         )
-    values = tuple(float(numbers[name]) for name in names)
-    if not all(math.isfinite(v) and v >= LEAST for v in values):
-        raise ValueError(
-            f"Thresholds are finite and at least {LEAST:g}. Received: "
-            f"{argument}={dict(numbers)}"
-        )
-    return values
+    return tuple(
+        arguments.number(f"{argument}[{name!r}]", numbers[name], least=LEAST)
+        for name in names
+    )

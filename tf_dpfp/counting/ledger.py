@@ -1,26 +1,60 @@
 """A ledger in a Keras variable: what was released, and how often.
 
 What ran is a small table: one row for each kind of step (sampling, noise
-multiplier, what was released) with a count of its steps. It is one variable of
+multiplier, kind of release) with a count of its steps. It is one variable of
 an optimizer or a layer, so every way of saving these saves the ledger, and
 nothing restores half of it. The compiled step only adds to the count of the
-current row; which row that is, is set from Python before training starts and
-is never saved.
+current row. The current row is set from Python before training starts and is
+never saved.
+
+The ledger knows no noise multiplier of its own: every row is written from the
+`Release` that the step draws its noise by, and a step that draws by another is
+refused.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tf_dpfp import accounting
-from tf_dpfp.accounting import ledger as table
+from tf_dpfp.accounting import table
+from tf_dpfp.counting.release import Release
+from tf_dpfp.keras_private import variables as keras_variables
 
 # The count stands behind the description; float64 counts exactly to 2^53.
 _COUNT = table.WIDTH
 TABLE_SHAPE = (table.MAX_ROWS, table.WIDTH + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """The arguments of `Ledger.open`."""
+
+    release: Release
+    sampling: accounting.Sampling
+    seeded: bool = False
+    draws: int = 1
+    batch_size: int | None = None
+
+    def entry(self, steps: int) -> accounting.LedgerEntry:
+        """Returns the ledger entry of the steps."""
+        return accounting.LedgerEntry(
+            self.sampling,
+            self.release.noise_multiplier,
+            steps,
+            self.seeded or self.release.seeded,
+            self.release.kind,
+        )
+
+    def of_other_sizes(self) -> "_Opened":
+        """Returns what batches of any other size are counted as."""
+        if self.batch_size is None:
+            return self
+        return _Opened(self.release, accounting.UnknownSampling(), self.seeded)
 
 
 class Ledger:
@@ -28,68 +62,46 @@ class Ledger:
 
     Args:
         variable: Where the counts are: float64, zeros of `TABLE_SHAPE`.
-        noise_multiplier: Part of every row written.
-        seeded: Whether the noise comes from a seed; likewise.
-        release: What the steps release, unless `open` says otherwise.
     """
 
-    def __init__(
-        self,
-        variable: keras.Variable,
-        noise_multiplier: float,
-        seeded: bool,
-        release: accounting.Release = accounting.Release.SUMS,
-    ):
-        self._noise_multiplier = noise_multiplier
-        self._noise_seeded = seeded
-        self._release = release
+    def __init__(self, variable: keras.Variable):
         self._table = variable
         self._opened: _Opened | None = None
+        # Of the steps that were traced; a compiled one draws by it for good.
+        self._drawn: Release | None = None
         with tf.init_scope():
             # The current row, the one for batches of other sizes, what is
-            # counted for a step in each, and the size (0: any).
+            # counted for a step in each, and the size (0: any). TensorFlow
+            # keeps int32 variables on the CPU, where a step that XLA compiles
+            # for a GPU can't reach them.
             self._current = tf.Variable(
                 [-1, -1, 1, 1, 0],
                 trainable=False,
-                dtype=tf.int32,
+                dtype=tf.int64,
                 name="privacy_row",
             )
         self._watch_restores()
 
-    def describe(
-        self, noise_multiplier: float, release: accounting.Release
-    ) -> None:
-        """Changes what is written of the steps that follow.
-
-        Args:
-            noise_multiplier: Part of every row written.
-            release: What the steps release, unless `open` says otherwise.
-        """
-        self._noise_multiplier, self._release = noise_multiplier, release
-        with tf.init_scope():
-            self.open(accounting.UnknownSampling())
-
     def _watch_restores(self) -> None:
         """Keeps the greater counts, whichever way older ones come back.
 
-        `assign` is what `set_weights` and Keras files use,
-        `_restore_from_tensors` what `tf.train.Checkpoint` uses.
+        `set_weights` and Keras files use `assign`; `tf.train.Checkpoint` has a
+        way of its own.
         """
         self._assign = self._table.assign
-        for name in ("assign", "_restore_from_tensors"):
-            method = self._keeping_greater(getattr(self._table, name))
-            setattr(self._table, name, method)
+        self._table.assign = self._keeping_greater(self._assign)
+        keras_variables.wrap_restores(self._table, self._keeping_greater)
 
-    def _keeping_greater(self, method):
+    def _keeping_greater(self, restore: Callable[..., Any]):
         def restore_and_keep(*args, **kwargs):
             if not tf.executing_eagerly():
-                return method(*args, **kwargs)
+                return restore(*args, **kwargs)
             known = self.entries()
-            result = method(*args, **kwargs)
+            result = restore(*args, **kwargs)
             try:
                 self.keep_greater(known)
             except ValueError:
-                # What was written is no ledger.
+                # The restored numbers are no ledger.
                 self._write(known)
                 raise
             return result
@@ -97,66 +109,77 @@ class Ledger:
         return restore_and_keep
 
     def entries(self) -> list[accounting.LedgerEntry]:
-        """What ran so far; reads the counts from the device."""
+        """Reads what ran so far; takes the counts from the device."""
         values = self._table.numpy().astype(np.float64)
+        # Counts that are not finite become negative, and are refused.
+        with np.errstate(invalid="ignore"):
+            steps = values[:, _COUNT].astype(np.int64)
         entries = table.decode_table(
-            np.ascontiguousarray(values[:, :_COUNT]),
-            values[:, _COUNT].astype(np.int64),
+            np.ascontiguousarray(values[:, :_COUNT]), steps
         )
         return [entry for entry in entries if entry.steps]
 
-    def current(self) -> accounting.LedgerEntry:
-        """The kind of the next step; its count is that of one step."""
-        opened = self._opened or _Opened(accounting.UnknownSampling())
-        return self._entry(opened, opened.draws)
+    def next_entry(self, release: Release) -> accounting.LedgerEntry:
+        """Returns the entry that the next step adds to.
 
-    def _entry(self, opened: "_Opened", steps: int) -> accounting.LedgerEntry:
-        release = opened.release
-        return accounting.LedgerEntry(
-            opened.sampling,
-            self._noise_multiplier,
-            steps,
-            self._noise_seeded or opened.seeded,
-            self._release if release is None else release,
-        )
+        Args:
+            release: The release of the step.
+
+        Returns:
+            The entry; its count is that of one step.
+
+        Raises:
+            RuntimeError: If the ledger is open for another noise.
+        """
+        opened = self._opened_for(release)
+        return opened.entry(opened.draws)
 
     def open(
         self,
+        release: Release,
         sampling: accounting.Sampling,
         seeded: bool = False,
-        release: accounting.Release | None = None,
         draws: int = 1,
-        rows: int | None = None,
+        batch_size: int | None = None,
     ) -> None:
         """Sets the kind of the steps that follow.
 
         Args:
-            sampling: How their examples are chosen.
-            seeded: Whether they are chosen by a seed.
-            release: What they release; `None` for what the ledger was made
-                with.
+            release: What a step releases, and under which noise.
+            sampling: How the examples of a step are chosen.
+            seeded: True if they are chosen by a seed.
             draws: How many draws a step takes.
-            rows: The batch size for which that holds. Batches of another are
-                counted once, as of unknown sampling. `None`: any size.
+            batch_size: The batch size for which that holds. Batches of another
+                are counted once, as of unknown sampling. `None`: any size.
 
         Raises:
             ValueError: If the table is full.
+            RuntimeError: If steps draw another noise.
         """
-        self._opened = _Opened(sampling, seeded, release, draws, rows)
-        otherwise = self._opened
-        if rows is not None:
-            otherwise = _Opened(accounting.UnknownSampling(), seeded, release)
+        _require_same(self._drawn, release)
+        self._opened = _Opened(release, sampling, seeded, draws, batch_size)
+        self._find_rows(self._opened)
+
+    def _find_rows(self, opened: _Opened) -> None:
+        """Points the compiled step to the rows of what is opened."""
+        otherwise = opened.of_other_sizes()
         values = self._table.numpy().astype(np.float64)
-        current = self._row(values, self._entry(self._opened, 0))
-        other = self._row(values, self._entry(otherwise, 0))
+        current = self._row(values, opened.entry(0))
+        other = self._row(values, otherwise.entry(0))
         self._assign(values)
         self._current.assign(
-            [current, other, draws, otherwise.draws, rows or 0]
+            [
+                current,
+                other,
+                opened.draws,
+                otherwise.draws,
+                opened.batch_size or 0,
+            ]
         )
 
     @staticmethod
     def _row(values: np.ndarray, kind: accounting.LedgerEntry) -> int:
-        """The row of a kind of step, written if it is a new one."""
+        """Finds the row of a kind of step; writes it if it is a new one."""
         wanted = table.encode(kind)
         for index, row in enumerate(values[:, :_COUNT]):
             if np.array_equal(row, wanted) or not row.any():
@@ -177,32 +200,51 @@ class Ledger:
         self._write(table.merge([*self.entries(), entry]))
 
     def total_steps(self) -> tf.Tensor:
-        """How many steps of any kind were counted; int64, for a graph."""
+        """Adds up the steps of every kind; int64, for a graph."""
         return tf.cast(
             tf.reduce_sum(tf.convert_to_tensor(self._table.value)[:, _COUNT]),
             tf.int64,
         )
 
-    def ensure_open(self) -> None:
+    def ensure_open(self, release: Release) -> None:
         """Opens the ledger for unknown sampling, if it is not open.
 
         One replica of several can't: it writes to all of them.
+
+        Args:
+            release: The release of the steps that follow.
         """
         if self._opened is None:
             with tf.init_scope():
-                self.open(accounting.UnknownSampling())
+                self.open(release, accounting.UnknownSampling())
 
-    def count_step(self, rows: tf.Tensor | int = 0) -> None:
+    def _opened_for(self, release: Release) -> _Opened:
+        """Returns what is opened; refuses another noise than is counted."""
+        if self._opened is None:
+            return _Opened(release, accounting.UnknownSampling())
+        _require_same(release, self._opened.release)
+        return self._opened
+
+    def count_step(
+        self, release: Release, batch_size: tf.Tensor | int = 0
+    ) -> None:
         """Adds one step of the current kind; part of the compiled step.
 
         Args:
-            rows: The size of its batch, where `open` was given one.
+            release: The release that the noise of this step is drawn by.
+            batch_size: The size of its batch, where `open` was given one.
+
+        Raises:
+            RuntimeError: If the ledger is open for another noise.
         """
-        self.ensure_open()
+        self.ensure_open(release)
+        self._opened_for(release)
+        self._drawn = release
         row, other, draws, other_draws, expected = tf.unstack(
             tf.convert_to_tensor(self._current)
         )
-        as_opened = (expected == 0) | (expected == rows)
+        batch_size = tf.cast(batch_size, tf.int64)
+        as_opened = (expected == 0) | (expected == batch_size)
         row = tf.where(as_opened, row, other)
         count = tf.where(as_opened, draws, other_draws)
         row = tf.one_hot(row, table.MAX_ROWS, dtype=tf.float64)
@@ -220,7 +262,7 @@ class Ledger:
         self._write([*earlier, *self.entries()])
 
     def keep_greater(self, known: Iterable[accounting.LedgerEntry]) -> None:
-        """Never counts fewer steps of a kind than were known before.
+        """Raises counts to those that were known before.
 
         Loading an older checkpoint takes weights back in time; what was
         released since then stays released.
@@ -240,20 +282,19 @@ class Ledger:
         self._assign(np.concatenate([rows, steps[:, None]], axis=1))
         # Rows may have moved: find the current one again.
         if self._opened is not None:
-            self.open(**vars(self._opened))
+            self._find_rows(self._opened)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Opened:
-    """The arguments of `Ledger.open`."""
-
-    sampling: accounting.Sampling
-    seeded: bool = False
-    release: accounting.Release | None = None
-    draws: int = 1
-    rows: int | None = None
+def _require_same(drawn: Release | None, counted: Release) -> None:
+    """Refuses to count another noise than is drawn."""
+    if drawn is not None and drawn.noise != counted.noise:
+        raise RuntimeError(
+            "The noise of a step and its row in the privacy ledger must come "
+            "from the same release. Compile the model with a new optimizer, or "
+            f"make a new layer. Received: noise={drawn}, ledger={counted}"
+        )
 
 
 def _kind(entry: accounting.LedgerEntry) -> accounting.LedgerEntry:
-    """The entry without its count."""
+    """Returns the entry without its count."""
     return dataclasses.replace(entry, steps=0)

@@ -101,7 +101,7 @@ def _of_everyone(
 ) -> np.ndarray:
     """What the workers give, once for each replica; the same for all."""
     given = strategy.experimental_distribute_values_from_function(
-        lambda context: tf.constant(mine[None])
+        lambda _: tf.constant(mine[None])
     )
     return strategy.gather(given, axis=0).numpy()
 

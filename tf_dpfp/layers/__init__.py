@@ -1,6 +1,5 @@
 """Layers that are private by themselves: forward-pass perturbation."""
 
-from tf_dpfp.layers.clipping import clip_rows
 from tf_dpfp.layers.joint import joint_step
 from tf_dpfp.layers.label_loss import DebiasedCrossentropy
 from tf_dpfp.layers.representation import DPRepresentationClip
@@ -11,7 +10,6 @@ __all__ = [
     "DPRepresentationClip",
     "DebiasedCrossentropy",
     "Trial",
-    "clip_rows",
     "joint_step",
     "trial",
 ]

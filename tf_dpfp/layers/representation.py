@@ -4,20 +4,22 @@ import hashlib
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tf_dpfp import accounting
+from tf_dpfp import arguments
 from tf_dpfp import counting
 from tf_dpfp import noise as noise_lib
 from tf_dpfp import sampling as sampling_lib
-from tf_dpfp.layers import clipping
+from tf_dpfp.clipping import clip_representations
 from tf_dpfp.layers import joint
 from tf_dpfp.layers import trial
 
 # Beyond these, float32 has no numbers for the bound or its noise.
 _LEAST_CLIP, _GREATEST_CLIP = 1e-10, 1e30
 _GREATEST_NOISE = 1e7
+# A compiled step, or the ledger, would not notice a change.
+_READ_ONLY = ("clip_norm", "noise_multiplier", "labels", "end_to_end", "seed")
 
 
 @keras.saving.register_keras_serializable(package="tf_dpfp")
@@ -35,7 +37,7 @@ class DPRepresentationClip(keras.layers.Layer):
     The layer counts what it releases: every row of every call with
     `training=True`. By itself it claims nothing about how batches are drawn;
     `tf_dpfp.make_private(model)`, or `tf_dpfp.sampled_steps` for a model that
-    stays ordinary, with the batches of `tf_dpfp.microbatch_sampler` makes
+    stays ordinary, with the batches of `tf_dpfp.stratified_batches` makes
     epsilon smaller. See `tf_dpfp.privacy_statement(model, delta)`.
 
     The guarantee is for replacing one example by another of the same label:
@@ -60,7 +62,7 @@ class DPRepresentationClip(keras.layers.Layer):
         labels: `"public"` declares that the labels of all examples may be
             known to anyone; what `tf_dpfp.randomize_labels` returned, that the
             model is trained on those. `None` declares nothing: epsilon is
-            infinite, unless the batches of `microbatch_sampler` say it.
+            infinite, unless the batches of `stratified_batches` say it.
         end_to_end: Whether to let the gradient through, to train what is
             below. Nothing is proved then: epsilon is infinite.
         noise_at_inference: Whether to add noise without `training`, too. Such
@@ -97,30 +99,82 @@ class DPRepresentationClip(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.clip_norm = _number(
-            "clip_norm", clip_norm, _LEAST_CLIP, _GREATEST_CLIP
-        )
-        self.noise_multiplier = _number(
-            "noise_multiplier", noise_multiplier, 0.0, _GREATEST_NOISE
-        )
         self._labels = _labels_entry(labels)
         self._labels_public = labels == "public" if _is_text(labels) else False
-        self.end_to_end = bool(end_to_end)
-        self.noise_at_inference = bool(noise_at_inference)
-        if seed is not None and (isinstance(seed, bool) or seed != int(seed)):
-            raise ValueError(
-                f"`seed` is an integer or None. Received: seed={seed!r}"
-            )
-        self.seed = seed
+        self._end_to_end = arguments.boolean("end_to_end", end_to_end)
+        # Clipping, noise and the ledger read the same frozen object.
+        self._release = counting.GaussianRelease(
+            clip_norm=arguments.number(
+                "clip_norm", clip_norm, least=_LEAST_CLIP, most=_GREATEST_CLIP
+            ),
+            noise_multiplier=arguments.number(
+                "noise_multiplier",
+                noise_multiplier,
+                least=0.0,
+                most=_GREATEST_NOISE,
+            ),
+            seed=arguments.seed(seed),
+            kind=self._kind(self._labels_public, self._labels),
+        )
+        self.noise_at_inference = arguments.boolean(
+            "noise_at_inference", noise_at_inference
+        )
         self.supports_masking = True
         # Two layers of one seed must not draw the same noise.
         self._noise_source = noise_lib.NoiseSource(
-            None if seed is None else _mixed(seed, self.name)
+            None if self.seed is None else _mixed(self.seed, self.name)
         )
         self._ledger: counting.Ledger | None = None
         self._rows: int | None = None
 
-    def build(self, input_shape):
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _READ_ONLY:
+            raise AttributeError(
+                f"`{name}` of layer '{self.name}' can't be changed: the noise "
+                "and the privacy ledger are both read from the settings that "
+                "the layer was made with. Make a new layer. Received: "
+                f"{name}={value!r}"
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def release(self) -> counting.GaussianRelease:
+        """The release of a call: clip norm, noise and what is released."""
+        return self._release
+
+    @property
+    def clip_norm(self) -> float:
+        """The bound C on the L2 norm of one example's representation."""
+        return self._release.clip_norm
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Standard deviation of the noise over `clip_norm`."""
+        return self._release.noise_multiplier
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the noise, or `None` for the operating system's."""
+        return self._release.seed
+
+    @property
+    def end_to_end(self) -> bool:
+        """True if the gradient goes on, and nothing is proved."""
+        return self._end_to_end
+
+    @property
+    def labels(self) -> Any:
+        """What is declared of the labels, as in the config."""
+        if self._labels is None:
+            return "public" if self._labels_public else None
+        return {
+            "epsilon": 1.0 / self._labels.noise_multiplier,
+            "num_classes": self._labels.sampling.num_classes,
+            "identity": self._labels.sampling.identity,
+            "seeded": self._labels.seeded,
+        }
+
+    def build(self, input_shape):  # noqa: ARG002
         """Makes the ledger, a weight that is not trained."""
         # Out of a graph that is being traced: the ledger is read from Python.
         with tf.init_scope():
@@ -134,23 +188,18 @@ class DPRepresentationClip(keras.layers.Layer):
                 aggregation="only_first_replica",
                 name="privacy_ledger",
             )
-        self._ledger = counting.Ledger(
-            table,
-            self.noise_multiplier,
-            seeded=self.seed is not None,
-            release=self._release(self._labels_public, self._labels),
-        )
+        self._ledger = counting.Ledger(table)
         if self._labels is not None:
             self._ledger.add(self._labels)
 
-    def _release(self, public: bool, labels) -> accounting.Release:
-        if self.end_to_end:
-            return accounting.Release.ROWS_END_TO_END
+    def _kind(self, public: bool, labels) -> accounting.Release:
+        if self._end_to_end:
+            return accounting.EndToEnd()
         if labels is not None:
-            return accounting.Release.ROWS_LABELS_RANDOMIZED
+            return accounting.Representations("randomized")
         if public:
-            return accounting.Release.ROWS_LABELS_PUBLIC
-        return accounting.Release.ROWS_LABELS_UNDECLARED
+            return accounting.Representations("public")
+        return accounting.Representations("undeclared")
 
     def call(self, inputs, training=None, mask=None):
         """Clips, and in training stops gradients, adds noise and counts."""
@@ -160,20 +209,20 @@ class DPRepresentationClip(keras.layers.Layer):
         if running is not None:
             return running.stand_in(inputs, self.compute_dtype, bool(training))
         step = joint.current()
-        if not self.end_to_end and step is None:
+        if not self._end_to_end and step is None:
             inputs = tf.stop_gradient(inputs)
         # In half precision a norm, or noise beside a number, is rounded away.
         if inputs.dtype.size < 4:
             inputs = tf.cast(inputs, tf.float32)
         if mask is not None:
             inputs = _without_masked(inputs, mask)
-        rows = clipping.clip_rows(inputs, self.clip_norm)
+        rows = clip_representations(inputs, self._release.clip_norm)
         if training and step is None:
             self._count(rows)
         noised = training or self.noise_at_inference
         if step is not None:
             noised &= step.noise
-        if self.noise_multiplier and noised:
+        if self._release.noise_multiplier and noised:
             rows += tf.cast(self._noise(rows, training), rows.dtype)
         return tf.cast(rows, self.compute_dtype)
 
@@ -199,13 +248,15 @@ class DPRepresentationClip(keras.layers.Layer):
                 f"sampler draws {self._rows}: one row for each example, in one "
                 "call. Keep the batch in the first axis, whole."
             )
-        self._ledger.count_step(tf.shape(rows)[0] if size is None else size)
+        self._ledger.count_step(
+            self._release, tf.shape(rows)[0] if size is None else size
+        )
 
     def _noise(self, rows: tf.Tensor, training) -> tf.Tensor:
         key = self._noise_source.next_step(self._ledger.total_steps())
         return noise_lib.gaussian_noise_like(
             rows,
-            self.noise_multiplier * self.clip_norm,
+            self._release.standard_deviation,
             # By a seed, a count that stands still would repeat what was drawn.
             noise_lib.NoiseSource.key_of(key, 0 if training else 1),
         )
@@ -218,26 +269,26 @@ class DPRepresentationClip(keras.layers.Layer):
     @property
     def next_entry(self) -> accounting.LedgerEntry:
         """What the next call releases, as a `LedgerEntry`."""
-        return self._ledger.current()
+        return self._ledger.next_entry(self._release)
 
     def open_ledger(self, info: "sampling_lib.SamplingInfo | None") -> None:
         """Says how the rows of the calls that follow are drawn.
 
         Args:
-            info: What `microbatch_sampler` registered; `None` for anything
+            info: What `stratified_batches` registered; `None` for anything
                 else, of which nothing is claimed.
         """
         if info is None:
             self._rows = None
             # One that is not built yet claims nothing from the start.
             if self._ledger is not None:
-                self._ledger.open(accounting.UnknownSampling())
+                self._ledger.open(self._release, accounting.UnknownSampling())
             return
         self._rows = info.capacity
         self._ledger.open(
+            self._release.of_kind(self.declared(info)),
             info.sampling,
             info.seeded,
-            self.declared(info),
             info.draws,
             info.capacity,
         )
@@ -248,17 +299,17 @@ class DPRepresentationClip(keras.layers.Layer):
         """What a row releases, by what is declared of its label.
 
         Args:
-            info: What `microbatch_sampler` registered; `None` for anything
+            info: What `stratified_batches` registered; `None` for anything
                 else. What randomised labels cost goes into the ledger.
 
         Returns:
             The kind of release.
         """
         if info is None:
-            return self._release(self._labels_public, self._labels)
+            return self._release.kind
         if info.labels is not None:
             self._ledger.add(info.labels)
-        return self._release(True, info.labels)
+        return self._kind(True, info.labels)
 
     def absorb_ledger(self, entries: list[accounting.LedgerEntry]) -> None:
         """Takes over what a private optimizer released of the same model."""
@@ -268,25 +319,17 @@ class DPRepresentationClip(keras.layers.Layer):
         """That of the input."""
         return input_shape
 
-    def compute_mask(self, inputs, previous_mask=None):
+    def compute_mask(self, inputs, previous_mask=None):  # noqa: ARG002
         """None: which positions an example has is data."""
         return None
 
     def get_config(self):
         """The arguments."""
-        labels = "public" if self._labels_public else None
-        if self._labels is not None:
-            labels = {
-                "epsilon": 1.0 / self._labels.noise_multiplier,
-                "num_classes": self._labels.sampling.num_classes,
-                "identity": self._labels.sampling.identity,
-                "seeded": self._labels.seeded,
-            }
         return {
             **super().get_config(),
             "clip_norm": self.clip_norm,
             "noise_multiplier": self.noise_multiplier,
-            "labels": labels,
+            "labels": self.labels,
             "end_to_end": self.end_to_end,
             "noise_at_inference": self.noise_at_inference,
             "seed": self.seed,
@@ -296,19 +339,6 @@ class DPRepresentationClip(keras.layers.Layer):
 def _mixed(seed: int, name: str) -> int:
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     return int.from_bytes(digest[:8], "little")
-
-
-def _number(name: str, value, least: float, greatest: float) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = np.nan
-    if isinstance(value, bool) or not least <= number <= greatest:
-        raise ValueError(
-            f"`{name}` is a number from {least:g} to {greatest:g}. "
-            f"Received: {name}={value!r}"
-        )
-    return number
 
 
 def _is_text(value) -> bool:
@@ -327,10 +357,10 @@ def _labels_entry(labels) -> accounting.LedgerEntry | None:
             1.0 / labels["epsilon"],
             1,
             labels["seeded"],
-            accounting.Release.LABELS,
+            accounting.Labels(),
         )
     raise ValueError(
-        "`labels` is 'public', what tf_dpfp.randomize_labels returned, or "
+        "`labels` must be 'public', what tf_dpfp.randomize_labels returned, or "
         f"None. Received: labels={labels!r}"
     )
 

@@ -6,15 +6,13 @@ from tf_dpfp.low_rank.carriers import normals
 from tf_dpfp.low_rank.carriers import orthonormal
 from tf_dpfp.low_rank.carriers import random_carriers
 from tf_dpfp.low_rank.configuration import Reparametrization
-from tf_dpfp.low_rank.layers import RGPConv1D
-from tf_dpfp.low_rank.layers import RGPConv2D
 from tf_dpfp.low_rank.layers import RGPDense
-from tf_dpfp.low_rank.layers import RGPEinsumDense
 from tf_dpfp.low_rank.marks import Mark
 from tf_dpfp.low_rank.marks import broken_mark
 from tf_dpfp.low_rank.marks import fingerprint
 from tf_dpfp.low_rank.marks import mark_of
 from tf_dpfp.low_rank.marks import released_size
+from tf_dpfp.low_rank.marks import remove_carriers
 from tf_dpfp.low_rank.marks import reparametrize
 from tf_dpfp.low_rank.marks import restore
 from tf_dpfp.low_rank.matrices import MatrixView
@@ -28,10 +26,7 @@ __all__ = [
     "Carriers",
     "Mark",
     "MatrixView",
-    "RGPConv1D",
-    "RGPConv2D",
     "RGPDense",
-    "RGPEinsumDense",
     "Reparametrization",
     "broken_mark",
     "fingerprint",
@@ -44,6 +39,7 @@ __all__ = [
     "random_carriers",
     "reconstruct",
     "released_size",
+    "remove_carriers",
     "reparametrize",
     "restore",
 ]

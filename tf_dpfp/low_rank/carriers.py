@@ -85,24 +85,21 @@ def random_carriers(starts: Carriers) -> Carriers:
     return Carriers(*[tf.linalg.qr(start).q for start in starts])
 
 
-def leading_carriers(
-    target: tf.Tensor, starts: Carriers, power_iterations: int
-) -> Carriers:
-    """Carriers along the leading singular directions of a matrix.
+def leading_carriers(target: tf.Tensor, starts: Carriers) -> Carriers:
+    """Finds carriers along the leading singular directions of a matrix.
+
+    One round of the power method.
 
     Args:
         target: `(d, p)`; where it is zero or not finite, the carriers are
             random.
         starts: Normals, of the carriers' shapes.
-        power_iterations: Rounds of the power method, at least 1.
 
     Returns:
         The `Carriers`.
     """
-    left = starts.left
-    for _ in range(power_iterations):
-        right = orthonormal(
-            tf.matmul(target, left, transpose_a=True), starts.right
-        )
-        left = orthonormal(tf.matmul(target, right), starts.left)
+    right = orthonormal(
+        tf.matmul(target, starts.left, transpose_a=True), starts.right
+    )
+    left = orthonormal(tf.matmul(target, right), starts.left)
     return Carriers(left, right)

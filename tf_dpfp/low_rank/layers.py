@@ -9,15 +9,13 @@ import keras
 from tf_dpfp import per_example
 from tf_dpfp.low_rank import marks
 from tf_dpfp.low_rank.configuration import Reparametrization
-from tf_dpfp.per_example import convolution
 from tf_dpfp.per_example import dense
-from tf_dpfp.per_example import einsum_dense
 
+# Settings of earlier versions, now fixed at 1.
+_FIXED = ("power_iterations", "recompute_every")
 _OPTIONS = (
     "rank",
     "carrier_source",
-    "power_iterations",
-    "recompute_every",
     "warmup_steps",
     "left_only",
     "seed",
@@ -25,7 +23,7 @@ _OPTIONS = (
 
 
 class _Reparametrized:
-    """What an RGP layer adds to its base: the settings, and the mark."""
+    """Adds settings and a mark to a Keras layer."""
 
     def __init__(self, *args, rank: int, **kwargs):
         options = {
@@ -48,6 +46,20 @@ class _Reparametrized:
         for name in _OPTIONS:
             config[name] = getattr(self._reparametrization, name)
         return config
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes a layer from its config, those of earlier versions too."""
+        config = dict(config)
+        for name in _FIXED:
+            value = config.pop(name, 1)
+            if value != 1:
+                raise ValueError(
+                    f"`{name}` is fixed at 1, and a layer saved with another "
+                    "value would train otherwise. Leave it out of the config "
+                    f"to train on with 1. Received: {name}={value!r}"
+                )
+        return super().from_config(config)
 
     def __repr__(self):
         cls = type(self)
@@ -103,43 +115,34 @@ class RGPDense(_Reparametrized, keras.layers.Dense):
     """
 
 
-@_finish(einsum_dense.EinsumDenseRule, keras.layers.EinsumDense)
-class RGPEinsumDense(_Reparametrized, keras.layers.EinsumDense):
-    """A `keras.layers.EinsumDense` trained through two thin carriers.
-
-    As `RGPDense`. The kernel must be one matrix for all positions.
+def _register_removed(name: str, base: type[keras.layers.Layer]) -> None:
+    """Makes files that name a class of an earlier version fail with a reason.
 
     Args:
-        *args: As `keras.layers.EinsumDense`.
-        rank: Columns of each carrier.
-        **kwargs: As `keras.layers.EinsumDense`, and the settings that
-            `reparametrize` takes.
+        name: Name of the class that files hold.
+        base: The Keras layer that does its work.
     """
 
+    class Removed:
+        @classmethod
+        def from_config(cls, config):
+            raise ValueError(
+                f"The saved model has a layer '{name}', which tf_dpfp no "
+                f"longer has. Build the model with keras.layers."
+                f"{base.__name__}, mark it by tf_dpfp.reparametrize(model, "
+                f"rank={config.get('rank')}), compile it as before and call "
+                "model.load_weights(path) on the same file. Received: "
+                f"name={config.get('name')!r}"
+            )
 
-@_finish(convolution.ConvolutionRule, keras.layers.Conv1D)
-class RGPConv1D(_Reparametrized, keras.layers.Conv1D):
-    """A `keras.layers.Conv1D` trained through two thin carriers.
+        def get_config(self):
+            raise NotImplementedError
 
-    As `RGPDense`. The kernel is a matrix from patches to filters.
-
-    Args:
-        *args: As `keras.layers.Conv1D`.
-        rank: Columns of each carrier.
-        **kwargs: As `keras.layers.Conv1D`, and the settings that
-            `reparametrize` takes.
-    """
+    keras.saving.register_keras_serializable(package="tf_dpfp", name=name)(
+        Removed
+    )
 
 
-@_finish(convolution.ConvolutionRule, keras.layers.Conv2D)
-class RGPConv2D(_Reparametrized, keras.layers.Conv2D):
-    """A `keras.layers.Conv2D` trained through two thin carriers.
-
-    As `RGPDense`. The kernel is a matrix from patches to filters.
-
-    Args:
-        *args: As `keras.layers.Conv2D`.
-        rank: Columns of each carrier.
-        **kwargs: As `keras.layers.Conv2D`, and the settings that
-            `reparametrize` takes.
-    """
+_register_removed("RGPEinsumDense", keras.layers.EinsumDense)
+_register_removed("RGPConv1D", keras.layers.Conv1D)
+_register_removed("RGPConv2D", keras.layers.Conv2D)

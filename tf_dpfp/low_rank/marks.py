@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import keras
 
+from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.low_rank import matrices
 from tf_dpfp.low_rank.configuration import Reparametrization
-from tf_dpfp.per_example import keras_layers
 
 _MARK = "_tf_dpfp_low_rank"
 
@@ -70,12 +70,19 @@ def released_size(variable: keras.Variable) -> int | None:
 
 
 def fingerprint(variables: Sequence[keras.Variable]) -> int:
-    """A number for the marks of a list of variables; 0 if there are none."""
+    """Hashes the marks of a list of variables; 0 if there are none.
+
+    Saved optimizer state holds the number, so it must not change: settings of
+    earlier versions are spelled out as they stood, at their fixed values.
+    """
     marks = [(i, mark_of(variable)) for i, variable in enumerate(variables)]
     marked = [(i, mark) for i, mark in marks if mark is not None]
     if not marked:
         return 0
-    digest = hashlib.sha256(repr(marked).encode()).digest()
+    text = repr(marked).replace(
+        "warmup_steps=", "power_iterations=1, recompute_every=1, warmup_steps="
+    )
+    digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:7], "little") + 1
 
 
@@ -139,8 +146,6 @@ def reparametrize(
     exclude: Selection | None = None,
     *,
     carrier_source: str = "history",
-    power_iterations: int = 1,
-    recompute_every: int = 1,
     warmup_steps: int = 100,
     left_only: bool = False,
     seed: int = 0,
@@ -154,8 +159,8 @@ def reparametrize(
     the first step of an optimizer.
 
     Without private training the marks do nothing. Clones of the model and
-    models loaded from a file have none: mark them again (the `RGP` layers
-    keep theirs in their config).
+    models loaded from a file have none: mark them again (`RGPDense` keeps
+    its mark in its config).
 
     Example:
 
@@ -177,8 +182,6 @@ def reparametrize(
             `"history"` (the update since the first step; until `warmup_steps`
             have passed, and while there is none, the weight), `"weight"`, or
             `"random"` (of nothing: random directions).
-        power_iterations: Rounds of the power method.
-        recompute_every: Steps between two computations of the carriers.
         warmup_steps: Steps before `"history"` follows the history; about a
             tenth of the training.
         left_only: Release one carrier only, the one on the side of the
@@ -200,8 +203,6 @@ def reparametrize(
     config = Reparametrization(
         rank=rank,
         carrier_source=carrier_source,
-        power_iterations=power_iterations,
-        recompute_every=recompute_every,
         warmup_steps=warmup_steps,
         left_only=left_only,
         seed=seed,
@@ -227,8 +228,8 @@ def reparametrize(
     return model
 
 
-def restore(model: keras.layers.Layer) -> keras.layers.Layer:
-    """Takes the marks of `reparametrize` off, those of `RGP` layers too.
+def remove_carriers(model: keras.layers.Layer) -> keras.layers.Layer:
+    """Undoes `reparametrize`, and the marks of `RGPDense` layers too.
 
     Args:
         model: The model or layer.
@@ -240,6 +241,10 @@ def restore(model: keras.layers.Layer) -> keras.layers.Layer:
         _set_mark(layer, None)
     _forget_compiled_step(model)
     return model
+
+
+# Its name in earlier versions.
+restore = remove_carriers
 
 
 def _refuse_frozen(layer: keras.layers.Layer) -> None:

@@ -3,8 +3,6 @@
 from tf_dpfp.noise.allocation import ALLOCATIONS
 from tf_dpfp.noise.allocation import sensitivity
 from tf_dpfp.noise.allocation import standard_deviations
-from tf_dpfp.noise.budget import BudgetSplit
-from tf_dpfp.noise.budget import split_budget
 from tf_dpfp.noise.gaussian import NoiseSource
 from tf_dpfp.noise.gaussian import gaussian as gaussian_noise
 from tf_dpfp.noise.gaussian import gaussian_like as gaussian_noise_like
@@ -12,12 +10,10 @@ from tf_dpfp.noise.gaussian import gaussians as gaussian_noises
 
 __all__ = [
     "ALLOCATIONS",
-    "BudgetSplit",
     "NoiseSource",
     "gaussian_noise",
     "gaussian_noise_like",
     "gaussian_noises",
     "sensitivity",
-    "split_budget",
     "standard_deviations",
 ]

@@ -37,7 +37,7 @@ def gaussian(
     standard_deviation: float | tf.Tensor,
     key: tf.Tensor,
 ) -> tf.Tensor:
-    """Independent normals of mean zero.
+    """Draws independent normals of mean zero.
 
     Args:
         shape: Static shape of the result.
@@ -69,10 +69,10 @@ def gaussian(
 def gaussian_like(
     tensor: tf.Tensor, standard_deviation: float | tf.Tensor, key: tf.Tensor
 ) -> tf.Tensor:
-    """Independent normals in the shape of a tensor, known or not.
+    """Draws independent normals in the shape of a tensor, known or not.
 
     Args:
-        tensor: Its shape counts, and nothing else.
+        tensor: A tensor, of which only the shape is read.
         standard_deviation: Standard deviation of every number.
         key: uint64 scalar. Equal keys give equal numbers.
 
@@ -93,7 +93,7 @@ def gaussians(
     standard_deviations: Sequence[float | tf.Tensor],
     key: tf.Tensor,
 ) -> list[tf.Tensor]:
-    """Independent normals of mean zero for several tensors, drawn at once.
+    """Draws independent normals of mean zero for several tensors at once.
 
     For many small tensors: a draw takes two dozen operations, however few
     numbers it gives.
@@ -120,7 +120,7 @@ def gaussians(
 def _bits(
     half: int | tf.Tensor, key: tf.Tensor, algorithm: int, counter
 ) -> tf.Tensor:
-    """int32 bits of shape `(2, half)`."""
+    """Draws int32 bits of shape `(2, half)`."""
     return tf.raw_ops.StatelessRandomUniformFullIntV2(
         shape=[2, half],
         key=tf.reshape(key, [1]),
@@ -133,7 +133,7 @@ def _bits(
 def _radius_and_turns(
     bits: tf.Tensor, deviation: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The radius, and the angle in half turns, in [-1, 1).
+    """Returns the radius, and the angle in half turns, in [-1, 1).
 
     The angle takes 24 bits of its word, all that float32 holds; the other 8
     are the last of the radius's 39: its logarithm reaches to 2^-40, and tails
@@ -156,7 +156,7 @@ def _kernel_normals(half: int | tf.Tensor, deviation, key) -> tf.Tensor:
 
 
 def _fused_normals(half: int, deviation, key, piece) -> tf.Tensor:
-    """For XLA, whose sine and cosine are slow: polynomials instead.
+    """Draws normals for XLA, by polynomials: its sine and cosine are slow.
 
     Each piece of a tensor counts from a multiple of 2^32, far beyond where
     the piece before it ends.
@@ -225,8 +225,9 @@ class NoiseSource:
 
     def __init__(self, seed: int | None = None):
         self.seed = seed
-        self._key: tf.Variable | None = None
-        self._step: tf.Variable | None = None
+        # None until they are built.
+        self._key: tf.Variable = None
+        self._step: tf.Variable = None
         self._lock = threading.Lock()
 
     def build(self) -> None:
@@ -250,10 +251,10 @@ class NoiseSource:
             self._key = _variable(value)
 
     def next_step(self, steps_before: tf.Tensor | None = None) -> tf.Tensor:
-        """The base key of one logical step; call it once per step.
+        """Returns the base key of one logical step; call it once per step.
 
         Args:
-            steps_before: With a seed, how many steps were released before:
+            steps_before: With a seed, number of steps released before:
                 the noise of step `n` is then the same in a resumed run, and
                 never that of another step. Without a seed it is ignored, for
                 a restored count would repeat keys.
@@ -272,12 +273,12 @@ class NoiseSource:
     def key_of(
         step_key: tf.Tensor, tensor: int, replica: tf.Tensor | int = 0
     ) -> tf.Tensor:
-        """The key of one tensor's noise on one replica.
+        """Returns the key of one tensor's noise on one replica.
 
         Args:
-            step_key: What `next_step` returned.
-            tensor: Which tensor of the step, below 2^20.
-            replica: Which replica, below 2^12.
+            step_key: Result of `next_step`.
+            tensor: Number of the tensor in the step, below 2^20.
+            replica: Number of the replica, below 2^12.
 
         Returns:
             uint64 scalar.

@@ -7,14 +7,12 @@ from tf_dpfp.optimizers.classes import DPAdamW
 from tf_dpfp.optimizers.classes import DPLion
 from tf_dpfp.optimizers.classes import DPRMSprop
 from tf_dpfp.optimizers.classes import private_optimizer_class
-from tf_dpfp.optimizers.clipped import ClippedGradients
-from tf_dpfp.optimizers.clipped import NotPrivateError
+from tf_dpfp.optimizers.clipped_gradients import ClippedGradients
+from tf_dpfp.optimizers.clipped_gradients import NotPrivateError
+from tf_dpfp.optimizers.joint_release import JointGradients
 from tf_dpfp.optimizers.private_optimizer import PrivateOptimizer
-from tf_dpfp.optimizers.representations import Above
-from tf_dpfp.optimizers.representations import RowsBeside
 
 __all__ = [
-    "Above",
     "ClippedGradients",
     "DPAdagrad",
     "DPAdam",
@@ -22,8 +20,8 @@ __all__ = [
     "DPLion",
     "DPRMSprop",
     "DPSGD",
+    "JointGradients",
     "NotPrivateError",
     "PrivateOptimizer",
-    "RowsBeside",
     "private_optimizer_class",
 ]

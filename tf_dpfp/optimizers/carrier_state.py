@@ -1,11 +1,13 @@
 """Carriers of reparametrised kernels, as optimizer state."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
 from tf_dpfp import low_rank
+from tf_dpfp.keras_private import variables as keras_variables
+from tf_dpfp.optimizers.clipped_gradients import ClippedGradients
 
 # Before the optimizer is built, no marks were looked at.
 _UNKNOWN = -1
@@ -16,9 +18,8 @@ class CarrierState:
 
     They depend on the weights before the step, on a snapshot of the weights
     before the first one, on the count of steps and on a public seed: all of it
-    private, or public, already. The snapshots, and carriers that are used for
-    several steps, are optimizer variables, so a resumed run goes on with the
-    same ones.
+    private, or public, already. The snapshots are optimizer variables, so a
+    resumed run goes on with the same ones.
 
     One more variable tells which kernels are reparametrised, and how. State
     that was saved under other marks is refused.
@@ -38,24 +39,25 @@ class CarrierState:
         )
         self._marks: list[low_rank.Mark | None] = []
         self._snapshots: dict[int, keras.Variable] = {}
-        self._kept: dict[int, low_rank.Carriers] = {}
         self._positions: dict[int, int] = {}
         self._watch_restores()
 
     def _watch_restores(self) -> None:
-        """`tf.train.Checkpoint` restores past `load_own_variables`."""
-        restore = self._fingerprint._restore_from_tensors
+        """Checks marks where `load_own_variables` is not called."""
 
-        def restore_and_check(restored_tensors):
-            known = self._known()
-            result = restore(restored_tensors)
-            restored = self._known()
-            if known != _UNKNOWN:
-                self._fingerprint.assign(known)
-                self.check_saved(restored)
-            return result
+        def checking(restore):
+            def restore_and_check(*args, **kwargs):
+                known = self._known()
+                result = restore(*args, **kwargs)
+                restored = self._known()
+                if known != _UNKNOWN:
+                    self._fingerprint.assign(known)
+                    self.check_saved(restored)
+                return result
 
-        self._fingerprint._restore_from_tensors = restore_and_check
+            return restore_and_check
+
+        keras_variables.wrap_restores(self._fingerprint, checking)
 
     def _known(self) -> int:
         with tf.init_scope():
@@ -83,32 +85,13 @@ class CarrierState:
         if restored != _UNKNOWN:
             self.check_saved(restored)
         for index, mark in enumerate(self._marks):
-            if mark is None:
-                continue
-            if mark.config.carrier_source == "history":
+            if mark is not None and mark.config.carrier_source == "history":
                 # Zeros: the history is then the weight.
                 self._snapshots[index] = (
                     self._optimizer.add_variable_from_reference(
                         variables[index], name="first_weight"
                     )
                 )
-            if mark.config.recompute_every > 1:
-                self._kept[index] = self._make_kept(mark)
-
-    def _make_kept(self, mark: low_rank.Mark) -> low_rank.Carriers:
-        def variable(size: int) -> keras.Variable:
-            return self._optimizer.add_variable(
-                shape=(size, mark.config.rank),
-                initializer="zeros",
-                dtype="float32",
-                aggregation="only_first_replica",
-                name="carrier",
-            )
-
-        left = variable(mark.view.num_rows)
-        if mark.config.left_only:
-            return low_rank.Carriers(left, None)
-        return low_rank.Carriers(left, variable(mark.view.num_columns))
 
     def check_saved(self, fingerprint: int) -> None:
         """Refuses state that was saved under other marks.
@@ -124,8 +107,8 @@ class CarrierState:
                 "The saved optimizer state belongs to a model whose kernels "
                 "were reparametrised otherwise. Call "
                 "tf_dpfp.reparametrize(...) as before saving, or "
-                "tf_dpfp.restore(model) if it was not called, then compile "
-                "and load."
+                "tf_dpfp.low_rank.remove_carriers(model) if it was not called, "
+                "then compile and load."
             )
 
     def check_marks(self, variables: Sequence[keras.Variable]) -> None:
@@ -147,6 +130,31 @@ class CarrierState:
                     "the optimizer was built. Compile the model with a new "
                     "optimizer; what the old one released stays counted."
                 )
+
+    def carriers_of(
+        self, clipped: ClippedGradients
+    ) -> Sequence[low_rank.Carriers | None]:
+        """Returns the carriers that came with clipped gradients.
+
+        Args:
+            clipped: The clipped gradients.
+
+        Returns:
+            One entry for each variable.
+
+        Raises:
+            ValueError: If the gradients, or the optimizer, were made under
+                other marks.
+        """
+        carriers = clipped.carriers or (None,) * len(clipped.variables)
+        self.check_marks(clipped.variables)
+        for variable, mine in zip(clipped.variables, carriers, strict=True):
+            if (mine is None) != (low_rank.mark_of(variable) is None):
+                raise ValueError(
+                    f"These clipped gradients of '{variable.path}' were made "
+                    "when it was reparametrised otherwise. Make them anew."
+                )
+        return carriers
 
     def current(
         self, variables: Sequence[keras.Variable]
@@ -196,31 +204,15 @@ class CarrierState:
         mark = None if index is None else self._marks[index]
         if mark is None:
             return None
-        config = mark.config
-
-        def compute() -> low_rank.Carriers:
-            if config.carrier_source == "random":
-                carriers = low_rank.random_carriers(starts[index])
-            else:
-                carriers = low_rank.leading_carriers(
-                    self._target(variable, index, mark, step),
-                    starts[index],
-                    config.power_iterations,
-                )
-            if config.left_only:
-                return carriers._replace(right=None)
-            return carriers
-
-        kept = self._kept.get(index)
-        if kept is None:
-            return compute()
-        return _carriers_if(
-            tf.equal(step % config.recompute_every, 0),
-            compute,
-            lambda: low_rank.Carriers(
-                *[None if k is None else _value(k) for k in kept]
-            ),
-        )
+        if mark.config.carrier_source == "random":
+            carriers = low_rank.random_carriers(starts[index])
+        else:
+            carriers = low_rank.leading_carriers(
+                self._target(variable, index, mark, step), starts[index]
+            )
+        if mark.config.left_only:
+            return carriers._replace(right=None)
+        return carriers
 
     def _target(self, variable, index, mark, step) -> tf.Tensor:
         """The matrix whose directions the carriers follow."""
@@ -254,17 +246,9 @@ class CarrierState:
         for variable, used in zip(variables, carriers, strict=True):
             if used is None:
                 continue
-            index = self._positions[id(variable)]
-            snapshot = self._snapshots.get(index)
+            snapshot = self._snapshots.get(self._positions[id(variable)])
             if snapshot is not None:
                 _assign_if(is_first, snapshot, variable)
-            for kept, value in zip(
-                self._kept.get(index, ()),
-                used if index in self._kept else (),
-                strict=True,
-            ):
-                if kept is not None:
-                    kept.assign(value)
 
 
 def _value(variable: keras.Variable) -> tf.Tensor:
@@ -273,18 +257,6 @@ def _value(variable: keras.Variable) -> tf.Tensor:
 
 def _as_matrix(kernel: tf.Tensor, mark: low_rank.Mark) -> tf.Tensor:
     return mark.view.to_matrix(tf.cast(kernel, tf.float32))
-
-
-def _carriers_if(
-    condition: tf.Tensor,
-    compute: Callable[[], low_rank.Carriers],
-    otherwise: Callable[[], low_rank.Carriers],
-) -> low_rank.Carriers:
-    def without_none(make):
-        return lambda: [t for t in make() if t is not None]
-
-    found = tf.cond(condition, without_none(compute), without_none(otherwise))
-    return low_rank.Carriers(found[0], found[1] if len(found) > 1 else None)
 
 
 def _assign_if(

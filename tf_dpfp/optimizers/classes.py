@@ -46,7 +46,7 @@ def private_optimizer_class(
         name = f"DP{base.__name__}"
         cls = type(name, (PrivateOptimizer, base), {})
         cls.__module__ = __name__
-        cls.__doc__ = _class_doc(name, base)
+        cls.__doc__ = _class_doc(base)
         cls.__signature__ = _class_signature(base)
         keras.saving.register_keras_serializable(package="tf_dpfp")(cls)
         _CLASSES[base] = cls
@@ -67,7 +67,7 @@ def _class_signature(base: type) -> inspect.Signature:
     return inspect.Signature(positional + own + rest)
 
 
-def _class_doc(name: str, base: type) -> str:
+def _class_doc(base: type) -> str:
     own = inspect.cleandoc(PrivateOptimizer.__doc__)
     arguments = own[own.index("Args:\n") :]
     return (

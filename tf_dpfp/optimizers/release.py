@@ -1,10 +1,11 @@
-"""From clipped sums to released ones, and to what Keras's optimizer takes.
+"""The release: noise on clipped sums, and the gradients made of them.
 
 `add_noise` is the mechanism; whatever follows it is post-processing.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -13,7 +14,8 @@ import tensorflow as tf
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import low_rank
 from tf_dpfp import noise as noise_lib
-from tf_dpfp.optimizers import clipped as clipped_lib
+from tf_dpfp.distribute import replicas
+from tf_dpfp.optimizers import clipped_gradients as clipped_lib
 
 # Tensors of fewer numbers get their noise in one draw.
 _DRAWN_TOGETHER = 2**16
@@ -23,12 +25,12 @@ _DRAWN_EARLY = 2**22
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """What one replica adds to the noise of a step.
+    """One replica's noise in a step.
 
     Attributes:
         step_key: The key of the step, the same on every replica.
-        replica: Which replica this is.
-        share: Of the standard deviation of all noise, what this replica adds.
+        replica: Number of this replica.
+        share: Share of this replica in the standard deviation of all noise.
     """
 
     step_key: tf.Tensor
@@ -40,27 +42,53 @@ class Draws:
         return noise_lib.NoiseSource.key_of(self.step_key, tensor, self.replica)
 
 
+def draws_of(
+    step_key: tf.Tensor, clipped: clipped_lib.ClippedGradients
+) -> Draws:
+    """Returns this replica's noise in a step.
+
+    The noises of R replicas are independent, so R shares of `1 / sqrt(R)` add
+    up to the whole standard deviation.
+
+    Args:
+        step_key: The key of the step, the same on every replica.
+        clipped: The clipped sums of this replica.
+    """
+    return Draws(
+        step_key,
+        replicas.index() if clipped.replicas > 1 else 0,
+        1.0 / math.sqrt(clipped.replicas),
+    )
+
+
 def add_noise(
     clipped: clipped_lib.ClippedGradients,
     noise_multiplier: float,
     allocation: str,
     draws: Draws,
 ) -> list[tf.Tensor | None]:
-    """The released sums: each clipped sum plus its group's noise.
+    """Adds this replica's share of the noise to its clipped sums.
 
-    Of one replica of several: plus the replica's share of the noise.
+    Args:
+        clipped: The clipped sums, with the groups they were clipped in.
+        noise_multiplier: Standard deviation of the noise over the sensitivity.
+        allocation: Split of the noise among groups; see `Clipping`.
+        draws: The noise of this replica.
+
+    Returns:
+        The released sums; `None` where there is no sum.
     """
     released: list[tf.Tensor | None] = list(clipped.sums)
     if not noise_multiplier:
         return released
     deviations = noise_lib.standard_deviations(
-        [group.threshold for group in clipped.groups],
+        [group.clip_norm for group in clipped.groups],
         [group.dimension for group in clipped.groups],
         noise_multiplier,
         allocation,
     )
     deviations = [deviation * draws.share for deviation in deviations]
-    together: dict[str | None, list[tuple[int, Any]]] = {}
+    small: dict[str | None, list[tuple[int, Any]]] = {}
     drawn = 0
     for group, deviation in zip(clipped.groups, deviations, strict=True):
         for index in group.members:
@@ -68,7 +96,7 @@ def add_noise(
             if total is None:
                 continue
             if total.shape.num_elements() < _DRAWN_TOGETHER:
-                together.setdefault(group.device, []).append((index, deviation))
+                small.setdefault(group.device, []).append((index, deviation))
                 continue
             drawn += total.shape.num_elements()
             with clipping_lib.on_device(group.device):
@@ -78,18 +106,27 @@ def add_noise(
                     draws.key(index),
                     early=drawn <= _DRAWN_EARLY,
                 )
-    for device, small in together.items():
-        indices = [index for index, _ in small]
+    for device, members in small.items():
         with clipping_lib.on_device(device):
-            noises = noise_lib.gaussian_noises(
-                [clipped.sums[index].shape for index in indices],
-                [deviation for _, deviation in small],
-                # One key for all of them; those of the others are not used.
-                draws.key(indices[0]),
-            )
-            for index, noise in zip(indices, noises, strict=True):
-                released[index] = _plus(clipped.sums[index], noise)
+            for index, noised in _noised_together(clipped, members, draws):
+                released[index] = noised
     return released
+
+
+def _noised_together(
+    clipped: clipped_lib.ClippedGradients,
+    members: Sequence[tuple[int, Any]],
+    draws: Draws,
+) -> Iterator[tuple[int, tf.Tensor]]:
+    """Adds noise to several small sums by one draw."""
+    noises = noise_lib.gaussian_noises(
+        [clipped.sums[index].shape for index, _ in members],
+        [deviation for _, deviation in members],
+        # One key for all of them; those of the others are not used.
+        draws.key(members[0][0]),
+    )
+    for (index, _), noise in zip(members, noises, strict=True):
+        yield index, _plus(clipped.sums[index], noise)
 
 
 def _noised(
@@ -114,7 +151,18 @@ def finished(
     carriers: Sequence[low_rank.Carriers | None],
     divisor: tf.Tensor,
 ) -> list[tf.Tensor | None]:
-    """What the Keras optimizer takes, each where its variable is."""
+    """Makes of released sums what the Keras optimizer takes.
+
+    Args:
+        clipped: The clipped gradients; their sums are not read.
+        released: The released sums, of all replicas.
+        carriers: Carriers that sums were projected with, or `None`.
+        divisor: The expected batch size.
+
+    Returns:
+        The gradient of each of `clipped.all_variables`, computed where the
+        variable is.
+    """
     gradients: list[tf.Tensor | None] = [None] * len(clipped.variables)
     for group in clipped.groups:
         with clipping_lib.on_device(group.device):
@@ -126,7 +174,15 @@ def finished(
                     divisor,
                     variable,
                 )
-    return gradients
+    joint = clipped.joint
+    if joint is None:
+        return gradients
+    return gradients + [
+        finish(total, extra, divisor, variable)
+        for total, extra, variable in zip(
+            joint.sums, joint.regularization, joint.variables, strict=True
+        )
+    ]
 
 
 def _reconstruct(
@@ -134,7 +190,7 @@ def _reconstruct(
     carriers: low_rank.Carriers | None,
     variable: keras.Variable,
 ) -> tf.Tensor | None:
-    """From released carriers to a released kernel: post-processing."""
+    """Turns released carriers into a released kernel: post-processing."""
     if total is None or carriers is None:
         return total
     return low_rank.reconstruct(
@@ -143,7 +199,7 @@ def _reconstruct(
 
 
 def finish(total, extra, divisor, variable):
-    """Mean of the released sum plus the regularisation's gradient."""
+    """Adds the regularisation's gradient to the mean of a released sum."""
     if total is None and extra is None:
         return None
     dtype = variable.dtype

@@ -152,7 +152,7 @@ def windows(
     split = _phases(inputs, geometry, counts)
     result = []
     for offsets in itertools.product(*map(range, geometry.kernel_size)):
-        index = [slice(None)]
+        index: list[slice | int] = [slice(None)]
         for offset, count, stride, rate in zip(
             offsets,
             counts,
@@ -295,6 +295,7 @@ class ConvolutionRule(rules.GradientRule):
             product = _grouped_kernel(
                 inputs, gradient, geometry, kernel.shape, layer.groups
             )
+        result: list[tuple[keras.Variable, gradients.PerExampleGradient]]
         result = [(kernel, product)]
         if layer.bias is not None:
             bias = gradients.Materialized(dense.sum_positions(gradient))

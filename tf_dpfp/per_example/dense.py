@@ -3,8 +3,8 @@
 import keras
 import tensorflow as tf
 
+from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.per_example import gradients
-from tf_dpfp.per_example import keras_layers
 from tf_dpfp.per_example import rules
 
 
@@ -23,7 +23,7 @@ def rows(tensor: tf.Tensor, axes: int = 1) -> tf.Tensor:
     features = 1
     for size in shape[split:]:
         features *= size
-    positions = 1
+    positions: int | None = 1
     for size in shape[1:split]:
         positions = None if None in (positions, size) else positions * size
     if positions is None:

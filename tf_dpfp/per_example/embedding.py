@@ -5,9 +5,9 @@ import inspect
 import keras
 import tensorflow as tf
 
+from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.per_example import dense
 from tf_dpfp.per_example import gradients
-from tf_dpfp.per_example import keras_layers
 from tf_dpfp.per_example import rules
 
 

@@ -10,12 +10,14 @@ Costs the memory of `batch` copies of the layer's weights; a layer with many
 weights deserves a rule of its own.
 """
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 from keras import tree
 
+from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.per_example import gradients
-from tf_dpfp.per_example import keras_layers
 from tf_dpfp.per_example import rules
 
 
@@ -99,7 +101,7 @@ class GenericRule(rules.GradientRule):
                 tf.squeeze(t, 0) for t in tree.flatten(outputs) if t is not None
             ]
 
-        structure = []
+        structure: list[Any] = []
         found = tf.vectorized_map(
             call_one,
             (

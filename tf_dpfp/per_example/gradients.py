@@ -289,7 +289,7 @@ class RowGather(PerExampleGradient):
         self.ids = ids
         self.values = tf.cast(values, accumulation_dtype(values))
         self.num_rows = num_rows
-        self._distinct = None
+        self._distinct: tuple[tf.Tensor, tf.Tensor] | None = None
 
     def distinct(self) -> tuple[tf.Tensor, tf.Tensor]:
         """The same rows, where no two that count have the same id.
@@ -412,14 +412,13 @@ def add(parts: Sequence[PerExampleGradient]) -> PerExampleGradient:
     rows = [p for p in parts if isinstance(p, RowGather)]
     same_layout = len({p.layout for p in products}) <= 1
     if same_layout and len(products) + len(rows) == len(parts):
-        product = _concatenate(products, _add_products) if products else None
-        row = _concatenate(rows, _add_rows) if rows else None
-        if row is None:
-            return product
-        if product is None:
-            return row
+        if not rows:
+            return _concatenate(products, _add_products)
+        if not products:
+            return _concatenate(rows, _add_rows)
+        product = _concatenate(products, _add_products)
         if product.layout == TABLE_LAYOUT:
-            return _TiedTable(row, product)
+            return _TiedTable(_concatenate(rows, _add_rows), product)
     return Materialized(tf.add_n([p.materialize() for p in parts]))
 
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 import keras
 import tensorflow as tf
 
+from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.per_example import generic
-from tf_dpfp.per_example import keras_layers
 from tf_dpfp.per_example import rules
 
 # Layers that call what they hold inside a loop: the tensors of the loop's body

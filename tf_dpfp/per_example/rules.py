@@ -20,8 +20,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.per_example import gradients
-from tf_dpfp.per_example import keras_layers
 
 
 @dataclasses.dataclass

@@ -3,8 +3,8 @@
 import keras
 import tensorflow as tf
 
+from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.per_example import gradients
-from tf_dpfp.per_example import keras_layers
 from tf_dpfp.per_example import rules
 
 

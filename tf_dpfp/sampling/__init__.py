@@ -1,20 +1,21 @@
-"""Random batches whose law is known, and the shapes they are given."""
+"""Batch sampling with a known distribution, and static padding."""
 
 from tf_dpfp.sampling.calibration import calibrate_representation
 from tf_dpfp.sampling.dealing import deal
 from tf_dpfp.sampling.dealing import piece_of
-from tf_dpfp.sampling.info import SamplingInfo
-from tf_dpfp.sampling.info import examples_digest
-from tf_dpfp.sampling.info import sampled_shard
-from tf_dpfp.sampling.info import sampling_of
 from tf_dpfp.sampling.labels import RandomizedLabels
 from tf_dpfp.sampling.labels import keep_probability
 from tf_dpfp.sampling.labels import randomize_labels
-from tf_dpfp.sampling.microbatches import microbatch_sampler
 from tf_dpfp.sampling.padding import pad_to_multiple
 from tf_dpfp.sampling.padding import split_microbatches
 from tf_dpfp.sampling.poisson import poisson_batches
+from tf_dpfp.sampling.registry import SamplingInfo
+from tf_dpfp.sampling.registry import examples_digest
+from tf_dpfp.sampling.registry import sampled_shard
+from tf_dpfp.sampling.registry import sampling_of
 from tf_dpfp.sampling.shuffled import shuffled_batches
+from tf_dpfp.sampling.stratified import microbatch_sampler
+from tf_dpfp.sampling.stratified import stratified_batches
 
 __all__ = [
     "RandomizedLabels",
@@ -32,4 +33,5 @@ __all__ = [
     "sampling_of",
     "shuffled_batches",
     "split_microbatches",
+    "stratified_batches",
 ]

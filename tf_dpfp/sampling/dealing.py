@@ -1,6 +1,4 @@
-"""Deals every batch of a data set to replicas, each example to one."""
-
-from __future__ import annotations
+"""Deals each batch to replicas: every example goes to one of them."""
 
 from typing import Any
 
@@ -15,23 +13,23 @@ def deal(
 ) -> tf.data.Dataset:
     """Cuts every batch into one piece for each replica, forever.
 
-    Piece r of a batch is for replica r. All rows of a batch are in its pieces,
-    each in one of them; pieces may be empty, and differ by one row at most. So
+    Piece r of a batch is for replica r. Every example of a batch is in one of
+    its pieces; pieces may be empty, and their sizes differ by at most one. So
     unlike the batching that `tf.distribute` does by itself, it is exact for
     batches of any size.
 
     Args:
-        batches: batches of any size. When they end, they begin anew.
-        replicas: number of pieces.
-        static: whether pieces must have one static size; the batches must then
-            be `(x, y, sample_weight)` of one static size, and may get further
-            rows of weight zero.
+        batches: Batches of any size. When they end, they begin anew.
+        replicas: Number of pieces.
+        static: Boolean, whether pieces must have one static size. The batches
+            must then be `(x, y, sample_weight)` of one static size, and may
+            get more padding of weight zero.
 
     Returns:
         The pieces of the first batch, of the second one, and so on; infinite.
 
     Raises:
-        ValueError: if a component of a batch has no axis over examples.
+        ValueError: If a component of a batch has no axis over examples.
     """
 
     def pieces(*batch: Any) -> tf.data.Dataset:
@@ -57,22 +55,24 @@ def piece_of(
     """Cuts one replica's piece out of a batch.
 
     Args:
-        batch: nested tensors with the examples in their first axis.
-        replica: which piece, an integer.
-        replicas: number of pieces, which hold each example once together.
-        static: whether the number of examples is static, and a multiple of it.
+        batch: Nested tensors with the examples in their first axis.
+        replica: Index of the piece.
+        replicas: Number of pieces, which together hold each example once.
+        static: Boolean, whether the number of examples is static, and a
+            multiple of `replicas`.
 
     Returns:
         The piece, nested like the batch.
 
     Raises:
-        ValueError: if a component of the batch has no axis over examples.
+        ValueError: If a component of the batch has no axis over examples.
     """
     for leaf in keras.tree.flatten(batch):
         if leaf is not None and leaf.shape.rank == 0:
             raise ValueError(
                 "A component of the batches has no first axis over examples, "
-                "so it can't be dealt to replicas. Leave it out."
+                "so it can't be dealt to replicas. Leave it out. "
+                f"Received: {leaf}"
             )
     replica = tf.cast(replica, tf.int64)
     return keras.tree.map_structure(
@@ -86,8 +86,8 @@ def piece_of(
 def _piece(
     leaf: tf.Tensor, replica: tf.Tensor, replicas: int, static: bool
 ) -> tf.Tensor:
-    rows = leaf.shape[0] if static else tf.shape(leaf, out_type=tf.int64)[0]
-    piece = leaf[replica * rows // replicas : (replica + 1) * rows // replicas]
+    size = leaf.shape[0] if static else tf.shape(leaf, out_type=tf.int64)[0]
+    piece = leaf[replica * size // replicas : (replica + 1) * size // replicas]
     if static:
-        piece = tf.ensure_shape(piece, [rows // replicas, *leaf.shape[1:]])
+        piece = tf.ensure_shape(piece, [size // replicas, *leaf.shape[1:]])
     return piece

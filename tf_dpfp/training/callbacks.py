@@ -58,7 +58,7 @@ class PrivacyBudget(keras.callbacks.Callback):
         self._taken = 0
         self._shown = 0.0
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs=None):  # noqa: ARG002
         state = state_lib.state_of(self.model)
         population = max(state.populations, default=None)
         if population is not None and self.delta >= 1.0 / population:
@@ -69,7 +69,7 @@ class PrivacyBudget(keras.callbacks.Callback):
             )
         self._start()
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch, logs=None):  # noqa: ARG002
         # A callback after this one may have restored a checkpoint.
         if not self._started:
             if state_lib.released(self.model) != self._spent_before:
@@ -107,7 +107,7 @@ class PrivacyBudget(keras.callbacks.Callback):
                 "budget."
             )
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch, logs=None):  # noqa: ARG002
         # Counted from the ledger: a call runs one step or several.
         self._taken = self._count()
         if self.accountant == "rdp":
@@ -117,7 +117,7 @@ class PrivacyBudget(keras.callbacks.Callback):
         if self._taken + self._steps_per_call > self._allowed:
             self.model.stop_training = True
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch, logs=None):  # noqa: ARG002
         self._shown = self._compute(self._taken)
         if logs is not None:
             logs["epsilon"] = self._shown

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_dpfp import clipping
 from tf_dpfp import optimizers
-from tf_dpfp.training import keras_trainer
+from tf_dpfp.keras_private import trainer as keras_trainer
 from tf_dpfp.training import preparation
 from tf_dpfp.training import representations
 from tf_dpfp.training import state as state_lib

@@ -7,12 +7,12 @@ import tensorflow as tf
 
 from tf_dpfp import accounting
 from tf_dpfp import optimizers
+from tf_dpfp import replicas
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp.distribute import replicas as replicas_lib
+from tf_dpfp.sampling import pipelines
 from tf_dpfp.training import dealt_training
-from tf_dpfp.training import pipelines
 from tf_dpfp.training import preparation
-from tf_dpfp.training import replicated
 from tf_dpfp.training import representations
 from tf_dpfp.training import state as state_lib
 from tf_dpfp.training import steps
@@ -85,10 +85,10 @@ def dealt_step(model: keras.Model, x, y, sample_weight=None) -> None:
     state_lib.state_of(model)
     optimizer = state_lib.require_private_optimizer(model)
     strategy = preparation.strategy_of(model, optimizer)
-    if not replicated.deals(strategy):
+    if not replicas.deals(strategy):
         optimizer.apply(clipped_gradients(model, x, y, sample_weight))
         return
-    batch = replicated.whole_batch(strategy, (x, y, sample_weight))
+    batch = replicas.whole_batch(strategy, (x, y, sample_weight))
     count = strategy.num_replicas_in_sync
     dealt_training.build(model, strategy, batch)
 
@@ -113,7 +113,7 @@ def sampled_steps(model: keras.Model, batches: tf.data.Dataset):
         model: A private model, compiled with a private optimizer; or a model
             with a `DPRepresentationClip`.
         batches: A data set made by `poisson_batches`; for such a model, by
-            `microbatch_sampler`.
+            `stratified_batches`.
 
     Raises:
         ValueError: If nothing is known of how `batches` was drawn.
@@ -126,10 +126,10 @@ def sampled_steps(model: keras.Model, batches: tf.data.Dataset):
     optimizer = state_lib.require_private_optimizer(model)
     beside = representations.beside_sums(model)
     pipeline = pipelines.describe(
-        {"x": batches}, need_batch_size=False, rows=beside
+        {"x": batches}, need_batch_size=False, joint=beside
     )
     if isinstance(pipeline.sampling, accounting.UnknownSampling):
-        maker = "microbatch_sampler" if beside else "poisson_batches"
+        maker = "stratified_batches" if beside else "poisson_batches"
         raise ValueError(
             f"`sampled_steps` takes the data set that tf_dpfp.{maker} "
             "returned, itself: another proves nothing."
@@ -151,7 +151,7 @@ def _sampled_rows(model: keras.Model, batches: tf.data.Dataset):
     if info is None:
         raise ValueError(
             "`sampled_steps` takes the data set that tf_dpfp."
-            "microbatch_sampler returned, itself, for a model with a "
+            "stratified_batches returned, itself, for a model with a "
             "DPRepresentationClip: another proves nothing."
         )
     found = representations.raise_if_unprotected(model, batches.element_spec[0])

@@ -7,12 +7,12 @@ import keras
 import tensorflow as tf
 from keras import tree
 
+from tf_dpfp import replicas
+from tf_dpfp import step as step_lib
 from tf_dpfp import validation
-from tf_dpfp.training import keras_distribution
-from tf_dpfp.training import pipelines
+from tf_dpfp.keras_private import distribution as keras_distribution
+from tf_dpfp.sampling import pipelines
 from tf_dpfp.training import preparation
-from tf_dpfp.training import private_step
-from tf_dpfp.training import replicated
 from tf_dpfp.training import state as state_lib
 
 
@@ -25,27 +25,27 @@ def fit(
     """`fit` on several replicas: each example of a batch goes to one."""
     arguments = dict(arguments)
     _check_no_class_weight(arguments)
-    batches = replicated.batches_of(arguments, pipeline)
+    batches = replicas.batches_of(arguments, pipeline)
     del arguments["x"]
     if pipeline.batch_size is not None:  # Arrays, all of which are in it.
         arguments |= {"y": None, "sample_weight": None, "batch_size": None}
     arguments["shuffle"] = False  # The data set has its own order.
-    arguments["steps_per_epoch"] = replicated.steps_per_epoch(
+    arguments["steps_per_epoch"] = replicas.steps_per_epoch(
         batches, arguments["steps_per_epoch"]
     )
     groups = build(model, strategy, batches.element_spec).groups
-    replicated.check_workers(strategy, model, groups, pipeline, arguments)
-    replicated.check_examples(strategy, batches)
-    arguments["callbacks"] = replicated.with_check(
+    replicas.check_workers(strategy, model, groups, pipeline, arguments)
+    replicas.check_examples(strategy, batches)
+    arguments["callbacks"] = replicas.with_check(
         arguments["callbacks"], strategy
     )
     with (
         _dealt_to(model, strategy),
         preparation.sampled(model, pipeline),
-        replicated.fitting(strategy, model),
+        replicas.fitting(strategy, model),
     ):
         return state_lib.ordinary(model, "fit")(
-            replicated.dealt(strategy, batches), **arguments
+            replicas.dealt(strategy, batches), **arguments
         )
 
 
@@ -57,7 +57,7 @@ def train_on_batch(
     """`train_on_batch` on several replicas."""
     _check_no_class_weight(arguments)
     names = ("x", "y", "sample_weight")
-    batch = replicated.whole_batch(
+    batch = replicas.whole_batch(
         strategy, tuple(arguments[name] for name in names)
     )
     build(model, strategy, batch)
@@ -66,14 +66,14 @@ def train_on_batch(
         keras_distribution.without_symbolic_build(model),
     ):
         state_lib.ordinary(model, "train_on_batch")(
-            *replicated.pieces_of(strategy, batch)
+            *replicas.pieces_of(strategy, batch)
         )
     return keras_distribution.logs_of_all(model, arguments["return_dict"])
 
 
 def build(
     model: keras.Model, strategy: tf.distribute.Strategy, batch: Any
-) -> private_step.Plan:
+) -> step_lib.Plan:
     """Does what no replica can do: makes variables, and tries the model."""
     optimizer = state_lib.require_private_optimizer(model)
     specs = tree.map_structure(
@@ -81,7 +81,7 @@ def build(
         batch,
     )
     with tf.init_scope():
-        data = replicated.build(strategy, model, specs)
+        data = replicas.build(strategy, model, specs)
         validation.raise_if_invalid(model, made_private=True)
         plan = preparation.build_plan(model, *data)
         optimizer.ensure_ledger_open()

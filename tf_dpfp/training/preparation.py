@@ -7,13 +7,14 @@ import tensorflow as tf
 
 from tf_dpfp import accounting
 from tf_dpfp import optimizers
+from tf_dpfp import replicas
+from tf_dpfp import step as step_lib
 from tf_dpfp import validation
-from tf_dpfp.training import keras_trainer
-from tf_dpfp.training import losses as losses_lib
-from tf_dpfp.training import pipelines
-from tf_dpfp.training import private_step
-from tf_dpfp.training import probe
-from tf_dpfp.training import replicated
+from tf_dpfp.independence import gradients as gradient_trial
+from tf_dpfp.independence import inputs
+from tf_dpfp.keras_private import trainer as keras_trainer
+from tf_dpfp.sampling import pipelines
+from tf_dpfp.step import losses as losses_lib
 from tf_dpfp.training import representations
 from tf_dpfp.training import state as state_lib
 
@@ -22,8 +23,8 @@ def strategy_of(
     model: keras.Model, optimizer: optimizers.PrivateOptimizer
 ) -> tf.distribute.Strategy | None:
     """The strategy that a model trains under, by whichever way."""
-    strategy = replicated.strategy_for(model, optimizer)
-    if replicated.deals(strategy) and representations.layers_of(model):
+    strategy = replicas.strategy_for(model, optimizer)
+    if replicas.deals(strategy) and representations.layers_of(model):
         raise ValueError(
             f"Model '{model.name}' has a DPRepresentationClip, which trains on "
             "one replica, and its strategy has several. Train without one."
@@ -42,9 +43,8 @@ def ready(model: keras.Model) -> optimizers.PrivateOptimizer:
     check_same_model(model, optimizer)
     optimizer.check_marks()
     _require_loss(model)
-    by_gradients = representations.beside_sums(model)
-    validation.raise_if_invalid(model, made_private=True, rows=not by_gradients)
-    if by_gradients:
+    validation.raise_if_invalid(model, made_private=True, by_gradients=True)
+    if representations.beside_sums(model):
         representations.announce(model)
     return optimizer
 
@@ -87,7 +87,9 @@ def try_representations(model: keras.Model, x) -> representations.Findings:
     if state.findings is None or state.tried_with != frozen:
         state.findings = representations.raise_if_unprotected(model, x)
         validation.raise_if_invalid(
-            model, made_private=True, rows=representations.alone(model)
+            model,
+            made_private=True,
+            by_gradients=representations.beside_sums(model),
         )
         # A model that is built on the way has more layers than before.
         state.tried_with = representations.trainability(model)
@@ -118,7 +120,7 @@ def sampled(model: keras.Model, pipeline: pipelines.Pipeline):
         optimizer.open_ledger(accounting.UnknownSampling())
 
 
-def build_plan(model: keras.Model, x, y, sample_weight) -> private_step.Plan:
+def build_plan(model: keras.Model, x, y, sample_weight) -> step_lib.Plan:
     """Builds what is not built, checks the model once, and makes a plan.
 
     Args:
@@ -136,10 +138,8 @@ def build_plan(model: keras.Model, x, y, sample_weight) -> private_step.Plan:
     optimizer = state_lib.require_private_optimizer(model)
     state = state_lib.of(model)
     if not model.built:
-        probe.build(model, x)
-        validation.raise_if_invalid(
-            model, made_private=True, rows=representations.alone(model)
-        )
+        inputs.build(model, x)
+        validation.raise_if_invalid(model, made_private=True, by_gradients=True)
     _require_loss(model)
     if state.loss is None:
         loss, loss_weights = keras_trainer.compiled_loss_arguments(model)
@@ -154,9 +154,9 @@ def build_plan(model: keras.Model, x, y, sample_weight) -> private_step.Plan:
         rows = representations.announce(model)
         found = try_representations(model, x)
         build_optimizer(model, optimizer)
-        released = private_step.RowsBelow(rows, found.positions)
-    plan = private_step.make_plan(model, optimizer, state.loss, released)
+        released = step_lib.RowsBelow(rows, found.positions)
+    plan = step_lib.make_plan(model, optimizer, state.loss, released)
     if not state.probed:
-        probe.check(model, plan, (x, y, sample_weight))
+        gradient_trial.check(model, plan, (x, y, sample_weight))
         state.probed = True
     return plan

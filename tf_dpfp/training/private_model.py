@@ -16,12 +16,12 @@ from keras import tree
 
 from tf_dpfp import compilation
 from tf_dpfp import optimizers
+from tf_dpfp import replicas
 from tf_dpfp import validation
+from tf_dpfp.sampling import pipelines
 from tf_dpfp.training import compiling
 from tf_dpfp.training import dealt_training
-from tf_dpfp.training import pipelines
 from tf_dpfp.training import preparation
-from tf_dpfp.training import replicated
 from tf_dpfp.training import representations
 from tf_dpfp.training import state as state_lib
 from tf_dpfp.training import steps
@@ -91,13 +91,11 @@ class PrivateTraining(state_lib.Private):
         pipeline = pipelines.describe(
             arguments,
             need_batch_size=optimizer.expected_batch_size is None,
-            rows=representations.beside_sums(self),
+            joint=representations.beside_sums(self),
         )
         strategy = preparation.strategy_of(self, optimizer)
-        if replicated.deals(strategy):
-            pipeline = replicated.pipeline_of(
-                strategy, arguments["x"], pipeline
-            )
+        if replicas.deals(strategy):
+            pipeline = replicas.pipeline_of(strategy, arguments["x"], pipeline)
         if pipeline.expected_batch_size is not None:
             optimizer.set_expected_batch_size(
                 pipeline.expected_batch_size, pipeline.name
@@ -113,7 +111,7 @@ class PrivateTraining(state_lib.Private):
         if pipeline.is_dataset:
             # Keras would warn that it can't shuffle a data set.
             kwargs.setdefault("shuffle", False)
-        if replicated.deals(strategy):
+        if replicas.deals(strategy):
             return dealt_training.fit(self, strategy, pipeline, arguments)
         if pipeline.drawn is not None:
             # What is declared of labels goes into the layer's ledger.
@@ -138,14 +136,14 @@ class PrivateTraining(state_lib.Private):
                 len(tree.flatten(arguments["x"])[0]), "the first batch"
             )
         with preparation.sampled(self, pipelines.UNKNOWN):
-            if replicated.deals(strategy):
+            if replicas.deals(strategy):
                 return dealt_training.train_on_batch(self, strategy, arguments)
             return ordinary(*args, **kwargs)
 
     def train_step(self, data):
         """One private step: see `training.private_step`."""
         under_xla = bool(self.jit_compile) and not self.run_eagerly
-        under_xla |= replicated.compiles(tf.distribute.get_strategy())
+        under_xla |= replicas.compiles(tf.distribute.get_strategy())
         target = (
             compilation.Target.XLA
             if under_xla

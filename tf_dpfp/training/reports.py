@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import keras
 
 from tf_dpfp import accounting
+from tf_dpfp import step as step_lib
 from tf_dpfp import validation
-from tf_dpfp.training import private_step
 from tf_dpfp.training import representations
 from tf_dpfp.training import state as state_lib
 
@@ -36,7 +36,7 @@ def epsilon(model: keras.Model, delta: float, accountant: str = "rdp") -> float:
     `DPRepresentationClip`, one example replaced by another of the same label
     (of any label, if labels were randomised). The two can't be compared.
     Only what is proved counts: steps on `poisson_batches`, or rows of
-    `microbatch_sampler`, are amplified by sampling, others are not.
+    `stratified_batches`, are amplified by sampling, others are not.
 
     Args:
         model: A private, compiled model, or one with a `DPRepresentationClip`.
@@ -126,5 +126,5 @@ def thresholds(model: keras.Model) -> dict[str, float]:
             f"Model '{model.name}' has no weights to group yet. Call it on a "
             "batch, or `model.build(input_shape)`, first."
         )
-    groups = optimizer.groups(private_step.owned_variables(model))
-    return {group.name: float(group.threshold) for group in groups}
+    groups = optimizer.groups(step_lib.owned_variables(model))
+    return {group.name: float(group.clip_norm) for group in groups}

@@ -5,10 +5,10 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp import optimizers
-from tf_dpfp.training import keras_trainer
-from tf_dpfp.training import losses as losses_lib
+from tf_dpfp import step as step_lib
+from tf_dpfp.keras_private import trainer as keras_trainer
+from tf_dpfp.step import losses as losses_lib
 from tf_dpfp.training import preparation
-from tf_dpfp.training import private_step
 from tf_dpfp.training import representations
 from tf_dpfp.training import state as state_lib
 
@@ -38,7 +38,7 @@ def train_step(model: keras.Model, data) -> dict:
             model, x, y, result.y_pred, sample_weight, present
         )
 
-    sums = private_step.clipped_batch(
+    sums = step_lib.clipped_batch(
         model,
         plan,
         x,
@@ -47,9 +47,9 @@ def train_step(model: keras.Model, data) -> dict:
         optimizer.microbatch_size,
         update_logs,
     )
-    _, regularization = private_step.regularization_gradients(plan)
+    _, regularization = step_lib.regularization_gradients(plan)
     optimizer.apply(
-        private_step.as_clipped_gradients(
+        step_lib.as_clipped_gradients(
             plan,
             sums,
             regularization,
@@ -66,11 +66,11 @@ def clipped_piece(
     """Clipped gradients of what one of several replicas has of a batch."""
     optimizer = state_lib.require_private_optimizer(model)
     plan = preparation.build_plan(model, *piece)
-    sums = private_step.clipped_batch(
+    sums = step_lib.clipped_batch(
         model, plan, *piece, optimizer.microbatch_size, lambda *_: None
     )
-    _, regularization = private_step.regularization_gradients(plan)
-    return private_step.as_clipped_gradients(
+    _, regularization = step_lib.regularization_gradients(plan)
+    return step_lib.as_clipped_gradients(
         plan, sums, regularization, _rows_of(piece[0]), replicas
     )
 

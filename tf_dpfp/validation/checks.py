@@ -7,7 +7,7 @@ import keras
 
 from tf_dpfp import layers
 from tf_dpfp import low_rank
-from tf_dpfp.per_example import keras_layers
+from tf_dpfp.keras_private import layers as keras_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Problem:
         return f"{self.where}: {self.reason} {self.fix}"
 
 
-def _classes(*names: str) -> tuple[type, ...]:
+def _classes(*names: str) -> tuple[type[keras.layers.Layer], ...]:
     """Those Keras layer classes that this Keras has."""
     return tuple(
         getattr(keras.layers, name)
@@ -110,7 +110,8 @@ def _reparametrized(layer) -> Problem | None:
     return Problem(
         layer.path,
         f"it is reparametrised, and {reason}.",
-        "Take the marks off with `tf_dpfp.restore(layer)`, or undo that.",
+        "Take the marks off with `tf_dpfp.low_rank.remove_carriers(layer)`, or "
+        "undo that.",
     )
 
 
@@ -184,17 +185,20 @@ def model_problems(model: keras.Model) -> list[Problem]:
 
 
 def _validate(
-    model: keras.Model, made_private: bool, rows: bool = True
+    model: keras.Model, made_private: bool, by_gradients: bool | None = None
 ) -> list[Problem]:
     problems = list(_model_problems(model, made_private))
     inside = keras_layers.all_layers(model)
-    noised = any(isinstance(e, layers.DPRepresentationClip) for e in inside)
-    if rows and noised:
-        # No gradient of single examples is taken, and what is above the layer
-        # may do anything. What is below, a trial tells.
-        return problems
+    if by_gradients is None:
+        by_gradients = not any(
+            isinstance(e, layers.DPRepresentationClip) for e in inside
+        )
+    # Where no gradient of single examples is taken, what is above the noise
+    # may do anything. What is below, a trial tells, but for layers that mix
+    # examples in some of their calls only.
+    checks = _LAYER_CHECKS if by_gradients else (_mixing_layer,)
     for layer in inside:
-        for check in _LAYER_CHECKS:
+        for check in checks:
             problem = check(layer)
             if problem is not None:
                 problems.append(problem)
@@ -202,20 +206,20 @@ def _validate(
 
 
 def raise_if_invalid(
-    model: keras.Model, made_private: bool, rows: bool = True
+    model: keras.Model, made_private: bool, by_gradients: bool | None = None
 ) -> None:
     """Raises if a model can't be trained privately.
 
     Args:
         model: The model.
         made_private: Whether the model may be private already.
-        rows: Whether a `DPRepresentationClip`, if the model has one, is all
-            that makes it private: no per-example gradient is taken then.
+        by_gradients: Whether gradients of single examples are clipped. `None`
+            for models without a `DPRepresentationClip`.
 
     Raises:
         ValueError: With every problem and the way out of each.
     """
-    problems = _validate(model, made_private)
+    problems = _validate(model, made_private, by_gradients)
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise ValueError(

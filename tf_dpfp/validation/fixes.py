@@ -5,20 +5,24 @@ import keras
 from tf_dpfp.validation import checks
 
 _MOST_GROUPS = 32
+# Fewer numbers than that tell little once they are normalised: of two, only
+# the sign of their difference is left; of one, nothing.
+_LEAST_GROUP_SIZE = 8
+_LEAST_CHANNELS = 3
 
 
 def _groups(channels: int) -> int:
-    """The greatest divisor of `channels` up to 32."""
+    """Returns the greatest number of groups of equal, sufficient size."""
     return max(
         g
-        for g in range(1, min(_MOST_GROUPS, channels) + 1)
-        if channels % g == 0
+        for g in range(1, _MOST_GROUPS + 1)
+        if channels % g == 0 and (g == 1 or channels // g >= _LEAST_GROUP_SIZE)
     )
 
 
 def _replacement(
     layer: keras.layers.BatchNormalization,
-) -> keras.layers.GroupNormalization:
+) -> keras.layers.GroupNormalization | keras.layers.LayerNormalization:
     axis = layer.axis[0] if isinstance(layer.axis, list) else layer.axis
     if not layer.built:
         raise ValueError(
@@ -26,24 +30,34 @@ def _replacement(
             "not known. Build the model first."
         )
     channels = layer.moving_mean.shape[0]
-    return keras.layers.GroupNormalization(
-        groups=_groups(channels),
-        axis=axis,
-        epsilon=layer.epsilon,
-        center=layer.center,
-        scale=layer.scale,
-        name=layer.name,
-        dtype=layer.dtype_policy,
-    )
+    arguments = {
+        "axis": axis,
+        "epsilon": layer.epsilon,
+        "center": layer.center,
+        "scale": layer.scale,
+        "name": layer.name,
+        "dtype": layer.dtype_policy,
+    }
+    if layer.input_spec.ndim > 2:
+        return keras.layers.GroupNormalization(_groups(channels), **arguments)
+    if channels < _LEAST_CHANNELS:
+        raise ValueError(
+            f"Layer '{layer.path}' normalises {channels} number(s) of each "
+            "example, of which nothing would be left without the other "
+            "examples. Remove the layer, or set `layer.trainable = False` to "
+            "use its statistics as they are."
+        )
+    return keras.layers.LayerNormalization(**arguments)
 
 
 def fix(model: keras.Model) -> keras.Model:
     """Replaces layers that can't be trained privately where that is possible.
 
-    Every trainable BatchNormalization becomes a GroupNormalization with the
-    greatest number of groups up to 32 that divides the channels, freshly
-    initialised: the two compute different things, so train anew or fine-tune.
-    All other weights are copied.
+    Every trainable BatchNormalization becomes a normalisation of single
+    examples: a LayerNormalization on inputs of shape `(batch, channels)`, a
+    GroupNormalization elsewhere, with as many groups, up to 32, as leave at
+    least 8 channels to each. It is freshly initialised and computes something
+    else, so train anew or fine-tune. All other weights are copied.
 
     Args:
         model: A functional or sequential model, built.
@@ -53,7 +67,7 @@ def fix(model: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: If a problem remains that has no replacement; the message
-            lists all.
+            lists all. If a BatchNormalization has too few channels for any.
     """
     if not isinstance(model, keras.Sequential) and not hasattr(
         model, "operations"
@@ -85,7 +99,10 @@ def fix(model: keras.Model) -> keras.Model:
 
 def _call_without_mask(layer, *args, **kwargs):
     """Calls a cloned layer; the replacement takes no `mask`."""
-    if isinstance(layer, keras.layers.GroupNormalization):
+    if isinstance(
+        layer,
+        keras.layers.GroupNormalization | keras.layers.LayerNormalization,
+    ):
         kwargs.pop("mask", None)
     return layer(*args, **kwargs)
 

@@ -1,0 +1,110 @@
+"""Ledger entries: sampling, release and number of the steps that ran.
+
+A `LedgerEntry` describes a number of equal steps. It answers two questions:
+how the examples of each step were chosen (`samplings`), and what left each
+step with noise (`releases`). All are frozen and without state: optimizers and
+layers count, the classes here describe.
+
+Rules for changes:
+    - One frozen class per kind of sampling and per kind of release. A new
+      mechanism is a new class, never a new meaning of an old one.
+    - A release names its adjacency, its sensitivity and the kinds of sampling
+      that a proof covers. No other module asks for its class to learn these.
+    - Numbers that stand for classes exist in `table` only, and are part of
+      saved models.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+from tf_dpfp import arguments
+from tf_dpfp.accounting import releases
+from tf_dpfp.accounting import samplings
+
+
+@dataclasses.dataclass(frozen=True)
+class LedgerEntry:
+    """Number of equal steps, with their sampling and release.
+
+    Args:
+        sampling: Choice of the examples of each step.
+        noise_multiplier: Standard deviation of the noise over the clip norm.
+            For a joint release, the `joint_noise_multiplier` of its parts. For
+            randomised labels, one over their epsilon. 0 means no noise.
+        steps: Number of releases: optimizer updates, not physical pieces of a
+            batch; for representations, the number of draws.
+        seeded: True if noise or sampling came from a seed that the user chose.
+            It changes no epsilon; the privacy statement reports it.
+        release: What each step releases, `Sums` by default.
+
+    Raises:
+        ValueError: If an argument is of a wrong type or outside its range, or
+            no proof covers this release with this sampling.
+
+    Example:
+
+    >>> sampling = samplings.PoissonSampling(0.01)
+    >>> entry = LedgerEntry(sampling, noise_multiplier=1.1, steps=500)
+    >>> entry.release
+    Sums()
+    """
+
+    sampling: samplings.Sampling
+    noise_multiplier: float
+    steps: int
+    seeded: bool = False
+    release: releases.Release = releases.Sums()
+
+    def __post_init__(self):
+        if not isinstance(self.sampling, samplings.Sampling):
+            raise ValueError(
+                "`sampling` must be a PoissonSampling, an UnknownSampling, a "
+                "WithoutReplacement or an EveryLabel. Received: "
+                f"sampling={self.sampling!r}"
+            )
+        if not isinstance(self.release, releases.Release):
+            raise ValueError(
+                "`release` must be a Sums, a Representations, a Joint, an "
+                "EndToEnd or a Labels. Received: "
+                f"release={self.release!r}"
+            )
+        if not isinstance(self.sampling, self.release.samplings):
+            covered = [kind.__name__ for kind in self.release.samplings]
+            raise ValueError(
+                f"{self.release!r} can't be accounted for with this sampling, "
+                f"only with one of {covered}. Received: "
+                f"sampling={self.sampling!r}"
+            )
+        noise = arguments.number(
+            "noise_multiplier",
+            self.noise_multiplier,
+            least=0.0,
+            hint="0 trains without privacy.",
+        )
+        object.__setattr__(self, "noise_multiplier", noise)
+        steps = arguments.integer("steps", self.steps)
+        object.__setattr__(self, "steps", steps)
+
+    @property
+    def is_bare(self) -> bool:
+        """True if the entry protects nothing: epsilon is infinite."""
+        return self.noise_multiplier == 0.0 or not self.release.is_private
+
+
+def adjacency_of(entries: Iterable[LedgerEntry]) -> releases.Adjacency:
+    """Returns the one adjacency that covers all entries.
+
+    Adjacencies do not mix. One release of representations or labels makes
+    replace-one the adjacency of everything that ran, and sums then count with
+    twice their sensitivity and without amplification by sampling.
+
+    Args:
+        entries: Everything that ran. Entries of zero steps have no say.
+
+    Returns:
+        `ADD_OR_REMOVE_ONE`, or `REPLACE_ONE` if any release needs it.
+    """
+    found = {entry.release.adjacency for entry in entries if entry.steps}
+    if releases.Adjacency.REPLACE_ONE in found:
+        return releases.Adjacency.REPLACE_ONE
+    return releases.Adjacency.ADD_OR_REMOVE_ONE

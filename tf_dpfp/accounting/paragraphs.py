@@ -1,0 +1,181 @@
+"""Paragraphs that every privacy statement shares, and their layout.
+
+Lines have 80 columns, and figures are never rounded down.
+"""
+
+import dataclasses
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+
+from tf_dpfp.accounting import entries as entries_lib
+from tf_dpfp.accounting import epsilon as epsilon_lib
+from tf_dpfp.accounting import samplings
+
+_WIDTH = 80
+_LABEL_WIDTH = 61
+
+_PROVED = (samplings.PoissonSampling, samplings.WithoutReplacement)
+
+NO_USER_LEVEL = (
+    "No user-level privacy guarantee is possible without a bound on the number "
+    "of examples per user."
+)
+PERFORMED = "It was performed, not assumed."
+
+_CHECKPOINTS = (
+    "This privacy guarantee protects the release of all model checkpoints in "
+    "addition to the final model: the trainable weights and the optimizer "
+    "state after every step."
+)
+_ORDINARY_PIPELINE = (
+    "Batches came from an ordinary input pipeline. What is proved for them "
+    "lets every example be in every step, at most once in each; a pipeline "
+    "that repeats an example within a batch is not covered."
+)
+_SEEDED = (
+    "SEEDED: the randomness came from a seed chosen by the user. Anyone who "
+    "knows or guesses the seed can regenerate the noise and subtract it; the "
+    "guarantee holds only towards those who cannot. Use a seed to reproduce "
+    "experiments, and none for a release."
+)
+_NOT_COVERED = (
+    "training metrics and losses, shown or logged, which are computed from the "
+    "training data without noise;",
+    "the choice of hyper-parameters, if it looked at trainings on the same "
+    "data;",
+    "early stopping, or keeping the best checkpoint, by a metric of the "
+    "training data;",
+    "preprocessing adapted to the data (Normalization statistics, "
+    "vocabularies, lookups);",
+    "the number of examples, which the sampling rate and this statement may "
+    "reveal;",
+    "data seen before this training, such as that of pretrained weights;",
+    "other trainings or releases from the same data, whose epsilons and deltas "
+    "add to these;",
+    "attacks on the rounding of floating-point noise: the guarantee is for "
+    "exact arithmetic.",
+)
+
+
+def fill(text: str, indent: int = 0, hanging: int = 0) -> str:
+    """Breaks a paragraph into lines; `hanging` indents all but the first."""
+    return textwrap.fill(
+        text,
+        width=_WIDTH,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * (indent + hanging),
+    )
+
+
+def bullets(head: str, items: Iterable[str]) -> str:
+    """Writes a paragraph with a list below it."""
+    listed = [fill(f"- {item}", hanging=2) for item in items]
+    return "\n".join([fill(head), *listed])
+
+
+def figures(
+    head: str,
+    cases: Iterable[tuple[str, Sequence[entries_lib.LedgerEntry]]],
+    delta: float,
+    accountant: str = "rdp",
+) -> str:
+    """Writes a paragraph with the epsilons of labelled cases below it."""
+    lines = [
+        figure(label, epsilon_lib.compute_epsilon(ran, delta, accountant))
+        for label, ran in cases
+    ]
+    return "\n".join([fill(head), *lines])
+
+
+def figure(label: str, epsilon: float) -> str:
+    """Writes a label and its epsilon, rounded up, in one line."""
+    return f"    {label:<{_LABEL_WIDTH}}{round_up(epsilon):>15}"
+
+
+def round_up(epsilon: float) -> str:
+    """Formats epsilon so that the printed figure is never below it."""
+    if math.isinf(epsilon):
+        return "infinite"
+    if epsilon >= 1e12:
+        # More than the half unit by which the last digit may be rounded down.
+        return f"{epsilon * 1.001:.3e}"
+    rounded = math.ceil(epsilon * 1000.0) / 1000.0
+    return f"{rounded:.3f}"
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """Formats a number with its noun, singular or plural."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def training(
+    method: str,
+    population: int | None,
+    entries: Sequence[entries_lib.LedgerEntry],
+    words: Callable[[entries_lib.LedgerEntry], str],
+    length: str = "",
+) -> str:
+    """Writes a headline with one line per entry, of `words(entry)`, below."""
+    examples = "" if population is None else f" over {population} examples"
+    lines = [fill(words(entry), indent=4) for entry in entries]
+    return "\n".join([f"{method}{examples}{length}:", *lines])
+
+
+def delta_warning(
+    entries: Sequence[entries_lib.LedgerEntry],
+    delta: float,
+    population: int | None,
+) -> list[str]:
+    """Warns of a delta that is too large for the number of examples."""
+    sizes = [getattr(e.sampling, "population", None) for e in entries]
+    known = [size for size in (population, *sizes) if size]
+    if not known or delta < 1.0 / max(known):
+        return []
+    return [
+        fill(
+            f"WARNING: delta = {delta} is not below one over the number of "
+            f"examples ({max(known)}). At such a delta even the release of one "
+            "random example in clear could be called private. Choose a delta "
+            "well below it."
+        )
+    ]
+
+
+def guarantee(
+    entries: Sequence[entries_lib.LedgerEntry],
+    delta: float,
+    accountant: str,
+    head: str,
+    label: str,
+) -> list[str]:
+    """Says what is protected; prints epsilon with and without the sampling."""
+    unknown = samplings.UnknownSampling()
+    unsampled = [
+        dataclasses.replace(entry, sampling=unknown)
+        if samplings.UnknownSampling in entry.release.samplings
+        else entry
+        for entry in entries
+    ]
+    cases = [("Epsilon without any assumption on the sampling:", unsampled)]
+    if any(isinstance(entry.sampling, _PROVED) for entry in entries):
+        cases.insert(0, (label, list(entries)))
+    return [fill(_CHECKPOINTS), figures(head, cases, delta, accountant)]
+
+
+def sampling(
+    entries: Sequence[entries_lib.LedgerEntry], kind: type, words: str
+) -> list[str]:
+    """Explains a proved kind of sampling and unknown sampling, if they ran."""
+    kinds = {type(entry.sampling) for entry in entries}
+    secret = "The figure needs the choice of examples to stay secret."
+    described = [fill(f"{words} {secret}")] if kind in kinds else []
+    if samplings.UnknownSampling in kinds:
+        described.append(fill(_ORDINARY_PIPELINE))
+    return described
+
+
+def warnings_and_limits(seeded: bool) -> list[str]:
+    """Warns of randomness from a seed, and lists what is never covered."""
+    limits = bullets("This guarantee does not cover:", _NOT_COVERED)
+    return [fill(_SEEDED), limits] if seeded else [limits]

@@ -1,0 +1,171 @@
+"""Kinds of release: what leaves a step, and how far one example moves it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import dp_accounting
+
+from tf_dpfp import arguments
+from tf_dpfp.accounting.samplings import EveryLabel
+from tf_dpfp.accounting.samplings import PoissonSampling
+from tf_dpfp.accounting.samplings import UnknownSampling
+from tf_dpfp.accounting.samplings import WithoutReplacement
+
+Adjacency = dp_accounting.NeighboringRelation
+
+LABELS_PUBLIC = "public"
+LABELS_RANDOMIZED = "randomized"
+LABELS_UNDECLARED = "undeclared"
+LABEL_KINDS = (LABELS_PUBLIC, LABELS_RANDOMIZED, LABELS_UNDECLARED)
+
+
+class Release:
+    """Base class of what a step releases.
+
+    Attributes:
+        adjacency: Adjacency of the guarantee. Sums hide whether an example is
+            there; representations and labels exist once for each example, so
+            they can only hide what the example is.
+        sensitivities: Greatest distance by which one example moves the
+            release, in clip norms, for each adjacency that has a proof.
+        samplings: Kinds of sampling that a proof covers.
+        has_representations: True if noised representations are released.
+        is_private: False if a part of the release has no noise.
+    """
+
+    adjacency: ClassVar[Adjacency] = Adjacency.REPLACE_ONE
+    sensitivities: ClassVar[Mapping[Adjacency, float]] = {}
+    samplings: ClassVar[tuple[type, ...]] = ()
+    has_representations: ClassVar[bool] = False
+
+    @property
+    def is_private(self) -> bool:
+        """False if a part of the release has no noise."""
+        return True
+
+    @property
+    def joint(self) -> "Joint":
+        """Release of the representations jointly with clipped gradient sums.
+
+        Raises:
+            ValueError: If the gradient is not noised, or nothing but
+                representations can stand beside sums.
+        """
+        raise ValueError(
+            "Only noised representations are released jointly with clipped "
+            f"gradient sums. Received: {self!r}"
+        )
+
+    def sensitivity(self, adjacency: Adjacency) -> float:
+        """Returns how far one example moves the release.
+
+        The noise multiplier of an entry is relative to the clip norm.
+        Division by the sensitivity gives the noise multiplier of a mechanism
+        of sensitivity 1.
+
+        Args:
+            adjacency: Adjacency of the guarantee.
+
+        Returns:
+            The sensitivity in clip norms.
+
+        Raises:
+            ValueError: If nothing is proved under this adjacency.
+        """
+        if adjacency not in self.sensitivities:
+            raise ValueError(
+                f"Nothing is proved about {self!r} under adjacency "
+                f"{adjacency.name}."
+            )
+        return self.sensitivities[adjacency]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sums(Release):
+    """Noised sums of clipped gradients: DP-SGD."""
+
+    adjacency = Adjacency.ADD_OR_REMOVE_ONE
+    sensitivities = {
+        Adjacency.ADD_OR_REMOVE_ONE: 1.0,
+        Adjacency.REPLACE_ONE: 2.0,
+    }
+    samplings = (PoissonSampling, UnknownSampling)
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithLabels(Release):
+    """Base class of releases whose labels are public, randomised or neither.
+
+    Args:
+        labels: `"public"`, `"randomized"` or `"undeclared"`.
+
+    Raises:
+        ValueError: If `labels` is none of these.
+    """
+
+    labels: str
+
+    sensitivities = {Adjacency.REPLACE_ONE: 2.0}
+    samplings = (WithoutReplacement, UnknownSampling)
+    has_representations = True
+
+    def __post_init__(self):
+        arguments.one_of("labels", self.labels, LABEL_KINDS)
+
+    @property
+    def is_private(self) -> bool:
+        """False if labels are used as they are and not declared public."""
+        return self.labels != LABELS_UNDECLARED
+
+
+@dataclasses.dataclass(frozen=True)
+class Representations(_WithLabels):
+    """Noised clipped representations, one for each example: DP-FP.
+
+    Args:
+        labels: `"public"`, `"randomized"` or `"undeclared"`.
+
+    Raises:
+        ValueError: If `labels` is none of these.
+    """
+
+    @property
+    def joint(self) -> "Joint":
+        """Release of the representations jointly with clipped gradient sums."""
+        return Joint(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint(_WithLabels):
+    """Joint release of noised representations and noised gradient sums.
+
+    The clipped gradients belong to the layers below the representations, and
+    come from the same examples.
+
+    Args:
+        labels: `"public"`, `"randomized"` or `"undeclared"`.
+
+    Raises:
+        ValueError: If `labels` is none of these.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class EndToEnd(Release):
+    """Noised representations, with gradients that bypass their noise."""
+
+    samplings = (WithoutReplacement, UnknownSampling)
+    has_representations = True
+
+    @property
+    def is_private(self) -> bool:
+        """False: gradients and labels have no noise."""
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels(Release):
+    """Labels, each randomised once by randomised response."""
+
+    samplings = (EveryLabel,)

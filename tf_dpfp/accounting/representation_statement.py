@@ -1,0 +1,181 @@
+"""Paragraphs of the privacy statement about noised representations."""
+
+from collections.abc import Sequence
+
+from tf_dpfp.accounting import claimed
+from tf_dpfp.accounting import entries as entries_lib
+from tf_dpfp.accounting import paragraphs as text
+from tf_dpfp.accounting import releases
+from tf_dpfp.accounting import samplings
+
+_DRAWS = (
+    "Each draw takes a fixed number of the examples of every label, all "
+    "subsets being equally likely, in random order, independently of all other "
+    "draws; a step is of several draws where the sampler was given `draws`. "
+    f"{text.PERFORMED}"
+)
+
+
+def describe(
+    entries: Sequence[entries_lib.LedgerEntry],
+    delta: float,
+    population: int | None,
+    objections: Sequence[str],
+    notes: Sequence[str],
+) -> tuple[list[str], bool]:
+    """Describes a training under replace-one; arguments as in `statement`.
+
+    Returns:
+        `(paragraphs, is_private)`, `False` if there is no guarantee.
+    """
+    training = text.training(
+        "DP-FP (noised representations) performed", population, entries, _words
+    )
+    claim = _describe_claim(entries, delta)
+    reasons = [*_reasons(entries), *objections]
+    if reasons:
+        head = (
+            "NO PRIVACY: nothing about the training data is proved to be "
+            "protected. Epsilon is infinite, for:"
+        )
+        return [training, text.bullets(head, reasons), *claim], False
+    return [
+        training,
+        *text.delta_warning(entries, delta, population),
+        *_describe_guarantee(entries, delta),
+        *map(text.fill, notes),
+        *claim,
+        *text.sampling(entries, samplings.WithoutReplacement, _DRAWS),
+    ], True
+
+
+def _words(entry: entries_lib.LedgerEntry) -> str:
+    sampling = entry.sampling
+    if isinstance(entry.release, releases.Labels):
+        return (
+            f"all labels, of {sampling.num_classes} classes, randomised once "
+            f"with epsilon {text.round_up(1.0 / entry.noise_multiplier)}"
+        )
+    noise = f"with noise multiplier {entry.noise_multiplier:g}"
+    if isinstance(entry.release, releases.Joint):
+        noise = (
+            "of representations and, from the same examples, sums of clipped "
+            f"gradients, {noise} of both together"
+        )
+    if isinstance(entry.release, releases.Sums):
+        return f"{text.count(entry.steps, 'step')} of DP-SGD {noise}"
+    if isinstance(sampling, samplings.WithoutReplacement):
+        return (
+            f"{text.count(entry.steps, 'draw')} {noise}, each without "
+            f"replacement, of at most {sampling.sample_size} in "
+            f"{sampling.population} of the examples of one label"
+        )
+    batches = text.count(entry.steps, "batch", "batches")
+    return f"{batches} {noise} and unknown sampling"
+
+
+def _reasons(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
+    """Lists reasons why entries protect nothing; empty if there are none."""
+    found = []
+    bare = sum(e.steps for e in entries if e.noise_multiplier == 0.0)
+    if bare:
+        found.append(
+            f"{text.count(bare, 'release')} had no noise (noise multiplier 0)."
+        )
+    if _labels_are(releases.LABELS_UNDECLARED, entries):
+        found.append(
+            "Labels are neither declared public nor randomised, and the noise "
+            "of the representations does not cover them. Give "
+            'DPRepresentationClip `labels="public"`, or use '
+            "tf_dpfp.randomize_labels."
+        )
+    if any(isinstance(e.release, releases.EndToEnd) for e in entries):
+        found.append(
+            "The layers below the noise were trained end to end: their "
+            "gradients depend on the examples in clear, beside the noised "
+            "representations, and so do labels."
+        )
+    return found
+
+
+def _describe_claim(
+    entries: Sequence[entries_lib.LedgerEntry], delta: float
+) -> list[str]:
+    """Prints the central-limit figure of a single kind of draw."""
+    drawn = [
+        entry
+        for entry in entries
+        if isinstance(entry.sampling, samplings.WithoutReplacement)
+        and entry.noise_multiplier
+    ]
+    if len(drawn) != 1 or isinstance(drawn[0].release, releases.Joint):
+        return []
+    (entry,) = drawn
+    figure = claimed.claimed_epsilon(
+        entry.noise_multiplier, entry.sampling.proved_rate, entry.steps, delta
+    )
+    head = text.fill(
+        "Claimed elsewhere for noised representations, NOT proved for this "
+        "training nor for any other of its kind (see claimed_epsilon):"
+    )
+    label = "Epsilon by the central limit theorem for sampled sums:"
+    return [f"{head}\n{text.figure(label, figure)}"]
+
+
+def _describe_guarantee(
+    entries: Sequence[entries_lib.LedgerEntry], delta: float
+) -> list[str]:
+    """Prints epsilon, and explains its neighbours."""
+    return [
+        *text.guarantee(
+            entries,
+            delta,
+            "rdp",
+            "Example-level DP with replace-one adjacency at delta = "
+            f"{delta} computed with RDP accounting, proved for the releases "
+            "above:",
+            "Epsilon with the sampling above:",
+        ),
+        text.fill(
+            "Replace-one: one example is replaced by another. A figure of "
+            "DP-SGD with add-or-remove-one adjacency can't be compared with "
+            "this one."
+        ),
+        *map(text.fill, _describe_labels(entries)),
+        text.fill(_describe_below(entries)),
+        text.fill(text.NO_USER_LEVEL),
+    ]
+
+
+def _describe_labels(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
+    described = []
+    if _labels_are(releases.LABELS_PUBLIC, entries):
+        described.append(
+            "Public, and not protected: the labels of all examples, and their "
+            "weights where there are any. The example that replaces another "
+            "has the same label."
+        )
+    if _labels_are(releases.LABELS_RANDOMIZED, entries):
+        described.append(
+            "Labels were randomised once before the training, which saw no "
+            "others; epsilon includes what they cost. The example that "
+            "replaces another may have another label."
+        )
+    return described
+
+
+def _describe_below(entries: Sequence[entries_lib.LedgerEntry]) -> str:
+    if any(isinstance(e.release, releases.Joint) for e in entries):
+        return (
+            "The layers below the noise of DPRepresentationClip were trained "
+            "by DP-SGD, with noise of its own. Inputs reach what is above "
+            "through the noised representations alone."
+        )
+    return (
+        "The layers below the noise were not trained: the gradient stops at "
+        "DPRepresentationClip. Inputs reach the model through it alone."
+    )
+
+
+def _labels_are(kind: str, entries: Sequence[entries_lib.LedgerEntry]) -> bool:
+    return any(getattr(e.release, "labels", None) == kind for e in entries)

@@ -1,0 +1,104 @@
+"""Renyi divergences of noised sums of clipped gradients.
+
+Neighbours differ by one example added or removed. The divergences themselves
+are dp_accounting's; here they are rounded up, and completed where its series
+fail.
+
+Reference:
+    - [Renyi differential privacy of the sampled Gaussian
+      mechanism](https://arxiv.org/abs/1908.10530)
+"""
+
+import contextlib
+import functools
+import logging as std_logging
+from collections.abc import Iterator
+
+import dp_accounting
+import numpy as np
+from absl import logging
+from dp_accounting import rdp
+
+# Rounding of the logarithm of the RDP moment, measured below 3e-13 against
+# 40-digit quadrature. Added, so that rounding never lowers epsilon: with tiny
+# sampling rates the moment itself is that small.
+_MOMENT_ROUNDING = 1e-12
+
+# Greater noise is accounted for as this much, which never gives less epsilon:
+# squares of larger values overflow.
+_MAX_NOISE_MULTIPLIER = 1e9
+
+# With less noise than this no amplification is claimed: dp_accounting's series
+# would meet infinities, and might then never end.
+_MIN_SAMPLED_NOISE_MULTIPLIER = 1e-6
+
+
+@functools.cache
+def orders() -> np.ndarray:
+    """Returns the orders at which Renyi divergences are computed."""
+    return rdp.RdpAccountant().orders
+
+
+@functools.lru_cache(maxsize=1024)
+def sampled_rdp(sampling_rate: float, noise_multiplier: float) -> np.ndarray:
+    """Computes the RDP of one Poisson-sampled step.
+
+    A Poisson-sampled Gaussian is never less private than the Gaussian itself,
+    so the latter's exact RDP stands in for orders at which the numerical one
+    fails (extreme parameters; dp_accounting also drops orders whose series
+    converges slowly).
+
+    Args:
+        sampling_rate: Probability with which an example is in the step, in
+            (0, 1].
+        noise_multiplier: Standard deviation of the noise over the sensitivity.
+
+    Returns:
+        An upper bound at each of `orders()`.
+    """
+    noise_multiplier = min(noise_multiplier, _MAX_NOISE_MULTIPLIER)
+    with np.errstate(all="ignore"):
+        vector = orders() / 2.0 / noise_multiplier / noise_multiplier
+        if (
+            sampling_rate < 1.0
+            and noise_multiplier >= _MIN_SAMPLED_NOISE_MULTIPLIER
+        ):
+            sampled = _series_rdp(sampling_rate, noise_multiplier)
+            # fmin takes the other value where one is NaN.
+            vector = np.fmin(sampled, vector)
+    # The cache hands out this very array.
+    vector.setflags(write=False)
+    return vector
+
+
+def _series_rdp(sampling_rate: float, noise_multiplier: float) -> np.ndarray:
+    """Computes dp_accounting's RDP, rounded up; infinity where it fails."""
+    event = dp_accounting.PoissonSampledDpEvent(
+        sampling_rate, dp_accounting.GaussianDpEvent(noise_multiplier)
+    )
+    try:
+        with _silence_dropped_orders():
+            vector = rdp.RdpAccountant().compose(event).rdp
+    except (ArithmeticError, ValueError):
+        return np.full_like(orders(), np.inf)
+    vector = np.maximum(vector, 0.0)
+    return vector + _MOMENT_ROUNDING * (1.0 / (orders() - 1.0) + vector)
+
+
+@contextlib.contextmanager
+def _silence_dropped_orders() -> Iterator[None]:
+    """Hides dp_accounting's warning about each order it drops.
+
+    Leaving out an order can only raise epsilon, and `sampled_rdp` fills the
+    gap with a bound that holds; the user has nothing to do about it.
+    """
+
+    def keep(record: std_logging.LogRecord) -> bool:
+        return "failed to converge" not in str(record.msg)
+
+    logger = logging.get_absl_logger()
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)

@@ -1,0 +1,236 @@
+"""The ledger as a table of numbers, for a variable of an optimizer or a layer.
+
+A table has `MAX_ROWS` rows. A row describes a kind of step by `WIDTH` float64
+values (float32 would not bring them back exactly). One int64 step count per
+row stands beside them, and is all that changes from step to step.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+from tf_dpfp.accounting import entries as entries_lib
+from tf_dpfp.accounting import releases
+from tf_dpfp.accounting import samplings
+
+# Columns of a row. Those that a kind of sampling does not use are zero; there
+# are more of them for kinds with more parameters.
+WIDTH = 8
+_CODE, _NOISE_MULTIPLIER, _FIRST, _SECOND, _SEEDED, _RELEASE = range(6)
+
+# Most descriptions of one training: a new one begins only when the noise
+# multiplier, the sampling or the release changes.
+MAX_ROWS = 32
+
+# Codes are part of saved models: never reuse or renumber one.
+# 0 stands for a row that is not in use.
+_POISSON_CODE = 1
+_UNKNOWN_CODE = 2
+_WITHOUT_REPLACEMENT_CODE = 3
+_EVERY_LABEL_CODE = 4
+
+_RELEASES: dict[int, releases.Release] = {
+    0: releases.Sums(),
+    1: releases.Representations(releases.LABELS_PUBLIC),
+    2: releases.Representations(releases.LABELS_RANDOMIZED),
+    3: releases.Representations(releases.LABELS_UNDECLARED),
+    4: releases.EndToEnd(),
+    5: releases.Labels(),
+    6: releases.Joint(releases.LABELS_PUBLIC),
+    7: releases.Joint(releases.LABELS_RANDOMIZED),
+    8: releases.Joint(releases.LABELS_UNDECLARED),
+}
+_RELEASE_CODES = {release: code for code, release in _RELEASES.items()}
+
+
+def encode(entry: entries_lib.LedgerEntry) -> np.ndarray:
+    """Encodes the description of an entry, without its steps.
+
+    Args:
+        entry: The entry.
+
+    Returns:
+        A float64 array of shape `(WIDTH,)`. Equal descriptions give equal
+        rows.
+
+    Raises:
+        ValueError: If the entry's sampling or release has no code.
+    """
+    if entry.release not in _RELEASE_CODES:
+        raise ValueError(f"Unknown kind of release: {entry.release!r}.")
+    row = np.zeros(WIDTH, dtype=np.float64)
+    row[_NOISE_MULTIPLIER] = entry.noise_multiplier
+    row[_SEEDED] = float(entry.seeded)
+    row[_RELEASE] = float(_RELEASE_CODES[entry.release])
+    row[[_CODE, _FIRST, _SECOND]] = _encode_sampling(entry.sampling)
+    return row
+
+
+def decode(row: np.ndarray, steps: int) -> entries_lib.LedgerEntry:
+    """Decodes a row and its step count.
+
+    Args:
+        row: Result of `encode`.
+        steps: Number of steps of the entry.
+
+    Returns:
+        The entry, exactly as it was.
+
+    Raises:
+        ValueError: If the row was not written by `encode`.
+    """
+    row = np.asarray(row)
+    if row.shape != (WIDTH,) or row.dtype != np.float64:
+        raise ValueError(
+            f"A ledger row must be float64 of shape ({WIDTH},). Received: "
+            f"{row.dtype} of shape {row.shape}."
+        )
+    if not np.all(np.isfinite(row)) or np.any(row[_RELEASE + 1 :] != 0.0):
+        raise ValueError(f"Not a ledger row: {row.tolist()}.")
+    return entries_lib.LedgerEntry(
+        sampling=_decode_sampling(row),
+        noise_multiplier=float(row[_NOISE_MULTIPLIER]),
+        steps=steps,
+        seeded=bool(row[_SEEDED]),
+        release=_decode_release(row),
+    )
+
+
+def encode_table(
+    entries: Iterable[entries_lib.LedgerEntry],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Encodes a whole ledger.
+
+    Args:
+        entries: Entries in any order. Equal descriptions are merged.
+
+    Returns:
+        `(rows, steps)`: float64 of shape `(MAX_ROWS, WIDTH)` and int64 of
+        shape `(MAX_ROWS,)`. Unused rows are zero.
+
+    Raises:
+        ValueError: If there are more than `MAX_ROWS` descriptions.
+    """
+    merged = merge(entries)
+    if len(merged) > MAX_ROWS:
+        raise ValueError(
+            f"The ledger holds {MAX_ROWS} kinds of step; {len(merged)} ran. "
+            "Change the noise multiplier or the sampling less often."
+        )
+    rows = np.zeros((MAX_ROWS, WIDTH), dtype=np.float64)
+    steps = np.zeros(MAX_ROWS, dtype=np.int64)
+    for index, entry in enumerate(merged):
+        rows[index] = encode(entry)
+        steps[index] = entry.steps
+    return rows, steps
+
+
+def decode_table(
+    rows: np.ndarray, steps: np.ndarray
+) -> list[entries_lib.LedgerEntry]:
+    """Decodes a ledger that `encode_table` wrote.
+
+    Args:
+        rows: float64 of shape `(MAX_ROWS, WIDTH)`.
+        steps: Integers of shape `(MAX_ROWS,)`.
+
+    Returns:
+        The entries of the rows in use, in their order.
+
+    Raises:
+        ValueError: If the table was not written by `encode_table`, or steps
+            were counted in a row that describes nothing.
+    """
+    rows, steps = np.asarray(rows), np.asarray(steps)
+    if rows.shape != (MAX_ROWS, WIDTH) or steps.shape != (MAX_ROWS,):
+        raise ValueError(
+            f"A ledger table must have rows of shape ({MAX_ROWS}, {WIDTH}) and "
+            f"steps of shape ({MAX_ROWS},). Received: {rows.shape} and "
+            f"{steps.shape}."
+        )
+    entries = []
+    for row, count in zip(rows, steps, strict=True):
+        # Skip rows without any number only: damage must not make steps
+        # disappear.
+        if count == 0 and not np.any(row):
+            continue
+        entries.append(decode(row, count))
+    return entries
+
+
+def merge(
+    entries: Iterable[entries_lib.LedgerEntry],
+) -> list[entries_lib.LedgerEntry]:
+    """Merges entries of equal description by adding their steps.
+
+    Args:
+        entries: Entries in any order.
+
+    Returns:
+        One entry for each description, in the order of first appearance.
+    """
+    totals: dict[entries_lib.LedgerEntry, int] = {}
+    for entry in entries:
+        kind = dataclasses.replace(entry, steps=0)
+        steps = totals.get(kind, 0) + entry.steps
+        # Labels that were randomised once were released once.
+        if isinstance(entry.release, releases.Labels):
+            steps = min(steps, 1)
+        totals[kind] = steps
+    return [
+        dataclasses.replace(kind, steps=steps) for kind, steps in totals.items()
+    ]
+
+
+def _encode_sampling(
+    sampling: samplings.Sampling,
+) -> tuple[float, float, float]:
+    """Returns the code of a kind of sampling and its two parameters."""
+    match sampling:
+        case samplings.PoissonSampling(rate, overflow):
+            return _POISSON_CODE, rate, overflow
+        case samplings.UnknownSampling(population, batch_size):
+            # Sizes are at least 1, so 0 can stand for an unknown one.
+            return _UNKNOWN_CODE, population or 0, batch_size or 0
+        case samplings.WithoutReplacement(population, sample_size):
+            return _WITHOUT_REPLACEMENT_CODE, population, sample_size
+        case samplings.EveryLabel(num_classes, identity):
+            return _EVERY_LABEL_CODE, num_classes, identity
+        case _:
+            raise ValueError(f"Unknown kind of sampling: {sampling!r}.")
+
+
+def _decode_sampling(row: np.ndarray) -> samplings.Sampling:
+    first, second = float(row[_FIRST]), float(row[_SECOND])
+    if row[_CODE] == _POISSON_CODE:
+        return samplings.PoissonSampling(first, second)
+    if row[_CODE] not in (
+        _UNKNOWN_CODE,
+        _WITHOUT_REPLACEMENT_CODE,
+        _EVERY_LABEL_CODE,
+    ):
+        raise _unknown("code", row[_CODE])
+    if not (first.is_integer() and second.is_integer()):
+        raise ValueError(f"Not a ledger row: {row.tolist()}.")
+    counts = int(first), int(second)
+    if row[_CODE] == _WITHOUT_REPLACEMENT_CODE:
+        return samplings.WithoutReplacement(*counts)
+    if row[_CODE] == _EVERY_LABEL_CODE:
+        return samplings.EveryLabel(*counts)
+    return samplings.UnknownSampling(counts[0] or None, counts[1] or None)
+
+
+def _decode_release(row: np.ndarray) -> releases.Release:
+    code = float(row[_RELEASE])
+    # A float finds an equal integer in a dict; 1.5 finds none.
+    if code not in _RELEASES:
+        raise _unknown("release", code)
+    return _RELEASES[int(code)]
+
+
+def _unknown(what: str, code: float) -> ValueError:
+    return ValueError(
+        f"Unknown {what} {code:g} in a ledger row. It may come from a newer "
+        "version of tf_dpfp: update, so that no step goes uncounted."
+    )

@@ -1,0 +1,74 @@
+"""Differences between two trials, beyond rounding."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_dpfp.keras_private import layers as keras_layers
+
+_TOLERANCES = {"float16": 5e-2, "bfloat16": 1e-1}
+
+
+_TOLERANCE = 2e-3
+
+
+def tolerance_of(model: keras.Model) -> float:
+    """Relative differences up to this are rounding."""
+    return max(
+        [_TOLERANCE]
+        + [
+            _TOLERANCES.get(layer.compute_dtype, 0.0)
+            for layer in keras_layers.all_layers(model)
+        ]
+    )
+
+
+class Difference(NamedTuple):
+    """Two tensors that should be equal, as two numbers.
+
+    Attributes:
+        scale: The largest finite absolute value of the first.
+        distance: The largest absolute difference; infinite where one is NaN
+            and the other is not.
+    """
+
+    scale: tf.Tensor
+    distance: tf.Tensor
+
+
+def difference(a: tf.Tensor | None, b: tf.Tensor | None) -> Difference:
+    """Compared inside the graph, where gradients are freed as they are used."""
+    if a is None and b is None:
+        return Difference(tf.constant(0.0), tf.constant(0.0))
+    a = tf.zeros_like(b) if a is None else tf.convert_to_tensor(a)
+    b = tf.zeros_like(a) if b is None else tf.convert_to_tensor(b)
+    if not a.shape.is_compatible_with(b.shape):
+        return Difference(tf.constant(1.0), tf.constant(np.inf))
+    if not (a.dtype.is_floating and b.dtype.is_floating):
+        a, b = tf.cast(a, tf.float64), tf.cast(b, tf.float64)
+    a, b = tf.cast(a, tf.float32), tf.cast(b, tf.float32)
+    same = tf.equal(a, b) | (tf.math.is_nan(a) & tf.math.is_nan(b))
+    distance = tf.where(same, 0.0, tf.abs(a - b))
+    distance = tf.where(tf.math.is_nan(distance), np.inf, distance)
+    finite = tf.where(tf.math.is_finite(a), tf.abs(a), 0.0)
+    return Difference(
+        tf.reduce_max(tf.concat([[0.0], _flat(finite)], 0)),
+        tf.reduce_max(tf.concat([[0.0], _flat(distance)], 0)),
+    )
+
+
+def _flat(tensor: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(tensor, [-1])
+
+
+def far_apart(differences: list[Difference], tolerance: float) -> list[bool]:
+    """Which of the differences are more than rounding."""
+    # Some gradients are zero but for rounding (an attention key's bias): what
+    # rounding is, the largest gradient tells.
+    rounding = 1e-5 * max((d.scale for d in differences), default=0.0)
+    return [
+        not d.distance <= tolerance * max(d.scale, 1e-6) + rounding
+        for d in differences
+    ]

@@ -1,0 +1,268 @@
+"""One trial of a model on made-up inputs, before it sees any data.
+
+Static checks can't see what a custom layer computes. The probe runs the real
+forward pass on random numbers and looks at three things that the guarantee
+rests on:
+
+* what comes out for one example does not depend on the others, nor on how
+  many they are, and neither does what it contributes to the gradient;
+* the per-example gradients add up to what automatic differentiation gives,
+  so no path from a weight to the loss was missed;
+* no variable but the random state changes, so no statistics are kept.
+
+The inputs are drawn from a fixed seed: nothing here depends on the data.
+"""
+
+import warnings
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import tree
+
+from tf_dpfp import clipping as clipping_lib
+from tf_dpfp import per_example
+from tf_dpfp.independence.comparison import Difference
+from tf_dpfp.independence.comparison import difference
+from tf_dpfp.independence.comparison import far_apart
+from tf_dpfp.independence.comparison import tolerance_of
+from tf_dpfp.independence.inputs import ROWS
+from tf_dpfp.independence.inputs import CannotProbe
+from tf_dpfp.independence.inputs import made_up
+from tf_dpfp.independence.inputs import outside_of_graphs
+from tf_dpfp.independence.inputs import restored
+from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.step.microbatch import forward
+from tf_dpfp.step.plan import Plan
+
+_OTHER_ROWS = 5
+
+
+class _Trial(NamedTuple):
+    """What one forward and backward pass gave.
+
+    Attributes:
+        outputs: Predictions and losses of the first example, flat.
+        expected: The gradients by automatic differentiation.
+        gradients: The per-example gradients.
+    """
+
+    outputs: list[tf.Tensor]
+    expected: list[tf.Tensor | None]
+    gradients: list[per_example.PerExampleGradient | None]
+
+    def weighted(self, index: int, factors: list[float]) -> tf.Tensor | None:
+        """A weighted sum of one variable's per-example gradients."""
+        gradient = self.gradients[index]
+        if gradient is None:
+            return None
+        return gradient.weighted_sum(tf.constant(factors))
+
+
+def _run(model, plan: Plan, data, rows: int) -> _Trial:
+    x, y, sample_weight = data
+    variables = [v.value for v in plan.variables]
+    with tf.GradientTape(persistent=True) as tape:
+        with (
+            per_example.record_calls(plan.units) as calls,
+            plan.step(noise=False),
+        ):
+            y_pred = forward(model, x)
+        losses = plan.loss(y, y_pred, sample_weight)
+        total = tf.reduce_sum(losses)
+    expected = tape.gradient(total, variables)
+    sources = tape.gradient(total, [call.sources for call in calls])
+    del tape
+    gathered = clipping_lib.gather_gradients(
+        calls, _dense(sources), plan.variables
+    )
+    _check_rows(plan, gathered, rows)
+
+    return _Trial(
+        [t[0] for t in tree.flatten((y_pred, losses)) if t is not None],
+        _dense(expected),
+        gathered,
+    )
+
+
+def _dense(gradients):
+    return tree.map_structure(
+        lambda g: None if g is None else tf.convert_to_tensor(g), gradients
+    )
+
+
+class _Result(NamedTuple):
+    """What the two trials showed, in numbers only.
+
+    Attributes:
+        changed: For each statistic, whether the forward pass changed it.
+        outputs: The first example's outputs, in two companies.
+        contribution: What it adds to every gradient, in two companies.
+        sums: The gradients, by automatic differentiation and as sums of the
+            per-example gradients.
+    """
+
+    changed: list[tf.Tensor]
+    outputs: list[Difference]
+    contribution: list[Difference]
+    sums: list[Difference]
+
+
+def _try(model, plan, statistics, first, other) -> _Result:
+    state = model.non_trainable_variables
+    before = [tf.identity(v.value) for v in statistics]
+    with restored(state):
+        alone = _run(model, plan, first, ROWS)
+        changed = [
+            tf.reduce_any(
+                tf.not_equal(v.value, value)
+                & ~(_is_nan(v.value) & _is_nan(value))
+            )
+            for v, value in zip(statistics, before, strict=True)
+        ]
+    with restored(state):
+        company = _run(model, plan, other, _OTHER_ROWS)
+    contribution, sums = [], []
+    everyone = [1.0] * ROWS
+    for index in range(len(plan.variables)):
+        # One after the other: a large model's gradients do not all fit.
+        with tf.control_dependencies([d.distance for d in sums[-1:]]):
+            contribution.append(
+                difference(
+                    alone.weighted(index, _only_first(ROWS)),
+                    company.weighted(index, _only_first(_OTHER_ROWS)),
+                )
+            )
+        with tf.control_dependencies([contribution[-1].distance]):
+            sums.append(
+                difference(
+                    alone.expected[index], alone.weighted(index, everyone)
+                )
+            )
+    outputs = [
+        difference(a, b)
+        for a, b in zip(alone.outputs, company.outputs, strict=True)
+    ]
+    return _Result(changed, outputs, contribution, sums)
+
+
+def _only_first(rows: int) -> list[float]:
+    return [1.0] + [0.0] * (rows - 1)
+
+
+def _is_nan(value) -> tf.Tensor:
+    value = tf.convert_to_tensor(value)
+    if value.dtype.is_floating:
+        return tf.math.is_nan(value)
+    return tf.zeros_like(value, tf.bool)
+
+
+def check(model: keras.Model, plan: Plan, data: Any) -> None:
+    """Tries a model on made-up inputs.
+
+    Args:
+        model: A built model.
+        plan: Its plan.
+        data: `(x, y, sample_weight)` of a real batch; only shapes and types
+            are looked at.
+
+    Raises:
+        ValueError: If examples influence each other, gradients are missed or
+            wrong, or statistics are kept.
+    """
+    outside_of_graphs(_check, model, plan, data)
+
+
+def _check(model: keras.Model, plan: Plan, data: Any) -> None:
+    rng = np.random.default_rng(0)
+    statistics = [
+        v
+        for v in model.non_trainable_variables
+        if not keras_layers.is_seed_variable(v)
+    ]
+    try:
+        first = tree.map_structure(lambda leaf: made_up(leaf, rng), data)
+        other = tree.map_structure(
+            lambda leaf: made_up(leaf, rng, _OTHER_ROWS), data
+        )
+        # The same first example in other, and more, company.
+        other = tree.map_structure(
+            lambda a, b: None if a is None else tf.concat([a[:1], b[1:]], 0),
+            first,
+            other,
+        )
+        # In a graph: what is vectorised over examples takes many times as
+        # long to differentiate outside of one.
+        result = tf.function(
+            lambda a, b: _try(model, plan, statistics, a, b), autograph=False
+        )(first, other)
+    except (CannotProbe, tf.errors.OpError) as error:
+        warnings.warn(
+            f"Model '{model.name}' could not be tried on made-up inputs "
+            f"({error}); whether its own layers keep examples apart was not "
+            "checked.",
+            stacklevel=2,
+        )
+        return
+    result = tree.map_structure(lambda t: t.numpy(), result)
+    tolerance = tolerance_of(model)
+    _check_statistics(
+        [
+            v
+            for v, changed in zip(statistics, result.changed, strict=True)
+            if changed
+        ]
+    )
+    _check_company(result, tolerance)
+    _check_gradients(plan, result.sums, tolerance)
+
+
+def _check_rows(plan: Plan, gathered, expected: int) -> None:
+    for variable, gradient in zip(plan.variables, gathered, strict=True):
+        if gradient is None:
+            continue
+        rows = gradient.squared_norms().shape[0]
+        if rows != expected:
+            raise ValueError(
+                f"The layer of '{variable.path}' is called with {rows} rows "
+                f"for a batch of {expected} examples, so its rows are not the "
+                "examples. Keep the batch in the first axis, without merging "
+                "others into it: layers take further axes as they are."
+            )
+
+
+def _check_statistics(changed) -> None:
+    if changed:
+        names = ", ".join(f"'{v.path}'" for v in changed)
+        raise ValueError(
+            f"The forward pass changes {names}: statistics of the data would "
+            "leave without noise. Replace the layer, or set "
+            "`layer.trainable = False` if that stops it."
+        )
+
+
+def _check_company(result: _Result, tolerance: float) -> None:
+    # Each output by itself: one of them may be small.
+    apart = [far_apart([d], tolerance)[0] for d in result.outputs]
+    if any(apart + far_apart(result.contribution, tolerance)):
+        raise ValueError(
+            "What the model computes for one example depends on the other "
+            "examples of the batch, or on their number, so clipping one "
+            "example's gradient "
+            "does not bound its influence. Find the layer or loss that "
+            "mixes examples and replace it."
+        )
+
+
+def _check_gradients(plan, sums: list[Difference], tolerance: float) -> None:
+    apart = far_apart(sums, tolerance)
+    for variable, is_apart in zip(plan.variables, apart, strict=True):
+        if is_apart:
+            raise ValueError(
+                f"The per-example gradients of '{variable.path}' do not add "
+                "up to its gradient: the loss depends on it outside the "
+                "recorded calls of its layer, or a registered gradient rule "
+                "is wrong. Call the layer instead of reading its weights, or "
+                "mend the rule."
+            )

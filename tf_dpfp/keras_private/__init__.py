@@ -1,0 +1,1 @@
+"""Every use of private Keras and TensorFlow API, and nothing else."""

@@ -1,0 +1,100 @@
+"""What this package needs to know of Keras layers beyond the public API.
+
+Keras has no public way to ask a layer for its direct sublayers or whether it
+is quantized; the answers live here and nowhere else, with tests that fail
+when Keras changes them.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import keras
+
+
+def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers that a layer holds directly, each once."""
+    return layer._flatten_layers(include_self=False, recursive=False)
+
+
+def all_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """A layer and everything it holds, at any depth, each once."""
+    return layer._flatten_layers(include_self=True, recursive=True)
+
+
+def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The variables that a layer owns itself, not through sublayers."""
+    below = {id(v) for sub in sublayers(layer) for v in sub.variables}
+    return [v for v in layer.variables if id(v) not in below]
+
+
+def trainable_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """What a model that holds the layer trains of it.
+
+    `layer.trainable_variables` is empty if the layer is frozen, even where
+    layers that it holds were unfrozen afterwards: Keras's LoRA on a backbone
+    does so. The model trains these all the same.
+    """
+    return [v for v in layer.variables if v.trainable]
+
+
+def is_quantized(layer: keras.layers.Layer) -> bool:
+    """Whether `call` is bypassed in favour of quantized arithmetic."""
+    return getattr(layer, "quantization_mode", None) is not None
+
+
+def lora_scale(layer: keras.layers.Layer) -> float:
+    """What the product of a layer's LoRA matrices is multiplied by."""
+    # Keras had no `lora_alpha` at first, and did not scale.
+    alpha = getattr(layer, "lora_alpha", None)
+    return 1.0 if alpha is None else alpha / layer.lora_rank
+
+
+def is_rematerialized(layer: keras.layers.Layer) -> bool:
+    """Whether the layer was built under a `keras.RematScope`."""
+    return getattr(layer, "_remat_mode", None) is not None
+
+
+@contextlib.contextmanager
+def without_rematerialization(
+    layers: Iterable[keras.layers.Layer],
+) -> Iterator[None]:
+    """Calls layers once, those of a `keras.RematScope`, too.
+
+    A rematerialised layer runs inside a function of its own, and its tensors
+    are out of reach.
+
+    Args:
+        layers: All layers that are called.
+    """
+    modes = [(one, one._remat_mode) for one in layers if is_rematerialized(one)]
+    for layer, _ in modes:
+        # Past Keras's attribute tracking: this is undone before anyone looks.
+        object.__setattr__(layer, "_remat_mode", None)
+    try:
+        yield
+    finally:
+        for layer, mode in modes:
+            object.__setattr__(layer, "_remat_mode", mode)
+
+
+def is_seed_variable(variable: keras.Variable) -> bool:
+    """Whether a variable is the state of a `keras.random.SeedGenerator`."""
+    return variable.name == "seed_generator_state"
+
+
+def mask_of(tensor) -> object:
+    """The Keras mask that travels with a tensor, or `None`."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def with_mask(tensor, mask):
+    """Attaches a Keras mask to a tensor, as layers do."""
+    if mask is not None:
+        tensor._keras_mask = mask
+    return tensor
+
+
+def loss_axis(loss: keras.losses.Loss) -> int:
+    """Returns the axis that a Keras loss reduces over."""
+    # `get_config` of some losses leaves the axis out.
+    return getattr(loss, "_fn_kwargs", {}).get("axis", -1)

@@ -1,0 +1,35 @@
+"""Restores of a single variable, which Keras has no public hook for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+# `tf.train.Checkpoint` writes a Keras variable by this method, past `assign`
+# and past `load_own_variables`.
+_RESTORE = "_restore_from_tensors"
+
+
+def wrap_restores(
+    variable: keras.Variable,
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]],
+) -> None:
+    """Replaces the method by which checkpoints restore one variable.
+
+    Args:
+        variable: The variable.
+        wrap: Takes the method and returns the one to call in its place.
+
+    Raises:
+        RuntimeError: If variables of this Keras have no such method: a
+            restore would go unnoticed.
+    """
+    restore = getattr(variable, _RESTORE, None)
+    if restore is None:
+        raise RuntimeError(
+            f"Keras {keras.__version__} restores variables in a way that "
+            "tf_dpfp does not know, and older checkpoints could lower the "
+            "privacy ledger. Install another version of Keras, or a newer "
+            f"tf_dpfp. Received: variable={variable.path!r}"
+        )
+    setattr(variable, _RESTORE, wrap(restore))

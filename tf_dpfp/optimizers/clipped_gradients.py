@@ -1,0 +1,118 @@
+"""Clipped gradients: the one input of a private optimizer."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_dpfp import clipping as clipping_lib
+from tf_dpfp import low_rank
+from tf_dpfp.distribute import replicas
+from tf_dpfp.optimizers import joint_release
+
+
+class NotPrivateError(RuntimeError):
+    """A private optimizer or model was used in a way that is not private."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClippedGradients:
+    """Clipped sums on their way to a private optimizer. Not yet private.
+
+    The numbers inside are exact sums over private examples: do not read,
+    print or keep them. `optimizer.apply(clipped)` adds the noise.
+
+    Attributes:
+        sums: The clipped sum for each variable; `None` where the loss does
+            not depend on the variable. For a reparametrised kernel: the sums
+            of its carriers, end to end.
+        variables: The trainable variables.
+        groups: The groups the sums were clipped in, with their clip norms.
+        regularization: Gradients of the regularisation losses, which read no
+            data; `None` where there is none.
+        counts: The centred count of each group; `None` where no clip norm
+            adapts.
+        carriers: The carriers that the sums were projected with; `None` for
+            variables without. Empty: for all of them.
+        replicas: Number of replicas the batch was dealt to, each example to
+            exactly one of them.
+        joint: The gradients of the layers above noised representations, which
+            need no noise; `None` where there are no such representations.
+    """
+
+    sums: Sequence[tf.Tensor | None]
+    variables: Sequence[keras.Variable]
+    groups: Sequence[clipping_lib.Group]
+    regularization: Sequence[tf.Tensor | None]
+    counts: tf.Tensor | None = None
+    carriers: Sequence[low_rank.Carriers | None] = ()
+    replicas: int = 1
+    joint: joint_release.JointGradients | None = None
+
+    @property
+    def all_variables(self) -> list[keras.Variable]:
+        """Every variable that a step updates: clipped, then above."""
+        above = [] if self.joint is None else self.joint.variables
+        return [*self.variables, *above]
+
+    @property
+    def counted_batch_size(self) -> Any:
+        """Batch size that the ledger compares; 0 if it need not know."""
+        return 0 if self.joint is None else self.joint.batch_size
+
+
+def checked(
+    gradients: Any,
+    trainable_variables: Sequence[keras.Variable] | None,
+    optimizer_name: str,
+) -> ClippedGradients:
+    """Checks that an optimizer was given clipped gradients and nothing else.
+
+    Args:
+        gradients: What came.
+        trainable_variables: What came with it: their variables, or `None`.
+        optimizer_name: Class of the optimizer, for the message.
+
+    Returns:
+        The clipped gradients.
+
+    Raises:
+        NotPrivateError: If they are ordinary gradients.
+        ValueError: If the variables are not theirs.
+    """
+    if not isinstance(gradients, ClippedGradients):
+        raise NotPrivateError(
+            f"{optimizer_name} takes clipped gradients only, and "
+            "this step computed ordinary ones. Call "
+            "tf_dpfp.make_private(model) before training, or in a custom "
+            "loop pass the result of tf_dpfp.clipped_gradients(...)."
+        )
+    if trainable_variables is not None and [
+        id(v) for v in trainable_variables
+    ] != [id(v) for v in gradients.variables]:
+        raise ValueError(
+            "`trainable_variables` are not the variables the clipped "
+            "gradients belong to. Leave the argument out."
+        )
+    return gradients
+
+
+def check_dealt(grads: ClippedGradients) -> None:
+    """Refuses a batch that may be on several replicas, or on none."""
+    count = replicas.count()
+    if grads.replicas == count:
+        return
+    if grads.replicas == 1:
+        raise NotPrivateError(
+            f"A step on {count} replicas needs a batch that was dealt to "
+            "them, each example to one: the same batch on every replica would "
+            f"count each example {count} times. Use `model.fit` or "
+            "`train_on_batch`, or tf_dpfp.dealt_step in a custom loop."
+        )
+    raise NotPrivateError(
+        f"These clipped gradients are those of one of {grads.replicas} "
+        f"replicas, and {count} step together here. Apply them where they "
+        "were made."
+    )

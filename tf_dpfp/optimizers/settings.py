@@ -1,0 +1,202 @@
+"""Settings of a private optimizer: checked once, frozen, read by everyone."""
+
+import dataclasses
+import math
+from typing import Any
+
+import keras
+
+from tf_dpfp import arguments
+from tf_dpfp import clipping as clipping_lib
+from tf_dpfp import counting
+
+# Squares of shorter gradients may vanish in float32, and with them the norm.
+_LEAST_CLIP = 1e-10
+
+
+@dataclasses.dataclass(frozen=True)
+class PrivacySettings:
+    """What a private optimizer was told, beside the Keras optimizer's own.
+
+    The noise of a step and its row in the ledger both come from `release`.
+
+    Attributes:
+        release: The release of a step: of clipped sums, or of representations
+            and clipped sums together.
+        clipping: The groups, their clip norms and the split of the noise.
+        expected_batch_size: Divisor of the noised sums; `None`: from the data.
+        microbatch_size: Physical batch inside a step, or `None`.
+        loss_scale_factor: Factor of the loss in the backward pass, or `None`.
+    """
+
+    release: counting.Release
+    clipping: clipping_lib.Clipping
+    expected_batch_size: float | None
+    microbatch_size: int | None
+    loss_scale_factor: float | None
+
+    @property
+    def sums(self) -> counting.GaussianRelease:
+        """The release of the clipped sums, by themselves."""
+        if isinstance(self.release, counting.JointRelease):
+            return self.release.sums
+        return self.release
+
+    @property
+    def representations(self) -> counting.GaussianRelease | None:
+        """The representations that are released jointly, or `None`."""
+        if isinstance(self.release, counting.JointRelease):
+            return self.release.representations
+        return None
+
+    @property
+    def adaptive(self) -> clipping_lib.Adaptive | None:
+        """Settings of adaptive clip norms; `None` where nothing adapts."""
+        thresholds = self.clipping.thresholds
+        adapts = isinstance(thresholds, clipping_lib.Adaptive)
+        return thresholds if adapts else None
+
+    def joint_with(
+        self, representations: counting.GaussianRelease
+    ) -> "PrivacySettings":
+        """Returns the settings of a joint release.
+
+        Args:
+            representations: The release of the representations.
+        """
+        return dataclasses.replace(
+            self, release=counting.JointRelease(representations, self.sums)
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of `PrivateOptimizer`, for serialization."""
+        return {
+            "l2_norm_clip": self.sums.clip_norm,
+            "noise_multiplier": self.sums.noise_multiplier,
+            "clipping": keras.saving.serialize_keras_object(self.clipping),
+            "expected_batch_size": self.expected_batch_size,
+            "microbatch_size": self.microbatch_size,
+            "seed": self.sums.seed,
+            "loss_scale_factor": self.loss_scale_factor,
+        }
+
+
+def checked_settings(
+    *,
+    l2_norm_clip: float,
+    noise_multiplier: float | None,
+    clipping: str | clipping_lib.Clipping,
+    expected_batch_size: float | None,
+    microbatch_size: int | None,
+    seed: int | None,
+    loss_scale_factor: float | None,
+) -> PrivacySettings:
+    """Checks the arguments of a private optimizer.
+
+    Args:
+        l2_norm_clip: See `PrivateOptimizer`, as for all the others.
+        noise_multiplier: `None` is refused: there is no good default.
+        clipping: Name, object or serialized form.
+        expected_batch_size: A positive number, or `None`.
+        microbatch_size: A positive integer, or `None`.
+        seed: An integer, or `None`.
+        loss_scale_factor: A positive number, or `None`.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+    if noise_multiplier is None:
+        raise ValueError(
+            "`noise_multiplier` must be given: it sets the privacy of the "
+            "training. Find one with tf_dpfp.calibrate(epsilon, delta, "
+            "sampling_rate, steps)."
+        )
+    return PrivacySettings(
+        release=counting.GaussianRelease(
+            clip_norm=arguments.number(
+                "l2_norm_clip", l2_norm_clip, least=_LEAST_CLIP
+            ),
+            noise_multiplier=arguments.number(
+                "noise_multiplier", noise_multiplier, least=0.0
+            ),
+            seed=arguments.seed(seed),
+        ),
+        clipping=clipping_lib.get(clipping),
+        expected_batch_size=_positive(
+            "expected_batch_size", expected_batch_size
+        ),
+        microbatch_size=None
+        if microbatch_size is None
+        else arguments.positive_integer(
+            "microbatch_size", microbatch_size, hint="Or None: the whole batch."
+        ),
+        loss_scale_factor=_positive("loss_scale_factor", loss_scale_factor),
+    )
+
+
+def _positive(name: str, value: Any) -> float | None:
+    return None if value is None else arguments.number(name, value, above=0.0)
+
+
+def keras_arguments(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Splits off what the Keras optimizer must not see.
+
+    Args:
+        args: Positional arguments of the private optimizer.
+        kwargs: Keyword arguments that are not the private optimizer's own.
+
+    Returns:
+        The arguments of the Keras optimizer, and `loss_scale_factor`: the loss
+        is scaled inside the private step, where one example's overflow stays
+        that example's, and Keras must not divide once more.
+
+    Raises:
+        ValueError: If gradients are to be accumulated by Keras.
+    """
+    if kwargs.get("gradient_accumulation_steps"):
+        raise ValueError(
+            "`gradient_accumulation_steps` would add noise once per piece "
+            "of a batch. Use `microbatch_size`, which adds it once per "
+            "batch. Received: gradient_accumulation_steps="
+            f"{kwargs['gradient_accumulation_steps']}"
+        )
+    kwargs = dict(kwargs)
+    loss_scale = kwargs.pop("loss_scale_factor", None)
+    # Keras would make an integer variable of an integer.
+    if args and isinstance(args[0], int):
+        args = (float(args[0]), *args[1:])
+    if isinstance(kwargs.get("learning_rate"), int):
+        kwargs["learning_rate"] = float(kwargs["learning_rate"])
+    return args, kwargs, loss_scale
+
+
+def checked_batch_size(
+    settings: PrivacySettings, size: float, source: str
+) -> float:
+    """Checks the expected batch size of a pipeline against the one given.
+
+    Args:
+        settings: The settings.
+        size: The size.
+        source: Where it comes from, for the message.
+
+    Returns:
+        The size.
+
+    Raises:
+        ValueError: If the optimizer was given another size.
+    """
+    size = arguments.number("expected_batch_size", size, above=0.0)
+    given = settings.expected_batch_size
+    if given is not None and not math.isclose(given, size, rel_tol=1e-6):
+        raise ValueError(
+            f"The optimizer was given expected_batch_size={given:g}, "
+            f"but {source} has {size:g}. Leave the argument out, or make "
+            "the two agree."
+        )
+    return size

@@ -1,0 +1,109 @@
+"""Strategies of tf.distribute that private training runs under."""
+
+import keras
+import tensorflow as tf
+
+from tf_dpfp.distribute import agreement
+from tf_dpfp.keras_private import distribution as keras_distribution
+
+_SUPPORTED = (
+    tf.distribute.OneDeviceStrategy,
+    tf.distribute.MirroredStrategy,
+    tf.distribute.MultiWorkerMirroredStrategy,
+    tf.distribute.TPUStrategy,
+)
+
+
+def strategy_for(
+    model: keras.Model, optimizer
+) -> tf.distribute.Strategy | None:
+    """The strategy that a model trains under.
+
+    Args:
+        model: A private, compiled model.
+        optimizer: Its optimizer.
+
+    Returns:
+        The strategy, or `None` where there is none.
+
+    Raises:
+        ValueError: If model and optimizer were not both made in its scope, or
+            private training does not support it.
+    """
+    strategy = keras_distribution.strategy_of(model)
+    current = tf.distribute.get_strategy()
+    if tf.distribute.has_strategy() and current is not strategy:
+        raise ValueError(
+            f"`fit` is called in the scope of a {type(current).__name__} and "
+            f"model '{model.name}' was made outside of it. Make and compile "
+            "the model inside `with strategy.scope():`."
+        )
+    if strategy is None:
+        strategy = _strategy_of_variables(optimizer)
+        if strategy is None:
+            return None
+        raise ValueError(
+            f"The optimizer was made in the scope of a "
+            f"{type(strategy).__name__} and model '{model.name}' outside of "
+            "it. Make and compile the model inside `with strategy.scope():`."
+        )
+    if not isinstance(strategy, _SUPPORTED):
+        raise ValueError(
+            f"Private training does not run under {type(strategy).__name__}: "
+            "all replicas must take each step together. Use MirroredStrategy, "
+            "MultiWorkerMirroredStrategy or TPUStrategy."
+        )
+    for variable in [*model.variables, *optimizer.variables]:
+        if not strategy.extended.variable_created_in_scope(variable.value):
+            raise ValueError(
+                f"'{variable.path}' was made outside of the scope of the "
+                f"{type(strategy).__name__} that the model trains under. Make "
+                "model and optimizer, and compile, inside "
+                "`with strategy.scope():`."
+            )
+    if deals(strategy):
+        _check_settings(strategy, model, optimizer)
+    return strategy
+
+
+def _check_settings(strategy, model: keras.Model, optimizer) -> None:
+    """Refuses what is not done on several replicas, by Keras or here."""
+    if int(model.steps_per_execution) != 1:
+        raise ValueError(
+            "Keras runs one step at a time on several replicas. Compile with "
+            "steps_per_execution=1. Received: "
+            f"steps_per_execution={int(model.steps_per_execution)}"
+        )
+    if model.jit_compile and not compiles(strategy):
+        raise ValueError(
+            "Steps on several replicas run without XLA, except on TPUs. "
+            "Compile with jit_compile=False."
+        )
+    if getattr(optimizer, "ema_overwrite_frequency", None):
+        raise ValueError(
+            "Keras can't overwrite weights with their averages during steps "
+            "on several replicas. Leave `ema_overwrite_frequency` out: they "
+            "are overwritten at the end of `fit`."
+        )
+
+
+def _strategy_of_variables(optimizer) -> tf.distribute.Strategy | None:
+    value = optimizer.iterations.value
+    return value.distribute_strategy if is_distributed(value) else None
+
+
+def is_distributed(value) -> bool:
+    """Tells a value with one component for each replica."""
+    return isinstance(value, tf.distribute.DistributedValues)
+
+
+def compiles(strategy: tf.distribute.Strategy | None) -> bool:
+    """Whether a strategy has XLA compile what its replicas run."""
+    return isinstance(strategy, tf.distribute.TPUStrategy)
+
+
+def deals(strategy: tf.distribute.Strategy | None) -> bool:
+    """Whether batches must be dealt under a strategy."""
+    return strategy is not None and (
+        strategy.num_replicas_in_sync > 1 or agreement.num_workers(strategy) > 1
+    )

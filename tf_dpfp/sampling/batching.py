@@ -1,0 +1,147 @@
+"""Batches of given draws: fetched, padded, mapped and weighed."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_dpfp.sampling import padding
+from tf_dpfp.sampling import source as source_lib
+from tf_dpfp.sampling.source import Leaves
+from tf_dpfp.sampling.source import Source
+
+
+def batches(
+    source: Source,
+    draws: Callable[[], Iterator[np.ndarray]],
+    capacity: int | None,
+    map_fn: Callable[..., Any] | None,
+    fixed: int | None = None,
+) -> tf.data.Dataset:
+    """Fetches the batches of given draws, in the structure of the source.
+
+    Args:
+        source: The examples.
+        draws: Function that starts an iteration over the indices of each
+            batch.
+        capacity: Size that every batch is padded to; `None` for no padding.
+        map_fn: Function that transforms a batch; `None` for no change.
+        fixed: Size of every batch, if all draws have the same.
+
+    Returns:
+        A `tf.data.Dataset`.
+    """
+
+    def generate() -> Iterator[Leaves]:
+        return (source.take(indices) for indices in draws())
+
+    def assemble(*leaves: tf.Tensor) -> Any:
+        tensors, size = list(leaves), tf.shape(leaves[0])[0]
+        if fixed is not None:
+            size = fixed
+            tensors = [_of_size(leaf, size) for leaf in tensors]
+        if capacity is not None:
+            # At most `capacity` were drawn, so the next multiple is it.
+            tensors, is_example = padding.pad_to_multiple(tensors, capacity)
+            size = capacity
+            tensors = [_of_size(leaf, size) for leaf in tensors]
+        batch = keras.tree.pack_sequence_as(source.structure, tensors)
+        if map_fn is not None:
+            batch = source_lib.as_components(map_fn(*batch))
+            batch = keras.tree.map_structure(
+                lambda leaf: _of_size(leaf, size),
+                keras.tree.lists_to_tuples(batch),
+            )
+        if capacity is not None:
+            batch = _weigh(batch, tf.ensure_shape(is_example, [capacity]))
+        return _as_element(batch)
+
+    signature = tuple(
+        tf.TensorSpec([None, *spec.shape], spec.dtype) for spec in source.specs
+    )
+    dataset = tf.data.Dataset.from_generator(
+        generate, output_signature=signature
+    )
+    parallel = None if map_fn is None else tf.data.AUTOTUNE
+    return dataset.map(assemble, num_parallel_calls=parallel)
+
+
+def _of_size(leaf: Any, size: int | tf.Tensor) -> tf.Tensor:
+    """Checks that `map_fn` kept the batch size."""
+    if isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
+        raise ValueError(
+            "`map_fn` must return dense tensors. "
+            f"Received: a {type(leaf).__name__} of shape {leaf.shape}"
+        )
+    leaf = tf.convert_to_tensor(leaf)
+    fixed = size if isinstance(size, int) else None
+    if fixed is not None and leaf.shape.rank is None:
+        raise ValueError(
+            "`map_fn` returned a tensor of unknown rank, which cannot be "
+            "padded statically. Declare its shape with `tf.ensure_shape`. "
+            f"Received: {leaf}"
+        )
+    kept = leaf.shape.rank is None or leaf.shape.rank > 0
+    if not kept or not leaf.shape[:1].is_compatible_with([fixed]):
+        raise ValueError(
+            "`map_fn` must keep one entry per example. Received: shape "
+            f"{leaf.shape}" + (f" for {fixed} examples" if fixed else "")
+        )
+    if fixed is not None:
+        return tf.ensure_shape(leaf, [fixed, *leaf.shape[1:]])
+    same = tf.debugging.assert_equal(
+        tf.shape(leaf)[0],
+        size,
+        message="`map_fn` must keep one entry per example.",
+    )
+    with tf.control_dependencies([same]):
+        return tf.identity(leaf)
+
+
+def _weigh(batch: tuple[Any, ...], is_example: tf.Tensor) -> tuple[Any, ...]:
+    """Gives padding the weight zero, whatever weight it had."""
+    if len(batch) == 1:
+        raise ValueError(
+            "padded='static' marks padding by its sample weight, which needs "
+            "targets. Pass `y`, or use padded=None. Received: batches of x "
+            "alone"
+        )
+    if len(batch) == 2:
+        return (*batch, tf.cast(is_example, keras.config.floatx()))
+
+    def weigh(weight: tf.Tensor) -> tf.Tensor:
+        ones = [1] * (weight.shape.rank - 1)
+        return tf.where(
+            tf.reshape(is_example, [-1, *ones]), weight, tf.zeros_like(weight)
+        )
+
+    return (*batch[:2], keras.tree.map_structure(weigh, batch[2]))
+
+
+def _as_element(batch: tuple[Any, ...]) -> Any:
+    """Packs components as Keras does, so that a tuple `x` stays one input."""
+    if len(batch) == 1 and not isinstance(batch[0], tuple):
+        return batch[0]
+    return batch
+
+
+def seeds(seed: int | None, shard: int = 0) -> Iterator[Any]:
+    """Returns one seed per iteration over a data set.
+
+    Args:
+        seed: Integer, or `None` for seeds from the operating system.
+        shard: Index of the worker that draws.
+
+    Returns:
+        An infinite iterator over seeds of `np.random.default_rng`.
+    """
+    if seed is None:
+        return itertools.repeat(None)
+    # `zip` rather than a generator: iterators may start in several threads.
+    # Trailing zeros are no part of a seed: shard 0 draws as the whole would.
+    return zip(
+        itertools.repeat(seed), itertools.count(), itertools.repeat(shard)
+    )

@@ -1,0 +1,154 @@
+"""Describes the data passed to `fit`: sampling, batch size, population."""
+
+import dataclasses
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import tree
+
+from tf_dpfp import accounting
+from tf_dpfp.sampling import registry
+
+_KERAS_BATCH_SIZE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """Description of the data passed to `fit`.
+
+    Attributes:
+        name: Kind of data, for messages.
+        sampling: Sampling that is proved.
+        expected_batch_size: Mean number of examples of a batch; `None` if it
+            was not asked for or is unknown.
+        population: Number of examples, if known.
+        seeded: Boolean, true if a seed reproduces the sampling.
+        is_dataset: Boolean, true for a data set made by this package.
+        drawn: Sampling of its draws, if `stratified_batches` made it.
+        batch_size: Batch size, for arrays.
+    """
+
+    name: str
+    sampling: accounting.Sampling
+    expected_batch_size: float | None
+    population: int | None = None
+    seeded: bool = False
+    is_dataset: bool = False
+    drawn: registry.SamplingInfo | None = None
+    batch_size: int | None = None
+
+
+UNKNOWN = Pipeline("the batch", accounting.UnknownSampling(), None)
+
+
+def describe(
+    arguments: dict[str, Any], need_batch_size: bool, joint: bool = False
+) -> Pipeline:
+    """Describes the data passed to `fit`.
+
+    Only a data set that this package made proves anything. An ordinary
+    pipeline is described as unknown sampling: each example may be in every
+    step.
+
+    Args:
+        arguments: The bound arguments of `fit`.
+        need_batch_size: Boolean, whether to find the batch size of an ordinary
+            pipeline, which reads its first batch.
+        joint: Boolean, true for joint steps, which release representations
+            together with clipped sums: another sampling amplifies those.
+
+    Returns:
+        The `Pipeline`.
+
+    Raises:
+        ValueError: If the batches were drawn for another kind of step.
+    """
+    x = arguments["x"]
+    info = registry.sampling_of(x)
+    if info is not None and joint:
+        return _of_joint_steps(info)
+    if info is not None:
+        if not isinstance(info.sampling, accounting.PoissonSampling):
+            raise ValueError(
+                "Batches of `stratified_batches` are for models with a "
+                "DPRepresentationClip: nothing is proved of them for clipped "
+                "gradients. Use tf_dpfp.poisson_batches. Received: "
+                f"batches of {info.draws} draws"
+            )
+        return of_info(info)
+    if isinstance(x, tf.data.Dataset):
+        size = _dataset_batch_size(x) if need_batch_size else None
+        return Pipeline("the data set", accounting.UnknownSampling(), size)
+    if isinstance(x, keras.utils.PyDataset):
+        size = len(tree.flatten(x[0])[0]) if need_batch_size else None
+        return Pipeline("the PyDataset", accounting.UnknownSampling(), size)
+    return _describe_arrays(x, arguments, need_batch_size)
+
+
+def of_info(info: registry.SamplingInfo) -> Pipeline:
+    """Describes a Poisson-sampled data set."""
+    return Pipeline(
+        "the Poisson-sampled data set",
+        info.sampling,
+        info.expected_batch_size,
+        info.population,
+        info.seeded,
+        is_dataset=True,
+    )
+
+
+def _of_joint_steps(info: registry.SamplingInfo) -> Pipeline:
+    if isinstance(info.sampling, accounting.PoissonSampling):
+        # It does not amplify: a representation shows who was drawn.
+        return dataclasses.replace(
+            of_info(info), sampling=accounting.UnknownSampling()
+        )
+    if info.draws != 1:
+        raise ValueError(
+            "A batch must be one draw: the gradient of the layers below a "
+            "DPRepresentationClip is one sum over the batch. Use "
+            "`stratified_batches` with draws=1. Received: batches of "
+            f"{info.draws} draws"
+        )
+    return Pipeline(
+        "the data set of draws",
+        info.sampling,
+        info.expected_batch_size,
+        info.population,
+        info.seeded,
+        is_dataset=True,
+        drawn=info,
+    )
+
+
+def _describe_arrays(x, arguments, need_batch_size: bool) -> Pipeline:
+    leaves = [leaf for leaf in tree.flatten(x) if leaf is not None]
+    if not leaves or not all(hasattr(leaf, "shape") for leaf in leaves):
+        # A generator: its first batch can't be read and put back.
+        return Pipeline("the generator", accounting.UnknownSampling(), None)
+    count = int(leaves[0].shape[0])
+    held_out = arguments.get("validation_split") or 0.0
+    count -= int(count * held_out)
+    batch_size = min(arguments.get("batch_size") or _KERAS_BATCH_SIZE, count)
+    return Pipeline(
+        "the arrays",
+        accounting.UnknownSampling(count, batch_size)
+        if count
+        else accounting.UnknownSampling(),
+        float(batch_size) if need_batch_size and batch_size else None,
+        count or None,
+        batch_size=batch_size or None,
+    )
+
+
+def _dataset_batch_size(dataset: tf.data.Dataset) -> float | None:
+    specs = tree.flatten(
+        tf.nest.flatten(dataset.element_spec, expand_composites=False)
+    )
+    static = specs[0].shape[0] if specs and specs[0].shape.rank else None
+    if static is not None:
+        return float(static)
+    for batch in dataset.take(1):
+        return float(tf.nest.flatten(batch)[0].shape[0])
+    return None

@@ -1,0 +1,164 @@
+"""Registry of the data sets whose sampling is known, and how they draw."""
+
+import dataclasses
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tf_dpfp import arguments
+from tf_dpfp.accounting import LedgerEntry
+from tf_dpfp.accounting import PoissonSampling
+from tf_dpfp.accounting import WithoutReplacement
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingInfo:
+    """Distribution of the batches of one data set.
+
+    Attributes:
+        sampling: Sampling with its rate, as the accountant takes it.
+        expected_batch_size: Mean number of examples in a batch.
+        population: Number of examples that batches are drawn from.
+        steps_per_epoch: Number of batches in one iteration.
+        capacity: Size of every batch if it is static, else `None`.
+        seeded: Boolean, true if a seed was given. Anyone who has the seed can
+            tell which examples are in which batch.
+        draws: Number of independent draws in a batch.
+        labels: Ledger entry of the randomised labels; `None` if labels were
+            not randomised.
+    """
+
+    sampling: PoissonSampling | WithoutReplacement
+    expected_batch_size: float
+    population: int
+    steps_per_epoch: int
+    capacity: int | None = None
+    seeded: bool = False
+    draws: int = 1
+    labels: LedgerEntry | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """Functions of the examples behind a data set of Poisson batches.
+
+    Attributes:
+        batches_of: From a worker's index and the number of workers to the
+            result of `sampled_shard`.
+        digest: From a key to the result of `examples_digest`.
+    """
+
+    batches_of: Callable[[int, int], tuple[tf.data.Dataset, SamplingInfo]]
+    digest: Callable[[bytes], bytes]
+
+
+# Keyed by the identity of the data set rather than kept as its attribute: a
+# transformed data set is another object, and must not inherit the claim.
+_KNOWN: weakref.WeakKeyDictionary[
+    tf.data.Dataset, tuple[SamplingInfo, Shards | None]
+] = weakref.WeakKeyDictionary()
+
+
+def register(
+    dataset: tf.data.Dataset,
+    info: SamplingInfo,
+    shards: Shards | None = None,
+) -> tf.data.Dataset:
+    """Registers how a data set draws its batches.
+
+    Args:
+        dataset: The data set.
+        info: Distribution of its batches.
+        shards: Functions of its examples; `None` if it has no shards.
+
+    Returns:
+        `dataset`.
+    """
+    _KNOWN[dataset] = (info, shards)
+    return dataset
+
+
+def sampling_of(dataset: Any) -> SamplingInfo | None:
+    """Returns how a data set draws its batches, if that is known.
+
+    Args:
+        dataset: Anything that `fit` takes.
+
+    Returns:
+        The `SamplingInfo` of a data set made by `poisson_batches` or
+        `stratified_batches`. `None` for anything else, including a data set
+        derived from such a one: after `map`, `take`, `shuffle`, `repeat` and
+        the like nothing is proved about the batches. Use their argument
+        `map_fn` to transform batches and keep the proof.
+    """
+    if not isinstance(dataset, tf.data.Dataset):
+        return None
+    return _KNOWN.get(dataset, (None, None))[0]
+
+
+def refuse_drawn(x: Any) -> None:
+    """Raises `ValueError` if `x` is a data set of drawn batches."""
+    if sampling_of(x) is not None:
+        raise ValueError(
+            "`x` already consists of drawn batches. Pass the examples. "
+            f"Received: x={x!r}"
+        )
+
+
+def sampled_shard(
+    dataset: tf.data.Dataset, index: int, count: int
+) -> tuple[tf.data.Dataset, SamplingInfo]:
+    """Draws from every `count`-th example only, as one of `count` workers.
+
+    Poisson sampling of disjoint shards, each by itself, is Poisson sampling of
+    the whole: examples are drawn independently of each other. So workers need
+    to agree on the rate alone.
+
+    Args:
+        dataset: A data set made by `poisson_batches`.
+        index: Index of the worker, from 0.
+        count: Number of workers.
+
+    Returns:
+        The batches of this worker, and the distribution of the batches of all
+        workers together, which is the same on every worker.
+
+    Raises:
+        ValueError: If `dataset` was not made by `poisson_batches`, or `index`
+            is not below `count`.
+    """
+    shards = _shards_of(dataset)
+    count = arguments.positive_integer("count", count)
+    index = arguments.integer("index", index, most=count - 1)
+    return shards.batches_of(index, count)
+
+
+def examples_digest(dataset: tf.data.Dataset, key: bytes) -> bytes:
+    """Computes a digest of the examples that a data set draws from.
+
+    Reads all of them in order, and draws none.
+
+    Args:
+        dataset: A data set made by `poisson_batches`.
+        key: Secret key of at most 64 bytes. Without it the digest tells
+            nothing about the examples.
+
+    Returns:
+        The digest.
+
+    Raises:
+        ValueError: If `dataset` was not made by `poisson_batches`.
+    """
+    return _shards_of(dataset).digest(key)
+
+
+def _shards_of(dataset: tf.data.Dataset) -> Shards:
+    shards = _KNOWN.get(dataset, (None, None))[1]
+    if shards is None:
+        raise ValueError(
+            "Only the data set that tf_dpfp.poisson_batches returned, itself, "
+            f"can be drawn from by shards. Received: dataset={dataset!r}"
+        )
+    return shards

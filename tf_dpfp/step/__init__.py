@@ -1,0 +1,23 @@
+"""Private steps: from a batch to clipped sums."""
+
+from tf_dpfp.step.batch import as_clipped_gradients
+from tf_dpfp.step.batch import clipped_batch
+from tf_dpfp.step.batch import regularization_gradients
+from tf_dpfp.step.microbatch import MicrobatchResult
+from tf_dpfp.step.microbatch import forward
+from tf_dpfp.step.plan import Plan
+from tf_dpfp.step.plan import RowsBelow
+from tf_dpfp.step.plan import make_plan
+from tf_dpfp.step.plan import owned_variables
+
+__all__ = [
+    "MicrobatchResult",
+    "Plan",
+    "RowsBelow",
+    "as_clipped_gradients",
+    "clipped_batch",
+    "forward",
+    "make_plan",
+    "owned_variables",
+    "regularization_gradients",
+]

@@ -1,0 +1,170 @@
+"""Clipped sums of a batch of any size, one micro-batch after the other."""
+
+import keras
+import tensorflow as tf
+from keras import tree
+
+from tf_dpfp import clipping as clipping_lib
+from tf_dpfp import sampling as sampling_lib
+from tf_dpfp.optimizers import ClippedGradients
+from tf_dpfp.optimizers import JointGradients
+from tf_dpfp.step.microbatch import BatchSums
+from tf_dpfp.step.microbatch import backward
+from tf_dpfp.step.microbatch import clipped_microbatch
+from tf_dpfp.step.plan import Plan
+
+
+def regularization_gradients(
+    plan: Plan,
+) -> tuple[tf.Tensor | None, list[tf.Tensor | None]]:
+    """The weight regularisers: they read no data and need no noise.
+
+    Args:
+        plan: What is trained.
+
+    Returns:
+        The total penalty (`None` without regularisers), and its gradient for
+        each variable, those above released representations last.
+    """
+    penalties = []
+    with tf.GradientTape() as tape:
+        for group in plan.groups:
+            with clipping_lib.on_device(group.device):
+                for index in group.members:
+                    variable = plan.variables[index]
+                    if variable.regularizer is not None:
+                        penalties.append(variable.regularizer(variable))
+        for variable in plan.above:
+            if variable.regularizer is not None:
+                penalties.append(variable.regularizer(variable))
+        total = tf.add_n(penalties) if penalties else None
+    values = [v.value for v in (*plan.variables, *plan.above)]
+    if total is None:
+        return None, [None] * len(values)
+    return total, backward(tape, total, values, plan)
+
+
+def clipped_batch(
+    model: keras.Model,
+    plan: Plan,
+    x,
+    y,
+    sample_weight,
+    microbatch_size: int | None,
+    after_microbatch,
+) -> BatchSums:
+    """Clipped sums of a batch of any size.
+
+    Args:
+        model: The model.
+        plan: Its plan.
+        x: Inputs.
+        y: Labels.
+        sample_weight: Sample weights, or `None`.
+        microbatch_size: Physical batch, or `None` for the whole at once.
+        after_microbatch: Called for every micro-batch with
+            `(x, y, sample_weight, rows, result)`: metrics.
+
+    Returns:
+        The clipped sum for each variable, the counts, and the gradients
+        above released representations; private.
+    """
+    data = (x, y, sample_weight)
+    data, rows = sampling_lib.pad_to_multiple(data, microbatch_size or 1)
+    if microbatch_size is None:
+        result = clipped_microbatch(model, plan, *data, rows)
+        after_microbatch(*data, rows, result)
+        return result.sums
+    pieces = sampling_lib.split_microbatches((data, rows), microbatch_size)
+    count = tf.shape(pieces[1])[0]
+
+    def at(index):
+        return tree.map_structure(
+            lambda t: None if t is None else t[index], pieces
+        )
+
+    def run(index):
+        piece, piece_rows = at(index)
+        result = clipped_microbatch(model, plan, *piece, piece_rows)
+        after_microbatch(*piece, piece_rows, result)
+        return result.sums
+
+    # Piece 0 outside the loop: it shows which variables get a sum, and builds
+    # whatever Keras builds on first use.
+    first = run(0)
+    totals = _tensors(first)
+    if pieces[1].shape[0] != 1:
+
+        def body(index, *totals):
+            more = _tensors(run(index))
+            return (
+                index + 1,
+                *[a + b for a, b in zip(totals, more, strict=True)],
+            )
+
+        # A loop begins with whatever is there: without this, piece 1 would
+        # run beside piece 0 and both be in memory.
+        with tf.control_dependencies(totals):
+            second = tf.identity(tf.constant(1))
+        _, *totals = tf.while_loop(
+            lambda index, *_: index < count,
+            body,
+            (second, *totals),
+            shape_invariants=(
+                tf.TensorShape([]),
+                *[t.shape for t in totals],
+            ),
+            parallel_iterations=1,
+        )
+    return tree.pack_sequence_as(first, _with_none(first, totals))
+
+
+def _tensors(sums: BatchSums) -> list[tf.Tensor]:
+    return [t for t in tree.flatten(sums) if t is not None]
+
+
+def _with_none(sums: BatchSums, tensors) -> list:
+    """The tensors, with `None` where `sums` has it."""
+    tensors = iter(tensors)
+    return [None if t is None else next(tensors) for t in tree.flatten(sums)]
+
+
+def as_clipped_gradients(
+    plan: Plan,
+    sums: BatchSums,
+    regularization,
+    batch_size: tf.Tensor | int,
+    replicas: int = 1,
+) -> ClippedGradients:
+    """Packs clipped sums for the optimizer.
+
+    Args:
+        plan: The plan of the step.
+        sums: The clipped sums of this replica.
+        regularization: The gradients of the regularisers.
+        batch_size: Number of examples of the batch.
+        replicas: Over how many replicas the batch was dealt.
+
+    Returns:
+        `ClippedGradients`.
+    """
+    below = len(plan.variables)
+    joint = None
+    if plan.rows is not None:
+        joint = JointGradients(
+            representations=plan.rows,
+            variables=tuple(plan.above),
+            sums=tuple(sums.above),
+            regularization=tuple(regularization[below:]),
+            batch_size=batch_size,
+        )
+    return ClippedGradients(
+        sums=tuple(sums.clipped.sums),
+        counts=sums.clipped.counts,
+        variables=tuple(plan.variables),
+        groups=tuple(plan.groups),
+        carriers=tuple(plan.carriers),
+        regularization=tuple(regularization[:below]),
+        replicas=replicas,
+        joint=joint,
+    )

@@ -1,0 +1,179 @@
+"""Clipped sums of one physical batch.
+
+    forward pass, calls recorded -> one loss per example -> one backward pass to
+    the recorded tensors -> per-example norms -> clip factors -> clipped sums
+
+This module strings the rooms together and decides nothing about any of them.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+from keras import tree
+
+from tf_dpfp import clipping as clipping_lib
+from tf_dpfp import low_rank
+from tf_dpfp import per_example
+from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.keras_private import trainer as keras_trainer
+from tf_dpfp.step import losses as losses_lib
+from tf_dpfp.step.plan import Plan
+
+
+class BatchSums(NamedTuple):
+    """What is added up over micro-batches.
+
+    Attributes:
+        clipped: Clipped sums and counts; private.
+        above: The gradient of each variable above released representations;
+            `None` where there is none.
+    """
+
+    clipped: clipping_lib.ClippedSums
+    above: list[tf.Tensor | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class MicrobatchResult:
+    """What one micro-batch gives.
+
+    Attributes:
+        sums: What is added up; private.
+        losses: One loss per example, `(batch,)`.
+        y_pred: Predictions.
+    """
+
+    sums: BatchSums
+    losses: tf.Tensor
+    y_pred: Any
+
+
+def forward(model: keras.Model, x):
+    """Calls the model in training mode, each layer once."""
+    arguments = {}
+    if keras_trainer.takes_training(model):
+        arguments["training"] = True
+    layers = keras_layers.all_layers(model)
+    with keras_layers.without_rematerialization(layers):
+        return model(x, **arguments)
+
+
+def clipped_microbatch(
+    model: keras.Model, plan: Plan, x, y, sample_weight, rows: tf.Tensor
+) -> MicrobatchResult:
+    """Clipped sums of one physical batch.
+
+    Args:
+        model: The model.
+        plan: Its plan.
+        x: Inputs.
+        y: Labels.
+        sample_weight: Sample weights, or `None`.
+        rows: Boolean, `(batch,)`: false for padding.
+
+    Returns:
+        A `MicrobatchResult`.
+
+    Raises:
+        ValueError: If the loss depends on a trainable variable through a call
+            that was not recorded.
+    """
+    with tf.GradientTape() as tape:
+        with per_example.record_calls(plan.units) as calls, plan.step():
+            y_pred = forward(model, x)
+        losses = plan.loss(y, y_pred, sample_weight)
+        losses = _one_per_row(losses, rows)
+        total = tf.reduce_sum(tf.where(rows, losses, tf.zeros_like(losses)))
+        total *= tf.cast(plan.loss_scale, total.dtype)
+    _check_no_added_losses(model)
+    sources = [call.sources for call in calls]
+    recorded = {id(v) for call in calls for v in _variables_of(call)}
+    unseen = [v for v in plan.variables if id(v) not in recorded]
+    source_gradients, unseen_gradients, above = backward(
+        tape,
+        total,
+        [sources, [v.value for v in unseen], [v.value for v in plan.above]],
+        plan,
+    )
+    _check_unseen(unseen, unseen_gradients)
+    present = (
+        rows
+        & losses_lib.nonzero_rows(sample_weight, tf.shape(rows)[0])
+        & tf.math.is_finite(losses)
+    )
+    gradients = clipping_lib.gather_gradients(
+        calls,
+        _unscale(source_gradients, plan.loss_scale),
+        plan.variables,
+        plan.groups,
+    )
+    gradients = low_rank.project_all(gradients, plan.carriers, plan.variables)
+    clipped = clipping_lib.clip_and_sum(gradients, plan.groups, present)
+    sums = BatchSums(clipped, _unscale([above], plan.loss_scale)[0])
+    return MicrobatchResult(sums, losses, y_pred)
+
+
+def backward(tape, total: tf.Tensor, sources, plan: Plan):
+    """Gradients of the sources, each layer's where its forward pass ran."""
+    on_devices = any(group.device is not None for group in plan.groups)
+    if tf.executing_eagerly() or not on_devices:
+        return tape.gradient(total, sources)
+    # A tape leaves the placement of its operations to TensorFlow, which puts
+    # the whole backward pass on the first device.
+    found = tf.compat.v1.gradients(
+        total, tree.flatten(sources), colocate_gradients_with_ops=True
+    )
+    return tree.pack_sequence_as(sources, found)
+
+
+def _variables_of(call: per_example.LayerCall) -> list[keras.Variable]:
+    return call.rule.variables(call.layer)
+
+
+def _unscale(source_gradients, scale: float):
+    def unscale(gradient):
+        if gradient is None:
+            return None
+        if isinstance(gradient, tf.IndexedSlices):
+            gradient = tf.convert_to_tensor(gradient)
+        if gradient.dtype == tf.float16:
+            gradient = tf.cast(gradient, tf.float32)
+        return gradient if scale == 1.0 else gradient / scale
+
+    return [[unscale(g) for g in group] for group in source_gradients]
+
+
+def _one_per_row(losses: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    if losses.shape.rank != 1 or not losses.shape.is_compatible_with(
+        rows.shape
+    ):
+        raise ValueError(
+            "The loss did not reduce to one number per example: its shape is "
+            f"{tuple(losses.shape)} for a batch of {rows.shape[0]}."
+        )
+    # Fails where the sizes are known only now, instead of broadcasting.
+    return tf.reshape(losses, tf.shape(rows))
+
+
+def _check_no_added_losses(model: keras.Model) -> None:
+    expected = sum(v.regularizer is not None for v in model.trainable_variables)
+    if len(model.losses) > expected:
+        raise ValueError(
+            "A layer added a loss of its own (`add_loss` or an "
+            "`activity_regularizer`): one number for the whole batch, which "
+            "can't be clipped per example. Remove it, or move it into the "
+            "`loss` of `compile`."
+        )
+
+
+def _check_unseen(variables, gradients) -> None:
+    for variable, gradient in zip(variables, gradients, strict=True):
+        if gradient is not None:
+            raise ValueError(
+                f"The loss depends on '{variable.path}', but not through a "
+                "call of the layer that owns it: its per-example gradients "
+                "are out of reach. Call the layer instead of reading its "
+                "weights, or set `layer.trainable = False`."
+            )

@@ -1,0 +1,164 @@
+"""Plan of a private step: layers, variables and groups of a built model."""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+
+from tf_dpfp import clipping as clipping_lib
+from tf_dpfp import compilation
+from tf_dpfp import counting
+from tf_dpfp import layers as layers_lib
+from tf_dpfp import low_rank
+from tf_dpfp import per_example
+from tf_dpfp.keras_private import layers as keras_layers
+
+# Half precision underflows without scaling; a power of two costs no accuracy.
+# It is fixed: a scale that follows the data would tell about the data.
+_FLOAT16_LOSS_SCALE = 2.0**10
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a step needs to know of a built model.
+
+    Attributes:
+        units: The layers whose calls are recorded.
+        variables: The trainable variables; of a model that releases
+            representations, those below them.
+        groups: Which of them are clipped together.
+        carriers: For each of them, the carriers of a reparametrised kernel,
+            or `None`.
+        loss: Maps `(y, y_pred, sample_weight)` to one loss per example.
+        loss_scale: The loss is multiplied by this in the backward pass.
+        above: The trainable variables above released representations.
+        rows: The representations; `None` if the model releases none.
+    """
+
+    units: Sequence[per_example.Unit]
+    variables: Sequence[keras.Variable]
+    groups: Sequence[clipping_lib.Group]
+    carriers: Sequence[low_rank.Carriers | None]
+    loss: Any
+    loss_scale: float
+    above: Sequence[keras.Variable] = ()
+    rows: counting.GaussianRelease | None = None
+
+    def step(self, noise: bool = True) -> contextlib.AbstractContextManager:
+        """What the forward pass runs in, for representations to know of it.
+
+        Args:
+            noise: Whether representations get noise: not in a trial.
+        """
+        if self.rows is None:
+            return contextlib.nullcontext()
+        return layers_lib.joint_step(noise)
+
+
+class RowsBelow(NamedTuple):
+    """Representations that a model releases, and what is trained below them.
+
+    Attributes:
+        rows: The representations.
+        positions: Which of the trainable variables are below.
+    """
+
+    rows: counting.GaussianRelease
+    positions: Sequence[int]
+
+
+def make_plan(
+    model: keras.Model, optimizer, loss, released: RowsBelow | None = None
+) -> Plan:
+    """Cuts a built model into units and groups.
+
+    Args:
+        model: A built model.
+        optimizer: A private optimizer.
+        loss: What `losses.per_example` and Keras made of the compiled loss.
+        released: The representations that the model releases, if any.
+
+    Returns:
+        The `Plan`.
+
+    Raises:
+        ValueError: If nothing is trainable, or XLA is asked to compile for
+            several devices.
+    """
+    owned = owned_variables(model)
+    above = []
+    if released is not None:
+        below = set(released.positions)
+        above = [o.variable for i, o in enumerate(owned) if i not in below]
+        owned = [o for i, o in enumerate(owned) if i in below]
+    if not owned:
+        raise ValueError(
+            f"Model '{model.name}' has no trainable weights: nothing to train."
+        )
+    _check_unmarked(above)
+    variables = [o.variable for o in owned]
+    groups = optimizer.groups(owned)
+    _check_placement(groups)
+    units = per_example.find_units(model)
+    if above:
+        units = _owning(units, variables)
+    half = any(u.layer.compute_dtype == "float16" for u in units)
+    scale = optimizer.fixed_loss_scale or (_FLOAT16_LOSS_SCALE if half else 1.0)
+    return Plan(
+        units=units,
+        variables=variables,
+        groups=groups,
+        carriers=optimizer.carriers(variables),
+        loss=loss,
+        loss_scale=scale,
+        above=above,
+        rows=None if released is None else released.rows,
+    )
+
+
+def _owning(
+    units: Sequence[per_example.Unit], variables: Sequence[keras.Variable]
+) -> list[per_example.Unit]:
+    """The units that hold some of the variables."""
+    mine = {id(v) for v in variables}
+    return [
+        unit
+        for unit in units
+        if any(id(v) in mine for v in unit.layer.trainable_variables)
+    ]
+
+
+def _check_unmarked(above: Sequence[keras.Variable]) -> None:
+    marked = [v.path for v in above if low_rank.mark_of(v) is not None]
+    if marked:
+        raise ValueError(
+            f"{marked} are reparametrised, and above a DPRepresentationClip, "
+            "where gradients get no noise and need no carriers. Take the marks "
+            "off with `tf_dpfp.low_rank.remove_carriers(layer)`."
+        )
+
+
+def _check_placement(groups: Sequence[clipping_lib.Group]) -> None:
+    devices = sorted({group.device for group in groups if group.device})
+    xla = compilation.target() is compilation.Target.XLA
+    if xla and len(devices) > 1:
+        raise ValueError(
+            "XLA compiles a step for one device, and the model's weights are "
+            f"on {devices}. Compile the model with jit_compile=False."
+        )
+
+
+def owned_variables(
+    model: keras.Model,
+) -> list[clipping_lib.OwnedVariable]:
+    """Every trainable variable with the layer that owns it."""
+    owners: dict[int, keras.layers.Layer] = {}
+    for layer in keras_layers.all_layers(model):
+        for variable in keras_layers.own_variables(layer):
+            owners.setdefault(id(variable), layer)
+    return [
+        clipping_lib.OwnedVariable(v, owners[id(v)], low_rank.released_size(v))
+        for v in model.trainable_variables
+    ]
