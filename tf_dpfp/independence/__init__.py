@@ -12,6 +12,6 @@ from tf_dpfp.independence.findings import Finding
 from tf_dpfp.independence.proof import Capture
 from tf_dpfp.independence.proof import Dependence
 from tf_dpfp.independence.proof import Proof
-from tf_dpfp.independence.proof import prove
 from tf_dpfp.independence.proof import RandomDraw
 from tf_dpfp.independence.proof import Released
+from tf_dpfp.independence.proof import prove

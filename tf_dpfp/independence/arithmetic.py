@@ -4,6 +4,7 @@ Shapes are computed in the graph: what they are is known here as polynomials
 in the batch size and unknown sizes.
 """
 
+import dataclasses
 import itertools
 import operator
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import values as values_lib
 from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.sizes import Size
+from tf_dpfp.independence.values import Kind
 from tf_dpfp.independence.values import Range
 from tf_dpfp.independence.values import Value
 
@@ -117,9 +119,7 @@ def _not(value: bool | None) -> bool | None:
     return None if value is None else not value
 
 
-def _select(
-    condition: MaybeSize, a: MaybeSize, b: MaybeSize
-) -> MaybeSize:
+def _select(condition: MaybeSize, a: MaybeSize, b: MaybeSize) -> MaybeSize:
     if condition is None or not condition.is_number:
         return a if a == b else None
     return a if int(condition) else b
@@ -225,6 +225,30 @@ def bounds(op: tf.Operation, values: Sequence[Value]) -> Range:
     return found
 
 
+def clipped(op: tf.Operation, values: Sequence[Value]) -> Value | None:
+    """Describes a clipped whole number, whatever it was before.
+
+    Args:
+        op: An operation.
+        values: Its inputs, some of which are mixed.
+
+    Returns:
+        A free `Value` if both bounds are equal: then it is their number. A
+        mixed one if it has bounds now; `None` if nothing is known.
+    """
+    dtype = op.outputs[0].dtype
+    mixed = next(v for v in values if v.kind is Kind.MIXED)
+    if op.type not in ("Minimum", "Maximum") or not dtype.is_integer:
+        return None
+    if any(v.sizes != () or v.numbers_examples for v in values):
+        return None
+    found = bounds(op, values)
+    hangs = sizes_lib.hang_on_batch((found.low, found.high))
+    if found.low is not None and found.low == found.high and not hangs:
+        return values_lib.free((), (found.low,))
+    return dataclasses.replace(mixed, sizes=(), ranges=(found,))
+
+
 def _fits(found: Range, dtype: tf.DType) -> bool:
     """Returns true if the bounds don't wrap around.
 
@@ -232,8 +256,7 @@ def _fits(found: Range, dtype: tf.DType) -> bool:
     a graph uses for them.
     """
     return all(
-        n is not None
-        and (not n.is_number or dtype.min <= int(n) <= dtype.max)
+        n is not None and (not n.is_number or dtype.min <= int(n) <= dtype.max)
         for n in (found.low, found.high)
     )
 

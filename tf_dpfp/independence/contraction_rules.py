@@ -14,8 +14,8 @@ from tf_dpfp.independence import registry
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import values as values_lib
 from tf_dpfp.independence.registry import Walk
-from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.sizes import ONE
+from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.values import Kind
 from tf_dpfp.independence.values import Value
 
@@ -145,14 +145,14 @@ def _without_examples(
     for spec, value in zip(specs, values, strict=True):
         for label, size in zip(spec, value.shape, strict=True):
             inner = label not in result
-            hangs = hangs or (
-                inner and (size is None or size.hangs_on_batch)
-            )
+            hangs = hangs or (inner and (size is None or size.hangs_on_batch))
     if all(v.kind is Kind.UNIFORM for v in values):
         return values_lib.uniform(tuple(sizes), hangs)
     # Rows of equal numbers times a matrix: equal rows.
     found = [
-        (i, s) for i, s in enumerate(sizes) if s is not None and s.hangs_on_batch
+        (i, s)
+        for i, s in enumerate(sizes)
+        if s is not None and s.hangs_on_batch
     ]
     if len(found) == 1 and not hangs:
         ((axis, size),) = found
@@ -186,8 +186,12 @@ def bias_add(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     return values_lib.examples(value.shape, layout)
 
 
-@registry.rule("BiasAddGrad", "Conv2DBackpropFilter", "Conv3DBackpropFilterV2",
-               "DepthwiseConv2dNativeBackpropFilter")
+@registry.rule(
+    "BiasAddGrad",
+    "Conv2DBackpropFilter",
+    "Conv3DBackpropFilterV2",
+    "DepthwiseConv2dNativeBackpropFilter",
+)
 def weight_gradient(
     op: tf.Operation, values: Sequence[Value], walk: Walk
 ) -> Value:

@@ -28,7 +28,7 @@ ClipByValue Complex ComplexAbs Conj Cos Cosh Digamma Div DivNoNan Elu EluGrad
 Equal Erf Erfc Erfinv Exp Expm1 Floor FloorDiv FloorMod Greater GreaterEqual
 Igamma IgammaGradA Igammac Imag Inv InvGrad Invert IsFinite IsInf IsNan
 LeakyRelu LeakyReluGrad LeftShift Less LessEqual Lgamma Log Log1p LogicalAnd
-LogicalNot LogicalOr LogicalXor Maximum Minimum Mod Mul MulNoNan Ndtri Neg
+LogicalNot LogicalOr Maximum Minimum Mod Mul MulNoNan Ndtri Neg
 NextAfter NotEqual Polygamma PopulationCount Pow Real RealDiv Reciprocal
 ReciprocalGrad Relu Relu6 Relu6Grad ReluGrad RightShift Rint Round Rsqrt
 RsqrtGrad Selu SeluGrad Sigmoid SigmoidGrad Sign Sin Sinh Softplus
@@ -53,9 +53,7 @@ _ROW_NUMBER = values_lib.Range(sizes_lib.ZERO, sizes_lib.ZERO, sizes_lib.ONE)
 
 
 @registry.rule(*_ELEMENTWISE, takes_numbers=True)
-def elementwise(
-    op: tf.Operation, values: Sequence[Value], walk: Walk
-) -> Value:
+def elementwise(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Broadcasts the operands and works on each element."""
     if _is_below_batch(op, values, walk):
         below = values_lib.free((), (None,))
@@ -96,9 +94,7 @@ def _selects_own_number(
     return size.numbers == (walk.batch,) and one.numbers == (sizes_lib.ONE,)
 
 
-def _broadcast(
-    op: tf.Operation, values: Sequence[Value], walk: Walk
-) -> Value:
+def _broadcast(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     sizes = layouts.broadcast([v.shape for v in values])
     static = walk.static(op.outputs[0])
     if static is not None:
@@ -143,13 +139,11 @@ def select(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     if condition.rank == 1 and rank > 1:
         sizes = condition.shape + (sizes_lib.ONE,) * (rank - 1)
         condition = values_lib.like(condition, sizes)
-        return _broadcast_selected(op, [condition, *rest], walk)
+        return _broadcast_selected([condition, *rest], walk)
     return elementwise(op, values, walk)
 
 
-def _broadcast_selected(
-    op: tf.Operation, values: Sequence[Value], walk: Walk
-) -> Value:
+def _broadcast_selected(values: Sequence[Value], walk: Walk) -> Value:
     sizes = layouts.broadcast([v.shape for v in values])
     if any(v.is_examples for v in values):
         return values_lib.examples(sizes, layouts.meet(values, len(sizes)))

@@ -69,16 +69,12 @@ APART = (
     "Replace it by something that works on each example alone: along every "
     "axis but the first."
 )
-ROW_NUMBER = (
-    "Use the examples' own values instead of their place in the batch."
-)
+ROW_NUMBER = "Use the examples' own values instead of their place in the batch."
 BATCH_SIZE = (
     "Don't use the batch size as a number; `tf.shape(x)[0]` may only be used "
     "to shape tensors."
 )
-IN_RANGE = (
-    "Clip the indices before: `ops.clip(indices, 0, size - 1)`."
-)
+IN_RANGE = "Clip the indices before: `ops.clip(indices, 0, size - 1)`."
 NO_RULE = (
     "Compute it with other operations, or use a layer of Keras that does the "
     "same."

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import values as values_lib
-from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.sizes import ONE
+from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.sizes import Size
 from tf_dpfp.independence.sizes import Sizes
 from tf_dpfp.independence.values import Kind
@@ -67,9 +67,7 @@ def meet(values: Sequence[Value], rank: int) -> Layout:
             "example meets the others."
         )
     (layout,) = layouts
-    size = next(
-        v.shape[v.example_layout.axis] for v in values if v.is_examples
-    )
+    size = next(v.shape[v.example_layout.axis] for v in values if v.is_examples)
     for value in values:
         axis = layout.axis - (rank - value.rank)
         if axis < 0 or value.is_examples or value.shape[axis] == 1:
@@ -99,7 +97,9 @@ def equal_rows(
         A layout by which every example owns the same numbers; `None` if there
         is none, or none is needed.
     """
-    axes = [i for i, s in enumerate(sizes) if s is not None and s.hangs_on_batch]
+    axes = [
+        i for i, s in enumerate(sizes) if s is not None and s.hangs_on_batch
+    ]
     if len(axes) != 1:
         return None
     (axis,) = axes

@@ -59,8 +59,10 @@ def _check_place(*values: Value) -> None:
     for value in values:
         if not value.is_free:
             raise findings.Refusal("The data decide the place in a list.")
-        if value.hangs_on_batch:
-            raise findings.Refusal("The batch size decides the place in a list.")
+        if value.hangs_on_batch and not value.counts_examples:
+            raise findings.Refusal(
+                "The batch size decides the place in a list."
+            )
 
 
 @registry.rule("TensorListReserve", shapes=(0, 1), takes_lists=True)
@@ -131,9 +133,7 @@ def push(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
 
 
 @registry.rule("TensorListPopBack", shapes=(1,), takes_lists=True)
-def pop(
-    op: tf.Operation, values: Sequence[Value], walk: Walk
-) -> list[Value]:
+def pop(op: tf.Operation, values: Sequence[Value], walk: Walk) -> list[Value]:
     """Takes the last item."""
     items = values[0]
     if items.by_item:
@@ -169,7 +169,9 @@ def stack(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     if items.by_item:
         return _stack_examples(op, static, walk)
     if items.item is None:
-        return values_lib.uniform(None if static is None else (count, *static[1:]))
+        return values_lib.uniform(
+            None if static is None else (count, *static[1:])
+        )
     item = items.item
     sizes = item.sizes
     if static is not None and sizes is not None:
@@ -196,16 +198,16 @@ def _stacked(item: Value, sizes: Sizes) -> Value:
     return values_lib.free(sizes, None, item.hangs_on_batch)
 
 
-def _stack_examples(op: tf.Operation, static: Sizes | None, walk: Walk) -> Value:
+def _stack_examples(
+    op: tf.Operation, static: Sizes | None, walk: Walk
+) -> Value:
     if op.type != "TensorListStack" or static is None:
         raise findings.Refusal(_TAKES_OUT)
     return values_lib.examples((walk.batch, *static[1:]), Layout(0))
 
 
 @registry.rule("TensorListFromTensor", shapes=(1,), takes_lists=True)
-def from_tensor(
-    op: tf.Operation, values: Sequence[Value], walk: Walk
-) -> Value:
+def from_tensor(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Makes a list of the parts along the first axis."""
     del op
     value = values[0]

@@ -1,9 +1,9 @@
 """Rules of lookups, and of sums by index.
 
 A lookup in a table that is free of data is a function of the index. A lookup
-in examples needs indices that are proved to be in range: kernels, and TensorFlow's
-own gradients, compute `example * size + index`, which is another example's
-place if the index is out of range.
+in examples needs indices that are proved to be in range: kernels, and the
+gradients of TensorFlow, compute `example * size + index`, which is another
+example's place if the index is out of range.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,8 @@ from tf_dpfp.independence import registry
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import values as values_lib
 from tf_dpfp.independence.registry import Walk
-from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.sizes import ONE
-from tf_dpfp.independence.sizes import Size
+from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.sizes import Sizes
 from tf_dpfp.independence.values import Kind
 from tf_dpfp.independence.values import Layout
@@ -35,7 +34,7 @@ OUT_OF_RANGE = (
 )
 
 
-@registry.rule("GatherV2", "Gather", takes_numbers=True)
+@registry.rule("GatherV2", "Gather", takes_numbers=True, takes_batch_size=True)
 def gather(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Looks indices up along an axis."""
     table, index = values[:2]
@@ -46,11 +45,26 @@ def gather(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     known = _gathered_numbers(table, index, axis)
     if known is not None:
         return known
-    sizes = (*table.shape[:axis], *index.shape[fronts:], *table.shape[axis + 1 :])
+    sizes = (
+        *table.shape[:axis],
+        *index.shape[fronts:],
+        *table.shape[axis + 1 :],
+    )
     static = walk.static(op.outputs[0])
     if static is not None:
         sizes = tuple(
             t if s is None else s for s, t in zip(sizes, static, strict=True)
+        )
+    plain = table.layout is not None and table.layout.is_plain
+    if plain and axis == 0 and index.numbers == (sizes_lib.ROW,):
+        if table.numbers_examples or index.rank:
+            raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
+        return Value(Kind.SINGLE, static)
+    if table.is_examples and index.hangs_on_batch:
+        raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
+    if index.is_examples and table.hangs_on_batch:
+        raise findings.Refusal(
+            "It computes with the batch size.", findings.BATCH_SIZE
         )
     if table.numbers_examples:
         raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
@@ -121,8 +135,10 @@ def _gather_in_examples(
                 "It looks up every example's positions in all examples."
             )
         # Positions that are the same for all: each example's own.
-        moved = own.axis if own.axis < axis else (
-            own.axis + index.rank - fronts - 1
+        moved = (
+            own.axis
+            if own.axis < axis
+            else (own.axis + index.rank - fronts - 1)
         )
         return values_lib.examples(sizes, own.at(moved))
     if index.is_examples:
@@ -175,9 +191,7 @@ def resource_gather(
         return values_lib.examples(sizes, index.example_layout)
     if index.kind is Kind.UNIFORM and not index.hangs_on_batch:
         axes = [
-            i
-            for i, s in enumerate(sizes)
-            if s is not None and s.hangs_on_batch
+            i for i, s in enumerate(sizes) if s is not None and s.hangs_on_batch
         ]
         after = sizes[axes[0]].divided_by(walk.batch) if axes else None
         if len(axes) == 1 and after is not None:
@@ -188,7 +202,10 @@ def resource_gather(
 @registry.rule("GatherNd", takes_numbers=True)
 def gather_nd(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Looks up by several indices at a time, listed along the last axis."""
+    del op, walk
     table, index = values
+    if table.numbers_examples:
+        raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
     width = index.shape[-1]
     if width is None or not width.is_number:
         raise findings.Refusal("It looks up by an unknown number of indices.")
@@ -216,6 +233,7 @@ def gather_nd(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
 
 
 def bounds_by_column(index: Value, count: int) -> list[Range]:
+    """Returns bounds for each of several indices."""
     ranges = index.ranges or (arithmetic.UNBOUNDED,)
     if len(ranges) == count:
         return list(ranges)
@@ -266,11 +284,16 @@ def one_hot(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         hangs = index.hangs_on_batch or depth.hangs_on_batch
         return values_lib.free(sizes, None, hangs, bounds)
     own = index.example_layout
-    return values_lib.examples(sizes, own.at(own.axis + (axis <= own.axis)), bounds)
+    return values_lib.examples(
+        sizes, own.at(own.axis + (axis <= own.axis)), bounds
+    )
 
 
-@registry.rule("DenseBincount", "SparseSoftmaxCrossEntropyWithLogits",
-               "SoftmaxCrossEntropyWithLogits")
+@registry.rule(
+    "DenseBincount",
+    "SparseSoftmaxCrossEntropyWithLogits",
+    "SoftmaxCrossEntropyWithLogits",
+)
 def by_rows(
     op: tf.Operation, values: Sequence[Value], walk: Walk
 ) -> list[Value]:
@@ -303,24 +326,3 @@ def by_rows(
 def _as_column(labels: Value) -> Sizes:
     """Returns sizes of labels, one number or one row for each row."""
     return labels.shape if labels.rank == 2 else (*labels.shape, ONE)
-
-
-@registry.rule("DynamicStitch", "ParallelDynamicStitch")
-def stitch(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
-    """Puts numbers at known places, as gradients of reductions do."""
-    del op, walk
-    half = len(values) // 2
-    places, parts = values[:half], values[half:]
-    found: dict[int, MaybeSize] = {}
-    hangs = any(v.on_batch_size for v in values)
-    for place, part in zip(places, parts, strict=True):
-        at = place.integers("index")
-        if part.numbers is None or len(part.numbers) != len(at):
-            raise findings.Refusal("It joins numbers that are not known.")
-        found.update(zip(at, part.numbers, strict=True))
-    if sorted(found) != list(range(len(found))):
-        raise findings.Refusal("It joins numbers that are not known.")
-    numbers = [found[i] for i in range(len(found))]
-    return values_lib.free((Size.of(len(numbers)),), numbers, hangs)
-
-

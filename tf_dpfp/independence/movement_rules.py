@@ -12,8 +12,8 @@ from tf_dpfp.independence import shape_rules
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import values as values_lib
 from tf_dpfp.independence.registry import Walk
-from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.sizes import ONE
+from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.sizes import Size
 from tf_dpfp.independence.sizes import Sizes
 from tf_dpfp.independence.values import Kind
@@ -76,7 +76,9 @@ def _joined(
             sizes, layout.at(layout.axis + (shift and axis <= layout.axis))
         )
     hangs = any(p.hangs_on_batch for p in parts)
-    axes = [i for i, s in enumerate(sizes) if s is not None and s.hangs_on_batch]
+    axes = [
+        i for i, s in enumerate(sizes) if s is not None and s.hangs_on_batch
+    ]
     # Along another axis than the joined one, equal numbers stay equal.
     equal = all(p.kind is Kind.UNIFORM for p in parts) and not hangs
     if equal and len(axes) == 1 and axes[0] != axis:
@@ -88,9 +90,7 @@ def _joined(
 
 
 @registry.rule("ConcatV2", "Concat", takes_numbers=True)
-def concatenate(
-    op: tf.Operation, values: Sequence[Value], walk: Walk
-) -> Value:
+def concatenate(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Joins tensors along an axis."""
     if op.type == "Concat":
         axis_value, *parts = values
@@ -165,22 +165,6 @@ def _columns(
     return tuple(found)
 
 
-@registry.rule("ConcatOffset")
-def concatenated_at(
-    op: tf.Operation, values: Sequence[Value], walk: Walk
-) -> list[Value]:
-    """Computes where each part of a joined tensor begins."""
-    del op, walk
-    (axis,) = values[0].integers("axis")
-    offset, found = sizes_lib.ZERO, []
-    for value in values[1:]:
-        begin = [sizes_lib.ZERO] * int(Size.of(value.shape[0] or 0))
-        begin[axis] = offset
-        found.append(values_lib.free(value.shape, begin))
-        offset = offset + value.known("shape")[axis]
-    return found
-
-
 @registry.rule("Pack", takes_numbers=True)
 def stack(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Stacks tensors along a new axis."""
@@ -231,7 +215,9 @@ def unstack(
     ranges = value.ranges or ()
     if len(ranges) == len(op.outputs) and axis == value.rank - 1:
         return [
-            shape_rules.drop_axes(_with(value, r), {axis}, "takes examples apart")
+            shape_rules.drop_axes(
+                _with(value, r), {axis}, "takes examples apart"
+            )
             for r in ranges
         ]
     part = shape_rules.drop_axes(value, {axis}, "takes examples apart")
@@ -247,9 +233,7 @@ def _with(value: Value, bounds: values_lib.Range) -> Value:
 
 
 @registry.rule("Split")
-def split(
-    op: tf.Operation, values: Sequence[Value], walk: Walk
-) -> list[Value]:
+def split(op: tf.Operation, values: Sequence[Value], walk: Walk) -> list[Value]:
     """Cuts a tensor into equal parts."""
     axis_value, value = values
     (axis,) = axis_value.integers("axis")
@@ -360,9 +344,7 @@ def pad(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
 
 def _padded(sizes: Sizes, widths: np.ndarray, sign: int) -> Sizes:
     return tuple(
-        None
-        if s is None or a is None or b is None
-        else s + (a + b) * sign
+        None if s is None or a is None or b is None else s + (a + b) * sign
         for s, (a, b) in zip(sizes, widths, strict=True)
     )
 

@@ -7,20 +7,8 @@ from collections.abc import Collection, Sequence
 
 import tensorflow as tf
 
-from tf_dpfp.independence import elementwise_rules
-from tf_dpfp.independence import contraction_rules
-from tf_dpfp.independence import control_flow_rules
 from tf_dpfp.independence import findings
-from tf_dpfp.independence import image_rules
-from tf_dpfp.independence import list_rules
-from tf_dpfp.independence import lookup_rules
-from tf_dpfp.independence import movement_rules
-from tf_dpfp.independence import random_rules
-from tf_dpfp.independence import reduction_rules
-from tf_dpfp.independence import scatter_rules
-from tf_dpfp.independence import shape_rules
 from tf_dpfp.independence import sizes as sizes_lib
-from tf_dpfp.independence import slice_rules
 from tf_dpfp.independence import state_rules
 from tf_dpfp.independence import values as values_lib
 from tf_dpfp.independence.findings import Category
@@ -222,9 +210,7 @@ def _assume_captures(
     graph: tf.Graph, walk: Walk, layers: Collection[str]
 ) -> list[Capture]:
     """Describes what the graph takes from Python and from outer graphs."""
-    names = {
-        id(v.handle): v.name for v in getattr(graph, "variables", ())
-    }
+    names = {id(v.handle): v.name for v in getattr(graph, "variables", ())}
     found = []
     outer = None
     for external, inner in getattr(graph, "captures", ()):

@@ -3,12 +3,16 @@
 import contextlib
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.framework import function_def_to_graph
 
+from tf_dpfp.independence import arithmetic
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import joins
 from tf_dpfp.independence import registry
+from tf_dpfp.independence import rule_table
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import state_rules
 from tf_dpfp.independence import values as values_lib
@@ -47,6 +51,7 @@ class Walk:
     def __init__(self, batch: Size, layers: Collection[str] = ()):
         self.batch = batch
         self.loops = 0
+        self.counting = False
         self.operations = 0
         self.findings: dict[tuple[Category, str], Finding] = {}
         self.random: dict[str, tf.Operation] = {}
@@ -54,6 +59,7 @@ class Walk:
         self._values: dict[int, Value] = {}
         self._judges = True
         self._judged: set[int] = set()
+        self._bodies: dict[str, tf.Graph] = {}
         # Tensors are known by their identity, and so must live on.
         self._kept: list[tf.Tensor] = []
 
@@ -104,14 +110,11 @@ class Walk:
         return [self.refused(op, o, reason, way_out) for o in op.outputs]
 
     def _apply(self, op: tf.Operation, values: list[Value]) -> list[Value]:
-        rule = registry.RULES.get(op.type)
+        rule = rule_table.find(op.type)
         if rule is None or not rule.takes_mixed:
             for value in values:
                 if value.kind is Kind.MIXED and value.finding is not None:
-                    return [
-                        values_lib.mixed(value.finding, self.static(o))
-                        for o in op.outputs
-                    ]
+                    return self._after_mixed(op, values, value.finding)
         if any(v.kind is Kind.SINGLE for v in values):
             if rule is None or not (rule.takes_mixed or rule.takes_lists):
                 return self._of_one(op, values)
@@ -123,6 +126,15 @@ class Walk:
         if hangs:
             results = [_hanging(v) for v in results]
         return results
+
+    def _after_mixed(
+        self, op: tf.Operation, values: Sequence[Value], finding: Finding
+    ) -> list[Value]:
+        """Describes what is computed from something that is not proved."""
+        clipped = arithmetic.clipped(op, values)
+        if clipped is not None:
+            return [clipped]
+        return [values_lib.mixed(finding, self.static(o)) for o in op.outputs]
 
     def _check(self, rule: registry.Rule, values: Sequence[Value]) -> bool:
         """Checks what all rules ask for; true if the result may hang on B."""
@@ -181,11 +193,11 @@ class Walk:
         hangs = any(
             v.sizes is None or sizes_lib.hang_on_batch(v.sizes) for v in values
         )
-        return [values_lib.free(self.static(o), None, hangs) for o in op.outputs]
+        return [
+            values_lib.free(self.static(o), None, hangs) for o in op.outputs
+        ]
 
-    def _of_one(
-        self, op: tf.Operation, values: Sequence[Value]
-    ) -> list[Value]:
+    def _of_one(self, op: tf.Operation, values: Sequence[Value]) -> list[Value]:
         """Describes a function of one example alone."""
         for value in values:
             single = value.kind is Kind.SINGLE
@@ -263,12 +275,15 @@ class Walk:
 
     def body(self, op: tf.Operation, name: str) -> tf.Graph:
         """Returns the graph of a function."""
+        if name in self._bodies:
+            return self._bodies[name]
         graph = op.graph
         while graph is not None:
             with contextlib.suppress(ValueError, KeyError, AttributeError):
-                function = graph._get_function(name)
-                if getattr(function, "graph", None) is not None:
-                    return function.graph
+                body = _graph_of(graph._get_function(name))
+                if body is not None:
+                    self._bodies[name] = body
+                    return body
             graph = getattr(graph, "outer_graph", None)
         raise findings.Refusal("It calls a function that is not found.")
 
@@ -346,6 +361,16 @@ class Walk:
     def _note(self, finding: Finding | None) -> None:
         if finding is not None:
             self.findings[finding.category, finding.name] = finding
+
+
+def _graph_of(function: Any) -> tf.Graph | None:
+    """Returns the graph of a function, read from its definition if need be."""
+    graph = getattr(function, "graph", None)
+    definition = getattr(function, "definition", None)
+    if graph is not None or definition is None:
+        return graph
+    with tf.init_scope():
+        return function_def_to_graph.function_def_to_graph(definition)
 
 
 def _functions(op: tf.Operation) -> list[str]:

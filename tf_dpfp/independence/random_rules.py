@@ -51,9 +51,11 @@ def random(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     if op.type == "Empty":
         return values_lib.uniform(sizes)
     layout = rows_of(sizes, walk)
+    # In a loop over examples, each of them draws other numbers.
+    if layout is not None or (walk.counting and op.type in _STATEFUL):
+        walk.note_random(op)
     if layout is None:
         return values_lib.free(sizes, None, any(v.hangs_on_batch for v in rest))
-    walk.note_random(op)
     return values_lib.examples(sizes, layout)
 
 
@@ -72,7 +74,9 @@ def rows_of(sizes: Sizes, walk: Walk) -> Layout | None:
     return Layout(0, ONE, after)
 
 
-@registry.rule("StatelessRandomGetKeyCounter", "StatelessRandomGetKeyCounterAlg")
+@registry.rule(
+    "StatelessRandomGetKeyCounter", "StatelessRandomGetKeyCounterAlg"
+)
 def key_and_counter(
     op: tf.Operation, values: Sequence[Value], walk: Walk
 ) -> list[Value]:
@@ -86,8 +90,13 @@ def key_and_counter(
     return [values_lib.free(walk.static(o), None, hangs) for o in op.outputs]
 
 
-@registry.rule("StatelessRandomGammaV2", "StatelessRandomGammaV3",
-               "StatelessRandomPoisson", "StatelessRandomBinomial", shapes=(0,))
+@registry.rule(
+    "StatelessRandomGammaV2",
+    "StatelessRandomGammaV3",
+    "StatelessRandomPoisson",
+    "StatelessRandomBinomial",
+    shapes=(0,),
+)
 def random_with_parameters(
     op: tf.Operation, values: Sequence[Value], walk: Walk
 ) -> Value:
@@ -123,9 +132,7 @@ def random_with_parameters(
 
 
 @registry.rule("Multinomial", "StatelessMultinomial")
-def categorical(
-    op: tf.Operation, values: Sequence[Value], walk: Walk
-) -> Value:
+def categorical(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Draws classes for each row of logits."""
     logits, *rest = values
     if any(v.is_examples for v in rest):

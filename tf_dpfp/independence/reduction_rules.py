@@ -14,8 +14,8 @@ from tf_dpfp.independence import shape_rules
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import values as values_lib
 from tf_dpfp.independence.registry import Walk
-from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.sizes import ONE
+from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.sizes import Size
 from tf_dpfp.independence.values import Kind
 from tf_dpfp.independence.values import Range
@@ -113,9 +113,7 @@ def _without_facts(value: Value) -> Value:
     )
 
 
-@registry.rule(
-    "Cumsum", "Cumprod", "CumulativeLogsumexp", "ReverseV2", "Roll"
-)
+@registry.rule("Cumsum", "Cumprod", "CumulativeLogsumexp", "ReverseV2", "Roll")
 def along(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Runs along some axes and keeps the sizes."""
     del walk
@@ -272,9 +270,7 @@ def greatest(
     ]
 
 
-def _kept(
-    op: tf.Operation, values: Sequence[Value], walk: Walk
-) -> MaybeSize:
+def _kept(op: tf.Operation, values: Sequence[Value], walk: Walk) -> MaybeSize:
     if op.type == "TopK":
         return Size.of(op.get_attr("k"))
     numbers = values[1].numbers
@@ -297,9 +293,7 @@ def reverse_sequence(
         value.example_layout.axis == op.get_attr("batch_dim")
     )
     if lengths.is_examples:
-        apart = apart and (
-            lengths.example_layout == value.example_layout.at(0)
-        )
+        apart = apart and (lengths.example_layout == value.example_layout.at(0))
     elif lengths.kind is not Kind.UNIFORM:
         apart = False
     if not apart:
@@ -308,9 +302,7 @@ def reverse_sequence(
 
 
 @registry.rule("InTopK", "InTopKV2")
-def in_greatest(
-    op: tf.Operation, values: Sequence[Value], walk: Walk
-) -> Value:
+def in_greatest(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Tests each row's label against its greatest numbers."""
     del op, walk
     rows, labels = values[:2]

@@ -19,10 +19,17 @@ from tf_dpfp.independence.values import Value
 
 
 class Walk(Protocol):
-    """The part of a proof's walk that rules use."""
+    """The part of a proof's walk that rules use.
+
+    Attributes:
+        batch: The batch size.
+        loops: Number of loops around the operation.
+        counting: True within a loop over examples.
+    """
 
     batch: Size
     loops: int
+    counting: bool
 
     def value(self, tensor: tf.Tensor) -> Value:
         """Returns what is known of a tensor."""

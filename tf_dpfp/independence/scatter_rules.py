@@ -31,12 +31,12 @@ from tf_dpfp.independence.values import Value
     shapes=(2,),
     takes_numbers=True,
 )
-def segment_sum(
-    op: tf.Operation, values: Sequence[Value], walk: Walk
-) -> Value:
+def segment_sum(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Adds up the rows that have the same index."""
     del op
     rows, index, count = values
+    if rows.numbers_examples:
+        raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
     total = count.numbers[0] if count.numbers else None
     sizes = (total, *rows.shape[index.rank :])
     if not rows.is_examples and not index.is_examples:
@@ -77,6 +77,7 @@ def _segments_alike(rows: Value, index: Value, sizes: Sizes) -> Value:
 @registry.rule("ScatterNd", shapes=(2,), takes_numbers=True)
 def scatter(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Adds rows to zeros, at the places that indices name."""
+    del op
     index, rows, target = values
     if target.numbers is None:
         raise findings.Refusal("It adds to a tensor of unknown sizes.")
@@ -95,8 +96,9 @@ def tensor_scatter(
     op: tf.Operation, values: Sequence[Value], walk: Walk
 ) -> Value:
     """Changes rows of a tensor, at the places that indices name."""
+    del op
     table, index, rows = values
-    if table.numbers_examples or rows.numbers_examples:
+    if table.numbers_examples:
         raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
     return _scattered(index, rows, table.shape, table, walk)
 
@@ -104,6 +106,8 @@ def tensor_scatter(
 def _scattered(
     index: Value, rows: Value, sizes: Sizes, table: Value | None, walk: Walk
 ) -> Value:
+    if rows.numbers_examples:
+        raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
     parts = [v for v in (index, rows, table) if v is not None]
     if not any(v.is_examples for v in parts):
         hangs = any(

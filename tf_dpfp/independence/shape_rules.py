@@ -9,34 +9,29 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from tf_dpfp.independence import arithmetic
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import layouts
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import values as values_lib
 from tf_dpfp.independence.registry import Walk
-from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.sizes import ONE
+from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.sizes import Size
 from tf_dpfp.independence.sizes import Sizes
 from tf_dpfp.independence.values import Kind
-from tf_dpfp.independence.values import Range
 from tf_dpfp.independence.values import Value
 
 
 @registry.rule("Shape", "ShapeN", takes_mixed=True, takes_numbers=True)
-def shape(
-    op: tf.Operation, values: Sequence[Value], walk: Walk
-) -> list[Value]:
+def shape(op: tf.Operation, values: Sequence[Value], walk: Walk) -> list[Value]:
     """Reads sizes, which are known even of tensors that are not proved."""
-    del walk
-    return [
-        _shape_of(value, output)
-        for value, output in zip(values, op.outputs, strict=True)
-    ]
+    del op, walk
+    return [_shape_of(value) for value in values]
 
 
-def _shape_of(value: Value, output: tf.Tensor) -> Value:
+def _shape_of(value: Value) -> Value:
     sizes = value.sizes
     uncertain = value.kind in (Kind.MIXED, Kind.SINGLE)
     if sizes is None or (uncertain and None in sizes):
@@ -75,8 +70,13 @@ def size(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     return values_lib.free((), (total,))
 
 
-@registry.rule("ZerosLike", "OnesLike", takes_mixed=True, takes_numbers=True,
-               takes_lists=True)
+@registry.rule(
+    "ZerosLike",
+    "OnesLike",
+    takes_mixed=True,
+    takes_numbers=True,
+    takes_lists=True,
+)
 def constant_like(
     op: tf.Operation, values: Sequence[Value], walk: Walk
 ) -> Value:
@@ -86,7 +86,9 @@ def constant_like(
     if value.kind is Kind.LIST:
         item = None if value.item is None else values_lib.uniform(None)
         return Value(Kind.LIST, item=item, length=value.length)
-    if value.kind is Kind.MIXED and (value.sizes is None or None in value.sizes):
+    if value.kind is Kind.MIXED and (
+        value.sizes is None or None in value.sizes
+    ):
         return values_lib.mixed(value.finding)
     if value.kind is Kind.SINGLE:
         return Value(Kind.SINGLE, value.sizes)
@@ -107,7 +109,9 @@ def fill(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     sizes = dims.numbers
     if sizes is None:
         sizes = None if dims.hangs_on_batch else walk.static(op.outputs[0])
-    small = sizes is not None and all(s is not None and s.is_number for s in sizes)
+    small = sizes is not None and all(
+        s is not None and s.is_number for s in sizes
+    )
     if small and number.numbers and sizes is not None:
         total = sizes_lib.product(sizes)
         if total is not None and int(total) <= 64:
@@ -138,9 +142,7 @@ def reshape(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     return values_lib.like(value, sizes, layout)
 
 
-def _target(
-    op: tf.Operation, value: Value, target: Value, walk: Walk
-) -> Sizes:
+def _target(op: tf.Operation, value: Value, target: Value, walk: Walk) -> Sizes:
     """Works out the sizes that a reshape asks for."""
     static = walk.static(op.outputs[0])
     wanted = target.numbers
@@ -164,14 +166,14 @@ def _target(
                 )
         sizes[axis] = known
     if static is not None:
-        sizes = [t if s is None else s for s, t in zip(sizes, static, strict=True)]
+        sizes = [
+            t if s is None else s for s, t in zip(sizes, static, strict=True)
+        ]
     return tuple(sizes)
 
 
 @registry.rule("ExpandDims", takes_numbers=True)
-def expand_dims(
-    op: tf.Operation, values: Sequence[Value], walk: Walk
-) -> Value:
+def expand_dims(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Adds an axis of size 1."""
     del op, walk
     value, axis_value = values
@@ -203,8 +205,11 @@ def squeeze(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     (value,) = values
     axes = {axis % value.rank for axis in op.get_attr("squeeze_dims")}
     if not axes:
-        if None in value.shape:
-            raise findings.Refusal("It drops axes of unknown sizes.")
+        if not all(s is not None and s.is_number for s in value.shape):
+            raise findings.Refusal(
+                "It drops axes of size 1, and sizes are not known.",
+                "Name the axis: `ops.squeeze(x, axis=...)`.",
+            )
         axes = {i for i, s in enumerate(value.shape) if s == 1}
     array = value.array()
     if array is not None:
@@ -236,6 +241,13 @@ def broadcast_to(
         sizes = None if target.hangs_on_batch else walk.static(op.outputs[0])
     if sizes is None:
         raise findings.Refusal("It repeats to a shape that is not known.")
+    array = value.array()
+    total = sizes_lib.product(sizes)
+    if array is not None and total is not None and total.is_number:
+        if int(total) <= arithmetic.MOST_NUMBERS:
+            shape = [int(s) for s in sizes if s is not None]
+            wide = np.broadcast_to(array, shape)
+            return values_lib.numbers_of(wide, value.on_batch_size)
     return spread(value, sizes, walk)
 
 
@@ -268,6 +280,15 @@ def tile(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     value, multiples = values
     if multiples.numbers is None:
         raise findings.Refusal("It repeats by a number that is not known.")
+    array = value.array()
+    if array is not None and all(
+        m is not None and m.is_number for m in multiples.numbers
+    ):
+        tiled = np.tile(
+            array, [int(Size.of(m or 0)) for m in multiples.numbers]
+        )
+        if tiled.size <= arithmetic.MOST_NUMBERS:
+            return values_lib.numbers_of(tiled, value.on_batch_size)
     sizes = tuple(
         None if s is None or m is None else s * m
         for s, m in zip(value.shape, multiples.numbers, strict=True)
@@ -294,7 +315,9 @@ def _tiled_rows(
 ) -> Value:
     """Repeats data-free numbers, as often as there are examples."""
     hangs = value.hangs_on_batch
-    axes = [i for i, m in enumerate(times) if m is not None and m.hangs_on_batch]
+    axes = [
+        i for i, m in enumerate(times) if m is not None and m.hangs_on_batch
+    ]
     if len(axes) == 1 and not hangs:
         (axis,) = axes
         after, before = value.shape[axis], times[axis]
@@ -303,111 +326,3 @@ def _tiled_rows(
             layout = values_lib.Layout(axis, before, after)
             return values_lib.examples(sizes, layout)
     return values_lib.free(sizes, None, hangs, value.ranges)
-
-
-@registry.rule("BroadcastGradientArgs", shapes=(0, 1))
-def broadcast_gradient_axes(
-    op: tf.Operation, values: Sequence[Value], walk: Walk
-) -> list[Value]:
-    """Lists the axes over which a gradient is added up after broadcasting.
-
-    Two sizes are compared. Where one of them is not 1 for all batch sizes,
-    they are equal, or the operation would have failed.
-    """
-    del op, walk
-    a, b = (v.numbers for v in values)
-    if a is None or b is None:
-        raise findings.Refusal("The shapes of its operands are not known.")
-    n = max(len(a), len(b))
-    a = (ONE,) * (n - len(a)) + a
-    b = (ONE,) * (n - len(b)) + b
-    over_a, over_b = [], []
-    for axis, (x, y) in enumerate(zip(a, b, strict=True)):
-        if x == 1:
-            over_a.append(Size.of(axis))
-        if y == 1:
-            over_b.append(Size.of(axis))
-        if x == 1 or y == 1:
-            continue
-        if x is None or y is None or x != y:
-            raise findings.Refusal(
-                f"Sizes {x} and {y} meet, and one of them may be 1."
-            )
-    return [
-        values_lib.free((Size.of(len(axes)),), axes)
-        for axes in (over_a, over_b)
-    ]
-
-
-@registry.rule("BroadcastArgs", shapes=(0, 1))
-def broadcast_shapes(
-    op: tf.Operation, values: Sequence[Value], walk: Walk
-) -> Value:
-    """Computes the shape of a broadcast result."""
-    del op, walk
-    a, b = (v.numbers for v in values)
-    if a is None or b is None:
-        raise findings.Refusal("The shapes of its operands are not known.")
-    sizes = layouts.broadcast([a, b])
-    return values_lib.free((Size.of(len(sizes)),), sizes)
-
-
-@registry.rule("Range", shapes=(0, 1, 2))
-def counted(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
-    """Counts upwards: row numbers, if up to the batch size."""
-    start, limit, delta = (v.numbers and v.numbers[0] for v in values)
-    if start is None or limit is None or delta is None:
-        hangs = any(v.hangs_on_batch for v in values)
-        sizes = None if hangs else walk.static(op.outputs[0])
-        return values_lib.free(sizes, None, hangs)
-    return _count(start, limit, delta, walk.batch, op.outputs[0].dtype)
-
-
-def _count(
-    start: Size, limit: Size, delta: Size, batch: Size, dtype: tf.DType
-) -> Value:
-    whole = dtype.is_integer
-    if all(n.is_number for n in (start, limit, delta)) and int(delta):
-        found = range(int(start), int(limit), int(delta))
-        count = Size.of(len(found))
-        if whole and len(found) <= 64:
-            return values_lib.free((count,), [Size.of(n) for n in found])
-        ends = sorted((found[0], found[-1])) if found else (0, 0)
-        bounds = Range(Size.of(ends[0]), Size.of(ends[1]))
-        ranges = (bounds,) if whole else None
-        return values_lib.free((count,), None, False, ranges)
-    length = _steps(start, limit, delta)
-    if length is None:
-        hangs = any(n.hangs_on_batch for n in (start, limit, delta))
-        return values_lib.free((None,), None, hangs)
-    after = length.divided_by(batch)
-    if whole and start == 0 and length.hangs_on_batch and after is not None:
-        # Row `example * after + rest` holds `delta` times its own number.
-        layout = values_lib.Layout(0, ONE, after)
-        bounds = Range(sizes_lib.ZERO, (after - 1) * delta, after * delta)
-        return values_lib.examples((length,), layout, (bounds,))
-    ranges = (Range(start, limit - 1),) if whole else None
-    hangs = start.hangs_on_batch or delta.hangs_on_batch
-    return values_lib.free((length,), None, hangs, ranges)
-
-
-def _steps(start: Size, limit: Size, delta: Size) -> MaybeSize:
-    """Returns how often one counts upwards."""
-    way = limit - start
-    upwards = values_lib.at_least(way, sizes_lib.ZERO) and values_lib.at_least(
-        delta, ONE
-    )
-    return way.divided_by(delta) if upwards else None
-
-
-@registry.rule("InvertPermutation")
-def invert_permutation(
-    op: tf.Operation, values: Sequence[Value], walk: Walk
-) -> Value:
-    """Turns a permutation around."""
-    del op, walk
-    order = values[0].integers("permutation")
-    inverse = np.argsort(order)
-    return values_lib.free(
-        values[0].shape, [Size.of(int(i)) for i in inverse]
-    )

@@ -3,13 +3,14 @@
 The proof must tell a number from the batch size, and `batch * time` from
 `batch`. So a size is a polynomial with whole coefficients; its symbols are the
 batch size and the sizes that are not known while a graph is traced. Every
-symbol stands for a size of at least one.
+symbol stands for a size of at least one, but for the number of a row.
 """
 
 from collections.abc import Iterable
 from typing import Union
 
 _BATCH = "batch"
+_ROW = "row"
 
 Monomial = tuple[str, ...]
 SizeLike = Union["Size", int]
@@ -58,8 +59,13 @@ class Size:
 
     @property
     def hangs_on_batch(self) -> bool:
-        """True if the batch size occurs."""
-        return any(_BATCH in key for key in self.terms)
+        """True if the batch size occurs, or the number of a row."""
+        return any(_BATCH in key or _ROW in key for key in self.terms)
+
+    @property
+    def names_row(self) -> bool:
+        """True if the number of a row occurs."""
+        return any(_ROW in key for key in self.terms)
 
     def least(self) -> int | None:
         """Returns a lower bound, or `None` if none is known."""
@@ -67,7 +73,8 @@ class Size:
         for key, value in self.terms.items():
             if key and value < 0:
                 return None
-            bound += value
+            # The first row has the number 0.
+            bound += 0 if _ROW in key else value
         return bound
 
     def divided_by(self, divisor: SizeLike) -> Union["Size", None]:
@@ -160,6 +167,8 @@ def _without(key: Monomial, part: Monomial) -> Monomial | None:
 ZERO = Size.of(0)
 ONE = Size.of(1)
 BATCH = Size.symbol(_BATCH)
+# Number of the example that a loop over examples is at.
+ROW = Size.symbol(_ROW)
 
 # `None`: a size that is not known, but free of data and of the batch size.
 MaybeSize = Size | None

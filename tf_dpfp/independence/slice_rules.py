@@ -12,8 +12,8 @@ from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import values as values_lib
 from tf_dpfp.independence.movement_rules import BY_NUMBER
 from tf_dpfp.independence.registry import Walk
-from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.sizes import ONE
+from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.sizes import Size
 from tf_dpfp.independence.sizes import Sizes
 from tf_dpfp.independence.values import Kind
@@ -52,9 +52,7 @@ def _parts(op: tf.Operation, values: Sequence[Value], rank: int) -> list[_Part]:
     used = sum(
         not has("ellipsis", i) and not has("new_axis", i) for i in range(count)
     )
-    begins, ends, strides = (
-        v.numbers or (None,) * count for v in values
-    )
+    begins, ends, strides = (v.numbers or (None,) * count for v in values)
     parts: list[_Part] = []
     for i in range(count):
         if has("ellipsis", i):
@@ -66,9 +64,7 @@ def _parts(op: tf.Operation, values: Sequence[Value], rank: int) -> list[_Part]:
         else:
             begin = sizes_lib.ZERO if has("begin", i) else begins[i]
             open_end = has("end", i)
-            parts.append(
-                _Part("range", begin, ends[i], strides[i], open_end)
-            )
+            parts.append(_Part("range", begin, ends[i], strides[i], open_end))
     left = rank - sum(p.kind != "new" for p in parts)
     return parts + [_Part("full")] * left
 
@@ -128,6 +124,8 @@ def strided_slice(
     known = _sliced_numbers(value, parts)
     if known is not None:
         return known
+    if parts and takes_own_row(value, parts[0].begin):
+        return _own_row(value, parts, op, walk)
     sizes, layout = _sliced(value, parts, walk, op.outputs[0])
     ranges = value.ranges or ()
     if len(ranges) > 1 and _keeps_last(parts, value):
@@ -142,6 +140,27 @@ def strided_slice(
                 values_lib.like(_bare(value), sizes, layout), ranges=bounds
             )
     return values_lib.like(value, sizes, layout)
+
+
+def takes_own_row(value: Value, begin: MaybeSize) -> bool:
+    """Returns true for the row of the example that a loop is at."""
+    own = value.layout
+    return own is not None and own.is_plain and begin == sizes_lib.ROW
+
+
+def _own_row(
+    value: Value, parts: Sequence[_Part], op: tf.Operation, walk: Walk
+) -> Value:
+    """Cuts out the row of the example that a loop is at."""
+    one = parts[0].kind == "index" or (
+        parts[0].kind == "range"
+        and parts[0].end == sizes_lib.ROW + 1
+        and parts[0].stride == 1
+    )
+    others = [n for p in parts[1:] for n in (p.begin, p.end, p.stride)]
+    if not one or value.numbers_examples or sizes_lib.hang_on_batch(others):
+        raise findings.Refusal(BY_NUMBER)
+    return Value(Kind.SINGLE, walk.static(op.outputs[0]))
 
 
 def _bare(value: Value) -> Value:
@@ -222,8 +241,10 @@ def _cut_batch(
         return own.at(position)
     length = _length(part, size) if part.kind == "range" else None
     whole = walk.batch * own.after
-    begin = None if size is None or part.begin is None else (
-        _from_front(part.begin, size)
+    begin = (
+        None
+        if size is None or part.begin is None
+        else (_from_front(part.begin, size))
     )
     if length is None or begin is None:
         raise findings.Refusal(BY_NUMBER)
@@ -272,8 +293,10 @@ def _rows_kept(parts: Sequence[_Part], sizes: Sizes) -> dict[int, int]:
 def _free_gradient(
     gradient: Value, sizes: Sizes, rows: dict[int, int], walk: Walk
 ) -> Value:
-    """Describes a data-free gradient in zeros: equal rows, if rows are whole."""
-    axes = [i for i, s in enumerate(sizes) if s is not None and s.hangs_on_batch]
+    """Describes a data-free gradient in zeros: equal rows, if kept whole."""
+    axes = [
+        i for i, s in enumerate(sizes) if s is not None and s.hangs_on_batch
+    ]
     equal = gradient.kind is Kind.UNIFORM and not gradient.hangs_on_batch
     if equal and len(axes) == 1 and axes[0] in rows:
         size = sizes[axes[0]]
@@ -300,5 +323,7 @@ def cut(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     known = _sliced_numbers(value, parts)
     if known is not None:
         return known
+    if parts and takes_own_row(value, parts[0].begin):
+        return _own_row(value, parts, op, walk)
     sizes, layout = _sliced(value, parts, walk, op.outputs[0])
     return values_lib.like(value, sizes, layout)

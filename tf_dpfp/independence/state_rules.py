@@ -62,8 +62,9 @@ def outside(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     )
 
 
-@registry.rule("VarHandleOp", "HashTableV2", "MutableHashTableV2",
-               "AnonymousHashTable")
+@registry.rule(
+    "VarHandleOp", "HashTableV2", "MutableHashTableV2", "AnonymousHashTable"
+)
 def handle(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Names a variable or a table."""
     del values, walk
@@ -181,6 +182,14 @@ def effect(
             Category.PYTHON,
             "It runs Python code, of which nothing can be proved.",
             "Compute it with operations of Keras or TensorFlow.",
+        )
+    if walk.counting and op.type not in _ABORTS:
+        return walk.finding(
+            op,
+            Category.WRITE,
+            "It writes something once for every example, which tells how many "
+            "there are.",
+            "Write outside of the loop over examples.",
         )
     if op.type in _WRITES:
         seen = [values[i] for i in _WRITES[op.type]]
