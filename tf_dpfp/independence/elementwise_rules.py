@@ -185,6 +185,7 @@ def bitcast(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     If not, a last axis appears or disappears, whose elements are parts of one
     number.
     """
+    del walk
     (value,) = values
     wide, narrow = op.inputs[0].dtype.size, op.outputs[0].dtype.size
     sizes = value.shape

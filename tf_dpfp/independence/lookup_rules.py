@@ -193,7 +193,8 @@ def resource_gather(
         axes = [
             i for i, s in enumerate(sizes) if s is not None and s.hangs_on_batch
         ]
-        after = sizes[axes[0]].divided_by(walk.batch) if axes else None
+        front = sizes[axes[0]] if axes else None
+        after = None if front is None else front.divided_by(walk.batch)
         if len(axes) == 1 and after is not None:
             return values_lib.examples(sizes, Layout(axes[0], ONE, after))
     return values_lib.free(sizes, None, index.hangs_on_batch)
@@ -316,8 +317,8 @@ def by_rows(
             values_lib.free(walk.static(o), None, hangs) for o in op.outputs
         ]
     if op.type == "DenseBincount":
-        sizes = (counted.shape[0], depth.numbers[0] if depth.numbers else None)
-        return [values_lib.examples(sizes, layout)]
+        width = depth.numbers[0] if depth.numbers else None
+        return [values_lib.examples((counted.shape[0], width), layout)]
     sizes = layouts.broadcast([values[0].shape, _as_column(values[1])])
     losses = values_lib.examples(sizes[:1], layout)
     return [losses, values_lib.examples(sizes, layout)]

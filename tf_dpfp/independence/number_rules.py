@@ -71,7 +71,7 @@ def broadcast_shapes(
 @registry.rule("Range", shapes=(0, 1, 2))
 def counted(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Counts upwards: row numbers, if up to the batch size."""
-    start, limit, delta = (v.numbers and v.numbers[0] for v in values)
+    start, limit, delta = (v.numbers[0] if v.numbers else None for v in values)
     if start is None or limit is None or delta is None:
         hangs = any(v.hangs_on_batch for v in values)
         sizes = None if hangs else walk.static(op.outputs[0])

@@ -157,7 +157,7 @@ def prove(
     dependences = []
     for item in released:
         value = walk.value(item.tensor)
-        dependences.append(_dependence(value))
+        dependences.append(_dependence(value, batch))
         finding = _finding(item, value, walk)
         if finding is not None:
             found.append(finding)
@@ -234,21 +234,25 @@ def _assume_captures(
     return found
 
 
-def _dependence(value: Value) -> Dependence:
+def _dependence(value: Value, batch: Size) -> Dependence:
     if value.is_examples and value.example_layout.is_plain:
         if not value.numbers_examples:
             return Dependence.PER_EXAMPLE
     if value.kind is Kind.UNIFORM and not value.hangs_on_batch:
         sizes = value.sizes
-        if sizes and sizes_lib.hang_on_batch(sizes[:1]):
-            return Dependence.PER_EXAMPLE
+        if sizes and sizes[0] == batch and not batch.is_number:
+            if not sizes_lib.hang_on_batch(sizes[1:]):
+                return Dependence.PER_EXAMPLE
     if value.is_free and not value.hangs_on_batch:
-        return Dependence.FREE
+        # Of a shape that is not known nothing is known, either.
+        known = value.sizes is not None
+        if known and not sizes_lib.hang_on_batch(value.sizes or ()):
+            return Dependence.FREE
     return Dependence.UNPROVED
 
 
 def _finding(item: Released, value: Value, walk: Walk) -> Finding | None:
-    dependence = _dependence(value)
+    dependence = _dependence(value, walk.batch)
     if dependence is Dependence.PER_EXAMPLE:
         return None
     if dependence is Dependence.FREE and item.may_be_free:

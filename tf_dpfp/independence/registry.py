@@ -8,7 +8,7 @@ rejects, another one clamps.
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import tensorflow as tf
 
@@ -77,6 +77,7 @@ class Walk(Protocol):
 
 
 Apply = Callable[[Any, Sequence[Value], Walk], Value | list[Value]]
+_ApplyT = TypeVar("_ApplyT", bound=Apply)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +114,7 @@ def rule(
     takes_numbers: bool = False,
     takes_lists: bool = False,
     takes_batch_size: bool = False,
-) -> Callable[[Apply], Apply]:
+) -> Callable[[_ApplyT], _ApplyT]:
     """Decorates the rule of some types of operations.
 
     Args:
@@ -128,7 +129,7 @@ def rule(
         The decorator.
     """
 
-    def decorate(apply: Apply) -> Apply:
+    def decorate(apply: _ApplyT) -> _ApplyT:
         for name in types:
             assert name not in RULES, f"two rules for {name}"
             RULES[name] = Rule(

@@ -2,8 +2,8 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tf_dpfp.independence import findings
@@ -176,7 +176,7 @@ def _sliced_numbers(value: Value, parts: Sequence[_Part]) -> Value | None:
     array = value.array()
     if array is None:
         return None
-    index: list[object] = []
+    index: list[Any] = []
     for part in parts:
         if part.kind == "new":
             index.append(None)
@@ -196,9 +196,7 @@ def _sliced_numbers(value: Value, parts: Sequence[_Part]) -> Value | None:
             if step < 0:
                 return None
             index.append(slice(begin, None if part.to_end else end, step))
-    found = np.empty((), object)
-    found = array[tuple(index)]
-    return values_lib.numbers_of(found, value.on_batch_size)
+    return values_lib.numbers_of(array[tuple(index)], value.on_batch_size)
 
 
 def _sliced(

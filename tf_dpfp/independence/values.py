@@ -291,7 +291,9 @@ def like(value: Value, sizes: Sizes, layout: Layout | None = None) -> Value:
     return free(sizes, None, value.on_batch_size, ranges)
 
 
-def mixed(finding: findings.Finding, sizes: Sizes | None = None) -> Value:
+def mixed(
+    finding: findings.Finding | None, sizes: Sizes | None = None
+) -> Value:
     """Describes a tensor that is not proved."""
     return Value(Kind.MIXED, sizes, finding=finding)
 
