@@ -1,0 +1,372 @@
+"""Arithmetic on known whole numbers and on bounds of unknown ones.
+
+Shapes are computed in the graph: what they are is known here as polynomials
+in the batch size and unknown sizes.
+"""
+
+import dataclasses
+import itertools
+import operator
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tf_dpfp.independence import findings
+from tf_dpfp.independence import sizes as sizes_lib
+from tf_dpfp.independence import values as values_lib
+from tf_dpfp.independence.sizes import MaybeSize
+from tf_dpfp.independence.sizes import Size
+from tf_dpfp.independence.values import Kind
+from tf_dpfp.independence.values import Range
+from tf_dpfp.independence.values import Value
+
+# More elements than any list of sizes or axes has.
+MOST_NUMBERS = 64
+
+
+def calculate(op: tf.Operation, values: Sequence[Value]) -> Value | None:
+    """Returns known elements of an elementwise operation on known numbers.
+
+    Args:
+        op: The operation.
+        values: Its inputs.
+
+    Returns:
+        A `Value` with `numbers`, or `None` if nothing is known.
+    """
+    function = _FUNCTIONS.get(op.type)
+    dtype = op.outputs[0].dtype
+    if function is None or not (dtype.is_integer or dtype == tf.bool):
+        return None
+    arrays = [v.array() for v in values]
+    if not arrays or any(a is None for a in arrays):
+        return None
+    if not all(t.dtype.is_integer or t.dtype == tf.bool for t in op.inputs):
+        return None
+    wide = np.broadcast_arrays(*[a for a in arrays if a is not None])
+    if wide[0].size > MOST_NUMBERS:
+        return None
+    found = [function(*n) for n in zip(*[a.ravel() for a in wide], strict=True)]
+    hangs = any(v.on_batch_size for v in values)
+    found = [_in_dtype(n, dtype) for n in found]
+    if None in found and any(v.hangs_on_batch for v in values):
+        return None
+    result = np.empty(len(found), object)
+    result[:] = found
+    return values_lib.numbers_of(result.reshape(wide[0].shape), hangs)
+
+
+def _in_dtype(number: MaybeSize, dtype: tf.DType) -> MaybeSize:
+    """Drops numbers that wrap around."""
+    if number is None or not number.is_number or dtype == tf.bool:
+        return number
+    return number if dtype.min <= int(number) <= dtype.max else None
+
+
+def _known(function: Callable[..., MaybeSize]) -> Callable[..., MaybeSize]:
+    """Extends a function to numbers that may be unknown."""
+
+    def apply(*numbers: MaybeSize) -> MaybeSize:
+        return None if None in numbers else function(*numbers)
+
+    return apply
+
+
+def _floor_divide(a: Size, b: Size) -> MaybeSize:
+    exact = a.divided_by(b)
+    if exact is not None:
+        return exact
+    if a.is_number and b.is_number and int(b):
+        return Size.of(int(a) // int(b))
+    return None
+
+
+def _truncate_divide(a: Size, b: Size) -> MaybeSize:
+    # Both round alike where nothing is negative.
+    bounds = a.least(), b.least()
+    if any(bound is None or bound < 0 for bound in bounds):
+        return a.divided_by(b)
+    return _floor_divide(a, b)
+
+
+def _floor_mod(a: Size, b: Size) -> MaybeSize:
+    if a.divided_by(b) is not None:
+        return sizes_lib.ZERO
+    if a.is_number and b.is_number and int(b):
+        return Size.of(int(a) % int(b))
+    return None
+
+
+def _truth(value: bool | None) -> MaybeSize:
+    return None if value is None else Size.of(int(value))
+
+
+def _at_least(a: Size, b: Size) -> bool | None:
+    if values_lib.at_least(a, b):
+        return True
+    return False if values_lib.at_least(b, a + 1) else None
+
+
+def _equal(a: Size, b: Size) -> bool | None:
+    if a == b:
+        return True
+    apart = values_lib.at_least(a, b + 1) or values_lib.at_least(b, a + 1)
+    return False if apart else None
+
+
+def _not(value: bool | None) -> bool | None:
+    return None if value is None else not value
+
+
+def _select(condition: MaybeSize, a: MaybeSize, b: MaybeSize) -> MaybeSize:
+    if condition is None or not condition.is_number:
+        return a if a == b else None
+    return a if int(condition) else b
+
+
+def _and(a: MaybeSize, b: MaybeSize) -> MaybeSize:
+    if a == 0 or b == 0:
+        return sizes_lib.ZERO
+    return sizes_lib.ONE if a == 1 and b == 1 else None
+
+
+def _or(a: MaybeSize, b: MaybeSize) -> MaybeSize:
+    if a == 1 or b == 1:
+        return sizes_lib.ONE
+    return sizes_lib.ZERO if a == 0 and b == 0 else None
+
+
+_FUNCTIONS: dict[str, Callable[..., MaybeSize]] = {
+    "Add": _known(lambda a, b: a + b),
+    "AddV2": _known(lambda a, b: a + b),
+    "Sub": _known(lambda a, b: a - b),
+    "Mul": _known(lambda a, b: a * b),
+    "Neg": _known(lambda a: -a),
+    "FloorDiv": _known(_floor_divide),
+    "TruncateDiv": _known(_truncate_divide),
+    "FloorMod": _known(_floor_mod),
+    "Maximum": _known(values_lib.greater),
+    "Minimum": _known(values_lib.smaller),
+    "Equal": _known(lambda a, b: _truth(_equal(a, b))),
+    "NotEqual": _known(lambda a, b: _truth(_not(_equal(a, b)))),
+    "GreaterEqual": _known(lambda a, b: _truth(_at_least(a, b))),
+    "Less": _known(lambda a, b: _truth(_not(_at_least(a, b)))),
+    "Greater": _known(lambda a, b: _truth(_not(_at_least(b, a)))),
+    "LessEqual": _known(lambda a, b: _truth(_at_least(b, a))),
+    "LogicalAnd": _and,
+    "LogicalOr": _or,
+    "LogicalNot": _known(lambda a: _truth(a == 0)),
+    "Select": _select,
+    "SelectV2": _select,
+    "Cast": lambda a: a,
+}
+
+
+def bounds_of(value: Value, dtype: tf.DType) -> Range:
+    """Returns bounds of all elements."""
+    if value.ranges is not None:
+        if len(value.ranges) > 1 and value.numbers_examples:
+            raise findings.Refusal(
+                "It uses numbers of examples.", findings.ROW_NUMBER
+            )
+        return values_lib.hull(value.ranges)
+    if value.numbers is not None:
+        return _bounds_of_numbers(value.numbers)
+    if dtype == tf.bool:
+        return Range(sizes_lib.ZERO, sizes_lib.ONE)
+    if dtype in (tf.uint8, tf.int8, tf.uint16, tf.int16):
+        return Range(Size.of(dtype.min), Size.of(dtype.max))
+    return UNBOUNDED
+
+
+def _bounds_of_numbers(numbers: Sequence[MaybeSize]) -> Range:
+    if None in numbers or not numbers:
+        return UNBOUNDED
+    return values_lib.hull([Range(n, n) for n in numbers])
+
+
+def bounds(op: tf.Operation, values: Sequence[Value]) -> Range:
+    """Returns bounds of an elementwise operation's result.
+
+    Only of whole numbers: a clipped number that is not a number stays so.
+
+    Args:
+        op: The operation.
+        values: Its inputs.
+
+    Returns:
+        A `Range`.
+
+    Raises:
+        Refusal: If the number of an example is used in a way that the bounds
+            can't express.
+    """
+    function = _BOUNDS.get(op.type)
+    dtype = op.outputs[0].dtype
+    whole = all(t.dtype.is_integer or t.dtype == tf.bool for t in op.inputs)
+    numbered = any(v.numbers_examples for v in values)
+    if function is None or not dtype.is_integer or not whole:
+        if numbered:
+            raise findings.Refusal(
+                "It computes with the number of the row.", findings.ROW_NUMBER
+            )
+        return UNBOUNDED
+    found = function(
+        *[bounds_of(v, t.dtype) for v, t in zip(values, op.inputs, strict=True)]
+    )
+    if found is None:
+        raise findings.Refusal(
+            "It computes with the number of the row.", findings.ROW_NUMBER
+        )
+    # A sum without one of its bounds may wrap around, past the other one.
+    if op.type in _MAY_WRAP and not _fits(found, dtype):
+        return Range(None, None, found.step)
+    return found
+
+
+def clipped(op: tf.Operation, values: Sequence[Value]) -> Value | None:
+    """Describes a clipped whole number, whatever it was before.
+
+    Args:
+        op: An operation.
+        values: Its inputs, some of which are mixed.
+
+    Returns:
+        A free `Value` if both bounds are equal: then it is their number. A
+        mixed one if it has bounds now; `None` if nothing is known.
+    """
+    dtype = op.outputs[0].dtype
+    mixed = next(v for v in values if v.kind is Kind.MIXED)
+    if op.type not in ("Minimum", "Maximum") or not dtype.is_integer:
+        return None
+    if any(v.sizes != () or v.numbers_examples for v in values):
+        return None
+    found = bounds(op, values)
+    hangs = sizes_lib.hang_on_batch((found.low, found.high))
+    if found.low is not None and found.low == found.high and not hangs:
+        return values_lib.free((), (found.low,))
+    return dataclasses.replace(mixed, sizes=(), ranges=(found,))
+
+
+def _fits(found: Range, dtype: tf.DType) -> bool:
+    """Returns true if the bounds don't wrap around.
+
+    Sizes of tensors, and their products, are taken to fit into the type that
+    a graph uses for them.
+    """
+    return all(
+        n is not None and (not n.is_number or dtype.min <= int(n) <= dtype.max)
+        for n in (found.low, found.high)
+    )
+
+
+def _both(
+    function: Callable[[Size, Size], MaybeSize], a: MaybeSize, b: MaybeSize
+) -> MaybeSize:
+    return None if a is None or b is None else function(a, b)
+
+
+def _add_bounds(a: Range, b: Range) -> Range:
+    return Range(
+        _both(operator.add, a.low, b.low),
+        _both(operator.add, a.high, b.high),
+        a.step + b.step,
+    )
+
+
+def _subtract_bounds(a: Range, b: Range) -> Range:
+    return Range(
+        _both(operator.sub, a.low, b.high),
+        _both(operator.sub, a.high, b.low),
+        a.step - b.step,
+    )
+
+
+def _multiply_bounds(a: Range, b: Range) -> Range | None:
+    for one, factor in ((a, b), (b, a)):
+        by = factor.low
+        if (
+            by is not None
+            and by == factor.high
+            and not factor.numbers_examples
+            and values_lib.at_least(by, sizes_lib.ZERO)
+        ):
+            low = None if one.low is None else one.low * by
+            high = None if one.high is None else one.high * by
+            return Range(low, high, one.step * by)
+    if a.numbers_examples or b.numbers_examples:
+        return None
+    corners = [
+        _both(operator.mul, x, y)
+        for x, y in itertools.product((a.low, a.high), (b.low, b.high))
+    ]
+    return _bounds_of_numbers(corners)
+
+
+def _minimum_bounds(a: Range, b: Range) -> Range | None:
+    if a.numbers_examples or b.numbers_examples:
+        return None
+    return Range(
+        _both(values_lib.smaller, a.low, b.low), _one_of(a.high, b.high)
+    )
+
+
+def _maximum_bounds(a: Range, b: Range) -> Range | None:
+    if a.numbers_examples or b.numbers_examples:
+        return None
+    return Range(
+        _one_of(a.low, b.low), _both(values_lib.greater, a.high, b.high)
+    )
+
+
+def _one_of(a: MaybeSize, b: MaybeSize) -> MaybeSize:
+    """Chooses among two bounds that both hold: the second is the clip's."""
+    return a if b is None else b
+
+
+def _mod_bounds(a: Range, b: Range) -> Range | None:
+    if a.numbers_examples or b.numbers_examples:
+        return None
+    if b.low is None or not values_lib.at_least(b.low, sizes_lib.ONE):
+        return UNBOUNDED
+    return Range(sizes_lib.ZERO, None if b.high is None else b.high - 1)
+
+
+def _same_bounds(a: Range) -> Range:
+    return a
+
+
+def _either_bounds(condition: Range, a: Range, b: Range) -> Range | None:
+    if condition.numbers_examples or a.step != b.step:
+        return None
+    return Range(
+        _both(values_lib.smaller, a.low, b.low),
+        _both(values_lib.greater, a.high, b.high),
+        a.step,
+    )
+
+
+def _clipped_bounds(a: Range, low: Range, high: Range) -> Range | None:
+    found = _maximum_bounds(a, low)
+    return None if found is None else _minimum_bounds(found, high)
+
+
+UNBOUNDED = Range(None, None)
+
+# Operations whose result may not fit into its type.
+_MAY_WRAP = frozenset(("Add", "AddV2", "Sub", "Mul", "Cast"))
+
+_BOUNDS: dict[str, Callable[..., Range | None]] = {
+    "Add": _add_bounds,
+    "AddV2": _add_bounds,
+    "Sub": _subtract_bounds,
+    "Mul": _multiply_bounds,
+    "Minimum": _minimum_bounds,
+    "Maximum": _maximum_bounds,
+    "ClipByValue": _clipped_bounds,
+    "FloorMod": _mod_bounds,
+    "Cast": _same_bounds,
+    "Select": _either_bounds,
+    "SelectV2": _either_bounds,
+}

@@ -1,0 +1,308 @@
+"""Rules of lists of tensors, which loops read and write.
+
+Items have one description in common. A list whose items are the examples
+may be read and written by the counter of a loop over examples only.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tf_dpfp.independence import findings
+from tf_dpfp.independence import registry
+from tf_dpfp.independence import values as values_lib
+from tf_dpfp.independence.registry import Walk
+from tf_dpfp.independence.sizes import MaybeSize
+from tf_dpfp.independence.sizes import Sizes
+from tf_dpfp.independence.values import Kind
+from tf_dpfp.independence.values import Layout
+from tf_dpfp.independence.values import Value
+
+# A list that is made in a loop over examples is one example's own.
+_OF_ONE_ROUND = "of one round"
+_TAKES_OUT = "It takes single examples out of a list."
+
+
+def _list(
+    item: Value | None,
+    length: MaybeSize = None,
+    by_item: bool = False,
+    hangs: bool = False,
+    name: str = "",
+) -> Value:
+    return Value(
+        Kind.LIST,
+        item=item,
+        length=length,
+        by_item=by_item,
+        on_batch_size=hangs,
+        name=name,
+    )
+
+
+def _name(walk: Walk) -> str:
+    """Names a list that is made for one round of a loop."""
+    return _OF_ONE_ROUND if walk.loops else ""
+
+
+def _item(items: Value, output: tf.Tensor, walk: Walk) -> Value:
+    """Returns an item; zeros, if none was ever set."""
+    if items.kind is not Kind.LIST:
+        raise findings.Refusal("It reads a list that is not known.")
+    if items.item is None:
+        return values_lib.uniform(None)
+    return walk.refined(items.item, output)
+
+
+def _check_place(*values: Value) -> None:
+    for value in values:
+        if not value.is_free:
+            raise findings.Refusal("The data decide the place in a list.")
+        if value.hangs_on_batch and not value.counts_examples:
+            raise findings.Refusal(
+                "The batch size decides the place in a list."
+            )
+
+
+@registry.rule("TensorListReserve", shapes=(0, 1), takes_lists=True)
+def reserve(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Makes a list of a given length."""
+    del op
+    count = values[1]
+    if not count.is_free:
+        raise findings.Refusal("The data decide the length of a list.")
+    length = count.numbers[0] if count.numbers else None
+    hangs = length is None and count.hangs_on_batch
+    return _list(None, length, hangs=hangs, name=_name(walk))
+
+
+@registry.rule("EmptyTensorList", shapes=(0, 1), takes_lists=True)
+def empty(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Makes a list without items."""
+    del op, values
+    return _list(None, name=_name(walk))
+
+
+@registry.rule("TensorListLength", takes_lists=True)
+def length(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Counts items."""
+    del op, walk
+    (items,) = values
+    if items.kind is not Kind.LIST:
+        raise findings.Refusal("It reads a list that is not known.")
+    return values_lib.free((), (items.length,), items.on_batch_size)
+
+
+@registry.rule("TensorListSetItem", takes_lists=True)
+def set_item(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Sets an item."""
+    items, place, value = values[:3]
+    _check_place(place)
+    local = items.name == _OF_ONE_ROUND
+    if (value.kind is not Kind.SINGLE or local) and not items.by_item:
+        return _with_item(op, items, value, walk)
+    if not place.counts_examples or items.length != walk.batch:
+        raise findings.Refusal("It puts one example at another one's place.")
+    if not items.by_item and items.item is not None:
+        raise findings.Refusal("It mixes examples in a list.")
+    if value.kind is not Kind.SINGLE and (
+        not value.is_free or value.hangs_on_batch
+    ):
+        raise findings.Refusal("One example meets the whole batch.")
+    return _list(Value(Kind.SINGLE, value.sizes), items.length, True)
+
+
+def _with_item(
+    op: tf.Operation, items: Value, value: Value, walk: Walk
+) -> Value:
+    """Returns a list that holds one more kind of item."""
+    item = value if items.item is None else walk.join(op, items.item, value)
+    return dataclasses.replace(items, item=item)
+
+
+@registry.rule("TensorListPushBack", takes_lists=True)
+def push(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Adds an item at the end."""
+    items, value = values
+    local = items.name == _OF_ONE_ROUND
+    if items.by_item or (value.kind is Kind.SINGLE and not local):
+        raise findings.Refusal("It puts one example at another one's place.")
+    found = _with_item(op, items, value, walk)
+    return dataclasses.replace(found, length=None)
+
+
+@registry.rule("TensorListPopBack", shapes=(1,), takes_lists=True)
+def pop(op: tf.Operation, values: Sequence[Value], walk: Walk) -> list[Value]:
+    """Takes the last item."""
+    items = values[0]
+    if items.by_item:
+        raise findings.Refusal(_TAKES_OUT)
+    item = _item(items, op.outputs[1], walk)
+    return [dataclasses.replace(items, length=None), item]
+
+
+@registry.rule("TensorListGetItem", shapes=(2,), takes_lists=True)
+def get_item(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Reads an item."""
+    items, place = values[:2]
+    _check_place(place)
+    if items.by_item and not place.counts_examples:
+        raise findings.Refusal(_TAKES_OUT)
+    return _item(items, op.outputs[0], walk)
+
+
+@registry.rule(
+    "TensorListStack", "TensorListGather", shapes=(-1,), takes_lists=True
+)
+def stack(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Stacks items along a new first axis."""
+    items = values[0]
+    _check_place(*values[1:-1])
+    output = op.outputs[0]
+    static = walk.static(output)
+    count = items.length if op.type == "TensorListStack" else None
+    if count is None and static is not None:
+        count = static[0]
+    if items.on_batch_size:
+        raise findings.Refusal("The length of a list hangs on the batch size.")
+    if items.by_item:
+        return _stack_examples(op, static, walk)
+    if items.item is None:
+        return values_lib.uniform(
+            None if static is None else (count, *static[1:])
+        )
+    item = items.item
+    sizes = item.sizes
+    if static is not None and sizes is not None:
+        sizes = tuple(
+            t if s is None else s
+            for s, t in zip(sizes, static[1:], strict=True)
+        )
+    if item.kind is Kind.UNIFORM and sizes is None:
+        return values_lib.uniform(None, item.hangs_on_batch)
+    if sizes is None:
+        raise findings.Refusal("It stacks items of unknown sizes.")
+    return _stacked(item, (count, *sizes))
+
+
+def _stacked(item: Value, sizes: Sizes) -> Value:
+    if item.is_examples:
+        own = item.example_layout
+        return values_lib.examples(sizes, own.at(own.axis + 1))
+    if item.kind is Kind.SINGLE:
+        return Value(Kind.SINGLE, sizes)
+    if not item.is_free:
+        raise findings.Refusal(_TAKES_OUT)
+    # Items are uniform each for itself, but not all the same.
+    return values_lib.free(sizes, None, item.hangs_on_batch)
+
+
+def _stack_examples(
+    op: tf.Operation, static: Sizes | None, walk: Walk
+) -> Value:
+    if op.type != "TensorListStack" or static is None:
+        raise findings.Refusal(_TAKES_OUT)
+    return values_lib.examples((walk.batch, *static[1:]), Layout(0))
+
+
+@registry.rule("TensorListFromTensor", shapes=(1,), takes_lists=True)
+def from_tensor(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Makes a list of the parts along the first axis."""
+    del op
+    value = values[0]
+    if value.kind is Kind.SINGLE and value.sizes is None:
+        raise findings.Refusal("It makes a list of unknown sizes.")
+    count = value.shape[0]
+    if value.is_examples and value.example_layout.axis == 0:
+        if not value.example_layout.is_plain:
+            raise findings.Refusal(_TAKES_OUT)
+        return _list(Value(Kind.SINGLE, value.shape[1:]), walk.batch, True)
+    return _list(_part(value), count, name=_name(walk))
+
+
+def _part(value: Value) -> Value:
+    """Describes all parts along the first axis."""
+    sizes = value.shape[1:]
+    if value.kind is Kind.SINGLE:
+        return Value(Kind.SINGLE, sizes)
+    if value.is_examples:
+        own = value.example_layout
+        return values_lib.like(value, sizes, own.at(own.axis - 1))
+    return values_lib.like(value, sizes)
+
+
+@registry.rule(
+    "TensorListScatter",
+    "TensorListScatterV2",
+    "TensorListScatterIntoExistingList",
+    shapes=(2, 3),
+    takes_lists=True,
+)
+def scatter(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Makes items of the parts along the first axis, at given places."""
+    existing = op.type == "TensorListScatterIntoExistingList"
+    value, places = (values[1], values[2]) if existing else values[:2]
+    _check_place(places)
+    if value.is_examples and value.example_layout.axis == 0:
+        raise findings.Refusal(_TAKES_OUT)
+    if places.hangs_on_batch:
+        raise findings.Refusal("The length of a list hangs on the batch size.")
+    item = _part(value)
+    if not existing:
+        return _list(item, name=_name(walk))
+    items = values[0]
+    if items.by_item:
+        raise findings.Refusal(_TAKES_OUT)
+    if item.kind is Kind.SINGLE and items.name != _OF_ONE_ROUND:
+        raise findings.Refusal("It puts one example at another one's place.")
+    return _with_item(op, items, item, walk)
+
+
+@registry.rule("TensorListElementShape", takes_lists=True)
+def item_shape(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Reads the shape of the items."""
+    items = values[0]
+    item = items.item
+    static = walk.static(op.outputs[0])
+    if item is not None and item.sizes is not None and not item.on_batch_size:
+        if item.is_free or item.is_examples:
+            return values_lib.free(static, item.sizes)
+    # A shape that may be left open: it holds no data, but the batch size.
+    return values_lib.free(static, None, True)
+
+
+@registry.rule("TensorListResize", shapes=(1,), takes_lists=True)
+def resize(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Changes the length."""
+    del op, walk
+    items, count = values
+    if not count.is_free:
+        raise findings.Refusal("The data decide the length of a list.")
+    if items.by_item:
+        raise findings.Refusal(_TAKES_OUT)
+    return _list(items.item, hangs=count.hangs_on_batch, name=items.name)
+
+
+@registry.rule("OptionalNone", takes_lists=True)
+def no_value(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Makes a holder without a value."""
+    del op, values, walk
+    return _list(None)
+
+
+@registry.rule("OptionalFromValue", takes_lists=True)
+def hold(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Puts a value into a holder."""
+    del op, walk
+    if len(values) != 1:
+        raise findings.Refusal("It holds several tensors.")
+    if values[0].kind is Kind.SINGLE:
+        raise findings.Refusal(_TAKES_OUT)
+    return _list(values[0])
+
+
+@registry.rule("OptionalGetValue", takes_lists=True)
+def held(op: tf.Operation, values: Sequence[Value], walk: Walk) -> list[Value]:
+    """Takes the value out of a holder."""
+    return [_item(values[0], output, walk) for output in op.outputs]

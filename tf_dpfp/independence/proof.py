@@ -1,0 +1,307 @@
+"""Proves, on a traced graph, that every example stays by itself."""
+
+import dataclasses
+import enum
+import time
+from collections.abc import Collection, Sequence
+
+import tensorflow as tf
+
+from tf_dpfp.independence import findings
+from tf_dpfp.independence import sizes as sizes_lib
+from tf_dpfp.independence import state_rules
+from tf_dpfp.independence import values as values_lib
+from tf_dpfp.independence.findings import Category
+from tf_dpfp.independence.findings import Finding
+from tf_dpfp.independence.prover import Walk
+from tf_dpfp.independence.sizes import Size
+from tf_dpfp.independence.values import Kind
+from tf_dpfp.independence.values import Layout
+from tf_dpfp.independence.values import Value
+
+
+class Dependence(enum.Enum):
+    """Result of a proof for one tensor."""
+
+    # Row `i` of the first axis is a function of example `i`, the same
+    # function for all examples and batch sizes.
+    PER_EXAMPLE = "per example"
+    # It is the same for all batches.
+    FREE = "free of data"
+    # Neither is proved.
+    UNPROVED = "not proved"
+
+
+@dataclasses.dataclass(frozen=True)
+class Released:
+    """A tensor that leaves the proved part of a graph.
+
+    Attributes:
+        tensor: The tensor.
+        name: Its name in messages, such as `"the gradient at 'dense'"`.
+        may_be_free: True if it may be free of data instead of per example.
+    """
+
+    tensor: tf.Tensor
+    name: str
+    may_be_free: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomDraw:
+    """Random numbers that belong to rows by the number of the row.
+
+    They keep examples apart only if their seed is secret and is used for one
+    step: the caller must see to it.
+
+    Attributes:
+        layer: Path of the layer.
+        operation: Type of the operation.
+        name: Name of the operation.
+        seeds: Names of the variables that the seed is read from; empty if it
+            is written down in the graph, where everyone can read it.
+    """
+
+    layer: str
+    operation: str
+    name: str
+    seeds: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Capture:
+    """A tensor or a variable that a graph takes from Python.
+
+    Attributes:
+        name: Its name.
+        is_variable: True for variables and tables; false for the elements of
+            a tensor, which Python code computed before.
+        shape: Shape of the tensor.
+    """
+
+    name: str
+    is_variable: bool
+    shape: tf.TensorShape
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """Everything that a proof found.
+
+    Attributes:
+        findings: What is not proved; empty if everything is.
+        dependences: For each released tensor what it depends on.
+        draws: Random numbers by row.
+        captures: What the graph takes from Python.
+        batch_size: The batch size for which the proof holds; `None` for all.
+        operations: Number of operations that were interpreted.
+        seconds: Time taken.
+    """
+
+    findings: tuple[Finding, ...]
+    dependences: tuple[Dependence, ...]
+    draws: tuple[RandomDraw, ...]
+    captures: tuple[Capture, ...]
+    batch_size: int | None
+    operations: int
+    seconds: float
+
+    def refusals(
+        self, allowed: Collection[Category] = ()
+    ) -> tuple[Finding, ...]:
+        """Returns the findings of categories that are not allowed."""
+        return tuple(f for f in self.findings if f.category not in allowed)
+
+
+def prove(
+    graph: tf.Graph,
+    examples: Sequence[tf.Tensor],
+    released: Sequence[Released],
+    operations: Sequence[tf.Operation] | None = None,
+    layers: Collection[str] = (),
+) -> Proof:
+    """Proves that every example stays by itself.
+
+    The batch size should be unknown to TensorFlow, `(None, ...)`: then what
+    depends on it is found, too. With a known size, a number that was made
+    from it can't be told from others, and the proof holds for batches of this
+    size alone, padded ones for instance.
+
+    The proof takes for granted that TensorFlow's kernels do what their rules
+    say, that sizes of inputs are at least one and do not depend on the data,
+    that seeds of random numbers are secret and fresh, and that constants and
+    captured tensors hold no data.
+
+    Args:
+        graph: The graph in which the tensors are.
+        examples: Tensors of the batch; row `i` of each is of example `i`.
+        released: Tensors to judge.
+        operations: Operations whose writes, prints and aborts are judged; by
+            default all of the graph.
+        layers: Names of the model's layers, for messages.
+
+    Returns:
+        A `Proof`.
+
+    Raises:
+        ValueError: If an example tensor has no first axis, or sizes of the
+            batch differ.
+    """
+    started = time.perf_counter()
+    batch = _batch_size(examples)
+    walk = Walk(batch, layers)
+    captures = _assume_captures(graph, walk, layers)
+    for i, tensor in enumerate(examples):
+        walk.assume(tensor, _example(tensor, i, batch))
+    found: list[Finding] = []
+    dependences = []
+    for item in released:
+        value = walk.value(item.tensor)
+        dependences.append(_dependence(value, batch))
+        finding = _finding(item, value, walk)
+        if finding is not None:
+            found.append(finding)
+    walk.judge(graph.get_operations() if operations is None else operations)
+    found += walk.findings.values()
+    draws = [_draw(op, layers) for op in walk.random.values()]
+    return Proof(
+        findings=tuple(found),
+        dependences=tuple(dependences),
+        draws=tuple(draws),
+        captures=tuple(captures),
+        batch_size=int(batch) if batch.is_number else None,
+        operations=walk.operations,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _batch_size(examples: Sequence[tf.Tensor]) -> Size:
+    if not examples:
+        raise ValueError(
+            "A proof needs the tensors of a batch. Received: examples=[]"
+        )
+    known = set()
+    for tensor in examples:
+        if not tensor.shape.rank:
+            raise ValueError(
+                "Tensors of a batch need a first axis with one row for each "
+                f"example. Received: {tensor}"
+            )
+        known.add(tensor.shape[0])
+    if None in known:
+        return sizes_lib.BATCH
+    if len(known) > 1:
+        raise ValueError(
+            "Tensors of a batch need equally many rows. Received: batch sizes "
+            f"{sorted(known)}"
+        )
+    return Size.of(known.pop())
+
+
+def _example(tensor: tf.Tensor, number: int, batch: Size) -> Value:
+    sizes = [
+        Size.symbol(f"size{number}_{axis}") if size is None else Size.of(size)
+        for axis, size in enumerate(tensor.shape)
+    ]
+    return values_lib.examples((batch, *sizes[1:]), Layout(0))
+
+
+def _assume_captures(
+    graph: tf.Graph, walk: Walk, layers: Collection[str]
+) -> list[Capture]:
+    """Describes what the graph takes from Python and from outer graphs."""
+    names = {id(v.handle): v.name for v in getattr(graph, "variables", ())}
+    found = []
+    outer = None
+    for external, inner in getattr(graph, "captures", ()):
+        if inner.dtype in (tf.resource, tf.variant):
+            name = names.get(id(external), inner.name)
+            found.append(Capture(name, True, inner.shape))
+            walk.assume(inner, Value(Kind.RESOURCE, (), name=name))
+        elif hasattr(external, "numpy"):
+            found.append(Capture(inner.name, False, inner.shape))
+            walk.assume(inner, state_rules.describe(external.numpy()))
+        else:
+            if outer is None:
+                # No tensor of an outer graph is of the batch.
+                outer = Walk(walk.batch, layers)
+                found += _assume_captures(external.graph, outer, layers)
+            walk.assume(inner, outer.value(external))
+    for tensor in getattr(graph, "inputs", ()):
+        if tensor.dtype == tf.resource:
+            value = Value(Kind.RESOURCE, (), name=tensor.name)
+            walk.assume_unless_known(tensor, value)
+    return found
+
+
+def _dependence(value: Value, batch: Size) -> Dependence:
+    if value.is_examples and value.example_layout.is_plain:
+        if not value.numbers_examples:
+            return Dependence.PER_EXAMPLE
+    if value.kind is Kind.UNIFORM and not value.hangs_on_batch:
+        sizes = value.sizes
+        if sizes and sizes[0] == batch and not batch.is_number:
+            if not sizes_lib.hang_on_batch(sizes[1:]):
+                return Dependence.PER_EXAMPLE
+    if value.is_free and not value.hangs_on_batch:
+        # Of a shape that is not known nothing is known, either.
+        known = value.sizes is not None
+        if known and not sizes_lib.hang_on_batch(value.sizes or ()):
+            return Dependence.FREE
+    return Dependence.UNPROVED
+
+
+def _finding(item: Released, value: Value, walk: Walk) -> Finding | None:
+    dependence = _dependence(value, walk.batch)
+    if dependence is Dependence.PER_EXAMPLE:
+        return None
+    if dependence is Dependence.FREE and item.may_be_free:
+        return None
+    if value.finding is not None:
+        return dataclasses.replace(value.finding, subject=item.name)
+    reason, way_out = _words(value, dependence)
+    found = walk.finding(item.tensor.op, Category.MIXED, reason, way_out)
+    return dataclasses.replace(found, subject=item.name)
+
+
+def _words(value: Value, dependence: Dependence) -> tuple[str, str]:
+    """Returns the reason and the way out for a value that is known."""
+    if dependence is Dependence.FREE:
+        return (
+            "It is the same for all examples, and has no row for each.",
+            "Compute one number for each example from its own data.",
+        )
+    if value.is_examples and value.numbers_examples:
+        return "It holds the number of the row.", findings.ROW_NUMBER
+    if value.is_examples:
+        return (
+            "Its rows are not the examples: the batch is not the first axis, "
+            "or was merged with another one.",
+            "Keep the batch in the first axis, without merging others into it.",
+        )
+    if value.hangs_on_batch:
+        return "It holds the batch size.", findings.BATCH_SIZE
+    return "It is not a tensor with a row for each example.", findings.APART
+
+
+def _draw(op: tf.Operation, layers: Collection[str]) -> RandomDraw:
+    return RandomDraw(
+        findings.layer_of(op.name, layers), op.type, op.name, _seeds(op)
+    )
+
+
+def _seeds(op: tf.Operation) -> tuple[str, ...]:
+    """Names the variables that a seed is read from."""
+    names: set[str] = set()
+    waiting, seen = list(op.inputs[1:]), set()
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        if tensor.op.type in ("ReadVariableOp", "Placeholder"):
+            source = tensor.op.inputs[0] if tensor.op.inputs else tensor
+            names.add(source.name)
+        else:
+            waiting += tensor.op.inputs
+    return tuple(sorted(names))

@@ -1,0 +1,392 @@
+"""The proof: a walk over a graph, from what is released to the examples."""
+
+import contextlib
+import dataclasses
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.framework import function_def_to_graph
+
+from tf_dpfp.independence import arithmetic
+from tf_dpfp.independence import findings
+from tf_dpfp.independence import joins
+from tf_dpfp.independence import registry
+from tf_dpfp.independence import rule_table
+from tf_dpfp.independence import sizes as sizes_lib
+from tf_dpfp.independence import state_rules
+from tf_dpfp.independence import values as values_lib
+from tf_dpfp.independence.findings import Category
+from tf_dpfp.independence.findings import Finding
+from tf_dpfp.independence.sizes import Size
+from tf_dpfp.independence.sizes import Sizes
+from tf_dpfp.independence.values import Kind
+from tf_dpfp.independence.values import Value
+
+_CONTROL_FLOW = frozenset(
+    """
+    Case If PartitionedCall StatefulPartitionedCall StatelessCase StatelessIf
+    StatelessWhile While
+    """.split()
+)
+# Errors of a rule that met what it was not written for: nothing is proved.
+_RULE_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+
+
+class Walk:
+    """Interprets operations; see `registry.Walk` for what rules use.
+
+    Args:
+        batch: The batch size: a symbol, or a number.
+        layers: Names of the model's layers, for messages.
+    """
+
+    def __init__(self, batch: Size, layers: Collection[str] = ()):
+        self.batch = batch
+        self.loops = 0
+        self.counting = False
+        self.operations = 0
+        self.findings: dict[tuple[Category, str], Finding] = {}
+        self.random: dict[str, tf.Operation] = {}
+        self._layers = layers
+        self._values: dict[int, Value] = {}
+        self._judges = True
+        self._judged: set[int] = set()
+        self._bodies: dict[str, tf.Graph] = {}
+        # Tensors are known by their identity, and so must live on.
+        self._kept: list[tf.Tensor] = []
+
+    def assume(self, tensor: tf.Tensor, value: Value) -> None:
+        """Sets what is known of a tensor."""
+        self._values[id(tensor)] = value
+        self._kept.append(tensor)
+
+    def assume_unless_known(self, tensor: tf.Tensor, value: Value) -> None:
+        """Sets what is known of a tensor, if nothing is known yet."""
+        if id(tensor) not in self._values:
+            self.assume(tensor, value)
+
+    def value(self, tensor: tf.Tensor) -> Value:
+        """Returns what is known of a tensor, interpreting what leads to it."""
+        stack = [tensor]
+        known = self._values
+        while stack:
+            top = stack[-1]
+            if id(top) in known:
+                stack.pop()
+                continue
+            missing = [i for i in top.op.inputs if id(i) not in known]
+            if missing:
+                stack.extend(missing)
+                continue
+            self._interpret(top.op)
+            stack.pop()
+        return known[id(tensor)]
+
+    def _interpret(self, op: tf.Operation) -> None:
+        values = [self._values[id(i)] for i in op.inputs]
+        for output, value in zip(
+            op.outputs, self._outputs(op, values), strict=True
+        ):
+            self.assume(output, value)
+
+    def _outputs(self, op: tf.Operation, values: list[Value]) -> list[Value]:
+        self.operations += 1
+        try:
+            found = self._apply(op, values)
+            return [self._checked(v) for v in found]
+        except findings.Refusal as refusal:
+            reason, way_out = refusal.reason, refusal.way_out
+        except _RULE_ERRORS as error:
+            reason = f"Its rule failed ({type(error).__name__}: {error})."
+            way_out = findings.NO_RULE
+        return [self.refused(op, o, reason, way_out) for o in op.outputs]
+
+    def _apply(self, op: tf.Operation, values: list[Value]) -> list[Value]:
+        rule = rule_table.find(op.type)
+        if rule is None or not rule.takes_mixed:
+            for value in values:
+                if value.kind is Kind.MIXED and value.finding is not None:
+                    return self._after_mixed(op, values, value.finding)
+        if any(v.kind is Kind.SINGLE for v in values):
+            if rule is None or not (rule.takes_mixed or rule.takes_lists):
+                return self._of_one(op, values)
+        if rule is None:
+            return self._without_rule(op, values)
+        hangs = self._check(rule, values)
+        found = rule.apply(op, values, self)
+        results = found if isinstance(found, list) else [found]
+        if hangs:
+            results = [_hanging(v) for v in results]
+        return results
+
+    def _after_mixed(
+        self, op: tf.Operation, values: Sequence[Value], finding: Finding
+    ) -> list[Value]:
+        """Describes what is computed from something that is not proved."""
+        clipped = arithmetic.clipped(op, values)
+        if clipped is not None:
+            return [clipped]
+        return [values_lib.mixed(finding, self.static(o)) for o in op.outputs]
+
+    def _check(self, rule: registry.Rule, values: Sequence[Value]) -> bool:
+        """Checks what all rules ask for; true if the result may hang on B."""
+        if rule.takes_mixed:
+            return False
+        count = len(values)
+        shapes = {i % count for i in rule.shapes if -count <= i < count}
+        per_example = lists = False
+        for value in values:
+            per_example = per_example or value.is_examples
+            lists = lists or value.kind in (Kind.LIST, Kind.RESOURCE)
+            if value.numbers_examples and not rule.takes_numbers:
+                raise findings.Refusal(
+                    "It computes with the number of the row.",
+                    findings.ROW_NUMBER,
+                )
+        if lists and not rule.takes_lists:
+            raise findings.Refusal("It reads a list or a variable.")
+        hangs = False
+        for i, value in enumerate(values):
+            if i in shapes and value.is_examples:
+                raise findings.Refusal("The data decide a shape.")
+            if value.hangs_on_batch and (
+                i not in shapes or value.numbers is None
+            ):
+                hangs = True
+        if hangs and per_example and not rule.takes_batch_size:
+            raise findings.Refusal(
+                "It computes with the batch size.", findings.BATCH_SIZE
+            )
+        return hangs
+
+    def _checked(self, value: Value) -> Value:
+        """Checks what must hold of every result."""
+        if not value.is_examples:
+            return value
+        layout = value.example_layout
+        size = layout.before * self.batch * layout.after
+        others = [s for i, s in enumerate(value.shape) if i != layout.axis]
+        parts = [*others, layout.before, layout.after]
+        if value.shape[layout.axis] != size or sizes_lib.hang_on_batch(parts):
+            raise findings.Refusal(
+                "The batch size occurs in more than one axis of its result."
+            )
+        return value
+
+    def _without_rule(
+        self, op: tf.Operation, values: Sequence[Value]
+    ) -> list[Value]:
+        free = all(v.is_free and not v.hangs_on_batch for v in values)
+        if not free or op.op_def.is_stateful:
+            raise findings.Refusal(
+                "There is no rule for this operation.", findings.NO_RULE
+            )
+        # A function of what is free of data is free of data.
+        hangs = any(
+            v.sizes is None or sizes_lib.hang_on_batch(v.sizes) for v in values
+        )
+        return [
+            values_lib.free(self.static(o), None, hangs) for o in op.outputs
+        ]
+
+    def _of_one(self, op: tf.Operation, values: Sequence[Value]) -> list[Value]:
+        """Describes a function of one example alone."""
+        for value in values:
+            single = value.kind is Kind.SINGLE
+            if not single and (not value.is_free or value.hangs_on_batch):
+                raise findings.Refusal("One example meets the whole batch.")
+        if op.op_def.is_stateful:
+            if not op.type.startswith("Random"):
+                raise findings.Refusal(
+                    "There is no rule for this operation.", findings.NO_RULE
+                )
+            self.note_random(op)
+        return [Value(Kind.SINGLE, self.static(o)) for o in op.outputs]
+
+    def static(self, tensor: tf.Tensor) -> Sizes | None:
+        """Returns the sizes that TensorFlow knows."""
+        if tensor.shape.rank is None:
+            return None
+        return tuple(
+            None if size is None else Size.of(size) for size in tensor.shape
+        )
+
+    def refined(self, value: Value, tensor: tf.Tensor) -> Value:
+        """Fills in sizes that TensorFlow knows."""
+        static = self.static(tensor)
+        if static is None or None not in (value.sizes or ()):
+            return value
+        sizes = tuple(
+            t if s is None else s
+            for s, t in zip(value.sizes or (), static, strict=True)
+        )
+        return dataclasses.replace(value, sizes=sizes)
+
+    def join(self, op: tf.Operation, a: Value, b: Value) -> Value:
+        """Returns what holds of both values."""
+        try:
+            return joins.join(a, b)
+        except findings.Refusal as refusal:
+            return values_lib.mixed(
+                self.finding(
+                    op, Category.MIXED, refusal.reason, refusal.way_out
+                )
+            )
+
+    def finding(
+        self, op: tf.Operation, category: Category, reason: str, way_out: str
+    ) -> Finding:
+        """Describes what an operation does wrong."""
+        layer = findings.layer_of(op.name, self._layers)
+        return Finding(category, layer, op.type, op.name, reason, way_out)
+
+    def refused(
+        self,
+        op: tf.Operation,
+        output: tf.Tensor,
+        reason: str,
+        way_out: str = findings.APART,
+    ) -> Value:
+        """Describes an output that is not proved."""
+        found = self.finding(op, Category.MIXED, reason, way_out)
+        return values_lib.mixed(found, self.static(output))
+
+    def note_random(self, op: tf.Operation) -> None:
+        """Notes numbers that are drawn by the number of the row."""
+        if self._judges:
+            self.random[op.name] = op
+
+    @contextlib.contextmanager
+    def unjudged(self) -> Iterator[None]:
+        """Interprets without noting what is written."""
+        before, self._judges = self._judges, False
+        try:
+            yield
+        finally:
+            self._judges = before
+
+    def body(self, op: tf.Operation, name: str) -> tf.Graph:
+        """Returns the graph of a function."""
+        if name in self._bodies:
+            return self._bodies[name]
+        graph = op.graph
+        while graph is not None:
+            with contextlib.suppress(ValueError, KeyError, AttributeError):
+                body = _graph_of(graph._get_function(name))
+                if body is not None:
+                    self._bodies[name] = body
+                    return body
+            graph = getattr(graph, "outer_graph", None)
+        raise findings.Refusal("It calls a function that is not found.")
+
+    def call(
+        self, op: tf.Operation, name: str, arguments: Sequence[Value]
+    ) -> list[Value]:
+        """Interprets a function of the graph."""
+        body = self.body(op, name)
+        before, self._values = self._values, {}
+        try:
+            for tensor, value in zip(body.inputs, arguments, strict=True):
+                self.assume(tensor, value)
+            found = [self.value(t) for t in body.outputs]
+            if self._judges:
+                self.judge(body.get_operations())
+            return found
+        finally:
+            self._values = before
+
+    def judge(self, operations: Sequence[tf.Operation]) -> None:
+        """Notes what operations write, print, or hand to Python."""
+        for op in operations:
+            if op.type in _CONTROL_FLOW:
+                if op.op_def.is_stateful:
+                    self._judge_call(op)
+            elif state_rules.has_effect(op):
+                values = [self.value(i) for i in op.inputs]
+                self._note(state_rules.effect(op, values, self))
+
+    def _judge_call(self, op: tf.Operation) -> None:
+        """Interprets a function with effects, unless that was done."""
+        values = [self.value(i) for i in op.inputs]
+        if op.outputs and id(op.outputs[0]) not in self._values:
+            self._interpret(op)
+        elif not op.outputs:
+            try:
+                self._apply(op, values)
+                return
+            except (findings.Refusal, *_RULE_ERRORS):
+                self._note_unknown(op)
+                return
+        if op.outputs and all(
+            self._values[id(o)].kind is Kind.MIXED for o in op.outputs
+        ):
+            self._note_unknown(op)
+
+    def _note_unknown(self, op: tf.Operation) -> None:
+        """Notes what a function does whose arguments are not proved."""
+        effects = self._effects(op)
+        if not effects:
+            return
+        if all(state_rules.is_abort(e) for e in effects):
+            self._note(state_rules.abort(op, self))
+            return
+        self._note(
+            self.finding(
+                op,
+                Category.WRITE,
+                "Data, or the batch size, decide whether it writes something.",
+                findings.RULE_OUT,
+            )
+        )
+
+    def _effects(self, op: tf.Operation) -> list[tf.Operation]:
+        """Lists the operations with effects in a function."""
+        found = []
+        for name in _functions(op):
+            for inner in self.body(op, name).get_operations():
+                if inner.type in _CONTROL_FLOW:
+                    found += self._effects(inner)
+                elif state_rules.has_effect(inner):
+                    found.append(inner)
+        return found
+
+    def _note(self, finding: Finding | None) -> None:
+        if finding is not None:
+            self.findings[finding.category, finding.name] = finding
+
+
+def _graph_of(function: Any) -> tf.Graph | None:
+    """Returns the graph of a function, read from its definition if need be."""
+    graph = getattr(function, "graph", None)
+    definition = getattr(function, "definition", None)
+    if graph is not None or definition is None:
+        return graph
+    with tf.init_scope():
+        return function_def_to_graph.function_def_to_graph(definition)
+
+
+def _functions(op: tf.Operation) -> list[str]:
+    """Lists the functions that an operation calls."""
+    if op.type in ("Case", "StatelessCase"):
+        return [branch.name for branch in op.get_attr("branches")]
+    kinds = {
+        "If": ("then_branch", "else_branch"),
+        "StatelessIf": ("then_branch", "else_branch"),
+        "While": ("cond", "body"),
+        "StatelessWhile": ("cond", "body"),
+    }
+    return [op.get_attr(k).name for k in kinds.get(op.type, ("f",))]
+
+
+def _hanging(value: Value) -> Value:
+    if value.is_free:
+        return dataclasses.replace(value, on_batch_size=True)
+    return value

@@ -1,0 +1,314 @@
+"""Rules of operations that add up, sort or transform along axes.
+
+None of them may run along the axis of the examples.
+"""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tf_dpfp.independence import findings
+from tf_dpfp.independence import image_rules
+from tf_dpfp.independence import registry
+from tf_dpfp.independence import shape_rules
+from tf_dpfp.independence import sizes as sizes_lib
+from tf_dpfp.independence import values as values_lib
+from tf_dpfp.independence.registry import Walk
+from tf_dpfp.independence.sizes import ONE
+from tf_dpfp.independence.sizes import MaybeSize
+from tf_dpfp.independence.sizes import Size
+from tf_dpfp.independence.values import Kind
+from tf_dpfp.independence.values import Range
+from tf_dpfp.independence.values import Value
+
+OVER = "It works over the examples: what one adds, all of them see."
+
+# The same of equal numbers, however many there are.
+_OF_EQUALS = ("Max", "Min", "Any", "All")
+
+
+@registry.rule(
+    "Sum", "Mean", "Max", "Min", "Prod", "Any", "All", "EuclideanNorm"
+)
+def reduce(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Reduces axes to one number."""
+    value, axes_value = values
+    if axes_value.numbers is None and value.is_free:
+        hangs = value.hangs_on_batch or sizes_lib.hang_on_batch(value.shape)
+        return values_lib.free(walk.static(op.outputs[0]), None, hangs)
+    axes = {a % value.rank for a in axes_value.integers("axis")}
+    keeps = op.get_attr("keep_dims")
+    if value.is_examples and value.example_layout.axis in axes:
+        raise findings.Refusal(OVER)
+    sizes = tuple(
+        ONE if i in axes else s
+        for i, s in enumerate(value.shape)
+        if keeps or i not in axes
+    )
+    ranges = _reduced_ranges(op.type, value)
+    if value.is_examples:
+        own = value.example_layout
+        axis = own.axis if keeps else own.axis - sum(a < own.axis for a in axes)
+        return values_lib.examples(sizes, own.at(axis), ranges)
+    number = _reduced_number(op.type, value, axes)
+    if number is not None:
+        return values_lib.free(sizes, (number,), value.on_batch_size)
+    over = [value.shape[a] for a in axes]
+    many = sizes_lib.hang_on_batch(over) and op.type not in _OF_EQUALS
+    hangs = value.hangs_on_batch or many
+    if value.kind is Kind.UNIFORM:
+        return values_lib.uniform(sizes, hangs)
+    return values_lib.free(sizes, None, hangs, ranges)
+
+
+def _reduced_ranges(kind: str, value: Value) -> tuple[Range, ...] | None:
+    """Returns bounds of the greatest or smallest number."""
+    if kind not in ("Max", "Min") or value.ranges is None:
+        return None
+    return (values_lib.hull(value.ranges),)
+
+
+def _reduced_number(kind: str, value: Value, axes: set[int]) -> MaybeSize:
+    """Returns the result of reducing a list of known numbers."""
+    if value.numbers is None or len(axes) < value.rank:
+        return None
+    numbers = [n for n in value.numbers if n is not None]
+    if len(numbers) < len(value.numbers):
+        return None
+    if kind in ("Prod", "All"):
+        return sizes_lib.product(numbers)
+    if kind == "Sum":
+        return sum(numbers, sizes_lib.ZERO)
+    if kind not in ("Max", "Min") or not numbers:
+        return None
+    choose = values_lib.greater if kind == "Max" else values_lib.smaller
+    found: MaybeSize = numbers[0]
+    for number in numbers[1:]:
+        found = None if found is None else choose(found, number)
+    return found
+
+
+@registry.rule("ArgMax", "ArgMin")
+def index_of_greatest(
+    op: tf.Operation, values: Sequence[Value], walk: Walk
+) -> Value:
+    """Finds an index along an axis: always one of it, whatever the numbers."""
+    del op, walk
+    value, axis_value = values
+    (axis,) = axis_value.integers("axis")
+    axis %= value.rank
+    if value.is_examples and value.example_layout.axis == axis:
+        raise findings.Refusal(OVER)
+    count = value.shape[axis]
+    bounds = None if count is None else (Range(sizes_lib.ZERO, count - 1),)
+    found = shape_rules.drop_axes(_without_facts(value), {axis}, "")
+    if value.is_examples:
+        return values_lib.examples(found.shape, found.example_layout, bounds)
+    return values_lib.free(found.shape, None, value.hangs_on_batch, bounds)
+
+
+def _without_facts(value: Value) -> Value:
+    return Value(
+        value.kind, value.sizes, value.layout, on_batch_size=value.on_batch_size
+    )
+
+
+@registry.rule("Cumsum", "Cumprod", "CumulativeLogsumexp", "ReverseV2", "Roll")
+def along(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Runs along some axes and keeps the sizes."""
+    del walk
+    value, axes_value = values[0], values[-1]
+    if any(v.is_examples for v in values[1:]):
+        raise findings.Refusal("It moves by a number that the data decide.")
+    axes = {a % value.rank for a in axes_value.integers("axis")}
+    if not value.is_examples:
+        hangs = value.hangs_on_batch
+        if value.kind is Kind.UNIFORM and op.type in ("ReverseV2", "Roll"):
+            return values_lib.uniform(value.sizes, hangs)
+        return values_lib.free(value.sizes, None, hangs)
+    if value.example_layout.axis in axes:
+        raise findings.Refusal(
+            "It runs along the examples: later ones see earlier ones."
+        )
+    keeps = op.type in ("ReverseV2", "Roll")
+    return values_lib.examples(
+        value.shape,
+        value.example_layout,
+        (values_lib.hull(value.ranges),) if keeps and value.ranges else None,
+    )
+
+
+# For each operation the number of last axes that it works on, and its inputs
+# that have the same axes in front.
+_LAST: dict[str, tuple[int, tuple[int, ...]]] = {
+    "AdjustContrastv2": (3, (0,)),
+    "AdjustHue": (1, (0,)),
+    "AdjustSaturation": (1, (0,)),
+    "BatchMatrixBandPart": (2, (0,)),
+    "Cholesky": (2, (0,)),
+    "CholeskyGrad": (2, (0, 1)),
+    "Cross": (1, (0, 1)),
+    "FFT": (1, (0,)),
+    "FFT2D": (2, (0,)),
+    "FFT3D": (3, (0,)),
+    "HSVToRGB": (1, (0,)),
+    "IFFT": (1, (0,)),
+    "IFFT2D": (2, (0,)),
+    "IFFT3D": (3, (0,)),
+    "IRFFT": (1, (0,)),
+    "IRFFT2D": (2, (0,)),
+    "IRFFT3D": (3, (0,)),
+    "LogMatrixDeterminant": (2, (0,)),
+    "LogSoftmax": (1, (0,)),
+    "MatrixBandPart": (2, (0,)),
+    "MatrixDeterminant": (2, (0,)),
+    "MatrixDiag": (1, (0,)),
+    "MatrixDiagPart": (2, (0,)),
+    "MatrixDiagPartV3": (2, (0,)),
+    "MatrixDiagV3": (1, (0,)),
+    "MatrixInverse": (2, (0,)),
+    "MatrixSetDiag": (2, (0,)),
+    "MatrixSetDiagV3": (2, (0,)),
+    "MatrixSolve": (2, (0, 1)),
+    "MatrixTriangularSolve": (2, (0, 1)),
+    "Qr": (2, (0,)),
+    "RFFT": (1, (0,)),
+    "RFFT2D": (2, (0,)),
+    "RFFT3D": (3, (0,)),
+    "RGBToHSV": (1, (0,)),
+    "SelfAdjointEigV2": (2, (0,)),
+    "Softmax": (1, (0,)),
+    "Svd": (2, (0,)),
+}
+_SAME_SIZES = ("Softmax", "LogSoftmax", "MatrixBandPart", "Cholesky")
+
+
+@registry.rule(*_LAST)
+def along_last(
+    op: tf.Operation, values: Sequence[Value], walk: Walk
+) -> list[Value]:
+    """Works on the last axes of every index in front of them."""
+    count, positions = _LAST[op.type]
+    if op.type == "MatrixDiagV3" and len(set(values[1].integers())) > 1:
+        # Several diagonals have an axis of their own.
+        count = 2
+    for i, value in enumerate(values):
+        if not value.is_examples:
+            continue
+        if i not in positions:
+            raise findings.Refusal("The data decide how it works.")
+        if value.example_layout.axis >= value.rank - count:
+            raise findings.Refusal(OVER)
+    own = {
+        v.example_layout.at(v.example_layout.axis - v.rank)
+        for v in values
+        if v.is_examples
+    }
+    if len(own) > 1:
+        raise findings.Refusal("Its operands hold the examples differently.")
+    if not own:
+        return _free_of_data(op, values, walk)
+    for i in positions:
+        if not values[i].is_examples and values[i].kind is not Kind.UNIFORM:
+            raise findings.Refusal(
+                "Only one of its operands has the axis of the examples."
+            )
+    main = next(v for v in values if v.is_examples)
+    return [_outer(op, main, output, count, walk) for output in op.outputs]
+
+
+def _outer(
+    op: tf.Operation, main: Value, output: tf.Tensor, count: int, walk: Walk
+) -> Value:
+    if op.type in _SAME_SIZES:
+        return values_lib.examples(main.shape, main.example_layout)
+    static = walk.static(output)
+    front = main.shape[: main.rank - count]
+    if static is None:
+        raise findings.Refusal("The number of axes of its result is not known.")
+    sizes = (*front, *static[len(front) :])
+    return values_lib.examples(sizes, main.example_layout)
+
+
+def _free_of_data(
+    op: tf.Operation, values: Sequence[Value], walk: Walk
+) -> list[Value]:
+    hangs = any(v.hangs_on_batch for v in values)
+    main = values[0]
+    if op.type == "Softmax" and main.kind is Kind.UNIFORM:
+        last = main.shape[-1]
+        hangs = hangs or last is None or last.hangs_on_batch
+        return [values_lib.uniform(main.sizes, hangs)]
+    hangs = hangs or sizes_lib.hang_on_batch(main.shape)
+    return [values_lib.free(walk.static(o), None, hangs) for o in op.outputs]
+
+
+@registry.rule("TopK", "TopKV2")
+def greatest(
+    op: tf.Operation, values: Sequence[Value], walk: Walk
+) -> list[Value]:
+    """Sorts along the last axis; its indices are always those of the axis."""
+    value = values[0]
+    if len(values) > 1 and values[1].is_examples:
+        raise findings.Refusal("The data decide how many are kept.")
+    last = value.shape[-1]
+    if value.is_examples and value.example_layout.axis == value.rank - 1:
+        raise findings.Refusal(OVER)
+    count = _kept(op, values, walk)
+    sizes = (*value.shape[:-1], count)
+    bounds = None if last is None else (Range(sizes_lib.ZERO, last - 1),)
+    if value.is_examples:
+        layout = value.example_layout
+        return [
+            values_lib.examples(sizes, layout),
+            values_lib.examples(sizes, layout, bounds),
+        ]
+    hangs = value.hangs_on_batch
+    return [
+        values_lib.free(sizes, None, hangs),
+        values_lib.free(sizes, None, hangs, bounds),
+    ]
+
+
+def _kept(op: tf.Operation, values: Sequence[Value], walk: Walk) -> MaybeSize:
+    if op.type == "TopK":
+        return Size.of(op.get_attr("k"))
+    numbers = values[1].numbers
+    static = walk.static(op.outputs[0])
+    return numbers[0] if numbers else static[-1] if static else None
+
+
+@registry.rule("ReverseSequence")
+def reverse_sequence(
+    op: tf.Operation, values: Sequence[Value], walk: Walk
+) -> Value:
+    """Turns each row around, as far as its length says."""
+    del walk
+    value, lengths = values
+    if value.kind is Kind.UNIFORM:
+        return values_lib.uniform(value.sizes, value.hangs_on_batch)
+    if not value.is_examples and not lengths.is_examples:
+        return values_lib.free(value.sizes, None, value.hangs_on_batch)
+    apart = value.is_examples and (
+        value.example_layout.axis == op.get_attr("batch_dim")
+    )
+    if lengths.is_examples:
+        apart = apart and (lengths.example_layout == value.example_layout.at(0))
+    elif lengths.kind is not Kind.UNIFORM:
+        apart = False
+    if not apart:
+        raise findings.Refusal(OVER)
+    return values_lib.examples(value.shape, value.example_layout)
+
+
+@registry.rule("InTopK", "InTopKV2")
+def in_greatest(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Tests each row's label against its greatest numbers."""
+    del op, walk
+    rows, labels = values[:2]
+    if any(v.is_examples for v in values[2:]):
+        raise findings.Refusal("The data decide how many are compared.")
+    layout = image_rules.in_front([rows, labels])
+    if layout is None:
+        return values_lib.free(labels.sizes, None, True)
+    return values_lib.examples(labels.shape, layout)

@@ -1,0 +1,145 @@
+"""Registry of the rules: one for each type of operation.
+
+A rule is trusted code. It must hold for every value of the inputs (not a
+number, infinite, out of range) and on every device: an index that one kernel
+rejects, another one clamps.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar
+
+import tensorflow as tf
+
+from tf_dpfp.independence import findings
+from tf_dpfp.independence.sizes import Size
+from tf_dpfp.independence.sizes import Sizes
+from tf_dpfp.independence.values import Value
+
+
+class Walk(Protocol):
+    """The part of a proof's walk that rules use.
+
+    Attributes:
+        batch: The batch size.
+        loops: Number of loops around the operation.
+        counting: True within a loop over examples.
+    """
+
+    batch: Size
+    loops: int
+    counting: bool
+
+    def value(self, tensor: tf.Tensor) -> Value:
+        """Returns what is known of a tensor."""
+
+    def static(self, tensor: tf.Tensor) -> Sizes | None:
+        """Returns the sizes that TensorFlow knows."""
+
+    def refined(self, value: Value, tensor: tf.Tensor) -> Value:
+        """Fills in sizes that TensorFlow knows."""
+
+    def join(self, op: tf.Operation, a: Value, b: Value) -> Value:
+        """Returns what holds of both values."""
+
+    def body(self, op: tf.Operation, name: str) -> tf.Graph:
+        """Returns the graph of a function."""
+
+    def call(
+        self, op: tf.Operation, name: str, arguments: Sequence[Value]
+    ) -> list[Value]:
+        """Interprets a function of the graph."""
+
+    def unjudged(self) -> AbstractContextManager[None]:
+        """Interprets without noting what is written."""
+
+    def finding(
+        self,
+        op: tf.Operation,
+        category: findings.Category,
+        reason: str,
+        way_out: str,
+    ) -> findings.Finding:
+        """Describes what an operation does wrong."""
+
+    def refused(
+        self,
+        op: tf.Operation,
+        output: tf.Tensor,
+        reason: str,
+        way_out: str = findings.APART,
+    ) -> Value:
+        """Describes an output that is not proved."""
+
+    def note_random(self, op: tf.Operation) -> None:
+        """Notes numbers that are drawn by the number of the row."""
+
+
+Apply = Callable[[Any, Sequence[Value], Walk], Value | list[Value]]
+_ApplyT = TypeVar("_ApplyT", bound=Apply)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How one type of operation treats examples.
+
+    Attributes:
+        apply: Turns `(operation, values, walk)` into the outputs' values, or
+            raises `Refusal`.
+        shapes: Positions of inputs that only shape the output, and so may
+            hold the batch size; from the end, if negative.
+        takes_mixed: True for a rule that reads sizes alone.
+        takes_numbers: True for a rule that knows about numbers of examples.
+        takes_lists: True for a rule that knows about lists and loops.
+        takes_batch_size: True for a rule that itself refuses to compute with
+            the batch size.
+    """
+
+    apply: Apply
+    shapes: tuple[int, ...] = ()
+    takes_mixed: bool = False
+    takes_numbers: bool = False
+    takes_lists: bool = False
+    takes_batch_size: bool = False
+
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(
+    *types: str,
+    shapes: tuple[int, ...] = (),
+    takes_mixed: bool = False,
+    takes_numbers: bool = False,
+    takes_lists: bool = False,
+    takes_batch_size: bool = False,
+) -> Callable[[_ApplyT], _ApplyT]:
+    """Decorates the rule of some types of operations.
+
+    Args:
+        *types: Types of operations, such as `"MatMul"`.
+        shapes: See `Rule`, as for the others.
+        takes_mixed: See `Rule`.
+        takes_numbers: See `Rule`.
+        takes_lists: See `Rule`.
+        takes_batch_size: See `Rule`.
+
+    Returns:
+        The decorator.
+    """
+
+    def decorate(apply: _ApplyT) -> _ApplyT:
+        for name in types:
+            assert name not in RULES, f"two rules for {name}"
+            RULES[name] = Rule(
+                apply,
+                shapes,
+                takes_mixed,
+                takes_numbers,
+                takes_lists,
+                takes_batch_size,
+            )
+        return apply
+
+    return decorate

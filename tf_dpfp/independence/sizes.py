@@ -1,0 +1,190 @@
+"""Sizes of tensors, as polynomials in the batch size and unknown sizes.
+
+The proof must tell a number from the batch size, and `batch * time` from
+`batch`. So a size is a polynomial with whole coefficients; its symbols are the
+batch size and the sizes that are not known while a graph is traced. Every
+symbol stands for a size of at least one, but for the number of a row.
+"""
+
+from collections.abc import Iterable
+from typing import Union
+
+_BATCH = "batch"
+_ROW = "row"
+
+Monomial = tuple[str, ...]
+SizeLike = Union["Size", int]
+
+
+class Size:
+    """A polynomial with whole coefficients.
+
+    Attributes:
+        terms: Coefficient of every monomial, a sorted tuple of symbols.
+
+    Example:
+
+    >>> merged = BATCH * Size.symbol("time")
+    >>> merged.divided_by(BATCH)
+    time
+    """
+
+    __slots__ = ("_hash", "terms")
+
+    def __init__(self, terms: dict[Monomial, int]):
+        self.terms = {key: value for key, value in terms.items() if value}
+        self._hash: int | None = None
+
+    @classmethod
+    def of(cls, value: SizeLike) -> "Size":
+        """Returns a size for a whole number; a size is returned as it is."""
+        if isinstance(value, Size):
+            return value
+        return cls({(): int(value)})
+
+    @classmethod
+    def symbol(cls, name: str) -> "Size":
+        """Returns an unknown size of at least one."""
+        return cls({(name,): 1})
+
+    @property
+    def is_number(self) -> bool:
+        """True if no symbol occurs."""
+        return not self.terms or (len(self.terms) == 1 and () in self.terms)
+
+    def __int__(self) -> int:
+        if not self.is_number:
+            raise ValueError(f"The size {self} is not known.")
+        return self.terms.get((), 0)
+
+    @property
+    def hangs_on_batch(self) -> bool:
+        """True if the batch size occurs, or the number of a row."""
+        return any(_BATCH in key or _ROW in key for key in self.terms)
+
+    @property
+    def names_row(self) -> bool:
+        """True if the number of a row occurs."""
+        return any(_ROW in key for key in self.terms)
+
+    def least(self) -> int | None:
+        """Returns a lower bound, or `None` if none is known."""
+        bound = 0
+        for key, value in self.terms.items():
+            if key and value < 0:
+                return None
+            # The first row has the number 0.
+            bound += 0 if _ROW in key else value
+        return bound
+
+    def divided_by(self, divisor: SizeLike) -> Union["Size", None]:
+        """Returns the quotient, or `None` if the division is not exact."""
+        other = Size.of(divisor)
+        if not other.terms:
+            return None
+        if len(other.terms) == 1 and () in other.terms:
+            return self._divided_by_number(other.terms[()])
+        lead, factor = max(other.terms.items(), key=_order)
+        quotient: dict[Monomial, int] = {}
+        rest = self
+        while rest.terms:
+            key, value = max(rest.terms.items(), key=_order)
+            ratio = _without(key, lead)
+            if ratio is None or value % factor:
+                return None
+            quotient[ratio] = value // factor
+            rest = rest - other * Size({ratio: value // factor})
+        return Size(quotient)
+
+    def _divided_by_number(self, divisor: int) -> Union["Size", None]:
+        if any(value % divisor for value in self.terms.values()):
+            return None
+        return Size({k: value // divisor for k, value in self.terms.items()})
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, int):
+            return self.is_number and int(self) == other
+        return isinstance(other, Size) and self.terms == other.terms
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            # A number and its size are equal, and so must be their hashes.
+            number = self.is_number
+            items = frozenset(self.terms.items())
+            self._hash = hash(int(self)) if number else hash(items)
+        return self._hash
+
+    def __add__(self, other: SizeLike) -> "Size":
+        terms = dict(self.terms)
+        for key, value in Size.of(other).terms.items():
+            terms[key] = terms.get(key, 0) + value
+        return Size(terms)
+
+    __radd__ = __add__
+
+    def __neg__(self) -> "Size":
+        return Size({key: -value for key, value in self.terms.items()})
+
+    def __sub__(self, other: SizeLike) -> "Size":
+        return self + -Size.of(other)
+
+    def __rsub__(self, other: SizeLike) -> "Size":
+        return Size.of(other) - self
+
+    def __mul__(self, other: SizeLike) -> "Size":
+        terms: dict[Monomial, int] = {}
+        for a, x in self.terms.items():
+            for b, y in Size.of(other).terms.items():
+                key = tuple(sorted(a + b))
+                terms[key] = terms.get(key, 0) + x * y
+        return Size(terms)
+
+    __rmul__ = __mul__
+
+    def __repr__(self) -> str:
+        words = []
+        for key, value in sorted(self.terms.items(), key=_order, reverse=True):
+            number = [str(value)] if value != 1 or not key else []
+            words.append(" * ".join(number + list(key)))
+        return " + ".join(words) or "0"
+
+
+def _order(item: tuple[Monomial, int]) -> tuple[int, Monomial]:
+    """Orders monomials in a way that multiplication keeps."""
+    return len(item[0]), item[0]
+
+
+def _without(key: Monomial, part: Monomial) -> Monomial | None:
+    """Divides one monomial by another."""
+    left = list(key)
+    for symbol in part:
+        if symbol not in left:
+            return None
+        left.remove(symbol)
+    return tuple(left)
+
+
+ZERO = Size.of(0)
+ONE = Size.of(1)
+BATCH = Size.symbol(_BATCH)
+# Number of the example that a loop over examples is at.
+ROW = Size.symbol(_ROW)
+
+# `None`: a size that is not known, but free of data and of the batch size.
+MaybeSize = Size | None
+Sizes = tuple[MaybeSize, ...]
+
+
+def product(sizes: Iterable[MaybeSize]) -> MaybeSize:
+    """Multiplies sizes; `None` if one of them is not known."""
+    total = ONE
+    for size in sizes:
+        if size is None:
+            return None
+        total = total * size
+    return total
+
+
+def hang_on_batch(sizes: Iterable[MaybeSize]) -> bool:
+    """Returns true if the batch size occurs in one of the sizes."""
+    return any(size is not None and size.hangs_on_batch for size in sizes)

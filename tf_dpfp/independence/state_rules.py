@@ -1,0 +1,245 @@
+"""Rules of constants, variables and tables, and of whatever leaves the graph.
+
+What a step writes, prints or hands to Python is released without noise. It
+must be free of data and of the batch size.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tf_dpfp.independence import findings
+from tf_dpfp.independence import registry
+from tf_dpfp.independence import values as values_lib
+from tf_dpfp.independence.findings import Category
+from tf_dpfp.independence.registry import Walk
+from tf_dpfp.independence.sizes import Size
+from tf_dpfp.independence.values import Kind
+from tf_dpfp.independence.values import Range
+from tf_dpfp.independence.values import Value
+
+# Larger constants are not looked at: only whether they are equal matters.
+_MOST_ELEMENTS = 2**20
+_MOST_NUMBERS = 64
+
+
+@registry.rule("Const")
+def constant(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Reads a constant."""
+    del values
+    output = op.outputs[0]
+    sizes = walk.static(output)
+    if sizes is None or output.shape.num_elements() > _MOST_ELEMENTS:
+        return values_lib.free(sizes)
+    array = tf.get_static_value(output)
+    return values_lib.free(sizes) if array is None else describe(array)
+
+
+def describe(array: np.ndarray) -> Value:
+    """Describes known elements."""
+    sizes = tuple(Size.of(s) for s in array.shape)
+    whole = array.dtype.kind in "iub"
+    if whole and array.size <= _MOST_NUMBERS:
+        return values_lib.free(sizes, [Size.of(n) for n in array.ravel()])
+    ranges = None
+    if whole:
+        ranges = (Range(Size.of(array.min()), Size.of(array.max())),)
+    if array.dtype.kind in "iufcb" and array.size:
+        first = array.ravel()[0]
+        if bool(np.all(array == first)):
+            return Value(Kind.UNIFORM, sizes, ranges=ranges)
+    return values_lib.free(sizes, None, False, ranges)
+
+
+@registry.rule("Placeholder")
+def outside(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Reads an argument: a batch that is not the one of the proof."""
+    del op, values, walk
+    raise findings.Refusal(
+        "It reads a tensor from outside of the step, which may hold data.",
+        "Give it to the model as an input, with one row for each example.",
+    )
+
+
+@registry.rule(
+    "VarHandleOp", "HashTableV2", "MutableHashTableV2", "AnonymousHashTable"
+)
+def handle(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Names a variable or a table."""
+    del values, walk
+    return Value(Kind.RESOURCE, (), name=op.name)
+
+
+@registry.rule("ReadVariableOp", takes_lists=True)
+def read(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Reads a variable: free of data, for nothing else may be written."""
+    _check_resource(values[0])
+    return values_lib.free(walk.static(op.outputs[0]))
+
+
+def _check_resource(value: Value) -> None:
+    if value.kind is not Kind.RESOURCE:
+        raise findings.Refusal("It reads a variable that data choose.")
+
+
+@registry.rule("VariableShape", "VarIsInitializedOp", takes_lists=True)
+def about_variable(
+    op: tf.Operation, values: Sequence[Value], walk: Walk
+) -> Value:
+    """Reads the shape of a variable, or that it has a value."""
+    _check_resource(values[0])
+    return values_lib.free(walk.static(op.outputs[0]))
+
+
+@registry.rule("EagerPyFunc", "PyFunc", "PyFuncStateless", takes_lists=True)
+def python(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Runs Python code, which may know anything."""
+    del op, values, walk
+    raise findings.Refusal(
+        "It runs Python code, of which nothing can be proved.",
+        "Compute it with operations of Keras or TensorFlow.",
+    )
+
+
+@registry.rule("LookupTableFindV2", takes_lists=True)
+def look_up(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Looks keys up in a table that is never written to."""
+    del op, walk
+    table, keys, default = values
+    _check_resource(table)
+    if default.is_examples:
+        raise findings.Refusal("The data decide its default.")
+    if keys.is_examples:
+        return values_lib.examples(keys.shape, keys.example_layout)
+    if keys.kind is Kind.UNIFORM:
+        return values_lib.uniform(keys.sizes, keys.hangs_on_batch)
+    return values_lib.free(keys.sizes, None, keys.hangs_on_batch)
+
+
+@registry.rule("LookupTableSizeV2", takes_lists=True)
+def table_size(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Counts a table's keys."""
+    del op, walk
+    _check_resource(values[0])
+    return values_lib.free(())
+
+
+# Operations with a state of their own that only read.
+READS = frozenset(
+    """
+    AnonymousHashTable AnonymousSeedGenerator Empty HashTableV2
+    LookupTableFindV2 LookupTableSizeV2 Multinomial MutableHashTableV2 NoOp
+    Placeholder RandomStandardNormal RandomUniform RandomUniformInt
+    ReadVariableOp ResourceGather ResourceGatherNd TruncatedNormal VarHandleOp
+    VarIsInitializedOp VariableShape
+    """.split()
+)
+_WRITES = {
+    "AssignAddVariableOp": (1,),
+    "AssignSubVariableOp": (1,),
+    "AssignVariableOp": (1,),
+    "ResourceScatterAdd": (1, 2),
+    "ResourceScatterUpdate": (1, 2),
+    "ResourceStridedSliceAssign": (1, 2, 3, 4),
+}
+_PRINTS = frozenset(
+    """
+    Print PrintV2 StringFormat WriteAudioSummary WriteHistogramSummary
+    WriteImageSummary WriteRawProtoSummary WriteScalarSummary WriteSummary
+    """.split()
+)
+_PYTHON = frozenset(
+    ("EagerPyFunc", "PyFunc", "PyFuncStateless", "NumpyFunction")
+)
+# Operations that stop a step, and the input that makes them do so.
+_ABORTS = {
+    "Assert": 0,
+    "CheckNumerics": 0,
+    "CheckNumericsV2": 0,
+    "StringToNumber": 0,
+}
+
+
+def effect(
+    op: tf.Operation, values: Sequence[Value], walk: Walk
+) -> findings.Finding | None:
+    """Judges what an operation does besides its outputs.
+
+    Args:
+        op: An operation.
+        values: Its inputs.
+        walk: The walk.
+
+    Returns:
+        A `Finding`, or `None` if nothing of the data leaves.
+    """
+    if op.type in READS:
+        return None
+    if op.type in _PYTHON:
+        return walk.finding(
+            op,
+            Category.PYTHON,
+            "It runs Python code, of which nothing can be proved.",
+            "Compute it with operations of Keras or TensorFlow.",
+        )
+    if walk.counting and op.type not in _ABORTS:
+        return walk.finding(
+            op,
+            Category.WRITE,
+            "It writes something once for every example, which tells how many "
+            "there are.",
+            "Write outside of the loop over examples.",
+        )
+    if op.type in _WRITES:
+        seen = [values[i] for i in _WRITES[op.type]]
+        if all(_is_harmless(v) for v in seen):
+            return None
+        name = values[0].name or "a variable"
+        return walk.finding(
+            op,
+            Category.WRITE,
+            f"It writes to '{name}' what comes from the data, or from the "
+            "batch size: statistics of the data would leave without noise.",
+            "Replace the layer, or set `layer.trainable = False` if that "
+            "stops it.",
+        )
+    if op.type in _ABORTS:
+        stops = not _is_harmless(values[_ABORTS[op.type]])
+        return abort(op, walk) if stops else None
+    if op.type in _PRINTS and all(_is_harmless(v) for v in values):
+        return None
+    return walk.finding(
+        op,
+        Category.OUTPUT,
+        "It writes, prints or keeps something outside of the model.",
+        "Remove it while the model trains.",
+    )
+
+
+def _is_harmless(value: Value) -> bool:
+    if value.kind is Kind.RESOURCE:
+        return True
+    return value.is_free and not value.hangs_on_batch
+
+
+def is_abort(op: tf.Operation) -> bool:
+    """Returns true if all that an operation may do is to stop the step."""
+    return op.type in _ABORTS
+
+
+def abort(op: tf.Operation, walk: Walk) -> findings.Finding:
+    """Describes an operation that some data let stop the step."""
+    return walk.finding(
+        op,
+        Category.ABORT,
+        "It stops the training for some data, which tells that they are there.",
+        "Check the data before training.",
+    )
+
+
+def has_effect(op: tf.Operation) -> bool:
+    """Returns true if an operation may do more than compute its outputs."""
+    if op.type in _ABORTS:
+        return True
+    return op.op_def.is_stateful and op.type not in READS
