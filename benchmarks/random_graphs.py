@@ -138,8 +138,10 @@ def _merge(pool):
     merged = [shape[at] * shape[at + 1]]
     sizes = tf.concat([shape[:at], merged, shape[at + 2 :]], 0)
     result = tf.reshape(t, sizes)
-    return result if result.shape.rank else tf.ensure_shape(
-        result, [None] * (t.shape.rank - 1)
+    return (
+        result
+        if result.shape.rank
+        else tf.ensure_shape(result, [None] * (t.shape.rank - 1))
     )
 
 
@@ -153,9 +155,7 @@ def _divide(pool):
         parts.reverse()
     shape = tf.shape(t)
     sizes = tf.concat([shape[:at], tf.stack(parts), shape[at + 1 :]], 0)
-    return tf.ensure_shape(
-        tf.reshape(t, sizes), [None] * (t.shape.rank + 1)
-    )
+    return tf.ensure_shape(tf.reshape(t, sizes), [None] * (t.shape.rank + 1))
 
 
 def _reshape_like(pool):
@@ -204,7 +204,13 @@ def _slice(pool):
     index = [slice(None)] * t.shape.rank
     half = tf.shape(t)[axis] // 2
     index[axis] = pool.draw.choice(
-        [slice(1, None), slice(None, -1), slice(None, half), slice(half, None), 0]
+        [
+            slice(1, None),
+            slice(None, -1),
+            slice(None, half),
+            slice(half, None),
+            0,
+        ]
     )
     return t[tuple(index)]
 
@@ -308,7 +314,9 @@ def _segments(pool):
     rows = tf.range(tf.shape(index)[0])[:, None] * width
     if pool.draw.random() < 0.2:
         rows *= 0
-    total = tf.math.unsorted_segment_sum(t, index + rows, tf.shape(t)[0] * width)
+    total = tf.math.unsorted_segment_sum(
+        t, index + rows, tf.shape(t)[0] * width
+    )
     return tf.reshape(total, [-1, width])
 
 
@@ -389,7 +397,9 @@ def _loop_rows(pool):
             row += t[tf.maximum(i - 1, 0)]
         return i + 1, rows.write(i, row), carried
 
-    return tf.while_loop(lambda i, *_: i < count, one, (0, rows, 0.0))[1].stack()
+    return tf.while_loop(lambda i, *_: i < count, one, (0, rows, 0.0))[
+        1
+    ].stack()
 
 
 def _over_time(pool):
@@ -595,6 +605,4 @@ def _alike(a: np.ndarray, b: np.ndarray) -> bool:
     if a.dtype.kind in "iu":
         return bool(np.array_equal(a, b))
     scale = np.max(np.abs(a[np.isfinite(a)]), initial=1.0)
-    return bool(
-        np.allclose(a, b, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
-    )
+    return bool(np.allclose(a, b, rtol=1e-3, atol=1e-4 * scale, equal_nan=True))
