@@ -63,10 +63,11 @@ def report(
     described = _sampling(sampling, rate, num_examples, batch_size)
     lines = []
     if noise_multiplier is None:
+        assert epsilon is not None  # One of the two is given.
         noise_multiplier = calibration.calibrate(
             epsilon,
             delta,
-            rate if sampling == "poisson" else 1.0,
+            described.proved_rate,
             steps,
             accountant,
         )
@@ -125,8 +126,8 @@ def _rate(
     return sampling_rate
 
 
-def _steps(epochs: float, rate: float | None) -> int:
-    if not 0.0 < epochs < math.inf:
+def _steps(epochs: float | None, rate: float | None) -> int:
+    if epochs is None or not 0.0 < epochs < math.inf:
         raise ValueError(f"--epochs must be above 0. Received: {epochs}.")
     if rate is None:
         raise ValueError(
@@ -148,6 +149,7 @@ def _sampling(
     batch_size: int | None,
 ) -> samplings.Sampling:
     if sampling == "poisson":
+        assert rate is not None  # `_rate` has refused that.
         return samplings.PoissonSampling(rate)
     return samplings.UnknownSampling(num_examples, batch_size)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import dp_accounting
 
@@ -12,7 +12,7 @@ from tf_dpfp.accounting.samplings import PoissonSampling
 from tf_dpfp.accounting.samplings import UnknownSampling
 from tf_dpfp.accounting.samplings import WithoutReplacement
 
-Adjacency = dp_accounting.NeighboringRelation
+Adjacency: TypeAlias = dp_accounting.NeighboringRelation
 
 LABELS_PUBLIC = "public"
 LABELS_RANDOMIZED = "randomized"

@@ -51,7 +51,7 @@ def describe(
 
 def _words(entry: entries_lib.LedgerEntry) -> str:
     sampling = entry.sampling
-    if isinstance(entry.release, releases.Labels):
+    if isinstance(sampling, samplings.EveryLabel):
         return (
             f"all labels, of {sampling.num_classes} classes, randomised once "
             f"with epsilon {text.round_up(1.0 / entry.noise_multiplier)}"

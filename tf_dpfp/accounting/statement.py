@@ -7,6 +7,7 @@ training that was recorded, and separates proved from conditional figures.
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 from tf_dpfp import arguments
 from tf_dpfp.accounting import entries as entries_lib
@@ -156,6 +157,7 @@ def _words(entry: entries_lib.LedgerEntry) -> str:
                 f"most {sampling.overflow_probability:.3g}"
             )
         return words
+    sampling = cast(samplings.UnknownSampling, sampling)
     words += "batches of unknown sampling"
     if sampling.batch_size is not None:
         words += f", {sampling.batch_size} examples each"
@@ -187,14 +189,22 @@ def _once_per_epoch(entry: entries_lib.LedgerEntry) -> entries_lib.LedgerEntry:
     """Keeps one release for each epoch begun."""
     # An epoch is as short as it can be, without its incomplete batch, so that
     # no pipeline has begun more of them.
-    sampling = entry.sampling
-    steps_per_epoch = max(1, sampling.population // sampling.batch_size)
+    population, batch_size = _known_sizes(entry)
+    steps_per_epoch = max(1, population // batch_size)
     return dataclasses.replace(entry, steps=-(-entry.steps // steps_per_epoch))
 
 
 def _as_if_poisson(entry: entries_lib.LedgerEntry) -> entries_lib.LedgerEntry:
-    rate = min(1.0, entry.sampling.batch_size / entry.sampling.population)
+    population, batch_size = _known_sizes(entry)
+    rate = min(1.0, batch_size / population)
     return dataclasses.replace(entry, sampling=samplings.PoissonSampling(rate))
+
+
+def _known_sizes(entry: entries_lib.LedgerEntry) -> tuple[int, int]:
+    """Returns population and batch size of an ordinary pipeline."""
+    sampling = cast(samplings.UnknownSampling, entry.sampling)
+    # `_conditional_cases` asks only where both are known.
+    return cast(int, sampling.population), cast(int, sampling.batch_size)
 
 
 def _steps(entries: Sequence[entries_lib.LedgerEntry]) -> str:

@@ -1,7 +1,7 @@
 """Private forward propagation: clipped representations plus noise."""
 
 import hashlib
-from typing import Any
+from typing import Any, cast
 
 import keras
 import tensorflow as tf
@@ -167,10 +167,11 @@ class DPRepresentationClip(keras.layers.Layer):
         """What is declared of the labels, as in the config."""
         if self._labels is None:
             return "public" if self._labels_public else None
+        every_label = cast(accounting.EveryLabel, self._labels.sampling)
         return {
             "epsilon": 1.0 / self._labels.noise_multiplier,
-            "num_classes": self._labels.sampling.num_classes,
-            "identity": self._labels.sampling.identity,
+            "num_classes": every_label.num_classes,
+            "identity": every_label.identity,
             "seeded": self._labels.seeded,
         }
 
@@ -190,7 +191,7 @@ class DPRepresentationClip(keras.layers.Layer):
             )
         self._ledger = counting.Ledger(table)
         if self._labels is not None:
-            self._ledger.add(self._labels)
+            self._built_ledger().add(self._labels)
 
     def _kind(self, public: bool, labels) -> accounting.Release:
         if self._end_to_end:
@@ -248,18 +249,26 @@ class DPRepresentationClip(keras.layers.Layer):
                 f"sampler draws {self._rows}: one row for each example, in one "
                 "call. Keep the batch in the first axis, whole."
             )
-        self._ledger.count_step(
+        self._built_ledger().count_step(
             self._release, tf.shape(rows)[0] if size is None else size
         )
 
     def _noise(self, rows: tf.Tensor, training) -> tf.Tensor:
-        key = self._noise_source.next_step(self._ledger.total_steps())
+        key = self._noise_source.next_step(self._built_ledger().total_steps())
         return noise_lib.gaussian_noise_like(
             rows,
             self._release.standard_deviation,
             # By a seed, a count that stands still would repeat what was drawn.
             noise_lib.NoiseSource.key_of(key, 0 if training else 1),
         )
+
+    def _built_ledger(self) -> counting.Ledger:
+        if self._ledger is None:
+            raise ValueError(
+                f"Layer '{self.name}' is not built, so it has no ledger yet. "
+                "Call it, or its model, on a batch first."
+            )
+        return self._ledger
 
     @property
     def ledger_entries(self) -> list[accounting.LedgerEntry]:
@@ -269,7 +278,7 @@ class DPRepresentationClip(keras.layers.Layer):
     @property
     def next_entry(self) -> accounting.LedgerEntry:
         """What the next call releases, as a `LedgerEntry`."""
-        return self._ledger.next_entry(self._release)
+        return self._built_ledger().next_entry(self._release)
 
     def open_ledger(self, info: "sampling_lib.SamplingInfo | None") -> None:
         """Says how the rows of the calls that follow are drawn.
@@ -285,7 +294,7 @@ class DPRepresentationClip(keras.layers.Layer):
                 self._ledger.open(self._release, accounting.UnknownSampling())
             return
         self._rows = info.capacity
-        self._ledger.open(
+        self._built_ledger().open(
             self._release.of_kind(self.declared(info)),
             info.sampling,
             info.seeded,
@@ -308,12 +317,12 @@ class DPRepresentationClip(keras.layers.Layer):
         if info is None:
             return self._release.kind
         if info.labels is not None:
-            self._ledger.add(info.labels)
+            self._built_ledger().add(info.labels)
         return self._kind(True, info.labels)
 
     def absorb_ledger(self, entries: list[accounting.LedgerEntry]) -> None:
         """Takes over what a private optimizer released of the same model."""
-        self._ledger.absorb(entries)
+        self._built_ledger().absorb(entries)
 
     def compute_output_shape(self, input_shape):
         """That of the input."""

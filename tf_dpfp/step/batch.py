@@ -72,7 +72,8 @@ def clipped_batch(
     data = (x, y, sample_weight)
     data, rows = sampling_lib.pad_to_multiple(data, microbatch_size or 1)
     if microbatch_size is None:
-        result = clipped_microbatch(model, plan, *data, rows)
+        x, y, sample_weight = data
+        result = clipped_microbatch(model, plan, x, y, sample_weight, rows)
         after_microbatch(*data, rows, result)
         return result.sums
     pieces = sampling_lib.split_microbatches((data, rows), microbatch_size)
@@ -85,7 +86,10 @@ def clipped_batch(
 
     def run(index):
         piece, piece_rows = at(index)
-        result = clipped_microbatch(model, plan, *piece, piece_rows)
+        x, y, sample_weight = piece
+        result = clipped_microbatch(
+            model, plan, x, y, sample_weight, piece_rows
+        )
         after_microbatch(*piece, piece_rows, result)
         return result.sums
 
