@@ -6,7 +6,7 @@ import tf_dpfp
 
 NAMES = """
 Adaptive Automatic ByFunction ClippedGradients Clipping DPAdagrad DPAdam
-DPAdamW DPLion DPModel DPRMSprop DPRepresentationClip DPSGD DPSequential
+DPAdamW DPLion DPRMSprop DPRepresentationClip DPSGD
 DebiasedCrossentropy Flat GenericRule GradientRule Materialized NotPrivateError
 OuterProduct PerBlock PerDevice PerLayer PrivacyBudget Problem
 RGPDense RandomizedLabels RowGather calibrate

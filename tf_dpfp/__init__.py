@@ -46,8 +46,6 @@ from tf_dpfp.sampling import microbatch_sampler
 from tf_dpfp.sampling import poisson_batches
 from tf_dpfp.sampling import randomize_labels
 from tf_dpfp.sampling import stratified_batches
-from tf_dpfp.training import DPModel
-from tf_dpfp.training import DPSequential
 from tf_dpfp.training import PrivacyBudget
 from tf_dpfp.training import clipped_gradients
 from tf_dpfp.training import dealt_step

@@ -259,18 +259,22 @@ def test_a_file_of_the_whole_model_is_refused_without_its_marks(tmp_path):
 
 
 def test_a_file_of_a_model_of_rgp_layers_holds_everything(tmp_path):
-    model = tf_dpfp.DPSequential(
-        [
-            keras.Input((ROWS,)),
-            tf_dpfp.RGPDense(COLUMNS, rank=2, warmup_steps=1),
-            layers.Dense(4),
-        ]
+    model = tf_dpfp.make_private(
+        keras.Sequential(
+            [
+                keras.Input((ROWS,)),
+                tf_dpfp.RGPDense(COLUMNS, rank=2, warmup_steps=1),
+                layers.Dense(4),
+            ]
+        )
     )
     _compile(model, tf_dpfp.DPAdam)
     for _ in range(3):
         _step(model)
     model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded = tf_dpfp.make_private(
+        keras.models.load_model(tmp_path / "model.keras")
+    )
     loaded.run_eagerly = True
     assert _same(_carriers(model), _carriers(loaded))
     assert tf_dpfp.ledger(loaded) == tf_dpfp.ledger(model)

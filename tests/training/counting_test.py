@@ -147,29 +147,6 @@ def test_a_seeded_sampling_is_told_after_loading(tmp_path):
     assert "SEEDED" not in tf_dpfp.privacy_statement(fresh, 1e-5)
 
 
-def _dp_model():
-    inputs = keras.Input((3,))
-    return tf_dpfp.DPModel(inputs, layers.Dense(1)(inputs))
-
-
-def _dp_sequential():
-    return tf_dpfp.DPSequential([keras.Input((3,)), layers.Dense(1)])
-
-
-@pytest.mark.parametrize("build", [_dp_model, _dp_sequential])
-def test_saving_and_loading_a_private_class(tmp_path, build):
-    model = build()
-    model.compile(_optimizer(), loss="mse", metrics=["mae"])
-    model.fit(_poisson(), verbose=0)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert type(loaded) is type(model)
-    assert tf_dpfp.ledger(loaded) == tf_dpfp.ledger(model)
-    assert set(loaded.evaluate(X, Y, return_dict=True)) == {"loss", "mae"}
-    loaded.fit(_poisson(2), verbose=0)
-    assert _counts(loaded) == (6, 0)
-
-
 def _load_weights(model, tmp_path):
     path = tmp_path / "w.weights.h5"
     model.save_weights(path)

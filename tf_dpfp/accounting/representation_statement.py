@@ -21,7 +21,6 @@ def describe(
     delta: float,
     population: int | None,
     objections: Sequence[str],
-    notes: Sequence[str],
 ) -> tuple[list[str], bool]:
     """Describes a training under replace-one; arguments as in `statement`.
 
@@ -43,7 +42,6 @@ def describe(
         training,
         *text.delta_warning(entries, delta, population),
         *_describe_guarantee(entries, delta),
-        *map(text.fill, notes),
         *claim,
         *text.sampling(entries, samplings.WithoutReplacement, _DRAWS),
     ], True

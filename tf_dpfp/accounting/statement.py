@@ -41,7 +41,6 @@ def statement(
     seeded: bool = False,
     recorded: bool = True,
     objections: Sequence[str] = (),
-    notes: Sequence[str] = (),
 ) -> str:
     """Writes the privacy statement of a training.
 
@@ -56,9 +55,7 @@ def statement(
         recorded: False for entries that somebody describes instead of a
             record. The statement then claims nothing about what ran.
         objections: Reasons why the entries do not cover all that was released,
-            so that epsilon is infinite. For noised representations, as
-            `notes`.
-        notes: Further paragraphs.
+            so that epsilon is infinite.
 
     Returns:
         Plain text in paragraphs of 80 columns. Epsilons are rounded up.
@@ -78,7 +75,7 @@ def statement(
     adjacency = entries_lib.adjacency_of(ran)
     if objections or adjacency is releases.Adjacency.REPLACE_ONE:
         said, is_private = representation_statement.describe(
-            ran, delta, population, objections, notes
+            ran, delta, population, objections
         )
     else:
         said, is_private = _describe(
