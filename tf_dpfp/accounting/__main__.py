@@ -64,7 +64,7 @@ def report(
     lines = []
     if noise_multiplier is None:
         assert epsilon is not None  # One of the two is given.
-        noise_multiplier = calibration.calibrate(
+        noise_multiplier = calibration.calibrate_noise_multiplier(
             epsilon,
             delta,
             described.proved_rate,

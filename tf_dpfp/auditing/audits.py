@@ -30,7 +30,7 @@ Claim = float | Callable[[float], float]
 
 @dataclasses.dataclass(frozen=True)
 class AuditPoint:
-    """What an audit found at one delta.
+    """Result of an audit at one delta: the bound and the claim.
 
     Attributes:
         delta: Delta.
@@ -51,7 +51,7 @@ class AuditPoint:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AuditReport:
-    """What an audit found. `print` it for the words.
+    """Result of an audit: bounds, claims and scores; `print` shows them.
 
     Attributes:
         method: `"many_runs"` or `"one_run"`.
@@ -142,7 +142,7 @@ def audit(
         model.fit(batches_with(canaries[included]), epochs=3)
         return -losses(model, canaries)  # A low loss: it seems in.
 
-    claim = tf_dpfp.epsilon(model, delta=1e-5)  # Of one such training.
+    claim = tf_dpfp.compute_epsilon(model, delta=1e-5)  # Of one such training.
     print(auditing.audit(train, runs=1, canaries=1000, delta=1e-5,
                          claimed_epsilon=claim, rng=0))
     ```

@@ -124,7 +124,7 @@ def epsilon_of_counts(
     delta: float,
     confidence: float = 0.95,
 ) -> float | np.ndarray:
-    """A lower bound on epsilon from a test's errors in many runs.
+    """Bounds epsilon from below, by a test's errors in many runs.
 
     The test must have been fixed before these runs were looked at. Each error
     rate gets half of the error probability.
@@ -200,7 +200,7 @@ def many_runs_epsilon(
     delta: float,
     confidence: float = 0.95,
 ) -> float:
-    """A lower bound on epsilon from runs with and without one canary.
+    """Bounds epsilon from below, by runs with and without one canary.
 
     Every second run of each kind chooses the threshold, the others alone are
     counted: what is counted has chosen nothing, so the bound needs no

@@ -9,7 +9,7 @@ from keras import tree
 def insert_canaries(
     x: Any, y: Any, canary_x: Any, canary_y: Any, included: np.ndarray
 ) -> tuple[Any, Any, np.ndarray]:
-    """Puts canaries behind the data, those that are out with weight zero.
+    """Appends canaries to the data, those that are out with weight zero.
 
     The number of rows is the same whatever the coins say, for the sampling
     rate and the expected batch size treat it as public. An example of weight

@@ -20,7 +20,7 @@ from tf_dpfp.step import losses as losses_lib
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RocCurve:
-    """What an attack by a threshold achieves, for every threshold.
+    """True against false positives of an attack, for every threshold.
 
     Attributes:
         false_positive_rate: Ascending, from 0 to 1.
@@ -82,7 +82,7 @@ class RocCurve:
 def roc_curve(
     member_scores: Sequence[float], other_scores: Sequence[float]
 ) -> RocCurve:
-    """The curve of an attack that says "member" above a threshold.
+    """Computes the curve of an attack that says "member" above a threshold.
 
     Args:
         member_scores: Scores of members, greater where they seem members.
@@ -124,7 +124,7 @@ def example_losses(
     sample_weight: Any = None,
     batch_size: int = 256,
 ) -> np.ndarray:
-    """The compiled loss of each example, in inference mode.
+    """Computes the compiled loss of each example, in inference mode.
 
     Args:
         model: A compiled model, private or not.

@@ -25,7 +25,7 @@ _GREATEST_EPSILON = 700.0  # Beyond it the exponential overflows.
 def one_run_p_value(
     canaries: int, guesses: int, correct: int, epsilon: float, delta: float
 ) -> float:
-    """How likely so many right guesses are under (epsilon, delta)-privacy.
+    """Computes how likely so many right guesses are under a claimed epsilon.
 
     Each canary is in or out by a fair coin; from the outcome some coins are
     guessed. With `B` binomial of `guesses` trials with probability
@@ -79,7 +79,7 @@ def epsilon_of_guesses(
     delta: float,
     confidence: float = 0.95,
 ) -> float:
-    """The greatest epsilon that so many right guesses refute.
+    """Computes the greatest epsilon that so many right guesses refute.
 
     Args:
         canaries: As in `one_run_p_value`.
@@ -120,7 +120,7 @@ def one_run_epsilon(
     confidence: float = 0.95,
     guesses: Sequence[tuple[int, int]] | None = None,
 ) -> float:
-    """A lower bound on epsilon from canaries that are in by fair coins.
+    """Bounds epsilon from below, by canaries that are in by fair coins.
 
     The canaries of the greatest scores are guessed to be in, those of the
     least to be out. How many to guess is not chosen by what was right: each of

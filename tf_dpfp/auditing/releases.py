@@ -20,8 +20,8 @@ class ReleaseRecorder(keras.callbacks.Callback):
     With `restart_every`, weights and optimizer start over after so many steps:
     one `fit` is then many short trainings, each from the same state, with
     batches and noise of its own. After it, everything is as it was before, but
-    for the ledger: it counts all of them, and so does `tf_dpfp.epsilon`. The
-    epsilon of one run is that of so many steps.
+    for the ledger: it counts all of them, and so does
+    `tf_dpfp.compute_epsilon`. The epsilon of one run is that of so many steps.
 
     Example:
 
@@ -155,7 +155,7 @@ def likelihood_scores(
     standard_deviation: float,
     sampling_rate: float = 1.0,
 ) -> np.ndarray:
-    """The best test of Gaussian releases with and without a contribution.
+    """Scores releases by the best test of Gaussians with and without a canary.
 
     A step of a run gives one number: what was released, along the direction of
     the canary. It is Gaussian around 0 without the canary. With it, around
@@ -182,7 +182,7 @@ def likelihood_scores(
 
 
 def spread_scores(projections: np.ndarray) -> np.ndarray:
-    """How far the steps of a run are apart: a test for noise used twice.
+    """Scores releases by their spread over steps, which reused noise lacks.
 
     Noise that is the same in two steps cancels between them, and what is left
     is that a canary was in one and not in the other. For sampling rates below

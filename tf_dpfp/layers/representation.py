@@ -36,9 +36,10 @@ class DPRepresentationClip(keras.layers.Layer):
 
     The layer counts what it releases: every row of every call with
     `training=True`. By itself it claims nothing about how batches are drawn;
-    `tf_dpfp.make_private(model)`, or `tf_dpfp.sampled_steps` for a model that
-    stays ordinary, with the batches of `tf_dpfp.stratified_batches` makes
-    epsilon smaller. See `tf_dpfp.privacy_statement(model, delta)`.
+    `tf_dpfp.make_private(model)`, or `tf_dpfp.loops.sampled_steps` for a model
+    that stays ordinary, with the batches of
+    `tf_dpfp.representations.stratified_batches` makes epsilon smaller. See
+    `tf_dpfp.privacy_statement(model, delta)`.
 
     The guarantee is for replacing one example by another of the same label:
     the noise does not cover the labels.
@@ -60,9 +61,10 @@ class DPRepresentationClip(keras.layers.Layer):
         noise_multiplier: Standard deviation of the noise on every coordinate,
             over `clip_norm`. 0 adds no noise; epsilon is then infinite.
         labels: `"public"` declares that the labels of all examples may be
-            known to anyone; what `tf_dpfp.randomize_labels` returned, that the
-            model is trained on those. `None` declares nothing: epsilon is
-            infinite, unless the batches of `stratified_batches` say it.
+            known to anyone; what `tf_dpfp.representations.randomize_labels`
+            returned, that the model is trained on those. `None` declares
+            nothing: epsilon is infinite, unless the batches of
+            `stratified_batches` say it.
         end_to_end: Whether to let the gradient through, to train what is
             below. Nothing is proved then: epsilon is infinite.
         noise_at_inference: Whether to add noise without `training`, too. Such
@@ -369,8 +371,9 @@ def _labels_entry(labels) -> accounting.LedgerEntry | None:
             accounting.Labels(),
         )
     raise ValueError(
-        "`labels` must be 'public', what tf_dpfp.randomize_labels returned, or "
-        f"None. Received: labels={labels!r}"
+        "`labels` must be 'public', what "
+        "tf_dpfp.representations.randomize_labels returned, or None. "
+        f"Received: labels={labels!r}"
     )
 
 

@@ -14,7 +14,7 @@ _CLASSES: dict[type, type] = {}
 def private_optimizer_class(
     base: type[keras.optimizers.Optimizer],
 ) -> type[keras.optimizers.Optimizer]:
-    """The private version of any Keras optimizer class.
+    """Makes the private version of any Keras optimizer class.
 
     Args:
         base: A subclass of `keras.optimizers.Optimizer`.

@@ -58,7 +58,7 @@ class PrivateOptimizer(_KerasOptimizer):
         noise_multiplier: Standard deviation of the noise over `l2_norm_clip`.
             0 adds no noise; epsilon is then infinite.
         clipping: `"flat"`, `"per_layer"`, `"per_device"`, or a
-            `tf_dpfp.Clipping` object.
+            `tf_dpfp.clipping.Clipping` object.
         expected_batch_size: What the noised sum is divided by: a public
             number, never the size of a batch that was drawn. `None` takes it
             from the `poisson_batches` data set, or from the first batch of
@@ -322,7 +322,7 @@ class PrivateOptimizer(_KerasOptimizer):
 
         Args:
             grads: `ClippedGradients`, from the private training step or from
-                `tf_dpfp.clipped_gradients`.
+                `tf_dpfp.loops.clipped_gradients`.
             trainable_variables: Not needed; must be the variables of `grads`.
 
         Raises:

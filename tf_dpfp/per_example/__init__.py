@@ -14,10 +14,10 @@ from tf_dpfp.per_example import keras_hub_layers as _keras_hub_layers
 from tf_dpfp.per_example import normalization as _normalization
 from tf_dpfp.per_example import scale as _scale
 from tf_dpfp.per_example.generic import GenericRule
-from tf_dpfp.per_example.gradients import Materialized
+from tf_dpfp.per_example.gradients import EmbeddingRows
 from tf_dpfp.per_example.gradients import OuterProduct
 from tf_dpfp.per_example.gradients import PerExampleGradient
-from tf_dpfp.per_example.gradients import RowGather
+from tf_dpfp.per_example.gradients import PerExampleTensor
 from tf_dpfp.per_example.gradients import add
 from tf_dpfp.per_example.recording import Unit
 from tf_dpfp.per_example.recording import find_units
@@ -34,10 +34,10 @@ __all__ = [
     "GenericRule",
     "GradientRule",
     "LayerCall",
-    "Materialized",
+    "PerExampleTensor",
     "OuterProduct",
     "PerExampleGradient",
-    "RowGather",
+    "EmbeddingRows",
     "Unit",
     "add",
     "find_units",

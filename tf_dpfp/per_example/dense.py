@@ -80,6 +80,6 @@ class DenseRule(rules.GradientRule):
         else:
             result.append((layer._kernel, gradients.OuterProduct(left, right)))
         if layer.bias is not None:
-            bias = gradients.Materialized(sum_positions(gradient))
+            bias = gradients.PerExampleTensor(sum_positions(gradient))
             result.append((layer.bias, bias))
         return result

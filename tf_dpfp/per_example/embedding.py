@@ -11,12 +11,12 @@ from tf_dpfp.per_example import gradients
 from tf_dpfp.per_example import rules
 
 
-def _lookups(table, ids, gradient: tf.Tensor) -> gradients.RowGather:
+def _lookups(table, ids, gradient: tf.Tensor) -> gradients.EmbeddingRows:
     """The rows that the ids name; whatever is not the batch is positions."""
     values = dense.rows(gradient)
     ids = tf.reshape(tf.cast(ids, tf.int32), tf.shape(values)[:2])
     ids.set_shape(values.shape[:2])
-    return gradients.RowGather(ids, values, table.shape[0])
+    return gradients.EmbeddingRows(ids, values, table.shape[0])
 
 
 def _lora_factors(layer, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:

@@ -121,7 +121,7 @@ def _weighted_rows(values: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
 
 
 class PerExampleGradient(abc.ABC):
-    """The gradients of one variable, one for every example of a batch."""
+    """Gradients of one variable, one for each example of a batch."""
 
     @abc.abstractmethod
     def squared_norms(self) -> tf.Tensor:
@@ -141,8 +141,8 @@ class PerExampleGradient(abc.ABC):
         """The gradients, shape `(batch, *variable_shape)`."""
 
 
-class Materialized(PerExampleGradient):
-    """Gradients that are written out.
+class PerExampleTensor(PerExampleGradient):
+    """Per-example gradients as one tensor, written out.
 
     Args:
         values: Tensor of shape `(batch, *variable_shape)`.
@@ -166,7 +166,7 @@ def _as_it_is(matrix: tf.Tensor) -> tf.Tensor:
 
 
 class OuterProduct(PerExampleGradient):
-    """`left^T right` per example, summed over positions.
+    """Per-example gradients `left^T right`, summed over positions.
 
     The gradient of anything that multiplies rows by a matrix: dense and
     einsum kernels (rows are positions), convolutions (rows are patches).
@@ -276,8 +276,8 @@ class OuterProduct(PerExampleGradient):
         return self._shaped(self._products())
 
 
-class RowGather(PerExampleGradient):
-    """A few rows of a table per example: the gradient of a lookup.
+class EmbeddingRows(PerExampleGradient):
+    """Per-example gradients of a lookup: a few rows of a table each.
 
     Args:
         ids: Integer tensor of shape `(batch, positions)`; may repeat.
@@ -346,7 +346,7 @@ class _TiedTable(PerExampleGradient):
     The cross term of the norm is a gather of `left` at the ids.
     """
 
-    def __init__(self, rows: RowGather, product: OuterProduct):
+    def __init__(self, rows: EmbeddingRows, product: OuterProduct):
         self.rows = rows
         self.product = product
 
@@ -384,8 +384,8 @@ def _add_products(parts: Sequence[OuterProduct]) -> OuterProduct:
     )
 
 
-def _add_rows(parts: Sequence[RowGather]) -> RowGather:
-    return RowGather(
+def _add_rows(parts: Sequence[EmbeddingRows]) -> EmbeddingRows:
+    return EmbeddingRows(
         tf.concat([tf.cast(p.ids, tf.int64) for p in parts], axis=1),
         tf.concat([p.values for p in parts], axis=1),
         parts[0].num_rows,
@@ -409,7 +409,7 @@ def add(parts: Sequence[PerExampleGradient]) -> PerExampleGradient:
     if len(parts) == 1:
         return parts[0]
     products = [p for p in parts if isinstance(p, OuterProduct)]
-    rows = [p for p in parts if isinstance(p, RowGather)]
+    rows = [p for p in parts if isinstance(p, EmbeddingRows)]
     same_layout = len({p.layout for p in products}) <= 1
     if same_layout and len(products) + len(rows) == len(parts):
         if not rows:
@@ -419,7 +419,7 @@ def add(parts: Sequence[PerExampleGradient]) -> PerExampleGradient:
         product = _concatenate(products, _add_products)
         if product.layout == TABLE_LAYOUT:
             return _TiedTable(_concatenate(rows, _add_rows), product)
-    return Materialized(tf.add_n([p.materialize() for p in parts]))
+    return PerExampleTensor(tf.add_n([p.materialize() for p in parts]))
 
 
 # The layout of products that land in a lookup table: (num_rows, width).
