@@ -11,6 +11,7 @@ from tests.per_example import oracle
 from tf_dpfp import per_example
 from tf_dpfp.per_example import convolution
 from tf_dpfp.per_example import gradients
+from tf_dpfp.per_example import sums
 
 _SHAPES = st.tuples(
     st.integers(1, 4), st.integers(1, 6), st.integers(1, 9), st.integers(1, 9)
@@ -297,11 +298,11 @@ def test_lookups_and_products_of_one_table():
             gradients.OuterProduct(
                 tf.constant(left),
                 tf.constant(right),
-                layout=gradients.TABLE_LAYOUT,
+                layout=sums.TABLE_LAYOUT,
             ),
         ]
     )
-    assert isinstance(found, gradients._TiedTable)
+    assert isinstance(found, sums._TiedTable)
     truth = np.einsum("btd,btp->bdp", left, right)
     for i in range(batch):
         for t in range(3):

@@ -9,6 +9,7 @@ from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.per_example import dense
 from tf_dpfp.per_example import gradients
 from tf_dpfp.per_example import rules
+from tf_dpfp.per_example import sums
 
 
 def _lookups(table, ids, gradient: tf.Tensor) -> gradients.EmbeddingRows:
@@ -56,7 +57,7 @@ def _lora_projection(layer, inputs: tf.Tensor, gradient: tf.Tensor):
             gradients.OuterProduct(
                 gradient,
                 tf.matmul(inputs, b, transpose_b=True),
-                layout=gradients.TABLE_LAYOUT,
+                layout=sums.TABLE_LAYOUT,
             ),
         ),
         (
@@ -85,7 +86,7 @@ class ReversibleEmbeddingRule(EmbeddingRule):
     """A table that is looked up in, and in reverse projects onto its rows.
 
     In reverse the gradient is an outer product. That of a tied table has the
-    layout which `gradients.add` adds to lookups without writing either out.
+    layout which `sums.add` adds to lookups without writing either out.
     """
 
     def record(self, layer, call, args, kwargs):
@@ -112,7 +113,7 @@ class ReversibleEmbeddingRule(EmbeddingRule):
             return _lora_projection(layer, inputs, gradient)
         if layer.tie_weights:
             product = gradients.OuterProduct(
-                gradient, inputs, layout=gradients.TABLE_LAYOUT
+                gradient, inputs, layout=sums.TABLE_LAYOUT
             )
             return [(layer._embeddings, product)]
         product = gradients.OuterProduct(inputs, gradient)
