@@ -2,7 +2,7 @@
 #
 #   make train       train on MNIST with differential privacy
 #   make test        run the tests
-#   make lint        check style and formatting
+#   make lint        check style, formatting and types
 #   make format      apply the formatting
 #   make benchmark   time private against non-private steps
 #   make clean       remove the environment and what the tools left
@@ -43,6 +43,7 @@ test: $(VENV)/.installed-all
 lint: $(VENV)/.installed-all
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 format: $(VENV)/.installed-all
 	@$(BIN)/ruff check --fix .

@@ -202,7 +202,7 @@ def test_a_model_that_remembers_is_refuted_and_a_private_one_is_not():
                 seed=1,
             )
             model.fit(batches, verbose=0)
-            trained.epsilon = tf_dpfp.epsilon(model, 1e-5)
+            trained.epsilon = tf_dpfp.compute_epsilon(model, 1e-5)
             return -auditing.example_losses(model, own, own_y)
 
         return auditing.audit(

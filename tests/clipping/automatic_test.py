@@ -19,22 +19,22 @@ CLIP, STABILITY = 0.6, 0.03
 )
 def test_stability_out_of_range_is_refused(value):
     with pytest.raises(ValueError, match="`stability` must be") as error:
-        tf_dpfp.Automatic(stability=value)
+        tf_dpfp.clipping.Automatic(stability=value)
     assert f"Received: stability={value!r}" in str(error.value)
 
 
 @pytest.mark.parametrize("value", ["fair", 1.0, None])
 def test_an_unknown_split_is_refused(value):
     with pytest.raises(ValueError, match="`split` must be"):
-        tf_dpfp.Automatic(split=value)
+        tf_dpfp.clipping.Automatic(split=value)
 
 
 @pytest.mark.parametrize(
     "automatic",
     [
-        tf_dpfp.Automatic(),
-        tf_dpfp.Automatic(stability=1e-3, split="by_dimension"),
-        tf_dpfp.Automatic(split={"b": 3.0, "a": 4.0}),
+        tf_dpfp.clipping.Automatic(),
+        tf_dpfp.clipping.Automatic(stability=1e-3, split="by_dimension"),
+        tf_dpfp.clipping.Automatic(split={"b": 3.0, "a": 4.0}),
     ],
     ids=str,
 )
@@ -85,13 +85,15 @@ def _data(count=6):
     ("clipping", "groups", "split"),
     [
         (
-            tf_dpfp.Flat(thresholds=tf_dpfp.Automatic(stability=STABILITY)),
+            tf_dpfp.Flat(
+                thresholds=tf_dpfp.clipping.Automatic(stability=STABILITY)
+            ),
             reference.flat_group,
             [CLIP],
         ),
         (
             tf_dpfp.PerLayer(
-                thresholds=tf_dpfp.Automatic(
+                thresholds=tf_dpfp.clipping.Automatic(
                     stability=STABILITY, split="by_dimension"
                 )
             ),
@@ -119,7 +121,7 @@ def test_sums_equal_the_loop(clipping, groups, split, microbatch_size):
     assert np.min(norms) < STABILITY < max(split) < np.max(norms)
     factors = reference.automatic_factors(norms, split, STABILITY)
     expected = reference.sums(gradients, loop.groups, factors)
-    clipped = tf_dpfp.clipped_gradients(model, x, y)
+    clipped = tf_dpfp.loops.clipped_gradients(model, x, y)
     assert clipped.counts is None
     for a, b in zip(clipped.sums, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
@@ -130,7 +132,7 @@ def test_rows_that_do_not_count():
     x, y = _data()
 
     def sums(x, y, weights=None):
-        clipped = tf_dpfp.clipped_gradients(model, x, y, weights)
+        clipped = tf_dpfp.loops.clipped_gradients(model, x, y, weights)
         return [s.numpy() for s in clipped.sums]
 
     without = sums(x[2:], y[2:])
@@ -148,12 +150,12 @@ def test_rows_that_do_not_count():
 
 def test_a_short_gradient_is_stretched_and_a_long_one_cut():
     model = _model(
-        tf_dpfp.Flat(thresholds=tf_dpfp.Automatic(stability=STABILITY))
+        tf_dpfp.Flat(thresholds=tf_dpfp.clipping.Automatic(stability=STABILITY))
     )
     for size, expected in ((1e-6, 0.0), (1.0, CLIP), (1e10, CLIP)):
         x = np.ones((1, 4), np.float32)
         y = model(x).numpy() + size
-        clipped = tf_dpfp.clipped_gradients(model, x, y)
+        clipped = tf_dpfp.loops.clipped_gradients(model, x, y)
         length = np.sqrt(sum(np.sum(np.float64(s) ** 2) for s in clipped.sums))
         assert length < CLIP
         assert length == pytest.approx(expected, abs=0.05)

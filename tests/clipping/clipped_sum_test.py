@@ -35,7 +35,9 @@ def _groups(adaptive, stability=0.0):
 
 def _run(values, groups, present):
     gradients = [
-        None if v is None else tf_dpfp.Materialized(tf.constant(v))
+        None
+        if v is None
+        else tf_dpfp.gradient_rules.PerExampleTensor(tf.constant(v))
         for v in values
     ]
     return clipping.clip_and_sum(gradients, groups, tf.constant(present))

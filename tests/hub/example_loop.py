@@ -20,7 +20,7 @@ def clipped(model, data, bound: float) -> list[np.ndarray]:
         optimizer=tf_dpfp.DPSGD(1.0, l2_norm_clip=bound, noise_multiplier=0.0),
         loss=_loss(),
     )
-    gradients = tf_dpfp.clipped_gradients(model, *data)
+    gradients = tf_dpfp.loops.clipped_gradients(model, *data)
     return [
         np.zeros(v.shape) if s is None else tf.convert_to_tensor(s).numpy()
         for v, s in zip(model.trainable_variables, gradients.sums, strict=True)

@@ -143,7 +143,7 @@ def test_declared_labels_are_part_of_the_ledger():
     undeclared(x, training=True)
     (entry,) = undeclared.ledger_entries
     assert entry.release == accounting.Representations("undeclared")
-    y = tf_dpfp.randomize_labels(np.arange(2), 1.5, 3)
+    y = tf_dpfp.representations.randomize_labels(np.arange(2), 1.5, 3)
     randomized = _layer(labels=y)
     randomized(x, training=True)
     assert randomized.ledger_entries[0] == y.entry
@@ -158,7 +158,9 @@ def test_declared_labels_are_part_of_the_ledger():
 
 def _info(x, y, **kwargs):
     return sampling.sampling_of(
-        tf_dpfp.stratified_batches(x, y, labels="public", **kwargs)
+        tf_dpfp.representations.stratified_batches(
+            x, y, labels="public", **kwargs
+        )
     )
 
 

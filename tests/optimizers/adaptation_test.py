@@ -15,7 +15,7 @@ from tf_dpfp import clipping as clipping_lib
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 3)).astype(np.float32)
 Y = X.sum(axis=1, keepdims=True)
-ADAPTIVE = tf_dpfp.Adaptive(learning_rate=1.0, budget_share=0.3)
+ADAPTIVE = tf_dpfp.clipping.Adaptive(learning_rate=1.0, budget_share=0.3)
 
 
 @keras.saving.register_keras_serializable("adaptation_test")
@@ -25,10 +25,10 @@ def first_or_not(layer):
 
 GROUPINGS = {
     "PerLayer": lambda thresholds: tf_dpfp.PerLayer(thresholds=thresholds),
-    "PerBlock": lambda thresholds: tf_dpfp.PerBlock(
+    "PerBlock": lambda thresholds: tf_dpfp.clipping.PerBlock(
         pattern="first|second", thresholds=thresholds
     ),
-    "ByFunction": lambda thresholds: tf_dpfp.ByFunction(
+    "ByFunction": lambda thresholds: tf_dpfp.clipping.ByFunction(
         function=first_or_not, thresholds=thresholds
     ),
 }
@@ -66,7 +66,9 @@ def _run(model, steps):
     for _ in range(steps):
         model.train_on_batch(X, Y)
         parts = [v.numpy().ravel() for v in model.trainable_variables]
-        if isinstance(model.optimizer.clipping.thresholds, tf_dpfp.Adaptive):
+        if isinstance(
+            model.optimizer.clipping.thresholds, tf_dpfp.clipping.Adaptive
+        ):
             parts.insert(0, reference.estimates_of(model.optimizer))
         found.append(np.concatenate(parts))
     return np.array(found)
@@ -118,7 +120,7 @@ def test_a_compiled_step_finds_restored_estimates(tmp_path):
     )
     # The ledger is not restored: the noise is that of the sixth step.
     assert [e.steps for e in tf_dpfp.ledger(model)] == [5]
-    clipped = tf_dpfp.clipped_gradients(model, X, Y)
+    clipped = tf_dpfp.loops.clipped_gradients(model, X, Y)
     for group in clipped.groups:
         for member in group.members:
             assert float(group.estimate) == saved[member]
@@ -151,7 +153,7 @@ def test_a_new_optimizer_begins_anew_and_keeps_the_ledger():
     initial = first[:, :6]
     assert np.ptp(initial) > 0.1
     model.compile(_optimizer(), loss="mse", run_eagerly=True)
-    clipped = tf_dpfp.clipped_gradients(model, X, Y)
+    clipped = tf_dpfp.loops.clipped_gradients(model, X, Y)
     assert {float(g.estimate) for g in clipped.groups} == {
         float(np.float32(1.0 / np.sqrt(3)))
     }
@@ -160,7 +162,7 @@ def test_a_new_optimizer_begins_anew_and_keeps_the_ledger():
     # The same optimizer compiled again goes on where it was.
     before = reference.estimates_of(model.optimizer)
     model.compile(model.optimizer, loss="mae", run_eagerly=True)
-    clipped = tf_dpfp.clipped_gradients(model, X, Y)
+    clipped = tf_dpfp.loops.clipped_gradients(model, X, Y)
     found = [float(g.estimate) for g in clipped.groups]
     np.testing.assert_array_equal(found, before[::2])
 
@@ -174,7 +176,7 @@ def test_a_layer_that_is_frozen_half_way(same_optimizer):
     optimizer = model.optimizer if same_optimizer else _optimizer()
     model.compile(optimizer, loss="mse", run_eagerly=True)
     weights = model.get_layer("first").get_weights()
-    clipped = tf_dpfp.clipped_gradients(model, X, Y)
+    clipped = tf_dpfp.loops.clipped_gradients(model, X, Y)
     assert len(clipped.groups) == len(clipped.counts) == 2
     found = [float(g.estimate) for g in clipped.groups]
     if same_optimizer:
@@ -197,7 +199,7 @@ def test_a_layer_that_is_frozen_half_way(same_optimizer):
         # And back again: it is found where it was left.
         model.get_layer("first").trainable = True
         model.compile(optimizer, loss="mse", run_eagerly=True)
-        clipped = tf_dpfp.clipped_gradients(model, X, Y)
+        clipped = tf_dpfp.loops.clipped_gradients(model, X, Y)
         assert float(clipped.groups[0].estimate) == before[0]
         _run(model, 1)
     total = 5 if same_optimizer else 4
@@ -218,7 +220,7 @@ def test_a_variable_that_the_optimizer_does_not_know_is_named():
 
 def test_clipped_gradients_without_counts_are_refused():
     model = _model(_optimizer("per_layer"))
-    clipped = tf_dpfp.clipped_gradients(model, X, Y)
+    clipped = tf_dpfp.loops.clipped_gradients(model, X, Y)
     assert clipped.counts is None
     other = _optimizer()
     other.build(model.trainable_variables)
@@ -230,12 +232,14 @@ def test_clipped_gradients_without_counts_are_refused():
 
 
 def test_noise_belongs_to_the_thresholds_of_the_clipped_gradients():
-    adaptive = tf_dpfp.Adaptive(rescale=False, initial=1e-3, learning_rate=9.0)
+    adaptive = tf_dpfp.clipping.Adaptive(
+        rescale=False, initial=1e-3, learning_rate=9.0
+    )
     optimizer = _optimizer(tf_dpfp.PerLayer(thresholds=adaptive), 1e-2)
     model = _model(optimizer)
 
     def nothing_clipped():
-        clipped = tf_dpfp.clipped_gradients(model, X, Y)
+        clipped = tf_dpfp.loops.clipped_gradients(model, X, Y)
         return dataclasses.replace(
             clipped, sums=[tf.zeros_like(s) for s in clipped.sums]
         )

@@ -178,7 +178,7 @@ def test_carriers_depend_on_noised_values_only(source):
         # Also after the gradients of the step were computed.
         for model, batch in ((one, x), (other, changed)):
             before = _carriers(model)
-            clipped = tf_dpfp.clipped_gradients(model, batch, y)
+            clipped = tf_dpfp.loops.clipped_gradients(model, batch, y)
             assert _same(before, _carriers(model))
             assert _same(clipped.carriers[0], before)
             model.optimizer.apply(clipped)
@@ -296,7 +296,9 @@ def test_marks_that_change_after_the_optimizer_was_built_are_refused():
         for train in (
             lambda model=model: _step(model),
             lambda model=model: model.fit(*_data(), verbose=0),
-            lambda model=model: tf_dpfp.clipped_gradients(model, *_data()),
+            lambda model=model: tf_dpfp.loops.clipped_gradients(
+                model, *_data()
+            ),
         ):
             with pytest.raises(ValueError, match="after the optimizer was"):
                 train()
@@ -309,7 +311,7 @@ def test_marks_that_change_after_the_optimizer_was_built_are_refused():
 
 def test_gradients_made_under_other_marks_are_refused():
     model = _model(mark=False)
-    clipped = tf_dpfp.clipped_gradients(model, *_data())
+    clipped = tf_dpfp.loops.clipped_gradients(model, *_data())
     tf_dpfp.reparametrize(model, 2, include="hidden")
     _compile(model)
     with pytest.raises(ValueError, match="Make them anew"):

@@ -132,7 +132,9 @@ def test_loss_scaling_wrappers_are_refused():
     model = tf_dpfp.make_private(
         keras.Sequential([keras.Input((3,)), layers.Dense(1)])
     )
-    with pytest.raises(tf_dpfp.NotPrivateError, match="LossScaleOptimizer"):
+    with pytest.raises(
+        tf_dpfp.errors.NotPrivateError, match="LossScaleOptimizer"
+    ):
         model.compile(
             keras.optimizers.LossScaleOptimizer(
                 tf_dpfp.DPSGD(0.1, noise_multiplier=1.0)
@@ -146,7 +148,9 @@ def test_ordinary_gradients_are_refused_and_nothing_moves():
     optimizer, variables = model.optimizer, model.trainable_variables
     gradients = [tf.ones_like(v.value) for v in variables]
     before = model.get_weights()
-    refused = pytest.raises(tf_dpfp.NotPrivateError, match="make_private")
+    refused = pytest.raises(
+        tf_dpfp.errors.NotPrivateError, match="make_private"
+    )
     with refused:
         optimizer.apply(gradients, variables)
     with refused:
@@ -163,7 +167,7 @@ def test_apply_checks_the_variables_and_takes_both_forms():
     model = helpers.private_line(
         tf_dpfp.DPSGD(0.1, noise_multiplier=0.0, expected_batch_size=4)
     )
-    clipped = tf_dpfp.clipped_gradients(model, X[:4], Y[:4])
+    clipped = tf_dpfp.loops.clipped_gradients(model, X[:4], Y[:4])
     with pytest.raises(ValueError, match="Leave the argument out"):
         model.optimizer.apply(clipped, model.trainable_variables[:1])
     model.optimizer.apply(clipped, model.trainable_variables)
@@ -192,17 +196,21 @@ def test_a_batch_that_was_not_dealt_to_the_replicas_is_refused():
     model = helpers.private_line(
         tf_dpfp.DPSGD(0.1, noise_multiplier=1.0, expected_batch_size=4)
     )
-    clipped = tf_dpfp.clipped_gradients(model, X, Y)
+    clipped = tf_dpfp.loops.clipped_gradients(model, X, Y)
 
     class Two:
         num_replicas_in_sync = 2
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tf.distribute, "get_strategy", Two)
-        with pytest.raises(tf_dpfp.NotPrivateError, match="count each example"):
+        with pytest.raises(
+            tf_dpfp.errors.NotPrivateError, match="count each example"
+        ):
             model.optimizer.apply(clipped)
     dealt = dataclasses.replace(clipped, replicas=2)
-    with pytest.raises(tf_dpfp.NotPrivateError, match="one of 2 replicas"):
+    with pytest.raises(
+        tf_dpfp.errors.NotPrivateError, match="one of 2 replicas"
+    ):
         model.optimizer.apply(dealt)
     assert tf_dpfp.ledger(model) == []
 

@@ -263,7 +263,7 @@ class AdaptiveReference(Reference):
     """A float64 twin that adapts its thresholds, without noise.
 
     Args:
-        adaptive: The settings, a `tf_dpfp.Adaptive`.
+        adaptive: The settings, a `tf_dpfp.clipping.Adaptive`.
         estimates: The initial estimate of each group.
         *args: As for `Reference`.
     """

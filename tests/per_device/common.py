@@ -127,7 +127,7 @@ def compiled_sums(model):
 
     @tf.function(autograph=False, reduce_retracing=True)
     def run(x, y):
-        found = tf_dpfp.clipped_gradients(model, x, y).sums
+        found = tf_dpfp.loops.clipped_gradients(model, x, y).sums
         return [tf.convert_to_tensor(s) for s in found]
 
     return lambda x, y: [s.numpy() for s in run(tf.constant(x), tf.constant(y))]

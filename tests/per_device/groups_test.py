@@ -54,7 +54,7 @@ def test_devices_of_the_same_number_on_two_hosts_are_two_groups():
             return self
 
     owned = [clipping.OwnedVariable(Value(task), None) for task in (0, 1, 0)]
-    groups = tf_dpfp.PerDevice().groups(owned, 1.0)
+    groups = tf_dpfp.clipping.PerDevice().groups(owned, 1.0)
     assert [g.members for g in groups] == [(0, 2), (1,)]
     assert [g.name for g in groups] == [g.device for g in groups]
 
@@ -65,7 +65,7 @@ def test_a_variable_of_no_known_device_is_refused():
             "homeless", (3,), use_resource=True
         )
     with pytest.raises(ValueError, match="device 'homeless"):
-        tf_dpfp.PerDevice().device_of(variable)
+        tf_dpfp.clipping.PerDevice().device_of(variable)
 
 
 class TwoPlaces(layers.Layer):

@@ -40,7 +40,7 @@ def test_the_noise_of_a_device_goes_by_its_own_threshold(size):
             1.0,
             l2_norm_clip=0.5,
             noise_multiplier=1.7,
-            clipping=tf_dpfp.PerDevice(thresholds=chosen),
+            clipping=tf_dpfp.clipping.PerDevice(thresholds=chosen),
             expected_batch_size=common.EXPECTED,
             microbatch_size=size,
         ),

@@ -77,7 +77,9 @@ def test_micro_batches_send_sums_and_nothing_of_single_examples():
 @pytest.mark.filterwarnings("ignore:The fractions that adaptive")
 @pytest.mark.parametrize("rescale", [True, False])
 def test_only_counts_cross_where_thresholds_adapt(rescale):
-    adaptive = tf_dpfp.PerDevice(thresholds=tf_dpfp.Adaptive(rescale=rescale))
+    adaptive = tf_dpfp.clipping.PerDevice(
+        thresholds=tf_dpfp.clipping.Adaptive(rescale=rescale)
+    )
     step = common.step(common.noisy(adaptive), *common.data())
     assert _not_scalars(step.crossings) == _expected_crossings()
     counts = [c for c in step.crossings if c.carries]
@@ -111,7 +113,7 @@ def test_what_crosses_shows_what_is_planted():
 def _by_hand(model, x, y):
     @tf.function(autograph=False)
     def step(x, y):
-        model.optimizer.apply(tf_dpfp.clipped_gradients(model, x, y))
+        model.optimizer.apply(tf_dpfp.loops.clipped_gradients(model, x, y))
 
     step(tf.constant(x), tf.constant(y))
 
@@ -138,7 +140,7 @@ def test_state_and_updates_are_on_the_device_of_the_variable(train):
 def test_a_saved_model_is_loaded_onto_its_devices(tmp_path):
     x, y = common.data()
     chosen = {"CPU:1": 0.3, "CPU:2": 0.4}
-    model = common.noisy(tf_dpfp.PerDevice(thresholds=chosen))
+    model = common.noisy(tf_dpfp.clipping.PerDevice(thresholds=chosen))
     model.train_on_batch(x, y)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")

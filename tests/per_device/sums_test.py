@@ -19,7 +19,7 @@ PAIRS = common.indices(4, 4)
 
 
 def _chosen(thresholds):
-    return {"clipping": tf_dpfp.PerDevice(thresholds=thresholds)}
+    return {"clipping": tf_dpfp.clipping.PerDevice(thresholds=thresholds)}
 
 
 @pytest.mark.parametrize("devices", [common.DEVICES, common.THREE_DEVICES])
@@ -66,7 +66,7 @@ def test_automatic_thresholds_scale_each_device():
 @pytest.mark.parametrize("rescale", [True, False])
 def test_adaptive_thresholds_follow_each_device(rescale):
     x, y = common.data()
-    adaptive = tf_dpfp.Adaptive(
+    adaptive = tf_dpfp.clipping.Adaptive(
         initial={"CPU:1": 0.6, "CPU:2": 0.2}, learning_rate=0.9, rescale=rescale
     )
     model = common.private(common.mlp(), **_chosen(adaptive))

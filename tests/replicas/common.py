@@ -51,7 +51,7 @@ def loss():
 
 
 def adaptive(**kwargs):
-    return tf_dpfp.PerLayer(thresholds=tf_dpfp.Adaptive(**kwargs))
+    return tf_dpfp.PerLayer(thresholds=tf_dpfp.clipping.Adaptive(**kwargs))
 
 
 def private(
@@ -99,7 +99,7 @@ def assert_equal_weights(a, b, atol=1e-5):
 
 
 def assert_equal_thresholds(*models):
-    found = [list(tf_dpfp.thresholds(m).values()) for m in models]
+    found = [list(tf_dpfp.clip_norms(m).values()) for m in models]
     np.testing.assert_allclose(*found, rtol=1e-5)
 
 

@@ -41,7 +41,7 @@ def test_nothing_of_single_examples_leaves_a_replica(count):
         assert "examples" not in crossing.carries, crossing
     assert any("sum" in crossing.carries for crossing in sent)
     weights = sum(w.size for w in model.get_weights())
-    counts = len(tf_dpfp.thresholds(model))
+    counts = len(tf_dpfp.clip_norms(model))
     # The last replica receives and adds up nothing.
     assert _numbers(sent, f"CPU:{count - 1}") == weights + counts
 

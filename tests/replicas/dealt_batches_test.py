@@ -64,11 +64,11 @@ def test_steps_of_a_loop_are_dealt_too(compiled, settings):
         batches = common.batches(steps_per_epoch=3)
 
         def step(x, y, model=model):
-            tf_dpfp.dealt_step(model, x, y)
+            tf_dpfp.loops.distributed_step(model, x, y)
 
         if compiled:
             step = tf.function(step, reduce_retracing=True)
-        with tf_dpfp.sampled_steps(model, batches):
+        with tf_dpfp.loops.sampled_steps(model, batches):
             for batch in batches:
                 step(*batch)
     common.assert_moved(models[1])

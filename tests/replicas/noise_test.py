@@ -69,7 +69,7 @@ def test_the_noise_of_a_dealt_step_is_that_of_one():
     model = _silent(2)
     zeros = tf.zeros((6, model.input_shape[1]))
     before = model.get_weights()
-    tf.function(lambda: tf_dpfp.dealt_step(model, zeros, zeros))()
+    tf.function(lambda: tf_dpfp.loops.distributed_step(model, zeros, zeros))()
     moves = [
         np.float64(a - b).ravel()
         for a, b in zip(model.get_weights(), before, strict=True)
@@ -108,7 +108,7 @@ def test_the_noise_of_counts_is_that_of_one_replica():
 
     class Note(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            seen.append(list(tf_dpfp.thresholds(model).values()))
+            seen.append(list(tf_dpfp.clip_norms(model).values()))
 
     zeros = np.zeros((10, 2), np.float32)
     data = tf.data.Dataset.from_tensors((zeros, zeros)).repeat(steps)
@@ -130,7 +130,7 @@ def test_replicas_draw_from_streams_of_their_own():
         source.build()
 
     def shares():
-        clipped = tf_dpfp.ClippedGradients(
+        clipped = tf_dpfp.loops.ClippedGradients(
             sums=[tf.zeros(s) for s in shapes],
             variables=variables,
             groups=[group],

@@ -60,13 +60,13 @@ def _in_pieces(places=(FIRST, SECOND)):
     "microbatch_size, thresholds",
     [
         (3, {"CPU:0": 0.1, "CPU:2": 0.08**0.5}),
-        (None, tf_dpfp.Adaptive(rescale=False)),
+        (None, tf_dpfp.clipping.Adaptive(rescale=False)),
     ],
     ids=["given", "adaptive"],
 )
 def test_pieces_on_two_replicas_train_as_on_one(microbatch_size, thresholds):
     settings = {
-        "clipping": tf_dpfp.PerDevice(thresholds=thresholds),
+        "clipping": tf_dpfp.clipping.PerDevice(thresholds=thresholds),
         "microbatch_size": microbatch_size,
     }
     models = [common.private(n, make=_in_pieces, **settings) for n in (1, 2)]
@@ -80,7 +80,7 @@ def test_pieces_on_two_replicas_train_as_on_one(microbatch_size, thresholds):
         for a, b in zip(flat.get_weights(), one.get_weights(), strict=True)
     )
     assert tf_dpfp.ledger(one) == tf_dpfp.ledger(several)
-    names = [list(tf_dpfp.thresholds(m)) for m in (one, several)]
+    names = [list(tf_dpfp.clip_norms(m)) for m in (one, several)]
     assert names == [["CPU:0", "CPU:2"]] * 2, names
     common.assert_equal_thresholds(one, several)
 
@@ -106,7 +106,7 @@ def test_the_noise_of_a_piece_goes_by_its_own_threshold():
         l2_norm_clip=0.5,
         noise_multiplier=multiplier,
         expected_batch_size=expected,
-        clipping=tf_dpfp.PerDevice(thresholds=chosen),
+        clipping=tf_dpfp.clipping.PerDevice(thresholds=chosen),
     )
     common.fit(model, data, epochs=1)
     weights = [np.float64(w) / 0.05 for w in model.get_weights()]

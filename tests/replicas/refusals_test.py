@@ -56,15 +56,19 @@ def test_batches_that_may_miss_a_replica_are_refused():
 def test_a_loop_that_gives_every_replica_the_same_batch_is_refused():
     model = common.private(2, expected_batch_size=8)
     x, y = common.data()
-    clipped = tf_dpfp.clipped_gradients(model, x[:8], y[:8])
-    with pytest.raises(tf_dpfp.NotPrivateError, match="each example 2 times"):
+    clipped = tf_dpfp.loops.clipped_gradients(model, x[:8], y[:8])
+    with pytest.raises(
+        tf_dpfp.errors.NotPrivateError, match="each example 2 times"
+    ):
         with common.strategy(2).scope():
             model.optimizer.apply(clipped)
 
     def step(x, y):
-        model.optimizer.apply(tf_dpfp.clipped_gradients(model, x, y))
+        model.optimizer.apply(tf_dpfp.loops.clipped_gradients(model, x, y))
 
-    with pytest.raises(tf_dpfp.NotPrivateError, match="each example 2 times"):
+    with pytest.raises(
+        tf_dpfp.errors.NotPrivateError, match="each example 2 times"
+    ):
         common.strategy(2).run(step, args=(x[:8], y[:8]))
     assert tf_dpfp.ledger(model) == []
 
@@ -74,7 +78,7 @@ def test_a_step_that_can_not_deal_is_refused():
     x, y = (part[:8] for part in common.data())
 
     def step():
-        tf_dpfp.dealt_step(model, x, y)
+        tf_dpfp.loops.distributed_step(model, x, y)
 
     with pytest.raises(ValueError, match="outside of `strategy.run`"):
         common.strategy(2).run(step)
@@ -82,9 +86,9 @@ def test_a_step_that_can_not_deal_is_refused():
         lambda context: tf.constant(x)
     )
     with pytest.raises(ValueError, match="exactly one replica can't be told"):
-        tf_dpfp.dealt_step(model, pieces, y)
+        tf_dpfp.loops.distributed_step(model, pieces, y)
     with pytest.raises(ValueError, match="no first axis over examples"):
-        tf_dpfp.dealt_step(model, x, y, sample_weight=1.0)
+        tf_dpfp.loops.distributed_step(model, x, y, sample_weight=1.0)
     assert tf_dpfp.ledger(model) == []
 
 

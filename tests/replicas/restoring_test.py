@@ -83,7 +83,7 @@ def test_a_model_checkpoint_is_loaded_with_and_without_replicas(tmp_path):
         assert tf_dpfp.ledger(again) == tf_dpfp.ledger(model)
         assert again.optimizer.clipping == model.optimizer.clipping
         # A loaded layer's path may lack the name of the model.
-        found = [tf_dpfp.thresholds(m).values() for m in (again, model)]
+        found = [tf_dpfp.clip_norms(m).values() for m in (again, model)]
         assert list(found[0]) == list(found[1]), found
         names = " ".join(v.path for v in again.optimizer.variables)
         for name in ("first_weight", "clip_estimates"):

@@ -28,7 +28,9 @@ WAYS = {
         2,
         {
             "marks": {"rank": 2, "warmup_steps": 2},
-            "clipping": tf_dpfp.PerLayer(thresholds=tf_dpfp.Automatic()),
+            "clipping": tf_dpfp.PerLayer(
+                thresholds=tf_dpfp.clipping.Automatic()
+            ),
         },
     ),
     "random carriers": (
@@ -111,7 +113,7 @@ def test_a_strategy_of_one_replica_trains_as_none():
 
 
 def _in_a_loop(model):
-    step = tf.function(lambda x, y: tf_dpfp.dealt_step(model, x, y))
+    step = tf.function(lambda x, y: tf_dpfp.loops.distributed_step(model, x, y))
     step(*common.data())
 
 
@@ -163,5 +165,5 @@ def test_the_budget_stops_several_replicas_where_it_stops_one():
     (entry,) = tf_dpfp.ledger(models[1])
     assert tf_dpfp.ledger(models[0]) == [entry]
     assert entry.steps > 2 * len(common.batches())
-    epsilons = [tf_dpfp.epsilon(m, 1e-3) for m in models]
+    epsilons = [tf_dpfp.compute_epsilon(m, 1e-3) for m in models]
     assert 2.0 < epsilons[0] == epsilons[1] <= 3.0

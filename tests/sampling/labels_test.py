@@ -13,7 +13,7 @@ from tf_dpfp import accounting
 def test_frequencies(epsilon, classes):
     count = 40_000
     y = np.full(count, 1, np.int32)
-    found = tf_dpfp.randomize_labels(y, epsilon, classes)
+    found = tf_dpfp.representations.randomize_labels(y, epsilon, classes)
     keep = math.exp(epsilon) / (math.exp(epsilon) + classes - 1)
     expected = np.full(classes, (1 - keep) / (classes - 1))
     expected[1] = keep
@@ -29,11 +29,16 @@ def test_frequencies(epsilon, classes):
 
 def test_each_randomisation_is_a_release_of_its_own():
     y = np.arange(4)
-    one, two = (tf_dpfp.randomize_labels(y, 1.0, 4) for _ in range(2))
+    one, two = (
+        tf_dpfp.representations.randomize_labels(y, 1.0, 4) for _ in range(2)
+    )
     assert one.entry != two.entry
     assert not one.entry.seeded
     assert one.entry.sampling.num_classes == 4
-    seeded = [tf_dpfp.randomize_labels(y, 1.0, 4, seed=1) for _ in range(2)]
+    seeded = [
+        tf_dpfp.representations.randomize_labels(y, 1.0, 4, seed=1)
+        for _ in range(2)
+    ]
     np.testing.assert_array_equal(seeded[0].values, seeded[1].values)
     assert seeded[0].entry.seeded
     assert isinstance(one.entry, accounting.LedgerEntry)
@@ -66,7 +71,10 @@ def test_no_epsilon_keeps_every_label(monkeypatch, epsilon):
 
 def test_columns_keep_their_shape():
     y = np.zeros((7, 1), np.int64)
-    assert tf_dpfp.randomize_labels(y, 1.0, 2).values.shape == (7, 1)
+    assert tf_dpfp.representations.randomize_labels(y, 1.0, 2).values.shape == (
+        7,
+        1,
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,4 +96,4 @@ def test_columns_keep_their_shape():
 )
 def test_refusals(y, epsilon, classes, message):
     with pytest.raises(ValueError, match=message):
-        tf_dpfp.randomize_labels(np.array(y), epsilon, classes)
+        tf_dpfp.representations.randomize_labels(np.array(y), epsilon, classes)

@@ -104,7 +104,7 @@ def _stated_scales(thresholds, multiplier, allocation):
 )
 def test_the_noise_follows_the_thresholds(allocation, rescale, arguments):
     share = 0.4
-    adaptive = tf_dpfp.Adaptive(
+    adaptive = tf_dpfp.clipping.Adaptive(
         initial={"silent/first": 0.1, "silent/second": 0.3},
         rescale=rescale,
         budget_share=share,
@@ -152,7 +152,7 @@ def _counting_optimizer(names, **arguments):
         keras.Variable(np.zeros(1, np.float32), name=name) for name in names
     ]
     shared = arguments.pop("shared", False)
-    adaptive = tf_dpfp.Adaptive(
+    adaptive = tf_dpfp.clipping.Adaptive(
         learning_rate=1.0,
         initial=1.0,
         rescale=False,
@@ -173,7 +173,7 @@ def _counting_optimizer(names, **arguments):
             clipping_lib.Group(name, (i,), 1.0, 1, estimate=estimate)
             for i, name in enumerate(names)
         ]
-        return tf_dpfp.ClippedGradients(
+        return tf_dpfp.loops.ClippedGradients(
             sums=[tf.zeros([1])] + [None] * (len(names) - 1),
             variables=variables,
             groups=groups,
@@ -236,7 +236,7 @@ def test_the_noise_of_the_counts_of_a_model(shared):
         [keras.Input((2,)), *[layers.Dense(2) for _ in range(count)]]
     )
     tf_dpfp.make_private(model)
-    adaptive = tf_dpfp.Adaptive(
+    adaptive = tf_dpfp.clipping.Adaptive(
         learning_rate=5.0, budget_share=share, shared=shared, rescale=False
     )
     model.compile(
@@ -254,7 +254,7 @@ def test_the_noise_of_the_counts_of_a_model(shared):
         steps,
         model.optimizer,
         lambda: model.optimizer.apply(
-            tf_dpfp.clipped_gradients(model, nobody, nobody)
+            tf_dpfp.loops.clipped_gradients(model, nobody, nobody)
         ),
     )
     path = np.vstack([np.full(count, count**-0.5), found[:, ::2]])

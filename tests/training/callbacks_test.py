@@ -44,7 +44,7 @@ def test_training_stops_at_the_last_step_the_budget_allows(
     model = _model(steps_per_execution=steps_per_execution)
     callback = tf_dpfp.PrivacyBudget(budget, DELTA)
     model.fit(_batches(12), epochs=20, verbose=0, callbacks=[callback])
-    assert tf_dpfp.epsilon(model, DELTA) <= budget
+    assert tf_dpfp.compute_epsilon(model, DELTA) <= budget
     assert allowed - steps_per_execution < _steps(model) <= allowed
     # Nothing is left for another session, and nothing is spent by asking.
     before = _steps(model)
@@ -88,7 +88,7 @@ def test_epsilon_is_in_the_progress_bar_the_history_and_the_logs(capsys):
     assert "epsilon: " in capsys.readouterr().out
     assert len(seen) == 10 and all(np.diff(seen) > 0)
     assert history.history["epsilon"] == [seen[4], seen[9]]
-    assert seen[9] == tf_dpfp.epsilon(model, DELTA)
+    assert seen[9] == tf_dpfp.compute_epsilon(model, DELTA)
 
 
 def test_pld_is_shown_once_per_epoch():
@@ -96,7 +96,7 @@ def test_pld_is_shown_once_per_epoch():
     callback = tf_dpfp.PrivacyBudget(3.0, DELTA, accountant="pld")
     history = model.fit(_batches(3), verbose=0, callbacks=[callback])
     assert history.history["epsilon"] == [
-        pytest.approx(tf_dpfp.epsilon(model, DELTA, "pld"), rel=1e-6)
+        pytest.approx(tf_dpfp.compute_epsilon(model, DELTA, "pld"), rel=1e-6)
     ]
 
 
@@ -142,14 +142,14 @@ def test_a_costly_history_restored_after_the_budget_looked(tmp_path):
 
     again = _model()
     budget = 5.9
-    assert tf_dpfp.epsilon(model, DELTA) < budget
+    assert tf_dpfp.compute_epsilon(model, DELTA) < budget
     again.fit(
         _batches(20),
         epochs=20,
         verbose=0,
         callbacks=[tf_dpfp.PrivacyBudget(budget, DELTA), Restore()],
     )
-    assert tf_dpfp.epsilon(again, DELTA) <= budget
+    assert tf_dpfp.compute_epsilon(again, DELTA) <= budget
     assert len(tf_dpfp.ledger(again)) == 2
 
 

@@ -118,7 +118,7 @@ def _reference_step(model, twin, x, y):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    clipping: str | tf_dpfp.Clipping = "flat"
+    clipping: str | tf_dpfp.clipping.Clipping = "flat"
     left_only: bool = False
     microbatch_size: int | None = None
     jit_compile: bool = False
@@ -181,7 +181,7 @@ def test_with_full_rank_it_is_dp_sgd():
         keras.utils.set_random_seed(0)
         model = _private(_model(), rank, clipping="per_layer")
         for _ in range(2):
-            model.optimizer.apply(tf_dpfp.clipped_gradients(model, x, y))
+            model.optimizer.apply(tf_dpfp.loops.clipped_gradients(model, x, y))
         models.append(model)
     for plain, full in zip(*(m.get_weights() for m in models), strict=True):
         np.testing.assert_allclose(plain, full, atol=1e-5)
@@ -196,7 +196,7 @@ def _sums_of(model):
         autograph=False,
     )
     def sums(x, y):
-        return tf_dpfp.clipped_gradients(model, x, y).sums
+        return tf_dpfp.loops.clipped_gradients(model, x, y).sums
 
     return lambda x, y: [
         s.numpy().astype(np.float64).ravel() for s in sums(x, y)
@@ -240,7 +240,7 @@ def test_no_neighbour_moves_the_release_by_more_than_the_bound(
 
 def test_the_released_sums_are_the_carriers_laid_end_to_end():
     model = _private(_model(), left_only=True)
-    clipped = tf_dpfp.clipped_gradients(model, *_data())
+    clipped = tf_dpfp.loops.clipped_gradients(model, *_data())
     for variable, total in zip(clipped.variables, clipped.sums, strict=True):
         size = low_rank.released_size(variable)
         assert total.shape == (variable.shape if size is None else (size,))
@@ -367,7 +367,7 @@ def test_marked_layers_of_every_type_train_privately(
     tf_dpfp.reparametrize(model, include=marked, **settings)
     model = _private(model, rank=None)
     x, y = _data()
-    sums = tf_dpfp.clipped_gradients(model, x, y).sums
+    sums = tf_dpfp.loops.clipped_gradients(model, x, y).sums
     assert [s.shape.rank for s in sums] == [1] * len(sums)
     before = model.evaluate(x, y, verbose=0)
     model.fit(x, y, batch_size=6, epochs=5, verbose=0)

@@ -37,7 +37,9 @@ def _model(clip=None, encoder=None, head=None):
 
 def _batches(x=X, y=Y, labels="public", **kwargs):
     kwargs = {"draw_size": 4, "draws": 3, **kwargs}
-    return tf_dpfp.stratified_batches(x, y, labels=labels, **kwargs)
+    return tf_dpfp.representations.stratified_batches(
+        x, y, labels=labels, **kwargs
+    )
 
 
 def _private(model=None, **kwargs):
@@ -78,14 +80,14 @@ def test_draws_of_the_sampler_are_counted_and_nothing_else_is(jit_compile):
 
 def test_epsilon_is_that_of_the_draws():
     model = _private()
-    assert tf_dpfp.epsilon(model, DELTA) == 0.0
+    assert tf_dpfp.compute_epsilon(model, DELTA) == 0.0
     model.fit(_batches(steps_per_epoch=5), verbose=0)
     entry = accounting.LedgerEntry(
         DRAWN, 2.0, 15, release=accounting.Representations("public")
     )
     assert tf_dpfp.ledger(model) == [entry]
     expected = accounting.compute_epsilon([entry], DELTA)
-    assert tf_dpfp.epsilon(model, DELTA) == expected
+    assert tf_dpfp.compute_epsilon(model, DELTA) == expected
     words = " ".join(tf_dpfp.privacy_statement(model, DELTA).split())
     for phrase in (
         f"DP-FP (noised representations) performed over {N} examples",
@@ -135,7 +137,7 @@ def test_steps_of_a_loop_are_counted_as_drawn_inside_alone():
     assert "at most once in each" in tf_dpfp.privacy_statement(model, DELTA)
     for wrong in (batches.take(2), tf.data.Dataset.from_tensor_slices((X, Y))):
         with pytest.raises(ValueError, match="another proves nothing"):
-            with tf_dpfp.sampled_steps(model, wrong):
+            with tf_dpfp.loops.sampled_steps(model, wrong):
                 pass
 
 
@@ -168,7 +170,7 @@ def test_an_optimizer_that_compile_did_not_see_is_refused():
 
 
 def test_randomised_labels_are_composed_once():
-    y = tf_dpfp.randomize_labels(Y, 1.0, 2)
+    y = tf_dpfp.representations.randomize_labels(Y, 1.0, 2)
     model = _private(_model(_clip(labels=None)))
     batches = _batches(y=y, labels=None, steps_per_epoch=2)
     model.fit(batches, verbose=0)
@@ -181,7 +183,7 @@ def test_randomised_labels_are_composed_once():
     assert labels == [y.entry]
     rows = [e for e in tf_dpfp.ledger(model) if e not in labels]
     assert rows[0].release == accounting.Representations("randomized")
-    spent = tf_dpfp.epsilon(model, DELTA)
+    spent = tf_dpfp.compute_epsilon(model, DELTA)
     alone = accounting.compute_epsilon(rows, DELTA)
     assert alone < spent <= alone + 1.0 + 1e-6
     statement = tf_dpfp.privacy_statement(model, DELTA)
@@ -192,7 +194,7 @@ def test_randomised_labels_are_composed_once():
 def test_undeclared_labels_make_epsilon_infinite_and_say_why():
     model = _private(_model(_clip(labels=None)))
     model.fit(X, Y, verbose=0)
-    assert math.isinf(tf_dpfp.epsilon(model, DELTA))
+    assert math.isinf(tf_dpfp.compute_epsilon(model, DELTA))
     statement = tf_dpfp.privacy_statement(model, DELTA)
     assert "NO PRIVACY" in statement
     assert "neither declared public nor" in statement
@@ -204,17 +206,17 @@ def test_end_to_end_is_infinite_with_the_claim_beside():
     model = _private(model)
     model.fit(_batches(steps_per_epoch=3), verbose=0)
     assert np.any(before != model.layers[1].get_weights()[0])
-    assert math.isinf(tf_dpfp.epsilon(model, DELTA))
+    assert math.isinf(tf_dpfp.compute_epsilon(model, DELTA))
     statement = tf_dpfp.privacy_statement(model, DELTA)
     assert "end to end" in statement
-    claimed = tf_dpfp.claimed_epsilon(2.0, 0.1, 9, DELTA)
+    claimed = tf_dpfp.accounting.claimed_epsilon(2.0, 0.1, 9, DELTA)
     assert f"{math.ceil(claimed * 1e3) / 1e3}" in statement
 
 
 def test_budget_stops_before_it_is_exceeded():
     model = _private()
     batches = _batches(steps_per_epoch=5)
-    noise = tf_dpfp.calibrate_representation(
+    noise = tf_dpfp.representations.calibrate_representation(
         batches, epsilon=3.0, delta=DELTA, epochs=2
     )
     model = _private(
@@ -410,7 +412,7 @@ def test_what_mixes_above_the_noise_is_fine():
         _model(head=head, encoder=keras.Sequential([layers.Dropout(0.3)]))
     )
     model.fit(_batches(), verbose=0)
-    assert math.isfinite(tf_dpfp.epsilon(model, DELTA))
+    assert math.isfinite(tf_dpfp.compute_epsilon(model, DELTA))
 
 
 def test_several_calls_of_a_step_are_not_amplified():
@@ -425,7 +427,7 @@ def test_several_calls_of_a_step_are_not_amplified():
     # Of a loop with an optimizer of its own.
     model = tf_dpfp.make_private(keras.Model(model.inputs, model.outputs))
     with pytest.raises(ValueError, match="called 2 times"):
-        with tf_dpfp.sampled_steps(model, _batches()):
+        with tf_dpfp.loops.sampled_steps(model, _batches()):
             pass
 
 

@@ -60,7 +60,7 @@ def _private(model=None, optimizer=None, loss=LOSS, **kwargs):
 
 
 def _batches(draw_size=6, labels="public", y=Y, **kwargs):
-    return tf_dpfp.stratified_batches(
+    return tf_dpfp.representations.stratified_batches(
         X, y, draw_size=draw_size, labels=labels, **kwargs
     )
 
@@ -219,7 +219,7 @@ def test_without_noise_of_its_own_each_part_is_bare():
         below, above = _update(model, x, y)
         assert np.any(below) == bool(sums)
         assert np.any(above) == bool(rows)
-        assert math.isinf(tf_dpfp.epsilon(model, DELTA))
+        assert math.isinf(tf_dpfp.compute_epsilon(model, DELTA))
         assert "NO PRIVACY" in tf_dpfp.privacy_statement(model, DELTA)
 
 
@@ -299,7 +299,7 @@ def test_noise_multipliers_of_both_and_of_the_other(first, second):
 
 def test_calibrated_noise_keeps_the_budget():
     batches = _batches(steps_per_epoch=4)
-    noise = tf_dpfp.calibrate_representation(
+    noise = tf_dpfp.representations.calibrate_representation(
         batches,
         epsilon=3.0,
         delta=DELTA,
@@ -311,7 +311,9 @@ def test_calibrated_noise_keeps_the_budget():
     history = model.fit(batches, epochs=5, verbose=0, callbacks=[callback])
     assert tf_dpfp.ledger(model)[0].steps == 8
     assert 2.9 < history.history["epsilon"][-1] <= 3.0
-    assert tf_dpfp.epsilon(model, DELTA) == history.history["epsilon"][-1]
+    assert (
+        tf_dpfp.compute_epsilon(model, DELTA) == history.history["epsilon"][-1]
+    )
     with pytest.raises(ValueError, match="does not allow the next"):
         model.fit(batches, verbose=0, callbacks=[callback])
 
@@ -362,12 +364,12 @@ def test_custom_loops():
 
     @tf.function
     def step(x, y):
-        model.optimizer.apply(tf_dpfp.clipped_gradients(model, x, y))
+        model.optimizer.apply(tf_dpfp.loops.clipped_gradients(model, x, y))
 
     step(X[:6], Y[:6])
     assert tf_dpfp.ledger(model) == [_joint(UNKNOWN, 1)]
     batches = _batches(steps_per_epoch=3)
-    with tf_dpfp.sampled_steps(model, batches):
+    with tf_dpfp.loops.sampled_steps(model, batches):
         for x, y in batches:
             step(x, y)
         # Not what was drawn.
@@ -375,12 +377,12 @@ def test_custom_loops():
     step(X[:6], Y[:6])
     assert tf_dpfp.ledger(model) == [_joint(UNKNOWN, 3), _joint(DRAWN, 3)]
     with pytest.raises(ValueError, match="another proves nothing"):
-        with tf_dpfp.sampled_steps(model, batches.take(2)):
+        with tf_dpfp.loops.sampled_steps(model, batches.take(2)):
             pass
 
 
 def test_randomised_labels():
-    y = tf_dpfp.randomize_labels(Y, 1.0, 2)
+    y = tf_dpfp.representations.randomize_labels(Y, 1.0, 2)
     model = _private(_model(_clip(labels=None)))
     batches = _batches(y=y, labels=None, steps_per_epoch=2)
     model.fit(batches, verbose=0)
@@ -391,10 +393,10 @@ def test_randomised_labels():
     kind = accounting.Joint("randomized")
     assert [e.release for e in joint] == [kind]
     alone = accounting.compute_epsilon(joint, DELTA)
-    assert alone < tf_dpfp.epsilon(model, DELTA) <= alone + 1.0 + 1e-6
+    assert alone < tf_dpfp.compute_epsilon(model, DELTA) <= alone + 1.0 + 1e-6
     # Without the sampler's word nothing is declared of them.
     model.fit(X, Y, verbose=0)
-    assert math.isinf(tf_dpfp.epsilon(model, DELTA))
+    assert math.isinf(tf_dpfp.compute_epsilon(model, DELTA))
     statement = tf_dpfp.privacy_statement(model, DELTA)
     assert "neither declared public nor" in statement
 
@@ -405,8 +407,10 @@ def test_saved_and_loaded(tmp_path):
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
     assert tf_dpfp.ledger(loaded) == [_joint(DRAWN, 2)]
-    assert tf_dpfp.epsilon(loaded, DELTA) == tf_dpfp.epsilon(model, DELTA)
-    with pytest.raises(tf_dpfp.NotPrivateError):
+    assert tf_dpfp.compute_epsilon(loaded, DELTA) == tf_dpfp.compute_epsilon(
+        model, DELTA
+    )
+    with pytest.raises(tf_dpfp.errors.NotPrivateError):
         loaded.fit(X, Y, verbose=0)
     tf_dpfp.make_private(loaded)
     loaded.fit(_batches(steps_per_epoch=3), verbose=0)
@@ -517,8 +521,8 @@ def test_clipped_gradients_of_other_models_are_refused():
     joint, plain = _private(), keras.Sequential([layers.Dense(2)])
     plain = _private(plain)
     plain.train_on_batch(X, Y)
-    mine = tf_dpfp.clipped_gradients(joint, X, Y)
-    theirs = tf_dpfp.clipped_gradients(plain, X, Y)
+    mine = tf_dpfp.loops.clipped_gradients(joint, X, Y)
+    theirs = tf_dpfp.loops.clipped_gradients(plain, X, Y)
     joint.optimizer.set_expected_batch_size(N, "the test")
     with pytest.raises(ValueError, match="representations with noise mult"):
         plain.optimizer.apply(mine)
@@ -543,9 +547,9 @@ def test_unfreezing_is_noticed():
     [
         lambda model: model.fit(_batches(), verbose=0),
         lambda model: model.train_on_batch(X, Y),
-        lambda model: tf_dpfp.dealt_step(model, X, Y),
+        lambda model: tf_dpfp.loops.distributed_step(model, X, Y),
     ],
-    ids=["fit", "train_on_batch", "dealt_step"],
+    ids=["fit", "train_on_batch", "distributed_step"],
 )
 def test_replicas_are_refused(monkeypatch, train):
     model = _private()

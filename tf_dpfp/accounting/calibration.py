@@ -58,10 +58,6 @@ def calibrate_noise_multiplier(
     return least_noise(released, epsilon, delta, accountant, tolerance)
 
 
-# The earlier name.
-calibrate = calibrate_noise_multiplier
-
-
 def least_noise(
     released: Callable[[float], Sequence[entries_lib.LedgerEntry]],
     epsilon: float,

@@ -85,7 +85,7 @@ def _reasons(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
             "Labels are neither declared public nor randomised, and the noise "
             "of the representations does not cover them. Give "
             'DPRepresentationClip `labels="public"`, or use '
-            "tf_dpfp.randomize_labels."
+            "tf_dpfp.representations.randomize_labels."
         )
     if any(isinstance(e.release, releases.EndToEnd) for e in entries):
         found.append(

@@ -144,7 +144,7 @@ def audit(
         model.fit(batches_with(canaries[included]), epochs=3)
         return -losses(model, canaries)  # A low loss: it seems in.
 
-    claim = tf_dpfp.epsilon(model, delta=1e-5)  # Of one such training.
+    claim = tf_dpfp.compute_epsilon(model, delta=1e-5)  # Of one such training.
     print(auditing.audit(train, runs=1, canaries=1000, delta=1e-5,
                          claimed_epsilon=claim, rng=0))
     ```

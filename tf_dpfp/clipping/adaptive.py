@@ -44,7 +44,7 @@ class Adaptive:
         l2_norm_clip=1.0,
         noise_multiplier=1.1,
         clipping=tf_dpfp.PerLayer(
-            thresholds=tf_dpfp.Adaptive(target_quantile=0.5)
+            thresholds=tf_dpfp.clipping.Adaptive(target_quantile=0.5)
         ),
     )
     ```

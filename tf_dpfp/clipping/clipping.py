@@ -38,9 +38,10 @@ class Clipping(abc.ABC):
             (`C / sqrt(K)` each), `"by_dimension"` (in proportion to the root
             of the number of parameters), or a dict from group name to
             clip norm whose squares add up to that of the bound; or
-            `tf_dpfp.Adaptive(...)`, clip norms that follow the gradients; or
-            `tf_dpfp.Automatic(...)`, gradients scaled to one length.
-            `"adaptive"` and `"automatic"` are those with their defaults.
+            `tf_dpfp.clipping.Adaptive(...)`, clip norms that follow the
+            gradients; or `tf_dpfp.clipping.Automatic(...)`, gradients scaled to
+            one length. `"adaptive"` and `"automatic"` are those with their
+            defaults.
         noise_allocation: Split of the noise: `"global"` (the same
             standard deviation everywhere), `"equal_budget"` (in proportion
             to the group's clip norm) or `"by_dimension"` (the same ratio of
@@ -183,6 +184,6 @@ def _as_thresholds(thresholds):
         raise ValueError(
             "`thresholds` must be 'equal', 'by_dimension', 'adaptive', "
             "'automatic', a dict from group name to threshold, or a "
-            "tf_dpfp.Adaptive or tf_dpfp.Automatic object. Received: "
-            f"thresholds={thresholds!r}"
+            "tf_dpfp.clipping.Adaptive or tf_dpfp.clipping.Automatic object. "
+            f"Received: thresholds={thresholds!r}"
         ) from error

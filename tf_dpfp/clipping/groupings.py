@@ -37,7 +37,7 @@ class Flat(Clipping):
             raise ValueError(
                 "The one threshold of Flat(), rescaled, is always "
                 "l2_norm_clip, and counting for it would waste budget. Use "
-                "thresholds=tf_dpfp.Adaptive(rescale=False)."
+                "thresholds=tf_dpfp.clipping.Adaptive(rescale=False)."
             )
 
     def group_names(self, variables):

@@ -265,10 +265,6 @@ def remove_carriers(model: keras.layers.Layer) -> keras.layers.Layer:
     return model
 
 
-# Its name in earlier versions.
-restore = remove_carriers
-
-
 def _refuse_frozen(layer: keras.layers.Layer) -> None:
     kernel = kernels.kernel_of(layer)
     if kernel is not None and not kernel.trainable:

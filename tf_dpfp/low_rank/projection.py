@@ -156,7 +156,7 @@ def _matrix_parts(values: tf.Tensor, carriers: Carriers):
         parts.append(tf.matmul(values, right))
     left = tf.cast(carriers.left, values.dtype)
     parts.append(tf.matmul(tf.transpose(left), values))
-    return [per_example.Materialized(part) for part in parts]
+    return [per_example.PerExampleTensor(part) for part in parts]
 
 
 def reconstruct(

@@ -70,17 +70,20 @@ def clipped_gradients(
         `ClippedGradients`; private until the optimizer adds noise.
     """
     model = mechanism.model
-    plan = mechanism.plan(*batch)
+    x, y, sample_weight = batch
+    plan = mechanism.plan(x, y, sample_weight)
     sums = step_lib.clipped_batch(
         model,
         plan,
-        *batch,
+        x,
+        y,
+        sample_weight,
         mechanism.optimizer.microbatch_size,
         after_microbatch,
     )
     _, regularization = step_lib.regularization_gradients(plan)
     return step_lib.as_clipped_gradients(
-        plan, sums, regularization, _batch_size(batch[0]), num_replicas
+        plan, sums, regularization, _batch_size(x), num_replicas
     )
 
 

@@ -312,7 +312,7 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
 
         Args:
             grads: `ClippedGradients`, from the private training step or from
-                `tf_dpfp.clipped_gradients`.
+                `tf_dpfp.loops.clipped_gradients`.
             trainable_variables: Not needed; must be the variables of `grads`.
 
         Raises:

@@ -111,8 +111,9 @@ def checked_settings(
     if noise_multiplier is None:
         raise ValueError(
             "`noise_multiplier` must be given: it sets the privacy of the "
-            "training. Find one with tf_dpfp.calibrate(epsilon, delta, "
-            "sampling_rate, steps)."
+            "training. Find one with "
+            "tf_dpfp.calibrate_noise_multiplier(epsilon, delta, sampling_rate, "
+            "steps)."
         )
     return PrivacySettings(
         release=counting.GaussianRelease(

@@ -268,7 +268,7 @@ def _grouped_kernel(inputs, output_gradient, geometry, kernel_shape, groups):
     right = tf.reshape(right, [batch, positions, groups, filters // groups])
     products = tf.matmul(left, tf.transpose(right, [0, 2, 1, 3]))
     products = tf.transpose(products, [0, 2, 1, 3])
-    return gradients.Materialized(
+    return gradients.PerExampleTensor(
         tf.reshape(products, [batch, *kernel_size, channels, filters])
     )
 
@@ -300,7 +300,7 @@ class ConvolutionRule(rules.GradientRule):
         result: list[tuple[keras.Variable, gradients.PerExampleGradient]]
         result = [(kernel, product)]
         if layer.bias is not None:
-            bias = gradients.Materialized(dense.sum_positions(gradient))
+            bias = gradients.PerExampleTensor(dense.sum_positions(gradient))
             result.append((layer.bias, bias))
         return result
 

@@ -83,6 +83,6 @@ class DenseRule(rules.GradientRule):
                 (kernels.kernel_of(layer), gradients.OuterProduct(left, right))
             )
         if layer.bias is not None:
-            bias = gradients.Materialized(sum_positions(gradient))
+            bias = gradients.PerExampleTensor(sum_positions(gradient))
             result.append((layer.bias, bias))
         return result

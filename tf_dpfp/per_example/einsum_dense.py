@@ -172,7 +172,7 @@ def _kernel_gradient(kernel, letters, inputs, gradient):
         equation = f"{letters.inputs},{letters.outputs}->{batch}" + (
             letters.kernel
         )
-        return gradients.Materialized(tf.einsum(equation, inputs, gradient))
+        return gradients.PerExampleTensor(tf.einsum(equation, inputs, gradient))
     batch = letters.inputs[0]
     lead = batch + letters.positions
     left = _transpose(inputs, letters.inputs, lead + letters.contracted)
@@ -211,6 +211,6 @@ def _bias_gradient(shape, gradient):
             f"a bias of shape {tuple(shape)} does not fit an output of shape "
             f"{tuple(gradient.shape)}"
         )
-    return gradients.Materialized(
+    return gradients.PerExampleTensor(
         tf.reshape(summed, [-1, *shape]) if math.prod(shape) else summed
     )

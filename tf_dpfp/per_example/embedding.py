@@ -10,14 +10,15 @@ from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.per_example import dense
 from tf_dpfp.per_example import gradients
 from tf_dpfp.per_example import rules
+from tf_dpfp.per_example import sums
 
 
-def _lookups(table, ids, gradient: tf.Tensor) -> gradients.RowGather:
+def _lookups(table, ids, gradient: tf.Tensor) -> gradients.EmbeddingRows:
     """The rows that the ids name; whatever is not the batch is positions."""
     values = dense.rows(gradient)
     ids = tf.reshape(tf.cast(ids, tf.int32), tf.shape(values)[:2])
     ids.set_shape(values.shape[:2])
-    return gradients.RowGather(ids, values, table.shape[0])
+    return gradients.EmbeddingRows(ids, values, table.shape[0])
 
 
 def _lora_factors(layer, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
@@ -57,7 +58,7 @@ def _lora_projection(layer, inputs: tf.Tensor, gradient: tf.Tensor):
             gradients.OuterProduct(
                 gradient,
                 tf.matmul(inputs, b, transpose_b=True),
-                layout=gradients.TABLE_LAYOUT,
+                layout=sums.TABLE_LAYOUT,
             ),
         ),
         (
@@ -86,7 +87,7 @@ class ReversibleEmbeddingRule(EmbeddingRule):
     """A table that is looked up in, and in reverse projects onto its rows.
 
     In reverse the gradient is an outer product. That of a tied table has the
-    layout which `gradients.add` adds to lookups without writing either out.
+    layout which `sums.add` adds to lookups without writing either out.
     """
 
     def record(self, layer, call, args, kwargs):
@@ -113,7 +114,7 @@ class ReversibleEmbeddingRule(EmbeddingRule):
             return _lora_projection(layer, inputs, gradient)
         if layer.tie_weights:
             product = gradients.OuterProduct(
-                gradient, inputs, layout=gradients.TABLE_LAYOUT
+                gradient, inputs, layout=sums.TABLE_LAYOUT
             )
             return [(kernels.table_of(layer), product)]
         product = gradients.OuterProduct(inputs, gradient)

@@ -72,7 +72,10 @@ def clipped_batch(
     data = (x, y, sample_weight)
     data, is_example = sampling_lib.pad_to_multiple(data, microbatch_size or 1)
     if microbatch_size is None:
-        result = clipped_microbatch(model, plan, *data, is_example)
+        x, y, sample_weight = data
+        result = clipped_microbatch(
+            model, plan, x, y, sample_weight, is_example
+        )
         after_microbatch(*data, is_example, result)
         return result.sums
     pieces = sampling_lib.split_microbatches(
@@ -87,7 +90,10 @@ def clipped_batch(
 
     def run(index):
         piece, piece_is_example = at(index)
-        result = clipped_microbatch(model, plan, *piece, piece_is_example)
+        x, y, sample_weight = piece
+        result = clipped_microbatch(
+            model, plan, x, y, sample_weight, piece_is_example
+        )
         after_microbatch(*piece, piece_is_example, result)
         return result.sums
 

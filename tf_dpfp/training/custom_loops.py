@@ -19,18 +19,18 @@ from tf_dpfp.mechanisms import train_step
 def clipped_gradients(
     model: keras.Model, x, y, sample_weight=None
 ) -> optimizers.ClippedGradients:
-    """Clipped gradients of one batch, for a custom training loop.
+    """Computes clipped gradients of one batch, for a custom training loop.
 
     Example:
 
     ```python
     @tf.function
     def step(x, y):
-        optimizer.apply(tf_dpfp.clipped_gradients(model, x, y))
+        optimizer.apply(tf_dpfp.loops.clipped_gradients(model, x, y))
     ```
 
     Steps of a custom loop are counted without amplification by sampling,
-    unless the loop runs inside `tf_dpfp.sampled_steps(model, batches)`.
+    unless the loop runs inside `tf_dpfp.loops.sampled_steps(model, batches)`.
 
     Args:
         model: A private model, compiled with a private optimizer and a loss.
@@ -50,8 +50,8 @@ def clipped_gradients(
 
 
 @tf.autograph.experimental.do_not_convert
-def dealt_step(model: keras.Model, x, y, sample_weight=None) -> None:
-    """One private step of a custom training loop, on all replicas.
+def distributed_step(model: keras.Model, x, y, sample_weight=None) -> None:
+    """Takes one private step of a custom training loop, on all replicas.
 
     Takes a whole batch, deals it to the replicas of the strategy that the model
     was made under, each example to exactly one, and updates the weights; on one
@@ -63,7 +63,7 @@ def dealt_step(model: keras.Model, x, y, sample_weight=None) -> None:
     ```python
     @tf.function
     def step(x, y):
-        tf_dpfp.dealt_step(model, x, y)
+        tf_dpfp.loops.distributed_step(model, x, y)
     ```
 
     Args:
@@ -81,7 +81,7 @@ def dealt_step(model: keras.Model, x, y, sample_weight=None) -> None:
     mechanism = mechanisms.gradients_of(model)
     optimizer = mechanism.optimizer
     strategy = mechanism.strategy()
-    if not replicas.deals(strategy):
+    if strategy is None or not replicas.deals(strategy):
         optimizer.apply(clipped_gradients(model, x, y, sample_weight))
         return
     batch = replicas.whole_batch(strategy, (x, y, sample_weight))

@@ -6,6 +6,7 @@ the mechanism of the model (`mechanisms`).
 """
 
 import types
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -51,7 +52,7 @@ def _train_step(self, data: Any) -> dict[str, Any]:
         return mechanisms.mechanism_of(self).train_step(data)
 
 
-_METHODS = {
+_METHODS: dict[str, Callable[..., Any]] = {
     "compile": _compile,
     "fit": _fit,
     "train_on_batch": _train_on_batch,

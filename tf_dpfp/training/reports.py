@@ -11,7 +11,7 @@ from tf_dpfp import step as step_lib
 
 
 def ledger(model: keras.Model) -> Sequence[accounting.LedgerEntry]:
-    """What a private model has released so far.
+    """Lists what a private model has released so far, by kind of step.
 
     Args:
         model: A private, compiled model.
@@ -27,8 +27,10 @@ def ledger(model: keras.Model) -> Sequence[accounting.LedgerEntry]:
     return mechanisms.mechanism_of(model).entries()
 
 
-def epsilon(model: keras.Model, delta: float, accountant: str = "rdp") -> float:
-    """The epsilon of everything a model's training has released.
+def compute_epsilon(
+    model: keras.Model, delta: float, accountant: str = "rdp"
+) -> float:
+    """Computes the epsilon of everything a model's training has released.
 
     Adjacency: one example added or removed; of a model with a
     `DPRepresentationClip`, one example replaced by another of the same label
@@ -82,8 +84,8 @@ def privacy_statement(
     )
 
 
-def thresholds(model: keras.Model) -> dict[str, float]:
-    """The clip norm that each group of a model has in the next step.
+def clip_norms(model: keras.Model) -> dict[str, float]:
+    """Returns the clip norm of each group of a model in the next step.
 
     Fixed thresholds are what they were set to. Adaptive ones come from noised
     counts only, so they are as private as the weights and may be logged.
