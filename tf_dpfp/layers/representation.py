@@ -1,7 +1,7 @@
 """Private forward propagation: clipped representations plus noise."""
 
 import hashlib
-from typing import Any, cast
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -258,14 +258,6 @@ class DPRepresentationClip(keras.layers.Layer):
             self._release.standard_deviation,
             noise_lib.NoiseSource.key_of(key, 0),
         )
-
-    def _built_ledger(self) -> counting.Ledger:
-        if self._ledger is None:
-            raise ValueError(
-                f"Layer '{self.name}' is not built, so it has no ledger yet. "
-                "Call it, or its model, on a batch first."
-            )
-        return self._ledger
 
     @property
     def _built_ledger(self) -> counting.Ledger:
