@@ -39,11 +39,6 @@ class CalibrateTest(parameterized.TestCase):
             _epsilon(noise, rate, steps, delta, accountant), epsilon
         )
 
-    def test_the_earlier_name_still_works(self):
-        self.assertIs(
-            calibration.calibrate, calibration.calibrate_noise_multiplier
-        )
-
     def test_analytic_gaussian(self):
         # Balle and Wang's 4.2246789; the RDP accountant needs 4.530877.
         np.testing.assert_allclose(

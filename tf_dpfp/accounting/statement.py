@@ -7,7 +7,6 @@ training that was recorded, and separates proved from conditional figures.
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import cast
 
 from tf_dpfp import arguments
 from tf_dpfp.accounting import entries as entries_lib
@@ -200,13 +199,6 @@ def _as_if_poisson(
 ) -> entries_lib.LedgerEntry:
     sampling = samplings.PoissonSampling(min(1.0, batch_size / population))
     return dataclasses.replace(entry, sampling=sampling)
-
-
-def _known_sizes(entry: entries_lib.LedgerEntry) -> tuple[int, int]:
-    """Returns population and batch size of an ordinary pipeline."""
-    sampling = cast(samplings.UnknownSampling, entry.sampling)
-    # `_conditional_cases` asks only where both are known.
-    return cast(int, sampling.population), cast(int, sampling.batch_size)
 
 
 def _steps(entries: Sequence[entries_lib.LedgerEntry]) -> str:
