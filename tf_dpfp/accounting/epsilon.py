@@ -32,7 +32,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
 
 import numpy as np
 from dp_accounting import pld
@@ -281,7 +280,7 @@ def _rdp_of_entry(
     noise_multiplier, rate = entry.noise_multiplier, entry.sampling.proved_rate
     if isinstance(entry.sampling, samplings.EveryLabel):
         return representations.randomized_response_rdp(
-            noise_multiplier, every_label.num_classes, _order_tuple()
+            noise_multiplier, entry.sampling.num_classes, _order_tuple()
         )
     noise_multiplier /= entry.release.sensitivity(adjacency)
     if entry.release.has_representations:

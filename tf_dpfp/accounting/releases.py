@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 from collections.abc import Mapping
-from typing import ClassVar, TypeAlias
+from typing import ClassVar
 
 from tf_dpfp import arguments
 from tf_dpfp.accounting.samplings import EveryLabel

@@ -1,7 +1,7 @@
 """Private forward propagation: clipped representations plus noise."""
 
 import hashlib
-from typing import Any, cast
+from typing import Any
 
 import keras
 import tensorflow as tf
