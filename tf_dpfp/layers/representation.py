@@ -188,7 +188,7 @@ class DPRepresentationClip(keras.layers.Layer):
             )
         self._ledger = counting.Ledger(table)
         if self._labels is not None:
-            self._built_ledger().add(self._labels)
+            self._built_ledger.add(self._labels)
 
     def _kind(self, public: bool, labels) -> accounting.Release:
         if self._end_to_end:
@@ -258,14 +258,6 @@ class DPRepresentationClip(keras.layers.Layer):
             self._release.standard_deviation,
             noise_lib.NoiseSource.key_of(key, 0),
         )
-
-    def _built_ledger(self) -> counting.Ledger:
-        if self._ledger is None:
-            raise ValueError(
-                f"Layer '{self.name}' is not built, so it has no ledger yet. "
-                "Call it, or its model, on a batch first."
-            )
-        return self._ledger
 
     @property
     def _built_ledger(self) -> counting.Ledger:
