@@ -188,7 +188,7 @@ class DPRepresentationClip(keras.layers.Layer):
             )
         self._ledger = counting.Ledger(table)
         if self._labels is not None:
-            self._built_ledger().add(self._labels)
+            self._built_ledger.add(self._labels)
 
     def _kind(self, public: bool, labels) -> accounting.Release:
         if self._end_to_end:
