@@ -203,7 +203,7 @@ Where to go from here:
   `tf_dpfp.clipping.PerBlock()`.
 - With `rescale=False` the thresholds are the quantiles themselves, and the
   bound follows the gradients.
-  `tf_dpfp.Flat(thresholds=tf_dpfp.clipping.Adaptive( rescale=False))` is flat
+  `tf_dpfp.Flat(thresholds=tf_dpfp.clipping.Adaptive(rescale=False))` is flat
   clipping at an adaptive norm.
 - `tf_dpfp.clipping.Automatic()` has no thresholds to find.
 - `clipping="per_device"` clips the parts of a model that is split over

@@ -152,7 +152,7 @@ def test_the_clip_norm_and_the_estimate_are_two_things():
 @pytest.mark.parametrize("examples", [1, 2])
 def test_rows_that_are_not_examples_are_refused(examples):
     """One example's mask would broadcast, and each row be clipped by itself."""
-    gradient = tf_dpfp.Materialized(tf.ones([4, 3]))
+    gradient = tf_dpfp.gradient_rules.PerExampleTensor(tf.ones([4, 3]))
     group = clipping.Group("all", (0,), 1.0, 3)
     with pytest.raises(tf.errors.InvalidArgumentError):
         clipping.clip_and_sum([gradient], [group], tf.fill([examples], True))

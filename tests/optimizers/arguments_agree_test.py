@@ -34,8 +34,10 @@ ENTRY_POINTS = {
         ),
     ],
     "rank": [lambda value: low_rank.Reparametrization(rank=value)],
-    "learning_rate": [lambda value: tf_dpfp.Adaptive(learning_rate=value)],
-    "stability": [lambda value: tf_dpfp.Automatic(stability=value)],
+    "learning_rate": [
+        lambda value: tf_dpfp.clipping.Adaptive(learning_rate=value)
+    ],
+    "stability": [lambda value: tf_dpfp.clipping.Automatic(stability=value)],
 }
 NO_NUMBERS = ["1", "1.0", True, False, -1, math.nan, math.inf, 1j, [1.0], {}]
 CASES = [
@@ -60,8 +62,8 @@ def test_what_is_no_number_is_refused_with_its_name_and_value(
 @pytest.mark.parametrize(
     "make",
     [
-        lambda value: tf_dpfp.Adaptive(rescale=value),
-        lambda value: tf_dpfp.Adaptive(shared=value, rescale=False),
+        lambda value: tf_dpfp.clipping.Adaptive(rescale=value),
+        lambda value: tf_dpfp.clipping.Adaptive(shared=value, rescale=False),
         lambda value: tf_dpfp.DPRepresentationClip(1.0, 1.0, end_to_end=value),
         lambda value: low_rank.Reparametrization(rank=1, left_only=value),
     ],

@@ -178,7 +178,7 @@ def test_apply_checks_the_variables_and_takes_both_forms():
 
 def test_an_unknown_batch_size_is_refused():
     model = helpers.private_line(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0))
-    clipped = tf_dpfp.clipped_gradients(model, X, Y)
+    clipped = tf_dpfp.loops.clipped_gradients(model, X, Y)
     with pytest.raises(ValueError, match="expected_batch_size="):
         model.optimizer.apply(clipped)
     with pytest.raises(ValueError, match="expected_batch_size="):

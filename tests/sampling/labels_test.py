@@ -65,7 +65,7 @@ def test_no_epsilon_keeps_every_label(monkeypatch, epsilon):
         monkeypatch.setattr(
             np.random, "default_rng", lambda _, value=value: _Uniform(value)
         )
-        found = tf_dpfp.randomize_labels(y, epsilon, 3).values
+        found = tf_dpfp.representations.randomize_labels(y, epsilon, 3).values
         assert found.tolist() == ([1, 2, 0] if changed else [0, 1, 2])
 
 

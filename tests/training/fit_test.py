@@ -221,12 +221,14 @@ def test_an_optimizer_that_compile_did_not_see_is_refused():
     model.optimizer = tf_dpfp.DPSGD(0.1, noise_multiplier=1.0)
     for use in (
         tf_dpfp.ledger,
-        lambda m: tf_dpfp.epsilon(m, 1e-5),
+        lambda m: tf_dpfp.compute_epsilon(m, 1e-5),
         lambda m: m.fit(x, y, verbose=0),
         lambda m: m.train_on_batch(x, y),
-        lambda m: tf_dpfp.clipped_gradients(m, x, y),
+        lambda m: tf_dpfp.loops.clipped_gradients(m, x, y),
     ):
-        with pytest.raises(tf_dpfp.NotPrivateError, match="was replaced after"):
+        with pytest.raises(
+            tf_dpfp.errors.NotPrivateError, match="was replaced after"
+        ):
             use(model)
     model.optimizer = first
     assert tf_dpfp.ledger(model) == counted

@@ -110,15 +110,17 @@ def test_an_ordinary_model_counts_and_tells_once_it_is_private():
     model.fit(X, Y, batch_size=10, verbose=0)
     for report in (
         tf_dpfp.ledger,
-        lambda m: tf_dpfp.epsilon(m, DELTA),
+        lambda m: tf_dpfp.compute_epsilon(m, DELTA),
         lambda m: tf_dpfp.privacy_statement(m, DELTA),
-        lambda m: tf_dpfp.sampled_steps(m, _batches()).__enter__(),
+        lambda m: tf_dpfp.loops.sampled_steps(m, _batches()).__enter__(),
     ):
-        with pytest.raises(tf_dpfp.NotPrivateError, match="make_private"):
+        with pytest.raises(
+            tf_dpfp.errors.NotPrivateError, match="make_private"
+        ):
             report(model)
     tf_dpfp.make_private(model)
     assert _counts(model) == {UNKNOWN: 4}
-    assert math.isfinite(tf_dpfp.epsilon(model, DELTA))
+    assert math.isfinite(tf_dpfp.compute_epsilon(model, DELTA))
 
 
 def test_steps_of_a_loop_are_counted_as_drawn_inside_alone():
@@ -127,7 +129,7 @@ def test_steps_of_a_loop_are_counted_as_drawn_inside_alone():
     for x, y in batches:
         model.train_on_batch(x, y)
     assert _counts(model) == {UNKNOWN: 4}
-    with tf_dpfp.sampled_steps(model, batches):
+    with tf_dpfp.loops.sampled_steps(model, batches):
         for x, y in batches:
             model.train_on_batch(x, y)
     assert _counts(model) == {UNKNOWN: 4, DRAWN: 12}
@@ -144,7 +146,7 @@ def test_steps_of_a_loop_are_counted_as_drawn_inside_alone():
 def test_sequential_models_that_were_never_called():
     model = keras.Sequential([keras.Input((5,)), _clip(), layers.Dense(2)])
     tf_dpfp.make_private(model)
-    assert tf_dpfp.epsilon(model, DELTA) == 0.0
+    assert tf_dpfp.compute_epsilon(model, DELTA) == 0.0
 
 
 def test_saved_and_loaded(tmp_path):
@@ -153,7 +155,9 @@ def test_saved_and_loaded(tmp_path):
     model.save(tmp_path / "m.keras")
     loaded = tf_dpfp.make_private(keras.models.load_model(tmp_path / "m.keras"))
     assert tf_dpfp.ledger(loaded) == tf_dpfp.ledger(model)
-    assert tf_dpfp.epsilon(loaded, DELTA) == tf_dpfp.epsilon(model, DELTA)
+    assert tf_dpfp.compute_epsilon(loaded, DELTA) == tf_dpfp.compute_epsilon(
+        model, DELTA
+    )
     loaded.fit(_batches(steps_per_epoch=2), verbose=0)
     assert _counts(loaded) == {DRAWN: 12}
 
@@ -163,7 +167,9 @@ def test_an_optimizer_that_compile_did_not_see_is_refused():
     model.fit(X, Y, batch_size=20, verbose=0)
     model.optimizer = keras.optimizers.Adam()
     for use in (tf_dpfp.ledger, lambda m: m.fit(X, Y, verbose=0)):
-        with pytest.raises(tf_dpfp.NotPrivateError, match="was replaced after"):
+        with pytest.raises(
+            tf_dpfp.errors.NotPrivateError, match="was replaced after"
+        ):
             use(model)
     model.compile("adam", LOSS)
     assert _counts(model) == {UNKNOWN: 2}
@@ -372,7 +378,7 @@ def test_a_subclass_is_tried_at_the_first_step():
     silent.compile("adam", LOSS)
     silent.fit(X, Y, verbose=0)
     tf_dpfp.make_private(silent)
-    assert math.isinf(tf_dpfp.epsilon(silent, DELTA))
+    assert math.isinf(tf_dpfp.compute_epsilon(silent, DELTA))
     statement = " ".join(tf_dpfp.privacy_statement(silent, DELTA).split())
     assert "took 2 steps and DPRepresentationClip counted 0" in statement
     with pytest.raises(ValueError, match="without `training=True`"):

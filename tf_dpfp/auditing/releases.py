@@ -24,7 +24,8 @@ class ReleaseRecorder(keras.callbacks.Callback):
     that many steps. One `fit` then consists of many short trainings from the
     same state, with their own batches and noise. After `fit`, everything is as
     before except for the ledger: it counts all steps, and so does
-    `tf_dpfp.epsilon`. The epsilon of one run is that of `restart_every` steps.
+    `tf_dpfp.compute_epsilon`. The epsilon of one run is that of `restart_every`
+    steps.
 
     Example:
 

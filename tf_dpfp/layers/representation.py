@@ -36,9 +36,10 @@ class DPRepresentationClip(keras.layers.Layer):
 
     The layer counts its releases: every call with `training=True`. By itself
     it claims nothing about how batches are drawn;
-    `tf_dpfp.make_private(model)`, or `tf_dpfp.sampled_steps` for a model that
-    stays ordinary, with the batches of `tf_dpfp.stratified_batches` makes
-    epsilon smaller. See `tf_dpfp.privacy_statement(model, delta)`.
+    `tf_dpfp.make_private(model)`, or `tf_dpfp.loops.sampled_steps` for a model
+    that stays ordinary, with the batches of
+    `tf_dpfp.representations.stratified_batches` makes epsilon smaller. See
+    `tf_dpfp.privacy_statement(model, delta)`.
 
     The guarantee is for replacing one example by another of the same label:
     the noise does not cover the labels.
@@ -60,9 +61,10 @@ class DPRepresentationClip(keras.layers.Layer):
         noise_multiplier: Standard deviation of the noise on every coordinate,
             over `clip_norm`. 0 adds no noise; epsilon is then infinite.
         labels: `"public"` declares that the labels of all examples may be
-            known to anyone; the result of `tf_dpfp.randomize_labels`, that the
-            model is trained on it. `None` declares nothing: epsilon is
-            infinite, unless the batches of `stratified_batches` say it.
+            known to anyone; the result of
+            `tf_dpfp.representations.randomize_labels`, that the model is
+            trained on it. `None` declares nothing: epsilon is infinite, unless
+            the batches of `stratified_batches` say it.
         end_to_end: `True` lets the gradient through, to train the layers
             below. Nothing is proved then: epsilon is infinite.
         seed: Integer that makes the noise reproducible, only for reproducing

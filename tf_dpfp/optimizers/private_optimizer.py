@@ -60,7 +60,7 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         noise_multiplier: Standard deviation of the noise over `l2_norm_clip`.
             0 adds no noise; epsilon is then infinite.
         clipping: `"flat"`, `"per_layer"`, `"per_device"`, or a
-            `tf_dpfp.Clipping` object.
+            `tf_dpfp.clipping.Clipping` object.
         expected_batch_size: Divisor of the noised sum: a public
             number, never the size of a batch that was drawn. `None` takes it
             from the `poisson_batches` data set, or from the first batch of
