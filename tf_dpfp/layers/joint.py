@@ -10,6 +10,8 @@ import dataclasses
 import threading
 from collections.abc import Iterator
 
+import tensorflow as tf
+
 
 @dataclasses.dataclass(frozen=True)
 class JointStep:
@@ -17,9 +19,11 @@ class JointStep:
 
     Attributes:
         noise: Whether rows get noise: not where a model is only tried.
+        inputs: Input of every call of such a layer.
     """
 
     noise: bool
+    inputs: list[tf.Tensor] = dataclasses.field(default_factory=list)
 
 
 class _Current(threading.local):
@@ -35,7 +39,7 @@ def current() -> JointStep | None:
 
 
 @contextlib.contextmanager
-def joint_step(noise: bool = True) -> Iterator[None]:
+def joint_step(noise: bool = True) -> Iterator[list[tf.Tensor]]:
     """Takes a joint step inside, in this thread.
 
     Whoever enters clips and noises the gradient of everything below the layers,
@@ -43,9 +47,13 @@ def joint_step(noise: bool = True) -> Iterator[None]:
 
     Args:
         noise: Whether rows get noise.
+
+    Yields:
+        A list that fills with the inputs of the layers.
     """
-    before, _CURRENT.step = _CURRENT.step, JointStep(noise)
+    step = JointStep(noise)
+    before, _CURRENT.step = _CURRENT.step, step
     try:
-        yield
+        yield step.inputs
     finally:
         _CURRENT.step = before

@@ -209,6 +209,8 @@ class DPRepresentationClip(keras.layers.Layer):
         if running is not None:
             return running.stand_in(inputs, self.compute_dtype, bool(training))
         step = joint.current()
+        if step is not None:
+            step.inputs.append(inputs)
         if not self._end_to_end and step is None:
             inputs = tf.stop_gradient(inputs)
         # In half precision a norm, or noise beside a number, is rounded away.

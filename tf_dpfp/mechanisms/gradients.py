@@ -22,6 +22,7 @@ from tf_dpfp.independence import gradients as gradient_trial
 from tf_dpfp.independence import inputs
 from tf_dpfp.keras_private import trainer as keras_trainer
 from tf_dpfp.mechanisms import dealt
+from tf_dpfp.mechanisms import proved
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.mechanisms import train_step
 from tf_dpfp.mechanisms.mechanism import Mechanism
@@ -144,13 +145,17 @@ class Gradients(Mechanism):
                 loss_weights,
                 getattr(model, "output_names", None),
             )
-            state.is_tried = False
+            state.tried_for = None
+            state.proved = {}
+            state.warned = set()
         below = self.below(x)
         plan = step_lib.make_plan(model, self.optimizer, state.loss, below)
-        if not state.is_tried:
+        if state.tried_for != proved.settings(model):
+            self.check_layers()
             gradient_trial.check(model, plan, (x, y, sample_weight))
-            state.is_tried = True
-        return plan
+            # Calls may set attributes of layers.
+            state.tried_for = proved.settings(model)
+        return proved.with_proof(model, plan, (x, y, sample_weight))
 
     @contextlib.contextmanager
     def counted(self, pipeline: pipelines.Pipeline) -> Iterator[None]:
