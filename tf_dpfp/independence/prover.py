@@ -266,6 +266,9 @@ class Walk:
     ) -> Value:
         """Describes an output that is not proved."""
         found = self.finding(op, Category.MIXED, reason, way_out)
+        # `tf.vectorized_map` writes formulas with the number of the row, for
+        # which there are not enough rules.
+        is_definite = is_definite and "pfor" not in op.name.split("/")
         found = dataclasses.replace(found, is_definite=is_definite)
         return values_lib.mixed(found, self.static(output))
 
