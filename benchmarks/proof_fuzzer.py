@@ -1,6 +1,6 @@
 """Compares proofs on random graphs with the influence that is measured.
 
-    python -m benchmarks.proof_fuzzer --graphs=20000
+python -m benchmarks.proof_fuzzer --graphs=20000
 """
 
 import collections
