@@ -2,7 +2,7 @@
 #
 #   make train       train on MNIST with differential privacy
 #   make test        run the tests
-#   make lint        check style and formatting
+#   make lint        check style, formatting and types
 #   make format      apply the formatting
 #   make benchmark   time private against non-private steps
 #   make clean       remove the environment and what the tools left
@@ -43,6 +43,7 @@ test: $(VENV)/.installed-all
 lint: $(VENV)/.installed-all
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 format: $(VENV)/.installed-all
 	@$(BIN)/ruff check --fix .
@@ -52,7 +53,8 @@ benchmark: $(VENV)/.installed-examples
 	@$(BIN)/python -m benchmarks.step_time $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache \
+		.pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are touched last, so an interrupted step is done again.

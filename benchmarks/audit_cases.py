@@ -52,7 +52,7 @@ def per_layer_adaptive(
     runs: int, seed: int | None = None
 ) -> auditing.AuditReport:
     """Three layers, clipped at adaptive thresholds, two steps."""
-    adaptive = tf_dpfp.Adaptive(learning_rate=0.02)
+    adaptive = tf_dpfp.clipping.Adaptive(learning_rate=0.02)
     return auditing.dirac_audit(
         _optimizer(clipping=tf_dpfp.PerLayer(thresholds=adaptive), seed=seed),
         runs=runs,

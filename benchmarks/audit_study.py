@@ -194,7 +194,7 @@ def _train_network(name: str, included: np.ndarray) -> tuple:
         seed=_SEED.value,
     )
     model.fit(batches, epochs=_EPOCHS, shuffle=False, verbose=0)
-    claim = tf_dpfp.epsilon(model, _DELTA, "pld") if private else np.inf
+    claim = tf_dpfp.compute_epsilon(model, _DELTA, "pld") if private else np.inf
     return -auditing.example_losses(model, *data[2:]), claim
 
 

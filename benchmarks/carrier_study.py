@@ -86,7 +86,7 @@ def _look(training: rgp_training.Training, batch) -> dict:
     model = training.model
     variables = model.trainable_variables
     gradients = _mean_gradient(model, *batch)
-    clipped = tf_dpfp.clipped_gradients(model, *batch)
+    clipped = tf_dpfp.loops.clipped_gradients(model, *batch)
     carriers = clipped.carriers or [None] * len(variables)
     count = len(batch[1])
     totals = dict.fromkeys(("kernels", "kept", "best", "noise", "all"), 0.0)

@@ -71,7 +71,7 @@ def _train(dataset: str, clipping: str, seed: int) -> dict:
     batches = tf_dpfp.poisson_batches(
         x, y, expected_batch_size=_BATCH.value, seed=seed
     )
-    noise_multiplier = tf_dpfp.calibrate(
+    noise_multiplier = tf_dpfp.calibrate_noise_multiplier(
         _EPSILON.value,
         _DELTA.value,
         _BATCH.value / len(x),
@@ -101,7 +101,7 @@ def _train(dataset: str, clipping: str, seed: int) -> dict:
         "seed": seed,
         "step": _STEP.value,
         "epochs": epochs,
-        "epsilon": round(tf_dpfp.epsilon(model, _DELTA.value), 4),
+        "epsilon": round(tf_dpfp.compute_epsilon(model, _DELTA.value), 4),
         "accuracy": round(accuracy, 4),
         "seconds": round(seconds, 1),
     }

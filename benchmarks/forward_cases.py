@@ -79,7 +79,7 @@ def _sound(
     def batches_with(value):
         x = np.zeros((len(y), 2), np.float32)
         x[-1, 0] = value
-        return lambda count: tf_dpfp.stratified_batches(
+        return lambda count: tf_dpfp.representations.stratified_batches(
             x,
             y[:, None],
             draw_size=drawn,
@@ -105,7 +105,7 @@ def _sound(
         np.arange(2 * runs) < runs,
         method="many_runs",
         delta=DELTAS,
-        claimed_epsilon=lambda d: tf_dpfp.epsilon(single, d),
+        claimed_epsilon=lambda d: tf_dpfp.compute_epsilon(single, d),
         adjacency="replace_one",
     )
 
@@ -128,7 +128,9 @@ def randomized_labels(
 
     def release(included):
         labels = included.astype(np.int64)
-        randomized = tf_dpfp.randomize_labels(labels, 1.0, 2, seeds.pop())
+        randomized = tf_dpfp.representations.randomize_labels(
+            labels, 1.0, 2, seeds.pop()
+        )
         return randomized.values.astype(np.float64)
 
     return auditing.audit(
@@ -200,7 +202,7 @@ def _published(
         np.arange(2 * runs) < runs,
         method="many_runs",
         delta=1e-5,
-        claimed_epsilon=lambda d: tf_dpfp.claimed_epsilon(
+        claimed_epsilon=lambda d: tf_dpfp.accounting.claimed_epsilon(
             _NOISE, _RATE, _STEPS, d
         ),
         adjacency="add_or_remove",

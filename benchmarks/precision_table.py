@@ -99,7 +99,7 @@ def _train(method, inputs, labels, seed: int) -> dict:
     (x, x_test), (y, y_test) = inputs, labels
     steps_per_epoch = round(1 / _SAMPLING_RATE)
     steps = _EPOCHS.value * steps_per_epoch
-    noise_multiplier = tf_dpfp.calibrate(
+    noise_multiplier = tf_dpfp.calibrate_noise_multiplier(
         _EPSILON.value, _DELTA.value, _SAMPLING_RATE, steps
     )
     model = tf_dpfp.make_private(_model(method))
@@ -125,7 +125,7 @@ def _train(method, inputs, labels, seed: int) -> dict:
     logits = model.predict(x_test, batch_size=256, verbose=0)
     return {
         "seed": seed,
-        "epsilon": round(tf_dpfp.epsilon(model, _DELTA.value), 4),
+        "epsilon": round(tf_dpfp.compute_epsilon(model, _DELTA.value), 4),
         "accuracy": round(float(np.mean(np.argmax(logits, 1) == y_test)), 4),
         "cpu_seconds": round(seconds, 1),
     }

@@ -493,7 +493,8 @@ SMOOTH: list[Callable] = [
 ]  # fmt: skip
 EVERY: list[Callable] = [
     *SMOOTH, _argmax, _reshape_like, _flatten, _numbers, _cast, _clip, _clip,
-    _one_hot, _space, _slice_by_size, _rows_of_list, _bitcast, _loop_rows, _over_time, _branch, _derivative,
+    _one_hot, _space, _slice_by_size, _rows_of_list, _bitcast, _loop_rows,
+    _over_time, _branch, _derivative,
     _derivative, _derivative, _gather, _gather_flat, _argmax,
 ]  # fmt: skip
 _FAILURES = (

@@ -155,7 +155,7 @@ def _train_dpsgd(data, rate: float, epsilon: float, seed: int):
         seed=seed,
     )
     steps = _EPOCHS.value * len(batches)
-    noise_multiplier = tf_dpfp.calibrate(
+    noise_multiplier = tf_dpfp.calibrate_noise_multiplier(
         epsilon, _DELTA.value, _BATCH_SIZE / len(data.x), steps
     )
     tf_dpfp.make_private(model)
@@ -173,7 +173,7 @@ def _train_dpsgd(data, rate: float, epsilon: float, seed: int):
 
 
 def _train_dpfp(data, rate: float, epsilon: float, seed: int, microbatches):
-    batches = tf_dpfp.stratified_batches(
+    batches = tf_dpfp.representations.stratified_batches(
         data.x,
         data.y,
         draw_size=_BATCH_SIZE // microbatches,
@@ -181,7 +181,7 @@ def _train_dpfp(data, rate: float, epsilon: float, seed: int, microbatches):
         labels="public",
         seed=seed,
     )
-    noise_multiplier = tf_dpfp.calibrate_representation(
+    noise_multiplier = tf_dpfp.representations.calibrate_representation(
         batches,
         epsilon=epsilon,
         delta=_DELTA.value,
@@ -228,7 +228,7 @@ def _train(way, data, rate, epsilon, seed, microbatches) -> dict:
     )
     spent = math.inf
     if way != "ordinary":
-        spent = tf_dpfp.epsilon(model, _DELTA.value)
+        spent = tf_dpfp.compute_epsilon(model, _DELTA.value)
     return {
         "way": way,
         "budget": epsilon,

@@ -119,7 +119,9 @@ def _train(settings: rgp_training.Settings, data) -> dict:
         **dataclasses.asdict(settings),
         "steps": training.steps,
         "noise_multiplier": round(training.noise_multiplier, 4),
-        "spent": round(tf_dpfp.epsilon(training.model, _DELTA.value), 4),
+        "spent": round(
+            tf_dpfp.compute_epsilon(training.model, _DELTA.value), 4
+        ),
         "accuracy": round(accuracy, 4),
         "seconds": round(seconds, 1),
         "versions": {

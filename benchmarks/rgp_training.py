@@ -89,7 +89,7 @@ def prepare(
         x, y, expected_batch_size=batch_size, seed=settings.seed
     )
     steps = settings.epochs * len(batches)
-    noise_multiplier = tf_dpfp.calibrate(
+    noise_multiplier = tf_dpfp.calibrate_noise_multiplier(
         settings.epsilon, delta, batch_size / len(y), steps
     )
     model = _model(settings, steps)

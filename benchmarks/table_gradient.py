@@ -70,12 +70,12 @@ def _indexed(ids: tf.Tensor, values: tf.Tensor) -> tf.IndexedSlices:
 
 
 def _norms(ids: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    rows = per_example.RowGather(ids, values, _ROWS.value)
+    rows = per_example.EmbeddingRows(ids, values, _ROWS.value)
     return rows.squared_norms()
 
 
 def _clipped_sum(ids: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    rows = per_example.RowGather(ids, values, _ROWS.value)
+    rows = per_example.EmbeddingRows(ids, values, _ROWS.value)
     present = tf.ones([_BATCH.value], tf.bool)
     factors = clipping.clip_factors(rows.squared_norms(), _CLIP_NORM, present)
     return rows.weighted_sum(factors)

@@ -66,7 +66,7 @@ batch_size = 2048
 batches = tf_dpfp.poisson_batches(
     x_train, y_train, expected_batch_size=batch_size
 )
-noise_multiplier = tf_dpfp.calibrate(
+noise_multiplier = tf_dpfp.calibrate_noise_multiplier(
     epsilon=epsilon,
     delta=delta,
     sampling_rate=batch_size / len(x_train),
@@ -78,7 +78,7 @@ print(f"Noise multiplier: {noise_multiplier:.3f}")
 ## Three ways to clip
 
 `clipping` is one object: what is clipped together, and at which thresholds.
-`tf_dpfp.thresholds(model)` shows the thresholds. Adaptive ones come from noised
+`tf_dpfp.clip_norms(model)` shows the thresholds. Adaptive ones come from noised
 counts only, so looking at them, or logging them, costs nothing.
 """
 
@@ -110,7 +110,7 @@ def train(clipping):
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    thresholds = [tf_dpfp.thresholds(model)]
+    thresholds = [tf_dpfp.clip_norms(model)]
     history = model.fit(
         batches,
         epochs=epochs,
@@ -118,14 +118,14 @@ def train(clipping):
         callbacks=[
             keras.callbacks.LambdaCallback(
                 on_epoch_end=lambda _epoch, _logs: thresholds.append(
-                    tf_dpfp.thresholds(model)
+                    tf_dpfp.clip_norms(model)
                 )
             )
         ],
         verbose=0,
     )
     accuracy = history.history["val_accuracy"]
-    spent = tf_dpfp.epsilon(model, delta)
+    spent = tf_dpfp.compute_epsilon(model, delta)
     print(f"  test accuracy {accuracy[-1]:.4f}, epsilon {spent:.3f}")
     return accuracy, thresholds
 
@@ -147,7 +147,9 @@ more noise than they would otherwise.
 print("Per layer, adaptive thresholds")
 adaptive, thresholds = train(
     tf_dpfp.PerLayer(
-        thresholds=tf_dpfp.Adaptive(target_quantile=0.5, budget_share=0.01)
+        thresholds=tf_dpfp.clipping.Adaptive(
+            target_quantile=0.5, budget_share=0.01
+        )
     )
 )
 
@@ -197,11 +199,13 @@ Where to go from here:
 - `target_quantile`, `learning_rate`, `initial` and `budget_share` are the
   arguments of `Adaptive()`. Noise on the counts grows with the root of the
   number of layers: with a hundred of them and small batches, take a larger
-  `budget_share`, or group layers into blocks with `tf_dpfp.PerBlock()`.
+  `budget_share`, or group layers into blocks with
+  `tf_dpfp.clipping.PerBlock()`.
 - With `rescale=False` the thresholds are the quantiles themselves, and the
-  bound follows the gradients. `tf_dpfp.Flat(thresholds=tf_dpfp.Adaptive(
-  rescale=False))` is flat clipping at an adaptive norm.
-- `tf_dpfp.Automatic()` has no thresholds to find.
+  bound follows the gradients.
+  `tf_dpfp.Flat(thresholds=tf_dpfp.clipping.Adaptive(rescale=False))` is flat
+  clipping at an adaptive norm.
+- `tf_dpfp.clipping.Automatic()` has no thresholds to find.
 - `clipping="per_device"` clips the parts of a model that is split over
   devices: `python -m examples.two_devices`.
 """

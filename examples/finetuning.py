@@ -211,7 +211,9 @@ def _head_entries(
         return []
     rate = _rate(config, count)
     steps = _steps(config.head_epochs, config, count)
-    noise = tf_dpfp.calibrate(config.head_epsilon, config.delta, rate, steps)
+    noise = tf_dpfp.calibrate_noise_multiplier(
+        config.head_epsilon, config.delta, rate, steps
+    )
     return [
         accounting.LedgerEntry(accounting.PoissonSampling(rate), noise, steps)
     ]
@@ -260,7 +262,7 @@ def _batches(
 ) -> tf.data.Dataset:
     x, y = train
     if config.method == "dpfp":
-        return tf_dpfp.stratified_batches(
+        return tf_dpfp.representations.stratified_batches(
             x,
             y,
             draw_size=max(1, config.batch_size // config.microbatches),
@@ -291,7 +293,7 @@ def _with_noise(
     """The same layers, with noise below them."""
     noise = tf_dpfp.DPRepresentationClip(
         _LENGTH_OF_VECTORS,
-        tf_dpfp.calibrate_representation(
+        tf_dpfp.representations.calibrate_representation(
             batches, epsilon=config.epsilon, delta=config.delta, epochs=1
         ),
         labels="public",
@@ -357,7 +359,7 @@ def run(prepared: Prepared) -> Result:
     logits = model.predict(x, batch_size=128, verbose=0)
     spent, statement = math.inf, "Trained without privacy.\n"
     if config.private:
-        spent = tf_dpfp.epsilon(model, config.delta)
+        spent = tf_dpfp.compute_epsilon(model, config.delta)
         statement = tf_dpfp.privacy_statement(model, delta=config.delta)
     if config.output_dir is not None:
         finetune_starts.write(

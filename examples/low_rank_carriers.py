@@ -61,7 +61,7 @@ batches = tf_dpfp.poisson_batches(
     x_train, y_train, expected_batch_size=batch_size
 )
 steps = epochs * len(batches)
-noise_multiplier = tf_dpfp.calibrate(
+noise_multiplier = tf_dpfp.calibrate_noise_multiplier(
     epsilon=epsilon,
     delta=delta,
     sampling_rate=batch_size / len(x_train),
@@ -140,7 +140,7 @@ def train(carrier_source=None):
         verbose=0,
     )
     accuracy = history.history["val_accuracy"]
-    spent = tf_dpfp.epsilon(model, delta)
+    spent = tf_dpfp.compute_epsilon(model, delta)
     print(
         f"{carrier_source or 'no carriers'}: test accuracy "
         f"{accuracy[-1]:.4f}, epsilon {spent:.3f}"

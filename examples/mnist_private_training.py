@@ -106,10 +106,10 @@ We choose how much may be given away, and the noise follows. δ must lie below
 one over the number of examples: otherwise publishing one record at random
 would count as private.
 
-`calibrate()` finds the least noise for the budget. It needs to know how often
-each example is looked at: with which probability it is in a batch, and in how
-many batches. Private training likes *large batches*. The noise is the same
-whatever the batch, so that a larger one drowns it.
+`calibrate_noise_multiplier()` finds the least noise for the budget. It needs to
+know how often each example is looked at: with which probability it is in a
+batch, and in how many batches. Private training likes *large batches*. The
+noise is the same whatever the batch, so that a larger one drowns it.
 """
 
 epsilon = 3.0
@@ -119,7 +119,7 @@ batch_size = 2048
 batches = tf_dpfp.poisson_batches(
     x_train, y_train, expected_batch_size=batch_size
 )
-noise_multiplier = tf_dpfp.calibrate(
+noise_multiplier = tf_dpfp.calibrate_noise_multiplier(
     epsilon=epsilon,
     delta=delta,
     sampling_rate=batch_size / len(x_train),
@@ -191,7 +191,9 @@ restored = keras.models.load_model("private_mnist.keras", compile=False)
 restored.compile(loss=loss, metrics=["accuracy"])
 test_loss, test_accuracy = restored.evaluate(x_test, y_test, verbose=0)
 print(f"Test accuracy: {test_accuracy:.4f}")
-print(f"Epsilon: {tf_dpfp.epsilon(model, delta):.3f} at delta {delta:g}")
+print(
+    f"Epsilon: {tf_dpfp.compute_epsilon(model, delta):.3f} at delta {delta:g}"
+)
 
 """
 ## Conclusion

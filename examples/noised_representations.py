@@ -67,7 +67,7 @@ y_train, y_test = y_train[:, None], y_test[:, None]
 
 def evaluate(model):
     _, accuracy = model.evaluate(x_test, y_test, batch_size=2048, verbose=0)
-    spent = tf_dpfp.epsilon(model, delta)
+    spent = tf_dpfp.compute_epsilon(model, delta)
     print(f"  test accuracy {accuracy:.4f}, epsilon {spent:.3f}")
     return accuracy
 
@@ -96,7 +96,7 @@ replacement, in random order.
 
 
 def draw_batches(draws):
-    return tf_dpfp.stratified_batches(
+    return tf_dpfp.representations.stratified_batches(
         x_train,
         y_train,
         draw_size=batch_size // draws,
@@ -121,7 +121,7 @@ any optimizer will do.
 
 def train_on_noised(draws, learning_rate=0.001):
     batches = draw_batches(draws)
-    noise_multiplier = tf_dpfp.calibrate_representation(
+    noise_multiplier = tf_dpfp.representations.calibrate_representation(
         batches, epsilon=epsilon, delta=delta, epochs=epochs
     )
     print(f"{draws} draws: noise {noise_multiplier:.2f}")
@@ -188,7 +188,7 @@ compile_and_fit(
     tf_dpfp.DPAdam(
         keras.optimizers.schedules.CosineDecay(0.1, epochs * len(batches)),
         l2_norm_clip=0.1,
-        noise_multiplier=tf_dpfp.calibrate(
+        noise_multiplier=tf_dpfp.calibrate_noise_multiplier(
             epsilon,
             delta,
             sampling_rate=batch_size / len(x_train),
@@ -246,8 +246,8 @@ Where to go from here:
 
 - Fewer coordinates need less noise: project to a few directions that are known
   beforehand, or place the layer at a bottleneck.
-- `tf_dpfp.randomize_labels(y, epsilon, num_classes)` protects the labels, too.
-  Their epsilon is added to the ledger.
+- `tf_dpfp.representations.randomize_labels(y, epsilon, num_classes)` protects
+  the labels, too. Their epsilon is added to the ledger.
 - [The guarantee](../docs/guarantee.md#noised-representations) says what is
   proved, and [Auditing](../docs/auditing.md) what happens to the published form
   of the method, which trains the encoder as well.

@@ -104,7 +104,7 @@ classifier.compile(
     optimizer=tf_dpfp.DPAdam(
         keras.optimizers.schedules.CosineDecay(0.1, steps),
         l2_norm_clip=0.1,
-        noise_multiplier=tf_dpfp.calibrate(
+        noise_multiplier=tf_dpfp.calibrate_noise_multiplier(
             epsilon, delta, sampling_rate=sampling_rate, steps=steps
         ),
     ),

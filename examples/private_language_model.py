@@ -122,7 +122,7 @@ loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 steps_per_epoch = 32
 steps = epochs * steps_per_epoch
 batch_size = len(texts) / steps_per_epoch
-noise_multiplier = tf_dpfp.calibrate(
+noise_multiplier = tf_dpfp.calibrate_noise_multiplier(
     epsilon, delta, sampling_rate=1 / steps_per_epoch, steps=steps
 )
 print(f"{steps} steps, noise multiplier {noise_multiplier:.3f}")

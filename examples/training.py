@@ -299,7 +299,7 @@ def run(training: Training) -> Result:
 
 def _finish(training: Training, history: Sequence[checkpoints.Row]) -> Result:
     config, model = training.config, training.network.classifier
-    epsilon = tf_dpfp.epsilon(model, config.delta, config.accountant)
+    epsilon = tf_dpfp.compute_epsilon(model, config.delta, config.accountant)
     # From the ledger, not `tf_dpfp.privacy_statement(model)`: a training that
     # was found finished has not seen its data in this process.
     statement = accounting.privacy_statement(
@@ -364,7 +364,7 @@ def _round_up(epsilon: float) -> str:
 def _optimizer(config: Config, population: int, steps_per_epoch: int):
     noise_multiplier = config.noise_multiplier
     if noise_multiplier is None:
-        noise_multiplier = tf_dpfp.calibrate(
+        noise_multiplier = tf_dpfp.calibrate_noise_multiplier(
             config.budget,
             config.delta,
             config.batch_size / population,

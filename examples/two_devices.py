@@ -2,9 +2,9 @@
 
 `python -m examples.two_devices` puts the convolutions of a small CNN on one
 device and the dense layers on another, and trains it privately on MNIST with
-`tf_dpfp.PerDevice`: no norm of an example's gradient goes from one device to
-the other. By default the devices are two logical CPUs, which is all that it
-was run on; `--devices=GPU:0,GPU:1` names others.
+`tf_dpfp.clipping.PerDevice`: no norm of an example's gradient goes from one
+device to the other. By default the devices are two logical CPUs, which is all
+that it was run on; `--devices=GPU:0,GPU:1` names others.
 
 Reference:
     He et al., 2022, arXiv 2212.01539 (per-device clipping).
@@ -165,7 +165,7 @@ def describe_devices(model: keras.Model) -> str:
         weights[device] += math.prod(variable.shape)
     return "\n".join(
         f"{device}: {weights[device]} weights, clipped at {threshold:.4f}"
-        for device, threshold in tf_dpfp.thresholds(model).items()
+        for device, threshold in tf_dpfp.clip_norms(model).items()
     )
 
 
@@ -185,7 +185,7 @@ def train() -> keras.Model:
     batches = tf_dpfp.poisson_batches(
         x, y, expected_batch_size=FLAGS.batch_size
     )
-    noise_multiplier = tf_dpfp.calibrate(
+    noise_multiplier = tf_dpfp.calibrate_noise_multiplier(
         FLAGS.epsilon,
         FLAGS.delta,
         FLAGS.batch_size / len(x),
@@ -197,7 +197,7 @@ def train() -> keras.Model:
             FLAGS.learning_rate,
             l2_norm_clip=FLAGS.l2_norm_clip,
             noise_multiplier=noise_multiplier,
-            clipping=tf_dpfp.PerDevice(thresholds=FLAGS.thresholds),
+            clipping=tf_dpfp.clipping.PerDevice(thresholds=FLAGS.thresholds),
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],

@@ -4,6 +4,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import functools
 import sys
 
 import hypothesis
@@ -23,6 +24,33 @@ def pytest_configure(config):
     # absltest and the examples read flags, which pytest does not parse.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+
+
+@functools.cache
+def _split_cpu():
+    """Four logical CPUs, which stand for the devices of a larger machine."""
+    import tensorflow as tf
+
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * 4
+    )
+
+
+def pytest_pycollect_makemodule():
+    # Before any test module, for TensorFlow starts with the first tensor of
+    # one; and here, for pytest-xdist's own process collects nothing.
+    _split_cpu()
+
+
+@pytest.fixture
+def without_trial(monkeypatch):
+    """Trains without the trial, which takes long; the trial itself."""
+    from tf_dpfp.independence import gradients as probe
+
+    trial = probe.check
+    monkeypatch.setattr(probe, "check", lambda *_: None)
+    return trial
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,21 @@
-"""Differentially private training for Keras 3 on TensorFlow."""
+"""Differentially private training for Keras 3 on TensorFlow.
+
+The names of an ordinary private training are here. What is needed more rarely
+is in submodules:
+
+* `tf_dpfp.clipping`: groups of variables and their thresholds;
+* `tf_dpfp.low_rank`: low-rank carriers (RGP);
+* `tf_dpfp.representations`: noised representations (DP-FP);
+* `tf_dpfp.gradient_rules`: per-example gradients of your own layers;
+* `tf_dpfp.loops`: custom training loops;
+* `tf_dpfp.distribute`: several devices and machines;
+* `tf_dpfp.accounting`: epsilon without a model;
+* `tf_dpfp.auditing`: attacks, and lower bounds on epsilon;
+* `tf_dpfp.errors`: what is raised and listed.
+"""
+
+import importlib as _importlib
+import typing as _typing
 
 import keras as _keras
 
@@ -9,56 +26,86 @@ if _keras.backend.backend() != "tensorflow":
         "variable KERAS_BACKEND=tensorflow before Keras is imported."
     )
 
-from tf_dpfp import auditing
-from tf_dpfp.accounting import calibrate
-from tf_dpfp.accounting import claimed_epsilon
-from tf_dpfp.clipping import Adaptive
-from tf_dpfp.clipping import Automatic
-from tf_dpfp.clipping import ByFunction
-from tf_dpfp.clipping import Clipping
+from tf_dpfp import accounting
+from tf_dpfp import clipping
+from tf_dpfp import distribute
+from tf_dpfp import errors
+from tf_dpfp import gradient_rules
+from tf_dpfp import loops
+from tf_dpfp import low_rank
+from tf_dpfp import renamed as _renamed
+from tf_dpfp import representations
+from tf_dpfp.accounting import calibrate_noise_multiplier
 from tf_dpfp.clipping import Flat
-from tf_dpfp.clipping import PerBlock
-from tf_dpfp.clipping import PerDevice
 from tf_dpfp.clipping import PerLayer
-from tf_dpfp.layers import DebiasedCrossentropy
 from tf_dpfp.layers import DPRepresentationClip
 from tf_dpfp.low_rank import RGPDense
 from tf_dpfp.low_rank import reparametrize
-from tf_dpfp.low_rank import restore
 from tf_dpfp.optimizers import DPSGD
-from tf_dpfp.optimizers import ClippedGradients
 from tf_dpfp.optimizers import DPAdagrad
 from tf_dpfp.optimizers import DPAdam
 from tf_dpfp.optimizers import DPAdamW
 from tf_dpfp.optimizers import DPLion
 from tf_dpfp.optimizers import DPRMSprop
-from tf_dpfp.optimizers import NotPrivateError
 from tf_dpfp.optimizers import private_optimizer_class
-from tf_dpfp.per_example import GenericRule
-from tf_dpfp.per_example import GradientRule
-from tf_dpfp.per_example import Materialized
-from tf_dpfp.per_example import OuterProduct
-from tf_dpfp.per_example import RowGather
-from tf_dpfp.per_example import register_gradient_rule
-from tf_dpfp.sampling import RandomizedLabels
-from tf_dpfp.sampling import calibrate_representation
-from tf_dpfp.sampling import microbatch_sampler
 from tf_dpfp.sampling import poisson_batches
-from tf_dpfp.sampling import randomize_labels
-from tf_dpfp.sampling import stratified_batches
-from tf_dpfp.training import DPModel
-from tf_dpfp.training import DPSequential
 from tf_dpfp.training import PrivacyBudget
-from tf_dpfp.training import clipped_gradients
-from tf_dpfp.training import dealt_step
-from tf_dpfp.training import epsilon
-from tf_dpfp.training import is_private
+from tf_dpfp.training import clip_norms
+from tf_dpfp.training import compute_epsilon
 from tf_dpfp.training import ledger
 from tf_dpfp.training import make_private
 from tf_dpfp.training import privacy_statement
-from tf_dpfp.training import sampled_steps
-from tf_dpfp.training import thresholds
-from tf_dpfp.validation import Problem
 from tf_dpfp.validation import fix
 from tf_dpfp.validation import validate
 from tf_dpfp.version import __version__
+
+if _typing.TYPE_CHECKING:
+    from tf_dpfp import auditing
+
+__all__ = [
+    "DPAdagrad",
+    "DPAdam",
+    "DPAdamW",
+    "DPLion",
+    "DPRMSprop",
+    "DPRepresentationClip",
+    "DPSGD",
+    "Flat",
+    "PerLayer",
+    "PrivacyBudget",
+    "RGPDense",
+    "calibrate_noise_multiplier",
+    "clip_norms",
+    "compute_epsilon",
+    "fix",
+    "ledger",
+    "make_private",
+    "poisson_batches",
+    "privacy_statement",
+    "private_optimizer_class",
+    "reparametrize",
+    "validate",
+]
+
+_SUBMODULES = (
+    "accounting",
+    "auditing",
+    "clipping",
+    "distribute",
+    "errors",
+    "gradient_rules",
+    "loops",
+    "low_rank",
+    "representations",
+)
+
+
+def __getattr__(name: str) -> _typing.Any:
+    if name == "auditing":
+        # Training needs none of it: not imported with the rest.
+        return _importlib.import_module("tf_dpfp.auditing")
+    return _renamed.find(name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_SUBMODULES, "__version__"])

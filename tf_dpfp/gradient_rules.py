@@ -6,13 +6,13 @@ is exact. `register_gradient_rule(LayerType)` decorates a `GradientRule`, whose
 `EmbeddingRows`.
 """
 
+from tf_dpfp.per_example import EmbeddingRows
 from tf_dpfp.per_example import GenericRule
 from tf_dpfp.per_example import GradientRule
 from tf_dpfp.per_example import LayerCall
-from tf_dpfp.per_example import Materialized as PerExampleTensor
 from tf_dpfp.per_example import OuterProduct
 from tf_dpfp.per_example import PerExampleGradient
-from tf_dpfp.per_example import RowGather as EmbeddingRows
+from tf_dpfp.per_example import PerExampleTensor
 from tf_dpfp.per_example import register_gradient_rule
 
 __all__ = [

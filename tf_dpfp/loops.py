@@ -2,7 +2,7 @@
 
 from tf_dpfp.optimizers import ClippedGradients
 from tf_dpfp.training import clipped_gradients
-from tf_dpfp.training import dealt_step as distributed_step
+from tf_dpfp.training import distributed_step
 from tf_dpfp.training import is_private
 from tf_dpfp.training import sampled_steps
 

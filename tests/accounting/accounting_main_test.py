@@ -63,7 +63,10 @@ class ReportTest(parameterized.TestCase):
         first, rest = text.split("\n\n", 1)
         noise = float(first.removeprefix("Noise multiplier: "))
         self.assertEqual(
-            noise, calibration.calibrate(3.0, 1e-5, accounted_rate, 500)
+            noise,
+            calibration.calibrate_noise_multiplier(
+                3.0, 1e-5, accounted_rate, 500
+            ),
         )
         self.assertTrue(rest.startswith("DP-SGD to be performed"))
         self.assertIn("3.000", rest)

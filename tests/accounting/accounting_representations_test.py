@@ -19,7 +19,7 @@ PUBLIC = accounting.Representations("public")
 ORDERS = (1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 40.0)
 
 
-def _rows(
+def _drawn(
     noise=2.0, steps=100, population=200, sample=5, release=None, **kwargs
 ):
     return accounting.LedgerEntry(
@@ -76,6 +76,27 @@ def test_rdp_is_that_of_adaptive_quadrature(rate, noise):
         expected = min(expected, order / noise**2 / 2)
         assert value == pytest.approx(expected, rel=1e-8)
         assert value >= expected * (1 - 1e-10)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.3, 0.9])
+@pytest.mark.parametrize("shift", [0.2, 1.0])
+@pytest.mark.parametrize("order", [2.0, 6.0])
+@pytest.mark.parametrize("beyond", [0.0, 0.5, 2.0])
+def test_the_end_of_the_quadrature_is_covered(rate, shift, order, beyond):
+    # Near the peak of the integrand, so that the rest is no rounding error.
+    end = max(order * shift + beyond, 0.6 * shift)
+    exact = _moment_by_quad(rate, shift, order) * (order - 1)
+    found = np.log1p(
+        math.exp(representations._log_excess(rate, shift, order, end))
+    )
+    assert exact <= found * (1 + 1e-9)
+
+
+def test_noise_that_halving_makes_zero_protects_nothing():
+    least = 5e-324
+    assert least / 2.0 == 0.0
+    entry = _drawn(noise=least)
+    assert math.isinf(accounting.compute_epsilon([entry], 1e-5))
 
 
 LINE = np.linspace(-40, 40, 20_001)
@@ -217,13 +238,13 @@ def test_the_noise_multiplier_is_halved_for_a_replaced_row():
 
 
 def test_labels_cost_no_more_than_their_epsilon():
-    alone = accounting.compute_epsilon([_rows()], 1e-5)
-    both = accounting.compute_epsilon([_rows(), _labels(1.0)], 1e-5)
+    alone = accounting.compute_epsilon([_drawn()], 1e-5)
+    both = accounting.compute_epsilon([_drawn(), _labels(1.0)], 1e-5)
     assert alone < both <= alone + 1.0 + 1e-6
     # The same randomisation is released once, another one again.
-    again = [_rows(), _labels(1.0), _labels(1.0)]
+    again = [_drawn(), _labels(1.0), _labels(1.0)]
     assert accounting.compute_epsilon(again, 1e-5) == both
-    other = [_rows(), _labels(1.0), _labels(1.0, identity=8)]
+    other = [_drawn(), _labels(1.0), _labels(1.0, identity=8)]
     assert accounting.compute_epsilon(other, 1e-5) > both
 
 
@@ -237,14 +258,18 @@ def test_sums_beside_rows_are_accounted_for_by_replacement():
         PUBLIC,
     )
     for accountant in ("rdp", "pld"):
-        mixed = accounting.compute_epsilon([poisson, _rows()], 1e-5, accountant)
+        mixed = accounting.compute_epsilon(
+            [poisson, _drawn()], 1e-5, accountant
+        )
         assert mixed == pytest.approx(
-            accounting.compute_epsilon([as_rows, _rows()], 1e-5), rel=1e-12
+            accounting.compute_epsilon([as_rows, _drawn()], 1e-5), rel=1e-12
         )
     adjacency = accounting.Adjacency
     assert accounting.adjacency_of([poisson]) is adjacency.ADD_OR_REMOVE_ONE
-    assert accounting.adjacency_of([poisson, _rows()]) is adjacency.REPLACE_ONE
-    event = accounting.compose_events([poisson, _rows()])
+    assert accounting.adjacency_of([poisson, _drawn()]) is adjacency.REPLACE_ONE
+    unused = [poisson, _drawn(steps=0)]
+    assert accounting.adjacency_of(unused) is adjacency.ADD_OR_REMOVE_ONE
+    event = accounting.compose_events([poisson, _drawn()])
     gaussian = dp_accounting.GaussianDpEvent(2.0)
     assert event.events[0] == dp_accounting.SelfComposedDpEvent(gaussian, 50)
 
@@ -252,9 +277,9 @@ def test_sums_beside_rows_are_accounted_for_by_replacement():
 @pytest.mark.parametrize(
     "entry",
     [
-        _rows(noise=0.0),
-        _rows(release=accounting.Representations("undeclared")),
-        _rows(release=accounting.EndToEnd()),
+        _drawn(noise=0.0),
+        _drawn(release=accounting.Representations("undeclared")),
+        _drawn(release=accounting.EndToEnd()),
     ],
 )
 def test_what_protects_nothing_makes_epsilon_infinite(entry):
@@ -277,7 +302,7 @@ def test_releases_and_samplings_that_no_proof_covers_are_refused():
 
 @pytest.mark.parametrize(
     "entry",
-    [_rows(seeded=True), _rows(release=accounting.EndToEnd()), _labels()],
+    [_drawn(seeded=True), _drawn(release=accounting.EndToEnd()), _labels()],
 )
 def test_entries_come_back_from_the_table(entry):
     row = table.encode(entry)
@@ -288,7 +313,7 @@ def test_entries_come_back_from_the_table(entry):
 
 
 def test_published_codes_do_not_change():
-    assert list(table.encode(_rows())) == [3, 2.0, 200, 5, 0, 1, 0, 0]
+    assert list(table.encode(_drawn())) == [3, 2.0, 200, 5, 0, 1, 0, 0]
     assert list(table.encode(_labels(2.0))) == [4, 0.5, 3, 7, 0, 5, 0, 0]
 
 
@@ -303,7 +328,18 @@ def test_claimed_figure():
     ) * stats.norm.cdf(-found / mu - mu / 2)
     assert delta == pytest.approx(1e-5, rel=1e-6)
     assert math.isinf(accounting.claimed_epsilon(0.01, 0.02, 5, 1e-5))
+    # Squares that underflow, and sums that overflow.
+    assert math.isinf(accounting.claimed_epsilon(1e-200, 0.02, 5, 1e-5))
+    assert math.isinf(accounting.claimed_epsilon(0.03757, 1.0, 100, 1e-5))
     assert accounting.claimed_epsilon(1e4, 0.01, 1, 1e-5) == 0.0
-    for bad in ((0.0, 0.1, 1), (1.0, 1.1, 1), (1.0, 0.1, 0)):
+    for bad in (
+        (0.0, 0.1, 1),
+        (1.0, 1.1, 1),
+        (1.0, 0.1, 0),
+        ("1.0", 0.1, 1),
+        (1.0, True, 1),
+        (math.inf, 0.1, 1),
+        (1.0, 0.1, math.inf),
+    ):
         with pytest.raises(ValueError):
             accounting.claimed_epsilon(*bad, 1e-5)

@@ -31,7 +31,9 @@ class CalibrateTest(parameterized.TestCase):
     def test_published_noise(
         self, epsilon, delta, rate, steps, accountant, expected
     ):
-        noise = calibration.calibrate(epsilon, delta, rate, steps, accountant)
+        noise = calibration.calibrate_noise_multiplier(
+            epsilon, delta, rate, steps, accountant
+        )
         np.testing.assert_allclose(noise, expected, atol=5e-4)
         self.assertLessEqual(
             _epsilon(noise, rate, steps, delta, accountant), epsilon
@@ -40,9 +42,13 @@ class CalibrateTest(parameterized.TestCase):
     def test_analytic_gaussian(self):
         # Balle and Wang's 4.2246789; the RDP accountant needs 4.530877.
         np.testing.assert_allclose(
-            calibration.calibrate(1.0, 1e-6, 1.0, 1), 4.530877, atol=2e-4
+            calibration.calibrate_noise_multiplier(1.0, 1e-6, 1.0, 1),
+            4.530877,
+            atol=2e-4,
         )
-        by_pld = calibration.calibrate(1.0, 1e-6, 1.0, 1, "pld")
+        by_pld = calibration.calibrate_noise_multiplier(
+            1.0, 1e-6, 1.0, 1, "pld"
+        )
         self.assertBetween(by_pld, 4.2246789, 4.2266)
 
     @hypothesis.settings(max_examples=6, deadline=None)
@@ -55,7 +61,9 @@ class CalibrateTest(parameterized.TestCase):
     def test_is_the_least_noise_within_the_budget(
         self, epsilon, delta, rate, steps
     ):
-        noise = calibration.calibrate(epsilon, delta, rate, steps)
+        noise = calibration.calibrate_noise_multiplier(
+            epsilon, delta, rate, steps
+        )
         self.assertLessEqual(_epsilon(noise, rate, steps, delta), epsilon)
         if noise > 1e-4:
             self.assertGreater(
@@ -63,13 +71,17 @@ class CalibrateTest(parameterized.TestCase):
             )
 
     def test_tolerance_is_kept(self):
-        fine = calibration.calibrate(2.0, 1e-5, 0.01, 1000, tolerance=1e-8)
-        coarse = calibration.calibrate(2.0, 1e-5, 0.01, 1000, tolerance=0.05)
+        fine = calibration.calibrate_noise_multiplier(
+            2.0, 1e-5, 0.01, 1000, tolerance=1e-8
+        )
+        coarse = calibration.calibrate_noise_multiplier(
+            2.0, 1e-5, 0.01, 1000, tolerance=0.05
+        )
         self.assertBetween(coarse - fine, -1e-8, 0.05)
 
     def test_overflow_asks_for_more_noise(self):
-        clean = calibration.calibrate(2.0, 1e-5, 0.01, 1000)
-        padded = calibration.calibrate(
+        clean = calibration.calibrate_noise_multiplier(2.0, 1e-5, 0.01, 1000)
+        padded = calibration.calibrate_noise_multiplier(
             2.0, 1e-5, 0.01, 1000, overflow_probability=1e-10
         )
         self.assertGreater(padded, clean)
@@ -79,7 +91,7 @@ class CalibrateTest(parameterized.TestCase):
 
     def test_overflow_beyond_delta_is_refused(self):
         with self.assertRaisesRegex(ValueError, "No noise multiplier"):
-            calibration.calibrate(
+            calibration.calibrate_noise_multiplier(
                 2.0, 1e-5, 0.01, 1000, overflow_probability=1e-8
             )
 
@@ -99,6 +111,14 @@ class CalibrateTest(parameterized.TestCase):
         ({"accountant": "gdp"}, "accountant"),
         ({"overflow_probability": -0.1}, "overflow_probability"),
         ({"tolerance": 0.0}, "tolerance"),
+        ({"tolerance": 1.0}, "tolerance"),
+        ({"epsilon": "1.0"}, "epsilon"),
+        ({"epsilon": True}, "epsilon"),
+        ({"delta": "1e-5"}, "delta"),
+        ({"sampling_rate": None}, "sampling_rate"),
+        ({"steps": True}, "steps"),
+        ({"steps": "10"}, "steps"),
+        ({"accountant": None}, "accountant"),
         ({"tolerance": math.nan}, "tolerance"),
     )
     def test_bad_argument_is_refused(self, argument, message):
@@ -109,11 +129,11 @@ class CalibrateTest(parameterized.TestCase):
             "steps": 10,
         }
         with self.assertRaisesRegex(ValueError, message):
-            calibration.calibrate(**(arguments | argument))
+            calibration.calibrate_noise_multiplier(**(arguments | argument))
 
     def test_fractional_steps_are_refused(self):
         with self.assertRaisesRegex(ValueError, "steps"):
-            calibration.calibrate(1.0, 1e-5, 0.1, 10.5)
+            calibration.calibrate_noise_multiplier(1.0, 1e-5, 0.1, 10.5)
 
 
 if __name__ == "__main__":

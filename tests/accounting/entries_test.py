@@ -6,6 +6,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from tf_dpfp.accounting import entries as entries_lib
+from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
 
 _POISSON = samplings.PoissonSampling(0.1)
@@ -37,6 +38,16 @@ class LedgerEntryTest(parameterized.TestCase):
     def test_refuses_steps_that_are_not_an_integer(self, steps):
         with self.assertRaisesRegex(ValueError, "steps"):
             entries_lib.LedgerEntry(_POISSON, 1.0, steps)
+
+    @parameterized.parameters("1.0", None, True, b"1", 1j)
+    def test_refuses_noise_that_is_not_a_number(self, noise_multiplier):
+        with self.assertRaisesRegex(ValueError, "noise_multiplier"):
+            entries_lib.LedgerEntry(_POISSON, noise_multiplier, 1)
+
+    @parameterized.parameters(0, 1, "sums", None, releases.Sums)
+    def test_refuses_what_is_not_a_release(self, release):
+        with self.assertRaisesRegex(ValueError, "`release` must be"):
+            entries_lib.LedgerEntry(_POISSON, 1.0, 1, False, release)
 
     @parameterized.parameters(0.1, None, "poisson")
     def test_refuses_what_is_not_a_sampling(self, sampling):

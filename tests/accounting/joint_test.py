@@ -39,7 +39,21 @@ def test_no_noise_stays_no_noise():
     assert accounting.split_budget(0.0, 0.3, 7) == none
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.1, math.nan, math.inf])
+@pytest.mark.parametrize("first, second", [(0.0, 3.0), (3.0, 0.0), (0.0, 0.0)])
+def test_a_release_without_noise_leaves_none_to_both(first, second):
+    assert accounting.joint_noise_multiplier(first, second) == 0.0
+
+
+@given(multipliers, multipliers)
+def test_two_releases_have_less_noise_than_either(first, second):
+    joint = accounting.joint_noise_multiplier(first, second)
+    assert joint <= min(first, second)
+    assert 1 / joint**2 == pytest.approx(1 / first**2 + 1 / second**2)
+
+
+@pytest.mark.parametrize(
+    "share", [0.0, 1.0, -0.1, 1.1, math.nan, math.inf, True]
+)
 def test_a_share_that_leaves_nothing_to_one_part_is_refused(share):
     with pytest.raises(ValueError, match=f"budget_share={share}"):
         accounting.split_budget(1.0, share, 1)

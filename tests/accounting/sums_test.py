@@ -1,7 +1,9 @@
 """RDP of Poisson-sampled sums against quadrature and published vectors."""
 
+import decimal
 import logging
 import math
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest
@@ -35,7 +37,58 @@ def _sampled_moment_rdp(rate, noise_multiplier, order):
     return math.log1p(moment) / (order - 1)
 
 
+def _exact_rdp(rate, noise_multiplier, order):
+    """RDP at an integer order by the binomial sum, to 60 digits."""
+    with decimal.localcontext(prec=60):
+        q, s = decimal.Decimal(rate), decimal.Decimal(noise_multiplier)
+        moment = sum(
+            math.comb(order, k)
+            * (1 - q) ** (order - k)
+            * q**k
+            * (k * (k - 1) / (2 * s * s)).exp()
+            for k in range(order + 1)
+        )
+        return moment.ln() / (order - 1)
+
+
 class SampledRdpTest(parameterized.TestCase):
+    @parameterized.product(
+        rate=(1e-3, 1e-6, 1e-8, 1e-10), noise_multiplier=(0.7, 1.0, 5.0)
+    )
+    def test_rounding_never_lowers_a_tiny_moment(self, rate, noise_multiplier):
+        # dp_accounting's own figures are below the truth, or below zero, here.
+        computed = sums.sampled_rdp(rate, noise_multiplier)
+        for order in (2, 3, 8, 32):
+            (index,) = np.flatnonzero(sums.orders() == order)
+            self.assertGreaterEqual(
+                decimal.Decimal(float(computed[index])),
+                _exact_rdp(rate, noise_multiplier, order),
+            )
+
+    def test_orders_whose_series_fails_keep_the_gaussian_bound(self):
+        gaussian = sums.orders() / 2 / 2.0**2
+        for failure in (np.nan, np.inf, 1e300):
+            series = 0.5 * gaussian
+            series[::3] = failure
+            sums.sampled_rdp.cache_clear()
+            with mock.patch.object(sums, "_series_rdp", return_value=series):
+                computed = sums.sampled_rdp(0.1, 2.0)
+            expected = np.where(series < 1e6, series, gaussian)
+            np.testing.assert_allclose(computed, expected, rtol=1e-15)
+        sums.sampled_rdp.cache_clear()
+
+    @parameterized.parameters(ValueError, ZeroDivisionError, OverflowError)
+    def test_a_series_that_raises_leaves_the_gaussian_bound(self, error):
+        sums.sampled_rdp.cache_clear()
+        with mock.patch.object(
+            sums.rdp.RdpAccountant, "compose", side_effect=error
+        ):
+            computed = sums.sampled_rdp(0.1, 2.0)
+        sums.sampled_rdp.cache_clear()
+        np.testing.assert_allclose(
+            computed, sums.orders() / 2 / 2.0**2, rtol=1e-15
+        )
+
     @parameterized.parameters(
         (0.01, 1.0), (0.05, 0.8), (0.5, 0.5), (1e-3, 0.5), (0.9, 0.8), (1e-6, 1)
     )

@@ -138,10 +138,19 @@ def test_words_round_bounds_down():
     "arguments, message",
     [
         ({"runs": 3}, "runs=3, canaries=1"),
-        ({"runs": 0, "canaries": 5}, "runs=0, canaries=5"),
+        (
+            {"runs": 0, "canaries": 5},
+            "`runs` must .* at least 1. Received: runs=0",
+        ),
         ({"runs": 4, "adjacency": "swap"}, "adjacency='swap'"),
-        ({"runs": 4, "claimed_epsilon": -1.0}, "-1.0 at delta 1e-05"),
-        ({"runs": 4, "delta": ()}, "Received none"),
+        (
+            {"runs": 4, "claimed_epsilon": -1.0},
+            "claimed_epsilon=-1.0 at delta=1e-05",
+        ),
+        ({"runs": 4, "delta": ()}, r"delta=\(\)"),
+        ({"runs": 4, "delta": "1e-5"}, "delta='1e-5'"),
+        ({"runs": 4.0}, "runs=4.0"),
+        ({"runs": 4, "confidence": True}, "confidence=True"),
         ({"runs": 4, "confidence": 95}, "confidence=95"),
     ],
 )
@@ -193,7 +202,7 @@ def test_a_model_that_remembers_is_refuted_and_a_private_one_is_not():
                 seed=1,
             )
             model.fit(batches, verbose=0)
-            trained.epsilon = tf_dpfp.epsilon(model, 1e-5)
+            trained.epsilon = tf_dpfp.compute_epsilon(model, 1e-5)
             return -auditing.example_losses(model, own, own_y)
 
         return auditing.audit(

@@ -166,7 +166,7 @@ def test_many_runs_counts_only_runs_that_chose_nothing():
     [
         (([0.0, 1.0], [True]), "2 scores for 1"),
         (([0.0, math.nan, 1, 2], [True, False] * 2), "1 of 4 scores are not"),
-        (([0.0, 1.0], [1, 0]), "holds booleans"),
+        (([0.0, 1.0], [1, 0]), "array of booleans"),
         (([0.0, 1.0, 2.0], [True, False, True]), "2 with, 1 without"),
     ],
 )

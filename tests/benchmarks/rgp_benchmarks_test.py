@@ -28,7 +28,7 @@ def test_what_is_kept_is_what_a_step_makes_of_a_gradient(left_only):
     rng = np.random.default_rng(1)
     matrix = rng.normal(size=(ROWS, COLUMNS)).astype(np.float32)
     view = low_rank.MatrixView((ROWS, COLUMNS), (0, 1), 1)
-    gradient = per_example.Materialized(tf.constant(matrix[None]))
+    gradient = per_example.PerExampleTensor(tf.constant(matrix[None]))
     released = low_rank.project(gradient, carriers, view).weighted_sum(
         tf.ones([1])
     )

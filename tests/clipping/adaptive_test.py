@@ -28,24 +28,26 @@ NAN, INF = math.nan, math.inf
 def test_arguments_out_of_range_are_refused_with_their_value(name, values):
     for value in values:
         with pytest.raises(ValueError, match=f"`{name}` must be") as error:
-            tf_dpfp.Adaptive(**{name: value})
+            tf_dpfp.clipping.Adaptive(**{name: value})
         shown = value if not isinstance(value, dict) else [*value.values()][-1]
         assert f"Received: {name}={shown!r}" in str(error.value)
 
 
 def test_shared_counts_and_rescaled_thresholds_exclude_each_other():
     with pytest.raises(ValueError, match="shared=True"):
-        tf_dpfp.Adaptive(shared=True, rescale=True)
+        tf_dpfp.clipping.Adaptive(shared=True, rescale=True)
 
 
 SETTINGS = [
-    tf_dpfp.Adaptive(),
-    tf_dpfp.Adaptive(initial=3, rescale=False, shared=True),
-    tf_dpfp.Adaptive(initial=np.float32(0.1)),
-    tf_dpfp.Adaptive(initial="by_dimension", budget_share=0.2),
-    tf_dpfp.Adaptive(initial={"b": 1.0, "a": 2.5}, target_quantile=0.7),
+    tf_dpfp.clipping.Adaptive(),
+    tf_dpfp.clipping.Adaptive(initial=3, rescale=False, shared=True),
+    tf_dpfp.clipping.Adaptive(initial=np.float32(0.1)),
+    tf_dpfp.clipping.Adaptive(initial="by_dimension", budget_share=0.2),
+    tf_dpfp.clipping.Adaptive(
+        initial={"b": 1.0, "a": 2.5}, target_quantile=0.7
+    ),
     # What Keras calls the parts of a serialized object.
-    tf_dpfp.Adaptive(initial={"class_name": 1.0, "config": 2.5}),
+    tf_dpfp.clipping.Adaptive(initial={"class_name": 1.0, "config": 2.5}),
 ]
 
 
@@ -56,20 +58,22 @@ def test_serialization(adaptive):
         json.loads(json.dumps(keras.saving.serialize_keras_object(adaptive))),
     ):
         assert keras.saving.deserialize_keras_object(config) == adaptive
-    again = tf_dpfp.Adaptive.from_config(adaptive.get_config())
+    again = tf_dpfp.clipping.Adaptive.from_config(adaptive.get_config())
     assert again == adaptive and hash(again) == hash(adaptive)
 
 
 def test_a_dict_and_what_it_becomes_are_the_same_settings():
     given_ = {"b": 1.0, "a": 2.5}
-    by_dict = tf_dpfp.Adaptive(initial=given_)
+    by_dict = tf_dpfp.clipping.Adaptive(initial=given_)
     given_["b"] = 7.0  # Frozen: nothing that happens to it later counts.
-    assert by_dict == tf_dpfp.Adaptive(initial=(("a", 2.5), ("b", 1.0)))
+    assert by_dict == tf_dpfp.clipping.Adaptive(
+        initial=(("a", 2.5), ("b", 1.0))
+    )
 
 
 def test_initial_estimates():
     def initial(value):
-        settings = tf_dpfp.Adaptive(initial=value)
+        settings = tf_dpfp.clipping.Adaptive(initial=value)
         return settings.initial_estimates(2.0, ["a", "b"], [1, 3])
 
     np.testing.assert_allclose(initial("equal"), [2**0.5, 2**0.5])
@@ -107,7 +111,7 @@ GOLDEN = [
 
 @pytest.mark.parametrize(("target", "initial", "norms", "expected"), GOLDEN)
 def test_golden_trajectories(target, initial, norms, expected):
-    adaptive = tf_dpfp.Adaptive(
+    adaptive = tf_dpfp.clipping.Adaptive(
         target_quantile=target, learning_rate=math.log(2.0)
     )
     found = _trajectory(adaptive, norms, initial, len(expected))
@@ -116,13 +120,13 @@ def test_golden_trajectories(target, initial, norms, expected):
 
 @pytest.mark.parametrize("initial", [1.0, 10.0])
 def test_the_median_of_evenly_spread_norms_is_found(initial):
-    adaptive = tf_dpfp.Adaptive(target_quantile=0.5, learning_rate=1.0)
+    adaptive = tf_dpfp.clipping.Adaptive(target_quantile=0.5, learning_rate=1.0)
     found = _trajectory(adaptive, np.linspace(0, 10, 21), initial, 40)
     assert abs(found[-1] - 5.0) < 0.25
 
 
 def test_the_fraction_is_of_the_expected_batch_size():
-    adaptive = tf_dpfp.Adaptive(target_quantile=0.3, learning_rate=0.7)
+    adaptive = tf_dpfp.clipping.Adaptive(target_quantile=0.3, learning_rate=0.7)
     found = clipping.updated_estimates(
         tf.constant([1.0, 2.0, 3.0]),
         tf.constant([0.0, 1.5, -2.0]),
@@ -139,7 +143,7 @@ def test_a_shared_count_moves_all_estimates_by_one_factor():
         tf.constant([1.0, 2.0, 5.0]),
         tf.constant([3.0]),
         tf.constant(10.0),
-        tf_dpfp.Adaptive(shared=True, rescale=False),
+        tf_dpfp.clipping.Adaptive(shared=True, rescale=False),
     )
     np.testing.assert_allclose(found / found[0], [1.0, 2.0, 5.0], rtol=1e-6)
     assert found[0] < 1.0
@@ -147,7 +151,9 @@ def test_a_shared_count_moves_all_estimates_by_one_factor():
 
 @pytest.mark.parametrize("noise", [-1e30, -1e3, 1e3, 1e30])
 def test_the_wildest_noise_moves_an_estimate_as_far_as_a_whole_batch(noise):
-    adaptive = tf_dpfp.Adaptive(target_quantile=0.25, learning_rate=2.0)
+    adaptive = tf_dpfp.clipping.Adaptive(
+        target_quantile=0.25, learning_rate=2.0
+    )
     found = clipping.updated_estimates(
         tf.constant([1.0]), tf.constant([noise]), tf.constant(4.0), adaptive
     )
@@ -159,7 +165,7 @@ def test_the_wildest_noise_moves_an_estimate_as_far_as_a_whole_batch(noise):
 
 @pytest.mark.parametrize(("estimate", "count"), [(1e-10, 9.0), (1e10, -9.0)])
 def test_estimates_stay_where_float32_squares_them(estimate, count):
-    adaptive = tf_dpfp.Adaptive(learning_rate=50.0)
+    adaptive = tf_dpfp.clipping.Adaptive(learning_rate=50.0)
     found = clipping.updated_estimates(
         tf.constant([estimate]),
         tf.constant([count]),

@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 
 import tf_dpfp
-from tests.training import reference
+from tests.oracles import reference
 
 CLIP, STABILITY = 0.6, 0.03
 
@@ -19,22 +19,22 @@ CLIP, STABILITY = 0.6, 0.03
 )
 def test_stability_out_of_range_is_refused(value):
     with pytest.raises(ValueError, match="`stability` must be") as error:
-        tf_dpfp.Automatic(stability=value)
+        tf_dpfp.clipping.Automatic(stability=value)
     assert f"Received: stability={value!r}" in str(error.value)
 
 
 @pytest.mark.parametrize("value", ["fair", 1.0, None])
 def test_an_unknown_split_is_refused(value):
     with pytest.raises(ValueError, match="`split` must be"):
-        tf_dpfp.Automatic(split=value)
+        tf_dpfp.clipping.Automatic(split=value)
 
 
 @pytest.mark.parametrize(
     "automatic",
     [
-        tf_dpfp.Automatic(),
-        tf_dpfp.Automatic(stability=1e-3, split="by_dimension"),
-        tf_dpfp.Automatic(split={"b": 3.0, "a": 4.0}),
+        tf_dpfp.clipping.Automatic(),
+        tf_dpfp.clipping.Automatic(stability=1e-3, split="by_dimension"),
+        tf_dpfp.clipping.Automatic(split={"b": 3.0, "a": 4.0}),
     ],
     ids=str,
 )
@@ -81,40 +81,19 @@ def _data(count=6):
     )
 
 
-class _Loop(reference.Reference):
-    """The float64 loop with automatic factors."""
-
-    split = None
-
-    def sums_of(self, x, y):
-        total = [np.zeros(v.shape) for v in self.model.trainable_variables]
-        lengths = []
-        with reference.double_precision():
-            for i in range(len(x)):
-                one = reference.rows((x, y, None), slice(i, i + 1))
-                found = [g.numpy() for g in self._loss_and_gradients(*one)[0]]
-                for group, threshold in zip(
-                    self._groups, self.split, strict=True
-                ):
-                    norm = np.sqrt(sum(np.sum(found[k] ** 2) for k in group))
-                    lengths.append(norm)
-                    for k in group:
-                        factor = threshold / (norm + STABILITY)
-                        total[k] += factor * found[k]
-        return total, lengths
-
-
 @pytest.mark.parametrize(
     ("clipping", "groups", "split"),
     [
         (
-            tf_dpfp.Flat(thresholds=tf_dpfp.Automatic(stability=STABILITY)),
+            tf_dpfp.Flat(
+                thresholds=tf_dpfp.clipping.Automatic(stability=STABILITY)
+            ),
             reference.flat_group,
             [CLIP],
         ),
         (
             tf_dpfp.PerLayer(
-                thresholds=tf_dpfp.Automatic(
+                thresholds=tf_dpfp.clipping.Automatic(
                     stability=STABILITY, split="by_dimension"
                 )
             ),
@@ -127,7 +106,7 @@ class _Loop(reference.Reference):
 @pytest.mark.parametrize("microbatch_size", [None, 4])
 def test_sums_equal_the_loop(clipping, groups, split, microbatch_size):
     model = _model(clipping, microbatch_size)
-    loop = _Loop(
+    loop = reference.Reference(
         _build,
         model,
         keras.optimizers.SGD,
@@ -136,11 +115,13 @@ def test_sums_equal_the_loop(clipping, groups, split, microbatch_size):
         5.0,
         lambda: {"loss": "mse"},
     )
-    loop.split = split
     x, y = _data()
-    expected, lengths = loop.sums_of(x, y)
-    assert min(lengths) < STABILITY < max(split) < max(lengths)
-    clipped = tf_dpfp.clipped_gradients(model, x, y)
+    gradients, _ = loop.gradients(x, y)
+    norms = reference.norms(gradients, loop.groups)
+    assert np.min(norms) < STABILITY < max(split) < np.max(norms)
+    factors = reference.automatic_factors(norms, split, STABILITY)
+    expected = reference.sums(gradients, loop.groups, factors)
+    clipped = tf_dpfp.loops.clipped_gradients(model, x, y)
     assert clipped.counts is None
     for a, b in zip(clipped.sums, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
@@ -151,7 +132,7 @@ def test_rows_that_do_not_count():
     x, y = _data()
 
     def sums(x, y, weights=None):
-        clipped = tf_dpfp.clipped_gradients(model, x, y, weights)
+        clipped = tf_dpfp.loops.clipped_gradients(model, x, y, weights)
         return [s.numpy() for s in clipped.sums]
 
     without = sums(x[2:], y[2:])
@@ -169,12 +150,12 @@ def test_rows_that_do_not_count():
 
 def test_a_short_gradient_is_stretched_and_a_long_one_cut():
     model = _model(
-        tf_dpfp.Flat(thresholds=tf_dpfp.Automatic(stability=STABILITY))
+        tf_dpfp.Flat(thresholds=tf_dpfp.clipping.Automatic(stability=STABILITY))
     )
     for size, expected in ((1e-6, 0.0), (1.0, CLIP), (1e10, CLIP)):
         x = np.ones((1, 4), np.float32)
         y = model(x).numpy() + size
-        clipped = tf_dpfp.clipped_gradients(model, x, y)
+        clipped = tf_dpfp.loops.clipped_gradients(model, x, y)
         length = np.sqrt(sum(np.sum(np.float64(s) ** 2) for s in clipped.sums))
         assert length < CLIP
         assert length == pytest.approx(expected, abs=0.05)

@@ -35,7 +35,9 @@ def _groups(adaptive, stability=0.0):
 
 def _run(values, groups, present):
     gradients = [
-        None if v is None else tf_dpfp.Materialized(tf.constant(v))
+        None
+        if v is None
+        else tf_dpfp.gradient_rules.PerExampleTensor(tf.constant(v))
         for v in values
     ]
     return clipping.clip_and_sum(gradients, groups, tf.constant(present))
@@ -145,3 +147,12 @@ def test_the_clip_norm_and_the_estimate_are_two_things():
     found = _run(values, groups, present)
     _, counts = _loop(values, _groups(True), present)
     np.testing.assert_array_equal(found.counts, counts)
+
+
+@pytest.mark.parametrize("examples", [1, 2])
+def test_rows_that_are_not_examples_are_refused(examples):
+    """One example's mask would broadcast, and each row be clipped by itself."""
+    gradient = tf_dpfp.gradient_rules.PerExampleTensor(tf.ones([4, 3]))
+    group = clipping.Group("all", (0,), 1.0, 3)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        clipping.clip_and_sum([gradient], [group], tf.fill([examples], True))

@@ -93,8 +93,8 @@ def test_get_refuses_anything_else(given):
 
 _SPLITS = [
     tf_dpfp.PerLayer(thresholds="by_dimension"),
-    tf_dpfp.PerBlock(pattern="multi_head_attention[^/]*"),
-    tf_dpfp.PerBlock(
+    tf_dpfp.clipping.PerBlock(pattern="multi_head_attention[^/]*"),
+    tf_dpfp.clipping.PerBlock(
         pattern="multi_head_attention[^/]*", thresholds="by_dimension"
     ),
 ]
@@ -156,9 +156,9 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="`noise_allocation` must be one of"):
         tf_dpfp.Flat(noise_allocation="none")
     with pytest.raises(ValueError, match="regular expression"):
-        tf_dpfp.PerBlock(pattern="(")
+        tf_dpfp.clipping.PerBlock(pattern="(")
     with pytest.raises(ValueError, match="in the path of no"):
-        _groups(tf_dpfp.PerBlock(pattern="nowhere"))
+        _groups(tf_dpfp.clipping.PerBlock(pattern="nowhere"))
 
 
 @keras.saving.register_keras_serializable(package="groupings_test")
@@ -167,7 +167,9 @@ def attention_or_not(layer):
 
 
 def test_groups_by_a_function():
-    owned, groups = _groups(tf_dpfp.ByFunction(function=attention_or_not))
+    owned, groups = _groups(
+        tf_dpfp.clipping.ByFunction(function=attention_or_not)
+    )
     assert [g.name for g in groups] == ["others", "attention"]
     for group in groups:
         for member in group.members:
@@ -177,7 +179,7 @@ def test_groups_by_a_function():
     assert members == list(range(len(owned)))
     total = math.sqrt(math.fsum(g.clip_norm**2 for g in groups))
     assert total == pytest.approx(2.0, rel=1e-12)
-    by_name = tf_dpfp.ByFunction(
+    by_name = tf_dpfp.clipping.ByFunction(
         function=attention_or_not,
         thresholds={"attention": 1.6, "others": 1.2},
     )
@@ -188,13 +190,13 @@ def test_groups_by_a_function():
 @pytest.mark.parametrize("function", [None, "attention", 3])
 def test_a_function_that_is_none_is_refused(function):
     with pytest.raises(TypeError, match="takes a layer and returns") as error:
-        tf_dpfp.ByFunction(function=function)
+        tf_dpfp.clipping.ByFunction(function=function)
     assert repr(function) in str(error.value)
 
 
 @pytest.mark.parametrize("answer", [None, 1, b"name", ("a", "b")])
 def test_a_function_that_returns_no_name_is_refused(answer):
-    grouping = tf_dpfp.ByFunction(function=lambda layer: answer)
+    grouping = tf_dpfp.clipping.ByFunction(function=lambda layer: answer)
     with pytest.raises(TypeError, match="returned") as error:
         _groups(grouping)
     assert repr(answer) in str(error.value)
@@ -205,14 +207,16 @@ def test_the_errors_of_a_function_are_not_swallowed():
         return layer.color
 
     with pytest.raises(AttributeError, match="color"):
-        _groups(tf_dpfp.ByFunction(function=by_color))
+        _groups(tf_dpfp.clipping.ByFunction(function=by_color))
 
 
 _THRESHOLDS = [
     "by_dimension",
-    tf_dpfp.Adaptive(initial={"first": 1.0, "class_name": 2.0}, rescale=False),
-    tf_dpfp.Adaptive(shared=True, rescale=False, initial=0.25),
-    tf_dpfp.Automatic(split={"first": 3.0, "second": 4.0}),
+    tf_dpfp.clipping.Adaptive(
+        initial={"first": 1.0, "class_name": 2.0}, rescale=False
+    ),
+    tf_dpfp.clipping.Adaptive(shared=True, rescale=False, initial=0.25),
+    tf_dpfp.clipping.Automatic(split={"first": 3.0, "second": 4.0}),
 ]
 
 
@@ -222,8 +226,10 @@ _THRESHOLDS = [
     [
         tf_dpfp.Flat,
         tf_dpfp.PerLayer,
-        lambda **kwargs: tf_dpfp.PerBlock(pattern="block_[0-9]", **kwargs),
-        lambda **kwargs: tf_dpfp.ByFunction(
+        lambda **kwargs: tf_dpfp.clipping.PerBlock(
+            pattern="block_[0-9]", **kwargs
+        ),
+        lambda **kwargs: tf_dpfp.clipping.ByFunction(
             function=attention_or_not, **kwargs
         ),
     ],
@@ -248,12 +254,12 @@ def test_groupings_serialize(make, thresholds):
 
 def test_names_of_thresholds():
     assert tf_dpfp.PerLayer(thresholds="adaptive") == tf_dpfp.PerLayer(
-        thresholds=tf_dpfp.Adaptive()
+        thresholds=tf_dpfp.clipping.Adaptive()
     )
     assert tf_dpfp.PerLayer(thresholds="automatic") == tf_dpfp.PerLayer(
-        thresholds=tf_dpfp.Automatic()
+        thresholds=tf_dpfp.clipping.Automatic()
     )
-    for wrong in ("adaptiv", 1.0, None, tf_dpfp.Adaptive):
+    for wrong in ("adaptiv", 1.0, None, tf_dpfp.clipping.Adaptive):
         with pytest.raises(ValueError, match="`thresholds` must be") as error:
             tf_dpfp.PerLayer(thresholds=wrong)
         assert repr(wrong) in str(error.value)
@@ -261,14 +267,16 @@ def test_names_of_thresholds():
 
 @pytest.mark.parametrize("rescale", [True, False])
 def test_adaptive_groups_begin_at_the_initial_estimates(rescale):
-    adaptive = tf_dpfp.Adaptive(initial="by_dimension", rescale=rescale)
+    adaptive = tf_dpfp.clipping.Adaptive(
+        initial="by_dimension", rescale=rescale
+    )
     _, groups = _groups(tf_dpfp.PerLayer(thresholds=adaptive))
     _, fixed = _groups(tf_dpfp.PerLayer(thresholds="by_dimension"))
     for mine, other in zip(groups, fixed, strict=True):
         assert float(mine.clip_norm) == pytest.approx(other.clip_norm)
         assert float(mine.estimate) == pytest.approx(other.clip_norm)
         assert other.estimate is None and mine.stability == 0.0
-    numbers = tf_dpfp.Adaptive(initial=5.0, rescale=rescale)
+    numbers = tf_dpfp.clipping.Adaptive(initial=5.0, rescale=rescale)
     _, groups = _groups(tf_dpfp.PerLayer(thresholds=numbers))
     expected = 2.0 / math.sqrt(7) if rescale else 5.0
     for group in groups:
@@ -277,7 +285,7 @@ def test_adaptive_groups_begin_at_the_initial_estimates(rescale):
 
 
 def test_automatic_groups_carry_the_stability_and_split_the_bound():
-    automatic = tf_dpfp.Automatic(stability=0.3, split="by_dimension")
+    automatic = tf_dpfp.clipping.Automatic(stability=0.3, split="by_dimension")
     _, groups = _groups(tf_dpfp.PerLayer(thresholds=automatic))
     _, fixed = _groups(tf_dpfp.PerLayer(thresholds="by_dimension"))
     assert [g.clip_norm for g in groups] == [g.clip_norm for g in fixed]
@@ -296,7 +304,7 @@ def test_thresholds_that_float32_can_not_hold_are_refused():
 def test_one_threshold_that_could_not_move_is_refused():
     with pytest.raises(ValueError, match=r"Adaptive\(rescale=False\)"):
         tf_dpfp.Flat(thresholds="adaptive")
-    alone = tf_dpfp.ByFunction(
+    alone = tf_dpfp.clipping.ByFunction(
         function=lambda layer: "all", thresholds="adaptive"
     )
     with pytest.warns(UserWarning, match="'all' is the only group"):

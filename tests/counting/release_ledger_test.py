@@ -98,7 +98,7 @@ def test_another_declaration_of_labels_is_not_another_noise():
     ledger.open(ROWS.of_kind(randomized), UNKNOWN)
     ledger.count_step(ROWS)
     (entry,) = ledger.entries()
-    assert entry.release is randomized
+    assert entry.release == randomized
 
 
 X = np.zeros((6, 300), np.float32)

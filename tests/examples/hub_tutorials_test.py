@@ -47,8 +47,10 @@ def run(monkeypatch, tmp_path):
 def test_private_language_model(run):
     found = run("private_language_model")
     model = found["model"]
-    assert found["epsilon"] * 0.9 < tf_dpfp.epsilon(model, found["delta"])
-    assert tf_dpfp.epsilon(model, found["delta"]) <= found["epsilon"]
+    assert found["epsilon"] * 0.9 < tf_dpfp.compute_epsilon(
+        model, found["delta"]
+    )
+    assert tf_dpfp.compute_epsilon(model, found["delta"]) <= found["epsilon"]
     assert sum(e.steps for e in tf_dpfp.ledger(model)) == found["steps"]
     # Each byte of any text has a token.
     tokenizer = found["preprocessor"].tokenizer
@@ -89,7 +91,7 @@ def test_private_fine_tuning(run, monkeypatch, tmp_path):
     monkeypatch.setenv("TF_DPFP_TUTORIAL_MODEL", str(path))
     found = run("private_fine_tuning")
     classifier = found["classifier"]
-    spent = tf_dpfp.epsilon(classifier, found["delta"])
+    spent = tf_dpfp.compute_epsilon(classifier, found["delta"])
     assert 0.9 * found["epsilon"] < spent <= found["epsilon"]
     # Kernel and bias of the head.
     assert [tuple(v.shape) for v in classifier.trainable_weights] == [

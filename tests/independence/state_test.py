@@ -35,7 +35,9 @@ LEAKS = {
     "added": (lambda v, x: v.assign_add(x[0]), Category.WRITE),
     "subtracted": (lambda v, x: v.assign_sub(x[0]), Category.WRITE),
     "number of rows": (
-        lambda v, x: v.assign_add(tf.fill([3], tf.cast(tf.shape(x)[0], x.dtype))),
+        lambda v, x: v.assign_add(
+            tf.fill([3], tf.cast(tf.shape(x)[0], x.dtype))
+        ),
         Category.WRITE,
     ),
     "part of a variable": (

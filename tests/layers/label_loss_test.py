@@ -16,7 +16,7 @@ def test_its_mean_over_the_randomisation_is_the_loss_of_the_true_label(
         predictions /= predictions.sum(axis=1, keepdims=True)
     keep = np.exp(epsilon) / (np.exp(epsilon) + classes - 1)
     other = (1 - keep) / (classes - 1)
-    debiased = tf_dpfp.DebiasedCrossentropy(
+    debiased = tf_dpfp.representations.DebiasedCrossentropy(
         epsilon, classes, from_logits, reduction="none", dtype="float64"
     )
     by_label = np.stack(
@@ -39,7 +39,9 @@ def test_its_mean_over_the_randomisation_is_the_loss_of_the_true_label(
 
 
 def test_labels_in_a_column_and_configuration():
-    loss = tf_dpfp.DebiasedCrossentropy(1.0, 3, reduction="none")
+    loss = tf_dpfp.representations.DebiasedCrossentropy(
+        1.0, 3, reduction="none"
+    )
     y, predictions = np.arange(3), np.eye(3, dtype=np.float32)
     np.testing.assert_array_equal(
         loss(y, predictions), loss(y[:, None], predictions)
@@ -51,4 +53,4 @@ def test_labels_in_a_column_and_configuration():
     with pytest.raises(ValueError, match="for 3 classes"):
         loss(y, np.eye(3, 4, dtype=np.float32))
     with pytest.raises(ValueError, match="above 0"):
-        tf_dpfp.DebiasedCrossentropy(0.0, 3)
+        tf_dpfp.representations.DebiasedCrossentropy(0.0, 3)

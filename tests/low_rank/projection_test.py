@@ -192,7 +192,9 @@ def test_gradients_that_meet_in_one_kernel_are_added_before_the_projection():
     kernel, gradient, every = _problem("sequence")
     view = low_rank.mark_of(kernel).view
     carriers = _carriers(view)
-    written_out = tf_dpfp.Materialized(tf.constant(every, tf.float32))
+    written_out = tf_dpfp.gradient_rules.PerExampleTensor(
+        tf.constant(every, tf.float32)
+    )
     for parts, times in (
         ([gradient, gradient], 2.0),
         ([gradient, written_out, gradient], 3.0),
@@ -211,12 +213,16 @@ def test_products_laid_out_otherwise_are_written_out_first():
         tf.constant(rng.normal(size=(BATCH, 2, 6)), tf.float32)
         for _ in range(2)
     )
-    gradient = tf_dpfp.OuterProduct(left, right, tf.linalg.matrix_transpose)
+    gradient = tf_dpfp.gradient_rules.OuterProduct(
+        left, right, tf.linalg.matrix_transpose
+    )
     view = low_rank.MatrixView((6, 6), (0, 1), 1)
     carriers = _carriers(view)
     found = low_rank.project(gradient, carriers, view).materialize()
     expected = low_rank.project(
-        tf_dpfp.Materialized(gradient.materialize()), carriers, view
+        tf_dpfp.gradient_rules.PerExampleTensor(gradient.materialize()),
+        carriers,
+        view,
     ).materialize()
     np.testing.assert_allclose(found, expected, atol=1e-5)
 

@@ -9,13 +9,13 @@ import tensorflow as tf
 from keras import layers
 
 import tf_dpfp
-from tests.training import adaptive_loop
+from tests.oracles import reference
 from tf_dpfp import clipping as clipping_lib
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 3)).astype(np.float32)
 Y = X.sum(axis=1, keepdims=True)
-ADAPTIVE = tf_dpfp.Adaptive(learning_rate=1.0, budget_share=0.3)
+ADAPTIVE = tf_dpfp.clipping.Adaptive(learning_rate=1.0, budget_share=0.3)
 
 
 @keras.saving.register_keras_serializable("adaptation_test")
@@ -25,10 +25,10 @@ def first_or_not(layer):
 
 GROUPINGS = {
     "PerLayer": lambda thresholds: tf_dpfp.PerLayer(thresholds=thresholds),
-    "PerBlock": lambda thresholds: tf_dpfp.PerBlock(
+    "PerBlock": lambda thresholds: tf_dpfp.clipping.PerBlock(
         pattern="first|second", thresholds=thresholds
     ),
-    "ByFunction": lambda thresholds: tf_dpfp.ByFunction(
+    "ByFunction": lambda thresholds: tf_dpfp.clipping.ByFunction(
         function=first_or_not, thresholds=thresholds
     ),
 }
@@ -66,8 +66,10 @@ def _run(model, steps):
     for _ in range(steps):
         model.train_on_batch(X, Y)
         parts = [v.numpy().ravel() for v in model.trainable_variables]
-        if isinstance(model.optimizer.clipping.thresholds, tf_dpfp.Adaptive):
-            parts.insert(0, adaptive_loop.estimates_of(model.optimizer))
+        if isinstance(
+            model.optimizer.clipping.thresholds, tf_dpfp.clipping.Adaptive
+        ):
+            parts.insert(0, reference.estimates_of(model.optimizer))
         found.append(np.concatenate(parts))
     return np.array(found)
 
@@ -110,15 +112,15 @@ def test_a_compiled_step_finds_restored_estimates(tmp_path):
     _run(model, 2)
     checkpoint = tf.train.Checkpoint(model=model)
     path = checkpoint.save(str(tmp_path / "c"))
-    saved = adaptive_loop.estimates_of(model.optimizer)
+    saved = reference.estimates_of(model.optimizer)
     _run(model, 3)
     checkpoint.restore(path)
     np.testing.assert_array_equal(
-        adaptive_loop.estimates_of(model.optimizer), saved
+        reference.estimates_of(model.optimizer), saved
     )
     # The ledger is not restored: the noise is that of the sixth step.
     assert [e.steps for e in tf_dpfp.ledger(model)] == [5]
-    clipped = tf_dpfp.clipped_gradients(model, X, Y)
+    clipped = tf_dpfp.loops.clipped_gradients(model, X, Y)
     for group in clipped.groups:
         for member in group.members:
             assert float(group.estimate) == saved[member]
@@ -134,14 +136,14 @@ def test_state_of_another_kind_of_thresholds_is_refused(
     source, target = (adaptive, fixed) if from_adaptive else (fixed, adaptive)
     _run(source, 2)
     _run(target, 1)
-    before = adaptive_loop.estimates_of(adaptive.optimizer)
+    before = reference.estimates_of(adaptive.optimizer)
     path = tmp_path / "model.weights.h5"
     source.save_weights(path)
     with pytest.raises(ValueError, match="ledger would be lost"):
         target.load_weights(path)
     assert [e.steps for e in tf_dpfp.ledger(target)] == [1]
     np.testing.assert_array_equal(
-        adaptive_loop.estimates_of(adaptive.optimizer), before
+        reference.estimates_of(adaptive.optimizer), before
     )
 
 
@@ -151,16 +153,16 @@ def test_a_new_optimizer_begins_anew_and_keeps_the_ledger():
     initial = first[:, :6]
     assert np.ptp(initial) > 0.1
     model.compile(_optimizer(), loss="mse", run_eagerly=True)
-    clipped = tf_dpfp.clipped_gradients(model, X, Y)
+    clipped = tf_dpfp.loops.clipped_gradients(model, X, Y)
     assert {float(g.estimate) for g in clipped.groups} == {
         float(np.float32(1.0 / np.sqrt(3)))
     }
     _run(model, 1)
     assert [e.steps for e in tf_dpfp.ledger(model)] == [4]
     # The same optimizer compiled again goes on where it was.
-    before = adaptive_loop.estimates_of(model.optimizer)
+    before = reference.estimates_of(model.optimizer)
     model.compile(model.optimizer, loss="mae", run_eagerly=True)
-    clipped = tf_dpfp.clipped_gradients(model, X, Y)
+    clipped = tf_dpfp.loops.clipped_gradients(model, X, Y)
     found = [float(g.estimate) for g in clipped.groups]
     np.testing.assert_array_equal(found, before[::2])
 
@@ -169,12 +171,12 @@ def test_a_new_optimizer_begins_anew_and_keeps_the_ledger():
 def test_a_layer_that_is_frozen_half_way(same_optimizer):
     model = _model()
     _run(model, 2)
-    before = adaptive_loop.estimates_of(model.optimizer)
+    before = reference.estimates_of(model.optimizer)
     model.get_layer("first").trainable = False
     optimizer = model.optimizer if same_optimizer else _optimizer()
     model.compile(optimizer, loss="mse", run_eagerly=True)
     weights = model.get_layer("first").get_weights()
-    clipped = tf_dpfp.clipped_gradients(model, X, Y)
+    clipped = tf_dpfp.loops.clipped_gradients(model, X, Y)
     assert len(clipped.groups) == len(clipped.counts) == 2
     found = [float(g.estimate) for g in clipped.groups]
     if same_optimizer:
@@ -185,7 +187,7 @@ def test_a_layer_that_is_frozen_half_way(same_optimizer):
     thresholds = [float(g.clip_norm) for g in clipped.groups]
     assert np.linalg.norm(thresholds) == pytest.approx(1.0, rel=1e-5)
     _run(model, 2)
-    after = adaptive_loop.estimates_of(model.optimizer)
+    after = reference.estimates_of(model.optimizer)
     if same_optimizer:
         np.testing.assert_array_equal(after[:2], before[:2])
     assert len(after) == (6 if same_optimizer else 4)
@@ -197,7 +199,7 @@ def test_a_layer_that_is_frozen_half_way(same_optimizer):
         # And back again: it is found where it was left.
         model.get_layer("first").trainable = True
         model.compile(optimizer, loss="mse", run_eagerly=True)
-        clipped = tf_dpfp.clipped_gradients(model, X, Y)
+        clipped = tf_dpfp.loops.clipped_gradients(model, X, Y)
         assert float(clipped.groups[0].estimate) == before[0]
         _run(model, 1)
     total = 5 if same_optimizer else 4
@@ -218,7 +220,7 @@ def test_a_variable_that_the_optimizer_does_not_know_is_named():
 
 def test_clipped_gradients_without_counts_are_refused():
     model = _model(_optimizer("per_layer"))
-    clipped = tf_dpfp.clipped_gradients(model, X, Y)
+    clipped = tf_dpfp.loops.clipped_gradients(model, X, Y)
     assert clipped.counts is None
     other = _optimizer()
     other.build(model.trainable_variables)
@@ -230,12 +232,14 @@ def test_clipped_gradients_without_counts_are_refused():
 
 
 def test_noise_belongs_to_the_thresholds_of_the_clipped_gradients():
-    adaptive = tf_dpfp.Adaptive(rescale=False, initial=1e-3, learning_rate=9.0)
+    adaptive = tf_dpfp.clipping.Adaptive(
+        rescale=False, initial=1e-3, learning_rate=9.0
+    )
     optimizer = _optimizer(tf_dpfp.PerLayer(thresholds=adaptive), 1e-2)
     model = _model(optimizer)
 
     def nothing_clipped():
-        clipped = tf_dpfp.clipped_gradients(model, X, Y)
+        clipped = tf_dpfp.loops.clipped_gradients(model, X, Y)
         return dataclasses.replace(
             clipped, sums=[tf.zeros_like(s) for s in clipped.sums]
         )
@@ -278,7 +282,7 @@ def test_estimates_are_kept_by_variable():
     assert current(groups, variables) == [0.25, 0.75]
     keeper.write(groups, variables, tf.constant([3.0, 5.0]))
     np.testing.assert_array_equal(
-        adaptive_loop.estimates_of(optimizer), [3.0, 5.0, 3.0, 0.0]
+        reference.estimates_of(optimizer), [3.0, 5.0, 3.0, 0.0]
     )
     # Fewer variables: the members count anew, the estimates stay.
     groups = [

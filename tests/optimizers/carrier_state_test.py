@@ -9,15 +9,12 @@ from keras import layers
 import tf_dpfp
 from tests.low_rank import strong_carriers
 from tf_dpfp import low_rank
-from tf_dpfp.independence import gradients as probe
 
 ROWS, COLUMNS = 12, 9
 
 
-@pytest.fixture(autouse=True)
-def _no_trial(monkeypatch):
-    """The trial of a model takes most of the time, and is tested elsewhere."""
-    monkeypatch.setattr(probe, "check", lambda *_: None)
+# The trial of a model takes most of the time, and is tested elsewhere.
+pytestmark = pytest.mark.usefixtures("without_trial")
 
 
 def _model(optimizer=None, mark=True, noise_multiplier=0.5, **settings):
@@ -181,7 +178,7 @@ def test_carriers_depend_on_noised_values_only(source):
         # Also after the gradients of the step were computed.
         for model, batch in ((one, x), (other, changed)):
             before = _carriers(model)
-            clipped = tf_dpfp.clipped_gradients(model, batch, y)
+            clipped = tf_dpfp.loops.clipped_gradients(model, batch, y)
             assert _same(before, _carriers(model))
             assert _same(clipped.carriers[0], before)
             model.optimizer.apply(clipped)
@@ -262,18 +259,22 @@ def test_a_file_of_the_whole_model_is_refused_without_its_marks(tmp_path):
 
 
 def test_a_file_of_a_model_of_rgp_layers_holds_everything(tmp_path):
-    model = tf_dpfp.DPSequential(
-        [
-            keras.Input((ROWS,)),
-            tf_dpfp.RGPDense(COLUMNS, rank=2, warmup_steps=1),
-            layers.Dense(4),
-        ]
+    model = tf_dpfp.make_private(
+        keras.Sequential(
+            [
+                keras.Input((ROWS,)),
+                tf_dpfp.RGPDense(COLUMNS, rank=2, warmup_steps=1),
+                layers.Dense(4),
+            ]
+        )
     )
     _compile(model, tf_dpfp.DPAdam)
     for _ in range(3):
         _step(model)
     model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded = tf_dpfp.make_private(
+        keras.models.load_model(tmp_path / "model.keras")
+    )
     loaded.run_eagerly = True
     assert _same(_carriers(model), _carriers(loaded))
     assert tf_dpfp.ledger(loaded) == tf_dpfp.ledger(model)
@@ -295,7 +296,9 @@ def test_marks_that_change_after_the_optimizer_was_built_are_refused():
         for train in (
             lambda model=model: _step(model),
             lambda model=model: model.fit(*_data(), verbose=0),
-            lambda model=model: tf_dpfp.clipped_gradients(model, *_data()),
+            lambda model=model: tf_dpfp.loops.clipped_gradients(
+                model, *_data()
+            ),
         ):
             with pytest.raises(ValueError, match="after the optimizer was"):
                 train()
@@ -308,7 +311,7 @@ def test_marks_that_change_after_the_optimizer_was_built_are_refused():
 
 def test_gradients_made_under_other_marks_are_refused():
     model = _model(mark=False)
-    clipped = tf_dpfp.clipped_gradients(model, *_data())
+    clipped = tf_dpfp.loops.clipped_gradients(model, *_data())
     tf_dpfp.reparametrize(model, 2, include="hidden")
     _compile(model)
     with pytest.raises(ValueError, match="Make them anew"):

@@ -1,11 +1,5 @@
-import pathlib
-import sys
-
 import keras
 import pytest
-
-# The oracle is shared by the tests of this folder, which is not a package.
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)

@@ -2,13 +2,13 @@
 
 import keras
 import numpy as np
-import oracle
 import pytest
 import tensorflow as tf
 
+from tests.per_example import oracle
 from tf_dpfp import per_example
 from tf_dpfp.per_example import embedding
-from tf_dpfp.per_example import gradients
+from tf_dpfp.per_example import sums
 
 L = keras.layers
 NUM_ROWS, WIDTH = 11, 6
@@ -126,7 +126,7 @@ def test_tied_table_is_not_written_out_for_each_example():
     model, ids = _language_model("tied")
     weights = oracle.weights_like(model(ids))
     found = oracle.recorded(model, ids, weights)
-    assert isinstance(found[0], gradients._TiedTable)
+    assert isinstance(found[0], sums._TiedTable)
 
 
 @needs_reversible

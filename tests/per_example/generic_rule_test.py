@@ -2,10 +2,10 @@
 
 import keras
 import numpy as np
-import oracle
 import pytest
 import tensorflow as tf
 
+from tests.per_example import oracle
 from tf_dpfp import per_example
 
 L = keras.layers

@@ -4,13 +4,14 @@ import hypothesis
 import hypothesis.strategies as st
 import keras
 import numpy as np
-import oracle
 import pytest
 import tensorflow as tf
 
+from tests.per_example import oracle
 from tf_dpfp import per_example
 from tf_dpfp.per_example import convolution
 from tf_dpfp.per_example import gradients
+from tf_dpfp.per_example import sums
 
 _SHAPES = st.tuples(
     st.integers(1, 4), st.integers(1, 6), st.integers(1, 9), st.integers(1, 9)
@@ -74,7 +75,7 @@ def test_lookups_with_repeated_ids(ids, seed):
     for i, row in enumerate(ids):
         for t, j in enumerate(row):
             truth[i, j] += values[i, t]
-    found = gradients.RowGather(tf.constant(ids), tf.constant(values), 4)
+    found = gradients.EmbeddingRows(tf.constant(ids), tf.constant(values), 4)
     np.testing.assert_allclose(found.materialize(), truth, atol=1e-5)
     norms = np.sum(truth**2, axis=(1, 2))
     np.testing.assert_allclose(
@@ -149,8 +150,8 @@ def test_other_forms_leave_no_trace(poison):
     bad_values = values.copy()
     bad_values[1] = poison
     for make in (
-        lambda v: gradients.Materialized(tf.constant(v)),
-        lambda v: gradients.RowGather(ids, tf.constant(v), 3),
+        lambda v: gradients.PerExampleTensor(tf.constant(v)),
+        lambda v: gradients.EmbeddingRows(ids, tf.constant(v), 3),
     ):
         np.testing.assert_array_equal(
             _as_sums(make(bad_values), factors), _as_sums(make(values), factors)
@@ -238,7 +239,7 @@ def test_cancelling_lookups(scale):
     values = np.concatenate([g, -g * np.float32(1 + 1e-7)], axis=1)
 
     def make():
-        return gradients.RowGather(
+        return gradients.EmbeddingRows(
             tf.constant([[1, 1]]), tf.constant(values), 3
         )
 
@@ -256,7 +257,7 @@ def test_many_cancelling_lookups(scale, seed):
         values[:, ids[0] == row] -= values[:, ids[0] == row].mean(axis=1)
 
     def make():
-        return gradients.RowGather(
+        return gradients.EmbeddingRows(
             tf.constant(ids), tf.constant(values, tf.float32), 7
         )
 
@@ -267,7 +268,7 @@ def test_many_cancelling_lookups(scale, seed):
 def test_rows_of_one_id_are_one_row(jit_compile):
     @tf.function(jit_compile=jit_compile)
     def distinct(ids, values):
-        return gradients.RowGather(ids, values, 9).distinct()
+        return gradients.EmbeddingRows(ids, values, 9).distinct()
 
     ids, values = distinct(
         tf.constant([[7, 2, 7, 7], [3, 1, 0, 8]]),
@@ -291,15 +292,17 @@ def test_lookups_and_products_of_one_table():
     right[1, 0] = values[1].sum(axis=0)
     found = per_example.add(
         [
-            gradients.RowGather(tf.constant(ids), tf.constant(values), rows),
+            gradients.EmbeddingRows(
+                tf.constant(ids), tf.constant(values), rows
+            ),
             gradients.OuterProduct(
                 tf.constant(left),
                 tf.constant(right),
-                layout=gradients.TABLE_LAYOUT,
+                layout=sums.TABLE_LAYOUT,
             ),
         ]
     )
-    assert isinstance(found, gradients._TiedTable)
+    assert isinstance(found, sums._TiedTable)
     truth = np.einsum("btd,btp->bdp", left, right)
     for i in range(batch):
         for t in range(3):
@@ -367,7 +370,7 @@ def test_oracle_sees_a_wrong_gradient():
     class Off(per_example.GradientRule):
         def gradients(self, call, output_gradients):
             rows = 1.01 * tf.reduce_sum(output_gradients[0], axis=1)
-            return [(call.layer.bias, per_example.Materialized(rows))]
+            return [(call.layer.bias, per_example.PerExampleTensor(rows))]
 
     class OnlyBias(keras.layers.Layer):
         def build(self, shape):

@@ -6,10 +6,10 @@ import pathlib
 
 import keras
 import numpy as np
-import oracle
 import pytest
 import tensorflow as tf
 
+from tests.per_example import oracle
 from tf_dpfp import per_example
 from tf_dpfp.per_example import keras_hub_layers
 from tf_dpfp.per_example import rules

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tests.oracles import reference
 from tf_dpfp import per_example
 
 # Half precision rounds every product; everything else must agree closely.
@@ -96,19 +97,12 @@ def loop(
         One array of shape `(batch, *variable.shape)` for every trainable
         variable.
     """
-    batch = tf.nest.flatten(inputs)[0].shape[0]
-    rows = [[] for _ in layer.trainable_variables]
-    values = [v.value for v in layer.trainable_variables]
-    for i in range(batch):
-        one = tf.nest.map_structure(lambda x, i=i: x[i : i + 1], inputs)
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(losses_of(call(layer, one), weights))
-        found = tape.gradient(
-            loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
-        for row, gradient in zip(rows, found, strict=True):
-            row.append(tf.convert_to_tensor(gradient).numpy())
-    return [np.stack(row) for row in rows]
+    rows = reference.gradients(
+        lambda one: losses_of(call(layer, one), weights),
+        layer.trainable_variables,
+        inputs,
+    )
+    return [np.stack(parts) for parts in zip(*rows, strict=True)]
 
 
 def recorded(

@@ -4,10 +4,10 @@ import threading
 
 import keras
 import numpy as np
-import oracle
 import pytest
 import tensorflow as tf
 
+from tests.per_example import oracle
 from tf_dpfp import per_example
 
 L = keras.layers
@@ -140,7 +140,7 @@ def test_registered_rule_is_used():
     class ScaleRule(per_example.GradientRule):
         def gradients(self, call, output_gradients):
             values = call.inputs * output_gradients[0]
-            return [(call.layer.scale, per_example.Materialized(values))]
+            return [(call.layer.scale, per_example.PerExampleTensor(values))]
 
     layer, twin = Scale(), Scale(dtype="float64")
     inputs = tf.random.normal([4, 3])

@@ -2,10 +2,10 @@
 
 import keras
 import numpy as np
-import oracle
 import pytest
 import tensorflow as tf
 
+from tests.per_example import oracle
 from tf_dpfp import per_example
 
 L = keras.layers
@@ -343,7 +343,10 @@ def test_channels_first(make, shape):
             return tf.transpose(m(tf.transpose(x, last)), first)
         return m(x)
 
-    oracle.check(layer, inputs, call=call, double=twin)
+    try:
+        oracle.check(layer, inputs, call=call, double=twin)
+    except tf.errors.UnimplementedError:  # Of one of two convolutions.
+        pytest.skip("this CPU build has no such convolution")
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])

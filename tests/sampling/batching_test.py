@@ -10,10 +10,12 @@ SEEDED = {
     "poisson_batches": lambda seed: tf_dpfp.poisson_batches(
         X, Y, expected_batch_size=2.5, seed=seed
     ),
-    "stratified_batches": lambda seed: tf_dpfp.stratified_batches(
-        X, Y, draw_size=2, labels="public", seed=seed
+    "stratified_batches": lambda seed: (
+        tf_dpfp.representations.stratified_batches(
+            X, Y, draw_size=2, labels="public", seed=seed
+        )
     ),
-    "randomize_labels": lambda seed: tf_dpfp.randomize_labels(
+    "randomize_labels": lambda seed: tf_dpfp.representations.randomize_labels(
         Y, 1.0, 2, seed=seed
     ),
 }

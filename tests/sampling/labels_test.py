@@ -13,7 +13,7 @@ from tf_dpfp import accounting
 def test_frequencies(epsilon, classes):
     count = 40_000
     y = np.full(count, 1, np.int32)
-    found = tf_dpfp.randomize_labels(y, epsilon, classes)
+    found = tf_dpfp.representations.randomize_labels(y, epsilon, classes)
     keep = math.exp(epsilon) / (math.exp(epsilon) + classes - 1)
     expected = np.full(classes, (1 - keep) / (classes - 1))
     expected[1] = keep
@@ -29,19 +29,52 @@ def test_frequencies(epsilon, classes):
 
 def test_each_randomisation_is_a_release_of_its_own():
     y = np.arange(4)
-    one, two = (tf_dpfp.randomize_labels(y, 1.0, 4) for _ in range(2))
+    one, two = (
+        tf_dpfp.representations.randomize_labels(y, 1.0, 4) for _ in range(2)
+    )
     assert one.entry != two.entry
     assert not one.entry.seeded
     assert one.entry.sampling.num_classes == 4
-    seeded = [tf_dpfp.randomize_labels(y, 1.0, 4, seed=1) for _ in range(2)]
+    seeded = [
+        tf_dpfp.representations.randomize_labels(y, 1.0, 4, seed=1)
+        for _ in range(2)
+    ]
     np.testing.assert_array_equal(seeded[0].values, seeded[1].values)
     assert seeded[0].entry.seeded
     assert isinstance(one.entry, accounting.LedgerEntry)
 
 
+class _Uniform:
+    """A generator whose numbers are all the same."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def random(self, size):
+        return np.full(size, self.value)
+
+    def integers(self, low, high, size):
+        return np.full(size, low)
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 36.0, 60.0, 699.0])
+def test_no_epsilon_keeps_every_label(monkeypatch, epsilon):
+    y = np.array([0, 1, 2])
+    change = 1 / (1 + math.exp(epsilon) / 2)
+    for value, changed in ((0.0, True), (change, False), (0.99, False)):
+        monkeypatch.setattr(
+            np.random, "default_rng", lambda _, value=value: _Uniform(value)
+        )
+        found = tf_dpfp.representations.randomize_labels(y, epsilon, 3).values
+        assert found.tolist() == ([1, 2, 0] if changed else [0, 1, 2])
+
+
 def test_columns_keep_their_shape():
     y = np.zeros((7, 1), np.int64)
-    assert tf_dpfp.randomize_labels(y, 1.0, 2).values.shape == (7, 1)
+    assert tf_dpfp.representations.randomize_labels(y, 1.0, 2).values.shape == (
+        7,
+        1,
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,7 +83,12 @@ def test_columns_keep_their_shape():
         ([0, 1], 0.0, 2, "epsilon"),
         ([0, 1], math.inf, 2, "epsilon"),
         ([0, 1], math.nan, 2, "epsilon"),
+        ([0, 1], 700.0, 2, "`epsilon` must be a finite number above 0 and"),
+        ([0, 1], "1.0", 2, "`epsilon` must be a finite number"),
+        ([0, 1], True, 2, "`epsilon` must be a finite number"),
         ([0, 1], 1.0, 1, "num_classes"),
+        ([0, 1], 1.0, 2.0, "`num_classes` must be an integer of at least 2"),
+        ([0, 1], 1.0, True, "`num_classes` must be an integer of at least 2"),
         ([0, 2], 1.0, 2, "from 0 to 1"),
         ([0, -1], 1.0, 2, "from 0 to 1"),
         ([0.0, 1.0], 1.0, 2, "integers"),
@@ -58,4 +96,4 @@ def test_columns_keep_their_shape():
 )
 def test_refusals(y, epsilon, classes, message):
     with pytest.raises(ValueError, match=message):
-        tf_dpfp.randomize_labels(np.array(y), epsilon, classes)
+        tf_dpfp.representations.randomize_labels(np.array(y), epsilon, classes)

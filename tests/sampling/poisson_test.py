@@ -17,6 +17,7 @@ from tf_dpfp.sampling import SamplingInfo
 from tf_dpfp.sampling import poisson as poisson_lib
 from tf_dpfp.sampling import poisson_batches
 from tf_dpfp.sampling import sampling_of
+from tf_dpfp.sampling.binomial import BinomialCounts
 
 # A true sampler fails one statistical check with this probability (the checks
 # of `draw` itself are seeded, so they do not fail at random at all); the wrong
@@ -96,8 +97,9 @@ CHECKS = (
 
 
 def _poisson(rng, rate=RATE):
+    counts = BinomialCounts(POPULATION, rate)
     for _ in range(STEPS):
-        yield poisson_lib.draw(rng, POPULATION, rate)
+        yield poisson_lib.draw(rng, counts)
 
 
 def _shuffled(rng):
@@ -175,20 +177,21 @@ def test_rate_one_draws_everybody():
 def test_the_surplus_of_an_overflow_is_dropped_uniformly():
     rng = np.random.default_rng(3)
     capacity = 16
+    law = BinomialCounts(POPULATION, RATE)
     counts = np.zeros(POPULATION)
     for _ in range(STEPS):
-        drawn = poisson_lib.draw(rng, POPULATION, RATE, capacity)
+        drawn = poisson_lib.draw(rng, law, capacity)
         assert len(drawn) <= capacity
         counts[drawn] += 1
     total = counts.sum()
-    law = stats.binom(POPULATION, RATE)
-    mean = law.expect(lambda k: np.minimum(k, capacity))
-    assert abs(total / STEPS - mean) < 6 * law.std() / np.sqrt(STEPS)
+    sizes = stats.binom(POPULATION, RATE)
+    mean = sizes.expect(lambda k: np.minimum(k, capacity))
+    assert abs(total / STEPS - mean) < 6 * sizes.std() / np.sqrt(STEPS)
     assert stats.chisquare(counts).pvalue > ERROR_RATE
     # Cutting off the highest indices instead is what the check would notice.
     biased = np.zeros(POPULATION)
     for _ in range(STEPS):
-        drawn = poisson_lib.draw(rng, POPULATION, RATE)
+        drawn = poisson_lib.draw(rng, law)
         biased[np.sort(drawn)[:capacity]] += 1
     assert stats.chisquare(biased).pvalue < ERROR_RATE
 

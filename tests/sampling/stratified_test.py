@@ -18,7 +18,9 @@ Y = np.array([0] * 30 + [1] * 20 + [2] * 10)
 
 def _sampler(x=X, y=Y, labels="public", **kwargs):
     kwargs = {"draw_size": 12, "draws": 3, **kwargs}
-    return tf_dpfp.stratified_batches(x, y, labels=labels, **kwargs)
+    return tf_dpfp.representations.stratified_batches(
+        x, y, labels=labels, **kwargs
+    )
 
 
 def _draws(dataset, size=12):
@@ -111,7 +113,7 @@ def test_shares_have_the_least_greatest_rate(sizes, total):
 
 
 def test_randomised_labels_are_the_strata():
-    y = tf_dpfp.randomize_labels(Y, 1.0, 3)
+    y = tf_dpfp.representations.randomize_labels(Y, 1.0, 3)
     dataset = _sampler(y=y, labels=None)
     for indices, labels in _draws(dataset):
         np.testing.assert_array_equal(labels, y.values[indices])
@@ -155,16 +157,16 @@ def test_drawn_batches_are_not_examples():
     with pytest.raises(ValueError, match="already consists of drawn"):
         _sampler(x=_sampler())
     with pytest.raises(ValueError, match="was randomised"):
-        _sampler(y=tf_dpfp.randomize_labels(Y, 1.0, 3))
+        _sampler(y=tf_dpfp.representations.randomize_labels(Y, 1.0, 3))
 
 
 def test_calibration_meets_the_budget_and_not_more():
-    y = tf_dpfp.randomize_labels(Y, 1.0, 3)
+    y = tf_dpfp.representations.randomize_labels(Y, 1.0, 3)
     for labels, batches in (
         ([], _sampler(steps_per_epoch=5)),
         ([y.entry], _sampler(y=y, labels=None, steps_per_epoch=5)),
     ):
-        noise = tf_dpfp.calibrate_representation(
+        noise = tf_dpfp.representations.calibrate_representation(
             batches, epsilon=4.0, delta=1e-5, epochs=3
         )
 
@@ -180,39 +182,10 @@ def test_calibration_meets_the_budget_and_not_more():
         assert spent(noise) <= 4.0 < spent(noise - 2e-4)
     with pytest.raises(ValueError, match="No noise multiplier"):
         # The labels alone cost as much.
-        tf_dpfp.calibrate_representation(
+        tf_dpfp.representations.calibrate_representation(
             batches, epsilon=0.5, delta=1e-9, epochs=3
         )
     with pytest.raises(ValueError, match="stratified_batches"):
-        tf_dpfp.calibrate_representation(
+        tf_dpfp.representations.calibrate_representation(
             batches.take(1), epsilon=4.0, delta=1e-5, epochs=3
         )
-
-
-def test_the_old_name_warns_and_draws_the_same():
-    new = tf_dpfp.stratified_batches(
-        X, Y, draw_size=12, draws=3, labels="public", seed=5
-    )
-    with pytest.warns(DeprecationWarning) as caught:
-        old = tf_dpfp.microbatch_sampler(
-            X, Y, microbatch_size=12, microbatches=3, labels="public", seed=5
-        )
-    (warning,) = caught
-    assert "`stratified_batches(draw_size=, draws=)`" in str(warning.message)
-    assert warning.filename == __file__
-    assert sampling.sampling_of(old) == sampling.sampling_of(new)
-    for (a, _), (b, _) in zip(_draws(old), _draws(new), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_the_old_name_takes_one_draw_by_default_and_refuses_alike():
-    with pytest.warns(DeprecationWarning):
-        one = tf_dpfp.microbatch_sampler(
-            X, Y, microbatch_size=12, labels="public"
-        )
-    assert sampling.sampling_of(one).draws == 1
-    with (
-        pytest.warns(DeprecationWarning),
-        pytest.raises(ValueError, match="`draw_size` must be an integer"),
-    ):
-        tf_dpfp.microbatch_sampler(X, Y, microbatch_size=0, labels="public")

@@ -238,11 +238,11 @@ def test_structures_of_losses():
 
 def test_weights_with_too_many_axes_are_refused():
     with pytest.raises(ValueError, match="more axes"):
-        losses.reduce_rows(tf.ones([2]), tf.ones([2, 3]), None, "sum")
+        losses.reduce_examples(tf.ones([2]), tf.ones([2, 3]), None, "sum")
 
 
-def test_nonzero_rows():
-    rows = losses.nonzero_rows(
+def test_has_weight():
+    rows = losses.has_weight(
         {
             "a": tf.constant([0.0, 1.0, 0.0]),
             "b": tf.constant([[0.0], [0.0], [2.0]]),
@@ -250,7 +250,7 @@ def test_nonzero_rows():
         3,
     )
     np.testing.assert_array_equal(rows, [False, True, True])
-    np.testing.assert_array_equal(losses.nonzero_rows(None, 2), [True, True])
+    np.testing.assert_array_equal(losses.has_weight(None, 2), [True, True])
     # As the preprocessors of KerasHub's language models give them.
     mask = tf.constant([[False, True], [False, False]])
-    np.testing.assert_array_equal(losses.nonzero_rows(mask, 2), [True, False])
+    np.testing.assert_array_equal(losses.has_weight(mask, 2), [True, False])

@@ -11,7 +11,7 @@ from scipy import special
 from scipy import stats
 
 import tf_dpfp
-from tests.training import adaptive_loop
+from tests.oracles import reference
 from tf_dpfp import clipping as clipping_lib
 
 CLIP, MULTIPLIER, EXPECTED = 0.4, 1.7, 5.0
@@ -104,7 +104,7 @@ def _stated_scales(thresholds, multiplier, allocation):
 )
 def test_the_noise_follows_the_thresholds(allocation, rescale, arguments):
     share = 0.4
-    adaptive = tf_dpfp.Adaptive(
+    adaptive = tf_dpfp.clipping.Adaptive(
         initial={"silent/first": 0.1, "silent/second": 0.3},
         rescale=rescale,
         budget_share=share,
@@ -129,7 +129,7 @@ def test_the_noise_follows_the_thresholds(allocation, rescale, arguments):
         ):
             sample.append(noise / scale)
         seen.append(estimates)
-        stored = adaptive_loop.estimates_of(model.optimizer)
+        stored = reference.estimates_of(model.optimizer)
         np.testing.assert_array_equal(stored[:2], stored[0])
         np.testing.assert_array_equal(stored[2:], stored[2])
         estimates = stored[[0, 2]]
@@ -152,7 +152,7 @@ def _counting_optimizer(names, **arguments):
         keras.Variable(np.zeros(1, np.float32), name=name) for name in names
     ]
     shared = arguments.pop("shared", False)
-    adaptive = tf_dpfp.Adaptive(
+    adaptive = tf_dpfp.clipping.Adaptive(
         learning_rate=1.0,
         initial=1.0,
         rescale=False,
@@ -173,7 +173,7 @@ def _counting_optimizer(names, **arguments):
             clipping_lib.Group(name, (i,), 1.0, 1, estimate=estimate)
             for i, name in enumerate(names)
         ]
-        return tf_dpfp.ClippedGradients(
+        return tf_dpfp.loops.ClippedGradients(
             sums=[tf.zeros([1])] + [None] * (len(names) - 1),
             variables=variables,
             groups=groups,
@@ -236,7 +236,7 @@ def test_the_noise_of_the_counts_of_a_model(shared):
         [keras.Input((2,)), *[layers.Dense(2) for _ in range(count)]]
     )
     tf_dpfp.make_private(model)
-    adaptive = tf_dpfp.Adaptive(
+    adaptive = tf_dpfp.clipping.Adaptive(
         learning_rate=5.0, budget_share=share, shared=shared, rescale=False
     )
     model.compile(
@@ -254,7 +254,7 @@ def test_the_noise_of_the_counts_of_a_model(shared):
         steps,
         model.optimizer,
         lambda: model.optimizer.apply(
-            tf_dpfp.clipped_gradients(model, nobody, nobody)
+            tf_dpfp.loops.clipped_gradients(model, nobody, nobody)
         ),
     )
     path = np.vstack([np.full(count, count**-0.5), found[:, ::2]])
@@ -286,6 +286,6 @@ def test_sums_and_counts_draw_from_different_streams():
         kernel.assign([0.0])
         optimizer.apply(grads)
         sums.append(float(kernel.numpy()[0]))
-        counts.append(np.log(adaptive_loop.estimates_of(optimizer)))
+        counts.append(np.log(reference.estimates_of(optimizer)))
     every = np.column_stack([sums, counts])
     assert np.max(np.abs(np.corrcoef(every.T) - np.eye(3))) < 0.6

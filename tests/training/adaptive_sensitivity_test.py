@@ -27,7 +27,7 @@ NASTY = NASTY + [-v for v in NASTY] + [np.nan, np.inf, -np.inf]
 
 def _adaptive(**kwargs):
     # A learning rate that makes the noise of counts easy to read.
-    return tf_dpfp.Adaptive(
+    return tf_dpfp.clipping.Adaptive(
         **{"learning_rate": 9.0, "budget_share": 0.3} | kwargs
     )
 
@@ -48,7 +48,9 @@ SUBJECTS = {
         noise_allocation="by_dimension",
     ),
     "automatic": tf_dpfp.PerLayer(
-        thresholds=tf_dpfp.Automatic(stability=1e-6, split="by_dimension"),
+        thresholds=tf_dpfp.clipping.Automatic(
+            stability=1e-6, split="by_dimension"
+        ),
         noise_allocation="equal_budget",
     ),
 }
@@ -202,7 +204,7 @@ class Subject:
             v.assign(keras.random.normal(v.shape, stddev=0.5, seed=v.shape[0]))
         thresholds = clipping.thresholds
         self.shared = getattr(thresholds, "shared", False)
-        clipped = tf_dpfp.clipped_gradients(self.model, x, y)
+        clipped = tf_dpfp.loops.clipped_gradients(self.model, x, y)
         self.groups = clipped.groups
         self.scales = _measured_deviations(self.model, clipped)
         self.count_scale = None
@@ -221,7 +223,7 @@ class Subject:
         )
 
     def _released(self, x, y, weights):
-        clipped = tf_dpfp.clipped_gradients(self.model, x, y, weights)
+        clipped = tf_dpfp.loops.clipped_gradients(self.model, x, y, weights)
         counts = [] if clipped.counts is None else clipped.counts
         return [tf.reshape(s, [-1]) for s in clipped.sums], counts
 

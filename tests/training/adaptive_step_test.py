@@ -9,8 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 import tf_dpfp
-from tests.training import adaptive_loop
-from tests.training import reference
+from tests.oracles import reference
 
 BATCH, EXPECTED, CLIP, LEARNING_RATE = 6, 7.0, 0.9, 0.3
 
@@ -26,12 +25,14 @@ class Gain(layers.Layer):
         return x * self.gain
 
 
-@tf_dpfp.register_gradient_rule(Gain)
-class GainRule(tf_dpfp.GradientRule):
+@tf_dpfp.gradient_rules.register_gradient_rule(Gain)
+class GainRule(tf_dpfp.gradient_rules.GradientRule):
     def gradients(self, call, output_gradients):
         (inputs,) = keras.tree.flatten(call.inputs)
         gradient = tf.cast(inputs * output_gradients[0], tf.float32)
-        return [(call.layer.gain, tf_dpfp.Materialized(gradient))]
+        return [
+            (call.layer.gain, tf_dpfp.gradient_rules.PerExampleTensor(gradient))
+        ]
 
 
 def _small():
@@ -106,17 +107,17 @@ def _model(name, clipping, microbatch_size=None, optimizer=None, **arguments):
     return model
 
 
-def _loop(name, model, adaptive, groups, estimates):
+def _loop(name, model, setting):
     build, compile_arguments = CASES[name]
-    return adaptive_loop.AdaptiveLoop(
+    return reference.AdaptiveReference(
+        SETTINGS[setting],
+        _initial(setting, model),
         build,
         model,
-        groups,
-        adaptive,
-        estimates,
+        lambda: keras.optimizers.SGD(LEARNING_RATE),
+        reference.layer_groups,
         CLIP,
         EXPECTED,
-        LEARNING_RATE,
         compile_arguments,
     )
 
@@ -131,16 +132,16 @@ def _train(model, name, x, y, weights=None):
             _labels(name, y[rows]),
             sample_weight=None if weights is None else weights[rows],
         )
-        found.append(adaptive_loop.estimates_of(model.optimizer))
+        found.append(reference.estimates_of(model.optimizer))
     return np.array(found)
 
 
 QUICK = dict(learning_rate=0.9, target_quantile=0.6)
 SETTINGS = {
-    "rescaled": tf_dpfp.Adaptive(**QUICK),
-    "free": tf_dpfp.Adaptive(rescale=False, initial=0.5, **QUICK),
-    "shared": tf_dpfp.Adaptive(rescale=False, shared=True, **QUICK),
-    "by_dimension": tf_dpfp.Adaptive(initial="by_dimension", **QUICK),
+    "rescaled": tf_dpfp.clipping.Adaptive(**QUICK),
+    "free": tf_dpfp.clipping.Adaptive(rescale=False, initial=0.5, **QUICK),
+    "shared": tf_dpfp.clipping.Adaptive(rescale=False, shared=True, **QUICK),
+    "by_dimension": tf_dpfp.clipping.Adaptive(initial="by_dimension", **QUICK),
 }
 
 
@@ -168,13 +169,7 @@ def test_steps_equal_the_loop_over_examples(name, setting):
     adaptive = SETTINGS[setting]
     x, y = _data()
     model = _model(name, tf_dpfp.PerLayer(thresholds=adaptive))
-    loop = _loop(
-        name,
-        model,
-        adaptive,
-        reference.layer_groups,
-        _initial(setting, model),
-    )
+    loop = _loop(name, model, setting)
     found = _train(model, name, x, y)
     for step, start in enumerate(range(0, len(x), BATCH)):
         rows = slice(start, start + BATCH)
@@ -199,13 +194,7 @@ def test_who_takes_no_part_is_in_no_count(microbatch_size):
     model = _model(
         "zoo", tf_dpfp.PerLayer(thresholds=adaptive), microbatch_size
     )
-    loop = _loop(
-        "zoo",
-        model,
-        adaptive,
-        reference.layer_groups,
-        _initial("free", model),
-    )
+    loop = _loop("zoo", model, "free")
     found = _train(model, "zoo", x, y, weights)
     for step, start in enumerate(range(0, len(x), BATCH)):
         rows = slice(start, start + BATCH)
@@ -221,7 +210,7 @@ def _run(**arguments):
     clipping = tf_dpfp.PerLayer(thresholds=SETTINGS["rescaled"])
     model = _model("zoo", clipping, **arguments)
     model.fit(x, {"used": y}, batch_size=BATCH, shuffle=False, verbose=0)
-    return adaptive_loop.estimates_of(model.optimizer), model.get_weights()
+    return reference.estimates_of(model.optimizer), model.get_weights()
 
 
 @pytest.fixture(scope="module")
@@ -257,13 +246,13 @@ def test_a_custom_loop_adapts_the_same(graph):
     expected = _train(fitted, "small", x, y)
 
     def step(x, y):
-        looped.optimizer.apply(tf_dpfp.clipped_gradients(looped, x, y))
+        looped.optimizer.apply(tf_dpfp.loops.clipped_gradients(looped, x, y))
 
     step = tf.function(step) if graph else step
     for number, start in enumerate(range(0, len(x), BATCH)):
         rows = slice(start, start + BATCH)
         step(tf.constant(x[rows]), tf.constant(y[rows]))
-        found = adaptive_loop.estimates_of(looped.optimizer)
+        found = reference.estimates_of(looped.optimizer)
         np.testing.assert_allclose(found, expected[number], rtol=1e-5)
 
 
@@ -301,7 +290,7 @@ def _norms_trajectory(model, columns, steps, weights=None):
         model.train_on_batch(
             columns, np.zeros_like(columns[0]), sample_weight=weights
         )
-        found.append(adaptive_loop.estimates_of(model.optimizer))
+        found.append(reference.estimates_of(model.optimizer))
     return np.array(found)
 
 
@@ -313,7 +302,7 @@ def test_golden_trajectories(policy):
         (1e-9, 16.0, [5.0, 2.5], [8.0, 4.0, 4.0 / 2**0.5, 2.0, 2.0]),
         (1 - 1e-9, 0.5, [1.5, 3.0], [1.0, 2.0, 2.0 * 2**0.5, 4.0, 4.0]),
     ]:
-        adaptive = tf_dpfp.Adaptive(
+        adaptive = tf_dpfp.clipping.Adaptive(
             target_quantile=target,
             learning_rate=math.log(2.0),
             initial=initial,
@@ -326,7 +315,7 @@ def test_golden_trajectories(policy):
 
 def test_each_group_finds_its_own_median():
     # From below and from above.
-    adaptive = tf_dpfp.Adaptive(
+    adaptive = tf_dpfp.clipping.Adaptive(
         learning_rate=1.0,
         initial={"dense_0": 1.0, "dense_1": 1000.0},
         rescale=False,
@@ -339,7 +328,7 @@ def test_each_group_finds_its_own_median():
 
 
 def test_a_shared_count_is_the_mean_over_the_groups():
-    adaptive = tf_dpfp.Adaptive(
+    adaptive = tf_dpfp.clipping.Adaptive(
         learning_rate=1.0,
         initial={"dense_0": 1.0, "dense_1": 10.0},
         rescale=False,
@@ -359,7 +348,7 @@ def test_a_shared_count_is_the_mean_over_the_groups():
 def test_the_fraction_divides_by_the_expected_batch_size(
     actual, microbatch_size
 ):
-    adaptive = tf_dpfp.Adaptive(
+    adaptive = tf_dpfp.clipping.Adaptive(
         learning_rate=0.5, target_quantile=0.3, initial=1.0, rescale=False
     )
     model = _norms_model(adaptive, 1, 16.0, microbatch_size=microbatch_size)
@@ -371,7 +360,9 @@ def test_the_fraction_divides_by_the_expected_batch_size(
 
 
 def test_norms_that_are_exactly_known():
-    adaptive = tf_dpfp.Adaptive(learning_rate=1.0, initial=2.0, rescale=False)
+    adaptive = tf_dpfp.clipping.Adaptive(
+        learning_rate=1.0, initial=2.0, rescale=False
+    )
     rows = [0.0, 1.0, 3.0, np.nan, np.inf, 1e30, 1.0, 1.0, 3e-38]
     weights = np.array([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 3.0, 1.0], "float32")
     # +, +, -, no loss, no loss, no norm, no weight, -, +.
@@ -385,7 +376,9 @@ def test_norms_that_are_exactly_known():
 
 def test_thresholds_are_those_before_the_step():
     # One long gradient: what moves the weight is the threshold.
-    adaptive = tf_dpfp.Adaptive(learning_rate=1.0, initial=2.0, rescale=False)
+    adaptive = tf_dpfp.clipping.Adaptive(
+        learning_rate=1.0, initial=2.0, rescale=False
+    )
     model = _norms_model(adaptive, 1, 1.0)
     (kernel,) = model.trainable_variables
     estimate = 2.0
@@ -395,17 +388,19 @@ def test_thresholds_are_those_before_the_step():
         moved = before - float(kernel.numpy()[0, 0])
         assert moved == pytest.approx(1e-3 * estimate, rel=2e-3)
         estimate *= math.exp(0.5)
-        found = adaptive_loop.estimates_of(model.optimizer)
+        found = reference.estimates_of(model.optimizer)
         np.testing.assert_allclose(found, estimate, rtol=1e-5)
 
 
 _LEDGER_CLIPPINGS = [
     "per_layer",
     tf_dpfp.PerLayer(
-        thresholds=tf_dpfp.Adaptive(budget_share=0.7),
+        thresholds=tf_dpfp.clipping.Adaptive(budget_share=0.7),
         noise_allocation="equal_budget",
     ),
-    tf_dpfp.PerLayer(thresholds=tf_dpfp.Adaptive(shared=True, rescale=False)),
+    tf_dpfp.PerLayer(
+        thresholds=tf_dpfp.clipping.Adaptive(shared=True, rescale=False)
+    ),
     tf_dpfp.Flat(thresholds="automatic"),
 ]
 
@@ -430,7 +425,7 @@ def test_the_ledger_sees_the_users_noise_multiplier_only(noise_multiplier):
         )
         model.train_on_batch(x[:6], y[:6])
         ledgers.append(tf_dpfp.ledger(model))
-        epsilons.append(tf_dpfp.epsilon(model, 1e-3))
+        epsilons.append(tf_dpfp.compute_epsilon(model, 1e-3))
         assert optimizer.next_entry.noise_multiplier == noise_multiplier
     assert [e.steps for e in ledgers[0]] == [3, 1]
     assert {e.noise_multiplier for e in ledgers[0]} == {noise_multiplier}

@@ -3,9 +3,9 @@ import math
 import keras
 import numpy as np
 import pytest
-from keras import layers
 
 import tf_dpfp
+from tests import helpers
 
 X = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
 Y = X.sum(axis=1, keepdims=True)
@@ -13,14 +13,8 @@ DELTA = 1e-3
 
 
 def _model(noise_multiplier=1.0, **kwargs):
-    model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
-    tf_dpfp.make_private(model)
-    model.compile(
-        tf_dpfp.DPSGD(0.01, noise_multiplier=noise_multiplier),
-        loss="mse",
-        **kwargs,
-    )
-    return model
+    optimizer = tf_dpfp.DPSGD(0.01, noise_multiplier=noise_multiplier)
+    return helpers.private_line(optimizer, **kwargs)
 
 
 def _batches(steps=10):
@@ -50,7 +44,7 @@ def test_training_stops_at_the_last_step_the_budget_allows(
     model = _model(steps_per_execution=steps_per_execution)
     callback = tf_dpfp.PrivacyBudget(budget, DELTA)
     model.fit(_batches(12), epochs=20, verbose=0, callbacks=[callback])
-    assert tf_dpfp.epsilon(model, DELTA) <= budget
+    assert tf_dpfp.compute_epsilon(model, DELTA) <= budget
     assert allowed - steps_per_execution < _steps(model) <= allowed
     # Nothing is left for another session, and nothing is spent by asking.
     before = _steps(model)
@@ -94,7 +88,7 @@ def test_epsilon_is_in_the_progress_bar_the_history_and_the_logs(capsys):
     assert "epsilon: " in capsys.readouterr().out
     assert len(seen) == 10 and all(np.diff(seen) > 0)
     assert history.history["epsilon"] == [seen[4], seen[9]]
-    assert seen[9] == tf_dpfp.epsilon(model, DELTA)
+    assert seen[9] == tf_dpfp.compute_epsilon(model, DELTA)
 
 
 def test_pld_is_shown_once_per_epoch():
@@ -102,7 +96,7 @@ def test_pld_is_shown_once_per_epoch():
     callback = tf_dpfp.PrivacyBudget(3.0, DELTA, accountant="pld")
     history = model.fit(_batches(3), verbose=0, callbacks=[callback])
     assert history.history["epsilon"] == [
-        pytest.approx(tf_dpfp.epsilon(model, DELTA, "pld"), rel=1e-6)
+        pytest.approx(tf_dpfp.compute_epsilon(model, DELTA, "pld"), rel=1e-6)
     ]
 
 
@@ -148,14 +142,14 @@ def test_a_costly_history_restored_after_the_budget_looked(tmp_path):
 
     again = _model()
     budget = 5.9
-    assert tf_dpfp.epsilon(model, DELTA) < budget
+    assert tf_dpfp.compute_epsilon(model, DELTA) < budget
     again.fit(
         _batches(20),
         epochs=20,
         verbose=0,
         callbacks=[tf_dpfp.PrivacyBudget(budget, DELTA), Restore()],
     )
-    assert tf_dpfp.epsilon(again, DELTA) <= budget
+    assert tf_dpfp.compute_epsilon(again, DELTA) <= budget
     assert len(tf_dpfp.ledger(again)) == 2
 
 

@@ -53,10 +53,14 @@ MODES = {
     "flat": lambda: _compiled(_optimizer()),
     "per_layer": lambda: _compiled(_optimizer(clipping="per_layer")),
     "adaptive": lambda: _compiled(
-        _optimizer(clipping=tf_dpfp.PerLayer(thresholds=tf_dpfp.Adaptive()))
+        _optimizer(
+            clipping=tf_dpfp.PerLayer(thresholds=tf_dpfp.clipping.Adaptive())
+        )
     ),
     "automatic": lambda: _compiled(
-        _optimizer(clipping=tf_dpfp.PerLayer(thresholds=tf_dpfp.Automatic()))
+        _optimizer(
+            clipping=tf_dpfp.PerLayer(thresholds=tf_dpfp.clipping.Automatic())
+        )
     ),
     "carriers": lambda: _compiled(_optimizer(), rank=2),
     "microbatches": lambda: _compiled(_optimizer(microbatch_size=4)),

@@ -9,15 +9,12 @@ from keras import layers
 
 import tf_dpfp
 from tests.low_rank import strong_carriers
-from tf_dpfp.independence import gradients as probe
 
 ROWS, COLUMNS, RANK = 12, 9, 2
 
 
 @pytest.fixture(autouse=True)
-def _no_trial(monkeypatch):
-    """The trial of a model takes most of the time, and is tested elsewhere."""
-    monkeypatch.setattr(probe, "check", lambda *_: None)
+def _quick_and_strong(monkeypatch, without_trial):
     strong_carriers.patch(monkeypatch)
 
 

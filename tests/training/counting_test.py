@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras import layers
 
 import tf_dpfp
+from tests import helpers
 
 X = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 Y = X.sum(axis=1, keepdims=True)
@@ -24,10 +24,7 @@ def _optimizer(noise_multiplier=1.0, **kwargs):
 
 
 def _model(optimizer=None, **kwargs):
-    model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
-    tf_dpfp.make_private(model)
-    model.compile(optimizer or _optimizer(), loss="mse", **kwargs)
-    return model
+    return helpers.private_line(optimizer or _optimizer(), **kwargs)
 
 
 def _poisson(steps=4):
@@ -55,7 +52,7 @@ def test_fit_on_the_tagged_data_set_is_poisson_and_nothing_else_is():
     assert _counts(model) == (6, 0)
     # Outside `fit`, its claim is over.
     for x, y in batches:
-        model.optimizer.apply(tf_dpfp.clipped_gradients(model, x, y))
+        model.optimizer.apply(tf_dpfp.loops.clipped_gradients(model, x, y))
     assert _counts(model) == (6, 3)
     # Derived data sets prove nothing.
     model.fit(batches.map(lambda x, y: (x, y)), verbose=0)
@@ -67,12 +64,12 @@ def test_fit_on_the_tagged_data_set_is_poisson_and_nothing_else_is():
     model.fit(batches, verbose=0)
     assert _counts(model) == (9, 9)
     # Inside `sampled_steps`, the caller makes the claim.
-    with tf_dpfp.sampled_steps(model, batches):
+    with tf_dpfp.loops.sampled_steps(model, batches):
         for x, y in batches:
-            model.optimizer.apply(tf_dpfp.clipped_gradients(model, x, y))
+            model.optimizer.apply(tf_dpfp.loops.clipped_gradients(model, x, y))
     assert _counts(model) == (12, 9)
     with pytest.raises(ValueError, match="proves nothing"):
-        with tf_dpfp.sampled_steps(model, batches.take(2)):
+        with tf_dpfp.loops.sampled_steps(model, batches.take(2)):
             pass
 
 
@@ -116,8 +113,10 @@ def test_saving_and_loading(tmp_path, kind):
         model.save(path)
         loaded = keras.models.load_model(path)
         # An ordinary model with a private optimizer: it refuses to train.
-        assert not tf_dpfp.is_private(loaded)
-        with pytest.raises(tf_dpfp.NotPrivateError, match="make_private"):
+        assert not tf_dpfp.loops.is_private(loaded)
+        with pytest.raises(
+            tf_dpfp.errors.NotPrivateError, match="make_private"
+        ):
             loaded.fit(X, Y, verbose=0)
         tf_dpfp.make_private(loaded)
     else:
@@ -145,29 +144,6 @@ def test_a_seeded_sampling_is_told_after_loading(tmp_path):
     fresh = _model()
     fresh.fit(_poisson(), verbose=0)
     assert "SEEDED" not in tf_dpfp.privacy_statement(fresh, 1e-5)
-
-
-def _dp_model():
-    inputs = keras.Input((3,))
-    return tf_dpfp.DPModel(inputs, layers.Dense(1)(inputs))
-
-
-def _dp_sequential():
-    return tf_dpfp.DPSequential([keras.Input((3,)), layers.Dense(1)])
-
-
-@pytest.mark.parametrize("build", [_dp_model, _dp_sequential])
-def test_saving_and_loading_a_private_class(tmp_path, build):
-    model = build()
-    model.compile(_optimizer(), loss="mse", metrics=["mae"])
-    model.fit(_poisson(), verbose=0)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert type(loaded) is type(model)
-    assert tf_dpfp.ledger(loaded) == tf_dpfp.ledger(model)
-    assert set(loaded.evaluate(X, Y, return_dict=True)) == {"loss", "mae"}
-    loaded.fit(_poisson(2), verbose=0)
-    assert _counts(loaded) == (6, 0)
 
 
 def _load_weights(model, tmp_path):
@@ -205,7 +181,7 @@ def test_loading_between_the_steps_of_a_loop_loses_nothing(tmp_path, saved_by):
 
     @tf.function
     def step(x, y):
-        model.optimizer.apply(tf_dpfp.clipped_gradients(model, x, y))
+        model.optimizer.apply(tf_dpfp.loops.clipped_gradients(model, x, y))
 
     x, y = tf.constant(X[:8]), tf.constant(Y[:8])
     for _ in range(3):
@@ -308,8 +284,8 @@ def test_a_copy_is_not_private_and_refuses(copy):
         twin.compile(_optimizer(), loss="mse")
     else:
         twin = getattr(copy_lib, copy)(model)
-    assert not tf_dpfp.is_private(twin)
-    with pytest.raises(tf_dpfp.NotPrivateError):
+    assert not tf_dpfp.loops.is_private(twin)
+    with pytest.raises(tf_dpfp.errors.NotPrivateError):
         twin.fit(X, Y, verbose=0)
     # The original does not notice.
     model.fit(_poisson(), verbose=0)
@@ -341,7 +317,7 @@ history = model.fit(batches, epochs=4, verbose=0,
 print(tf_dpfp.ledger(model))
 assert [e.steps for e in tf_dpfp.ledger(model)] == [16]
 assert model.optimizer.iterations == 16
-assert history.history["epsilon"][-1] == tf_dpfp.epsilon(model, 1e-3)
+assert history.history["epsilon"][-1] == tf_dpfp.compute_epsilon(model, 1e-3)
 """
 
 

@@ -196,3 +196,39 @@ def test_steps_per_execution_on_poisson_batches(steps):
         assert [e.steps for e in tf_dpfp.ledger(model)] == [2 * steps]
         found.append(model)
     _assert_same_weights(*found)
+
+
+def test_a_compile_that_fails_loses_no_step():
+    model = _private()
+    x, y = _data()
+    model.fit(x, y, batch_size=8, verbose=0)
+    counted = tf_dpfp.ledger(model)
+    assert counted
+    with pytest.raises(ValueError):
+        model.compile(
+            tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), loss="mse", metrics="mae"
+        )
+    model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), loss="mse")
+    assert tf_dpfp.ledger(model) == counted
+
+
+def test_an_optimizer_that_compile_did_not_see_is_refused():
+    model = _private()
+    x, y = _data()
+    model.fit(x, y, batch_size=8, verbose=0)
+    counted = tf_dpfp.ledger(model)
+    first = model.optimizer
+    model.optimizer = tf_dpfp.DPSGD(0.1, noise_multiplier=1.0)
+    for use in (
+        tf_dpfp.ledger,
+        lambda m: tf_dpfp.compute_epsilon(m, 1e-5),
+        lambda m: m.fit(x, y, verbose=0),
+        lambda m: m.train_on_batch(x, y),
+        lambda m: tf_dpfp.loops.clipped_gradients(m, x, y),
+    ):
+        with pytest.raises(
+            tf_dpfp.errors.NotPrivateError, match="was replaced after"
+        ):
+            use(model)
+    model.optimizer = first
+    assert tf_dpfp.ledger(model) == counted

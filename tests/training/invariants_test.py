@@ -58,7 +58,7 @@ def _sums_of(model, features=FEATURES, outputs=2):
         autograph=False,
     )
     def sums(x, y, weights):
-        clipped = tf_dpfp.clipped_gradients(model, x, y, weights)
+        clipped = tf_dpfp.loops.clipped_gradients(model, x, y, weights)
         return [tf.reshape(s, [-1]) for s in clipped.sums]
 
     def of(x, y, weights=None):
@@ -174,7 +174,7 @@ def test_products_of_tiny_and_huge_numbers_do_not_hide_from_the_norm():
         y = np.full((1, 4), -8e18, np.float32)
         sums = [
             s.numpy().astype(np.float64)
-            for s in tf_dpfp.clipped_gradients(model, x, y).sums
+            for s in tf_dpfp.loops.clipped_gradients(model, x, y).sums
         ]
         assert _length(sums) <= 1.0, value
 
@@ -188,7 +188,9 @@ def test_padding_contributes_nothing(microbatch_size):
         # Rows of padding are zeros, for which the biases make a gradient.
         for v in model.trainable_variables:
             v.assign(tf.fill(v.shape, 0.3))
-        return [s.numpy() for s in tf_dpfp.clipped_gradients(model, x, y).sums]
+        return [
+            s.numpy() for s in tf_dpfp.loops.clipped_gradients(model, x, y).sums
+        ]
 
     zeros = sums(whole, np.zeros_like(x[:1]), np.zeros_like(y[:1]))
     assert _length(zeros) > 0.1
@@ -211,7 +213,9 @@ def test_a_masked_token_count_does_not_couple_examples():
     labels = np.array([[1, 2, 0, 0], [5, 6, 7, 8], [3, 0, 0, 0]])
 
     def sums(rows):
-        clipped = tf_dpfp.clipped_gradients(model, ids[rows], labels[rows])
+        clipped = tf_dpfp.loops.clipped_gradients(
+            model, ids[rows], labels[rows]
+        )
         return [s.numpy() for s in clipped.sums]
 
     together = sums([0, 1, 2])
@@ -238,7 +242,7 @@ def test_rows_that_are_not_examples_are_refused():
 
 
 def test_clip_and_sum_refuses_rows_that_are_not_examples():
-    gradient = tf_dpfp.Materialized(tf.ones([5, 2]))
+    gradient = tf_dpfp.gradient_rules.PerExampleTensor(tf.ones([5, 2]))
     group = tf_dpfp.clipping.Group("all", (0,), 1.0, 2)
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
         tf_dpfp.clipping.clip_and_sum([gradient], [group], tf.constant([True]))

@@ -8,7 +8,7 @@ import pytest
 
 import tf_dpfp
 from tests.hub import preset_worker
-from tests.training import reference
+from tests.oracles import reference
 from tests.training import worker_process
 from tf_dpfp import per_example
 
@@ -193,7 +193,7 @@ def test_classifier_on_poisson_batches_of_strings():
     (entry,) = tf_dpfp.ledger(task)
     assert entry.sampling.sampling_rate == 0.05
     assert entry.steps == 24
-    assert 0 < tf_dpfp.epsilon(task, delta=1e-3) < np.inf
+    assert 0 < tf_dpfp.compute_epsilon(task, delta=1e-3) < np.inf
     logs = task.evaluate(texts, labels, verbose=0, return_dict=True)
     np.testing.assert_allclose(
         logs["accuracy"], np.mean(task.predict(texts).argmax(-1) == labels)
@@ -306,7 +306,7 @@ def test_a_loaded_task_keeps_its_ledger(name, tmp_path):
     loaded = keras.saving.load_model(tmp_path / "task.keras")
     assert type(loaded) is type(task)
     # It is an ordinary model with a private optimizer, which refuses that.
-    with pytest.raises(tf_dpfp.NotPrivateError):
+    with pytest.raises(tf_dpfp.errors.NotPrivateError):
         loaded.fit(*data, batch_size=4, verbose=0)
     tf_dpfp.make_private(loaded)
     assert tf_dpfp.ledger(loaded) == tf_dpfp.ledger(task)
@@ -360,9 +360,9 @@ def test_a_ledger_that_would_be_lost_is_refused(tmp_path):
 
 def test_a_private_task_refuses_the_optimizer_of_the_hub():
     task = tf_dpfp.make_private(_classifier())
-    with pytest.raises(tf_dpfp.NotPrivateError, match="auto"):
+    with pytest.raises(tf_dpfp.errors.NotPrivateError, match="auto"):
         task.compile()
     texts, labels = _sentences(4)
-    with pytest.raises(tf_dpfp.NotPrivateError):
+    with pytest.raises(tf_dpfp.errors.NotPrivateError):
         # As the hub compiled it when it was made.
         task.fit(texts, labels, verbose=0)

@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 import tf_dpfp
-from tests.training import reference
+from tests.oracles import reference
 
 BATCH = 6
 CLIP = 0.7
@@ -361,7 +361,9 @@ def test_a_custom_loop_equals_fit(graph):
     fitted, looped = _private(case), _private(case, microbatch_size=4)
 
     def step(x, y, weights):
-        looped.optimizer.apply(tf_dpfp.clipped_gradients(looped, x, y, weights))
+        looped.optimizer.apply(
+            tf_dpfp.loops.clipped_gradients(looped, x, y, weights)
+        )
 
     step = tf.function(step) if graph else step
     _fit(fitted, data)
@@ -422,7 +424,7 @@ def test_the_second_piece_waits_for_the_first():
 
     @tf.function
     def sums(x, y):
-        return tf_dpfp.clipped_gradients(model, x, y).sums
+        return tf_dpfp.loops.clipped_gradients(model, x, y).sums
 
     graph = sums.get_concrete_function(tf.ones((4, 3)), tf.ones((4, 2))).graph
     (loop,) = [op for op in graph.get_operations() if "While" in op.type]

@@ -37,7 +37,9 @@ def _model(clip=None, encoder=None, head=None):
 
 def _batches(x=X, y=Y, labels="public", **kwargs):
     kwargs = {"draw_size": 4, "draws": 3, **kwargs}
-    return tf_dpfp.stratified_batches(x, y, labels=labels, **kwargs)
+    return tf_dpfp.representations.stratified_batches(
+        x, y, labels=labels, **kwargs
+    )
 
 
 def _private(model=None, **kwargs):
@@ -78,14 +80,14 @@ def test_draws_of_the_sampler_are_counted_and_nothing_else_is(jit_compile):
 
 def test_epsilon_is_that_of_the_draws():
     model = _private()
-    assert tf_dpfp.epsilon(model, DELTA) == 0.0
+    assert tf_dpfp.compute_epsilon(model, DELTA) == 0.0
     model.fit(_batches(steps_per_epoch=5), verbose=0)
     entry = accounting.LedgerEntry(
         DRAWN, 2.0, 15, release=accounting.Representations("public")
     )
     assert tf_dpfp.ledger(model) == [entry]
     expected = accounting.compute_epsilon([entry], DELTA)
-    assert tf_dpfp.epsilon(model, DELTA) == expected
+    assert tf_dpfp.compute_epsilon(model, DELTA) == expected
     words = " ".join(tf_dpfp.privacy_statement(model, DELTA).split())
     for phrase in (
         f"DP-FP (noised representations) performed over {N} examples",
@@ -102,54 +104,79 @@ def test_epsilon_is_that_of_the_draws():
         assert phrase in words, phrase
 
 
-def test_an_ordinary_model_counts_by_itself():
+def test_an_ordinary_model_counts_and_tells_once_it_is_private():
     model = _model()
     model.compile("adam", LOSS)
     model.fit(X, Y, batch_size=10, verbose=0)
+    for report in (
+        tf_dpfp.ledger,
+        lambda m: tf_dpfp.compute_epsilon(m, DELTA),
+        lambda m: tf_dpfp.privacy_statement(m, DELTA),
+        lambda m: tf_dpfp.loops.sampled_steps(m, _batches()).__enter__(),
+    ):
+        with pytest.raises(
+            tf_dpfp.errors.NotPrivateError, match="make_private"
+        ):
+            report(model)
+    tf_dpfp.make_private(model)
     assert _counts(model) == {UNKNOWN: 4}
+    assert math.isfinite(tf_dpfp.compute_epsilon(model, DELTA))
+
+
+def test_steps_of_a_loop_are_counted_as_drawn_inside_alone():
+    model = _private()
     batches = _batches(steps_per_epoch=4)
-    # Without a word, the sampler's batches are as any.
-    model.fit(batches, verbose=0)
-    assert _counts(model) == {UNKNOWN: 8}
-    with tf_dpfp.sampled_steps(model, batches):
-        model.fit(batches, verbose=0)
+    for x, y in batches:
+        model.train_on_batch(x, y)
+    assert _counts(model) == {UNKNOWN: 4}
+    with tf_dpfp.loops.sampled_steps(model, batches):
+        for x, y in batches:
+            model.train_on_batch(x, y)
+    assert _counts(model) == {UNKNOWN: 4, DRAWN: 12}
+    for x, y in batches:
+        model.train_on_batch(x, y)
     assert _counts(model) == {UNKNOWN: 8, DRAWN: 12}
-    model.fit(batches, verbose=0)
-    assert _counts(model) == {UNKNOWN: 12, DRAWN: 12}
-    assert math.isfinite(tf_dpfp.epsilon(model, DELTA))
     assert "at most once in each" in tf_dpfp.privacy_statement(model, DELTA)
-    assert not tf_dpfp.is_private(model)
     for wrong in (batches.take(2), tf.data.Dataset.from_tensor_slices((X, Y))):
         with pytest.raises(ValueError, match="another proves nothing"):
-            with tf_dpfp.sampled_steps(model, wrong):
+            with tf_dpfp.loops.sampled_steps(model, wrong):
                 pass
 
 
 def test_sequential_models_that_were_never_called():
-    def sequential():
-        return keras.Sequential([keras.Input((5,)), _clip(), layers.Dense(2)])
-
-    model = sequential()
+    model = keras.Sequential([keras.Input((5,)), _clip(), layers.Dense(2)])
     tf_dpfp.make_private(model)
-    ordinary = sequential()
-    ordinary.compile("adam", LOSS)
-    assert tf_dpfp.epsilon(ordinary, DELTA) == 0.0
+    assert tf_dpfp.compute_epsilon(model, DELTA) == 0.0
 
 
 def test_saved_and_loaded(tmp_path):
     model = _private()
     model.fit(_batches(steps_per_epoch=2), verbose=0)
     model.save(tmp_path / "m.keras")
-    loaded = keras.models.load_model(tmp_path / "m.keras")
+    loaded = tf_dpfp.make_private(keras.models.load_model(tmp_path / "m.keras"))
     assert tf_dpfp.ledger(loaded) == tf_dpfp.ledger(model)
-    assert tf_dpfp.epsilon(loaded, DELTA) == tf_dpfp.epsilon(model, DELTA)
-    tf_dpfp.make_private(loaded)
+    assert tf_dpfp.compute_epsilon(loaded, DELTA) == tf_dpfp.compute_epsilon(
+        model, DELTA
+    )
     loaded.fit(_batches(steps_per_epoch=2), verbose=0)
     assert _counts(loaded) == {DRAWN: 12}
 
 
+def test_an_optimizer_that_compile_did_not_see_is_refused():
+    model = _private()
+    model.fit(X, Y, batch_size=20, verbose=0)
+    model.optimizer = keras.optimizers.Adam()
+    for use in (tf_dpfp.ledger, lambda m: m.fit(X, Y, verbose=0)):
+        with pytest.raises(
+            tf_dpfp.errors.NotPrivateError, match="was replaced after"
+        ):
+            use(model)
+    model.compile("adam", LOSS)
+    assert _counts(model) == {UNKNOWN: 2}
+
+
 def test_randomised_labels_are_composed_once():
-    y = tf_dpfp.randomize_labels(Y, 1.0, 2)
+    y = tf_dpfp.representations.randomize_labels(Y, 1.0, 2)
     model = _private(_model(_clip(labels=None)))
     batches = _batches(y=y, labels=None, steps_per_epoch=2)
     model.fit(batches, verbose=0)
@@ -162,7 +189,7 @@ def test_randomised_labels_are_composed_once():
     assert labels == [y.entry]
     rows = [e for e in tf_dpfp.ledger(model) if e not in labels]
     assert rows[0].release == accounting.Representations("randomized")
-    spent = tf_dpfp.epsilon(model, DELTA)
+    spent = tf_dpfp.compute_epsilon(model, DELTA)
     alone = accounting.compute_epsilon(rows, DELTA)
     assert alone < spent <= alone + 1.0 + 1e-6
     statement = tf_dpfp.privacy_statement(model, DELTA)
@@ -173,7 +200,7 @@ def test_randomised_labels_are_composed_once():
 def test_undeclared_labels_make_epsilon_infinite_and_say_why():
     model = _private(_model(_clip(labels=None)))
     model.fit(X, Y, verbose=0)
-    assert math.isinf(tf_dpfp.epsilon(model, DELTA))
+    assert math.isinf(tf_dpfp.compute_epsilon(model, DELTA))
     statement = tf_dpfp.privacy_statement(model, DELTA)
     assert "NO PRIVACY" in statement
     assert "neither declared public nor" in statement
@@ -185,17 +212,17 @@ def test_end_to_end_is_infinite_with_the_claim_beside():
     model = _private(model)
     model.fit(_batches(steps_per_epoch=3), verbose=0)
     assert np.any(before != model.layers[1].get_weights()[0])
-    assert math.isinf(tf_dpfp.epsilon(model, DELTA))
+    assert math.isinf(tf_dpfp.compute_epsilon(model, DELTA))
     statement = tf_dpfp.privacy_statement(model, DELTA)
     assert "end to end" in statement
-    claimed = tf_dpfp.claimed_epsilon(2.0, 0.1, 9, DELTA)
+    claimed = tf_dpfp.accounting.claimed_epsilon(2.0, 0.1, 9, DELTA)
     assert f"{math.ceil(claimed * 1e3) / 1e3}" in statement
 
 
 def test_budget_stops_before_it_is_exceeded():
     model = _private()
     batches = _batches(steps_per_epoch=5)
-    noise = tf_dpfp.calibrate_representation(
+    noise = tf_dpfp.representations.calibrate_representation(
         batches, epsilon=3.0, delta=DELTA, epochs=2
     )
     model = _private(
@@ -327,17 +354,6 @@ def _below(layer):
 def test_what_the_noise_does_not_protect_is_refused(build, message):
     with pytest.raises(ValueError, match=message):
         tf_dpfp.make_private(build()).compile("adam", LOSS)
-    # A model that stays ordinary says so in its statement.
-    model = build()
-    model.compile("adam", LOSS)
-    x = X if model.input.dtype == "float32" else np.ones((N, 5), np.int32)
-    y = Y[:, None].repeat(5, 1) if len(model.output.shape) == 3 else Y
-    if "rows are not" not in message:
-        model.fit(x, y, verbose=0)
-        statement = " ".join(tf_dpfp.privacy_statement(model, DELTA).split())
-        assert message in statement or "stayed as they were" in statement
-    infinite = "forgotten" not in message and "rows are not" not in message
-    assert math.isinf(tf_dpfp.epsilon(model, DELTA)) == infinite
 
 
 def test_a_subclass_is_tried_at_the_first_step():
@@ -360,12 +376,11 @@ def test_a_subclass_is_tried_at_the_first_step():
     # A `call` without `training`: Keras says nothing of it to the layer.
     silent = Skips(0.0)
     silent.compile("adam", LOSS)
-    assert tf_dpfp.epsilon(silent, DELTA) == 0.0
     silent.fit(X, Y, verbose=0)
-    assert math.isinf(tf_dpfp.epsilon(silent, DELTA))
+    tf_dpfp.make_private(silent)
+    assert math.isinf(tf_dpfp.compute_epsilon(silent, DELTA))
     statement = " ".join(tf_dpfp.privacy_statement(silent, DELTA).split())
     assert "took 2 steps and DPRepresentationClip counted 0" in statement
-    assert "tf_dpfp.make_private(model) before" in statement
     with pytest.raises(ValueError, match="without `training=True`"):
         _private(Skips(0.0)).fit(X, Y, verbose=0)
 
@@ -403,7 +418,7 @@ def test_what_mixes_above_the_noise_is_fine():
         _model(head=head, encoder=keras.Sequential([layers.Dropout(0.3)]))
     )
     model.fit(_batches(), verbose=0)
-    assert math.isfinite(tf_dpfp.epsilon(model, DELTA))
+    assert math.isfinite(tf_dpfp.compute_epsilon(model, DELTA))
 
 
 def test_several_calls_of_a_step_are_not_amplified():
@@ -415,9 +430,10 @@ def test_several_calls_of_a_step_are_not_amplified():
     assert _counts(model) == {UNKNOWN: 4}
     with pytest.raises(ValueError, match="called 2 times"):
         model.fit(_batches(), verbose=0)
-    model = keras.Model(model.inputs, model.outputs)
+    # Of a loop with an optimizer of its own.
+    model = tf_dpfp.make_private(keras.Model(model.inputs, model.outputs))
     with pytest.raises(ValueError, match="called 2 times"):
-        with tf_dpfp.sampled_steps(model, _batches()):
+        with tf_dpfp.loops.sampled_steps(model, _batches()):
             pass
 
 
@@ -439,7 +455,7 @@ def test_optimizers_and_batches_that_do_not_belong_here():
     assert _counts(model) == {UNKNOWN: 3}
 
 
-def test_a_training_step_of_its_own_is_an_objection():
+def test_a_training_step_of_its_own_is_refused():
     class Own(keras.Model):
         def train_step(self, data):
             return super().train_step(data)
@@ -448,10 +464,6 @@ def test_a_training_step_of_its_own_is_an_objection():
     model = Own(inputs, layers.Dense(2)(_clip()(inputs)))
     with pytest.raises(ValueError, match="train_step of its own"):
         tf_dpfp.make_private(model)
-    model.compile("adam", LOSS)
-    model.fit(X, Y, verbose=0)
-    assert math.isinf(tf_dpfp.epsilon(model, DELTA))
-    assert "train_step of its own" in tf_dpfp.privacy_statement(model, DELTA)
 
 
 def test_the_trial_neither_counts_nor_changes_anything():

@@ -12,6 +12,7 @@ from keras import layers
 from scipy import stats
 
 import tf_dpfp
+from tests.oracles import reference
 from tf_dpfp import accounting
 from tf_dpfp import replicas
 
@@ -59,7 +60,7 @@ def _private(model=None, optimizer=None, loss=LOSS, **kwargs):
 
 
 def _batches(draw_size=6, labels="public", y=Y, **kwargs):
-    return tf_dpfp.stratified_batches(
+    return tf_dpfp.representations.stratified_batches(
         X, y, draw_size=draw_size, labels=labels, **kwargs
     )
 
@@ -89,34 +90,28 @@ def _update(model, x, y):
 # --- what a step computes -----------------------------------------------------
 
 
-def _clip64(row, bound):
-    return row * min(1.0, bound / np.linalg.norm(row))
+def _bare(h):
+    """What a `DPRepresentationClip` does to one row, but for noise."""
+    return h * tf.minimum(1.0, ROWS_CLIP / tf.norm(h))
 
 
-def _loop(model, below, x, y):
-    """The update by a loop over examples, in TensorFlow's own gradients.
+def _loop(model, forward, below, x, y):
+    """The update by a loop over examples: what is below is clipped."""
+    gradients = reference.gradients(
+        lambda row, label: LOSS(label, forward(tf.cast(row, "float32"))),
+        model.trainable_variables,
+        x,
+        y,
+    )
+    sums = reference.clipped_sums(gradients, [below], SUMS_CLIP)
+    return gradients, [total / len(x) for total in sums]
 
-    Gradients of one example at a time, by way of layers that are not private.
-    """
-    variables = model.trainable_variables
-    total = [np.zeros(v.shape) for v in variables]
-    for row, label in zip(x, y, strict=True):
-        with tf.GradientTape() as tape:
-            h = row[None]
-            for layer in model.layers[1:]:
-                if isinstance(layer, tf_dpfp.DPRepresentationClip):
-                    norm = tf.norm(h)
-                    h = h * tf.minimum(1.0, ROWS_CLIP / norm)
-                else:
-                    h = layer(h)
-            loss = LOSS(np.array([label]), h)
-        found = tape.gradient(loss, [v.value for v in variables])
-        found = [np.asarray(g, np.float64) for g in found]
-        norm = math.sqrt(sum(np.sum(found[i] ** 2) for i in below))
-        factor = min(1.0, SUMS_CLIP / norm)
-        for i, gradient in enumerate(found):
-            total[i] += gradient * (factor if i in below else 1.0)
-    return [t / len(x) for t in total]
+
+def _forward(model, h):
+    for layer in model.layers[1:]:
+        clips = isinstance(layer, tf_dpfp.DPRepresentationClip)
+        h = _bare(h) if clips else layer(h)
+    return h
 
 
 @pytest.mark.parametrize("microbatch_size", [None, 4])
@@ -129,7 +124,7 @@ def test_a_step_without_noise_is_that_of_a_loop(microbatch_size, jit_compile):
         _optimizer(0.0, microbatch_size=microbatch_size),
         jit_compile=jit_compile,
     )
-    expected = _loop(model, {0, 1}, x, y)
+    _, expected = _loop(model, lambda row: _forward(model, row), [0, 1], x, y)
     free = [np.linalg.norm(e) for e in expected]
     assert min(free) > 1e-3
     found = _update(model, x, y)
@@ -146,23 +141,11 @@ def test_what_is_used_below_and_above_is_clipped_whole():
     x, y = X[:6], Y[:6]
 
     def forward(row):
-        h = shared(row)
-        h = h * tf.minimum(1.0, ROWS_CLIP / tf.norm(h))
-        return model.layers[-1](shared(h))
+        return model.layers[-1](shared(_bare(shared(row))))
 
-    total = [np.zeros(v.shape) for v in model.trainable_variables]
-    for row, label in zip(x, y, strict=True):
-        with tf.GradientTape() as tape:
-            loss = LOSS(np.array([label]), forward(row[None]))
-        found = tape.gradient(
-            loss, [v.value for v in model.trainable_variables]
-        )
-        found = [np.asarray(g, np.float64) for g in found]
-        norm = math.sqrt(sum(np.sum(g**2) for g in found[:2]))
-        assert norm > SUMS_CLIP
-        found[:2] = [g * SUMS_CLIP / norm for g in found[:2]]
-        total = [t + g / len(x) for t, g in zip(total, found, strict=True)]
-    for a, b in zip(_update(model, x, y), total, strict=True):
+    gradients, expected = _loop(model, forward, [0, 1], x, y)
+    assert np.min(reference.norms(gradients, [[0, 1]])) > SUMS_CLIP
+    for a, b in zip(_update(model, x, y), expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
@@ -236,7 +219,7 @@ def test_without_noise_of_its_own_each_part_is_bare():
         below, above = _update(model, x, y)
         assert np.any(below) == bool(sums)
         assert np.any(above) == bool(rows)
-        assert math.isinf(tf_dpfp.epsilon(model, DELTA))
+        assert math.isinf(tf_dpfp.compute_epsilon(model, DELTA))
         assert "NO PRIVACY" in tf_dpfp.privacy_statement(model, DELTA)
 
 
@@ -316,7 +299,7 @@ def test_noise_multipliers_of_both_and_of_the_other(first, second):
 
 def test_calibrated_noise_keeps_the_budget():
     batches = _batches(steps_per_epoch=4)
-    noise = tf_dpfp.calibrate_representation(
+    noise = tf_dpfp.representations.calibrate_representation(
         batches,
         epsilon=3.0,
         delta=DELTA,
@@ -328,7 +311,9 @@ def test_calibrated_noise_keeps_the_budget():
     history = model.fit(batches, epochs=5, verbose=0, callbacks=[callback])
     assert tf_dpfp.ledger(model)[0].steps == 8
     assert 2.9 < history.history["epsilon"][-1] <= 3.0
-    assert tf_dpfp.epsilon(model, DELTA) == history.history["epsilon"][-1]
+    assert (
+        tf_dpfp.compute_epsilon(model, DELTA) == history.history["epsilon"][-1]
+    )
     with pytest.raises(ValueError, match="does not allow the next"):
         model.fit(batches, verbose=0, callbacks=[callback])
 
@@ -379,12 +364,12 @@ def test_custom_loops():
 
     @tf.function
     def step(x, y):
-        model.optimizer.apply(tf_dpfp.clipped_gradients(model, x, y))
+        model.optimizer.apply(tf_dpfp.loops.clipped_gradients(model, x, y))
 
     step(X[:6], Y[:6])
     assert tf_dpfp.ledger(model) == [_joint(UNKNOWN, 1)]
     batches = _batches(steps_per_epoch=3)
-    with tf_dpfp.sampled_steps(model, batches):
+    with tf_dpfp.loops.sampled_steps(model, batches):
         for x, y in batches:
             step(x, y)
         # Not what was drawn.
@@ -392,12 +377,12 @@ def test_custom_loops():
     step(X[:6], Y[:6])
     assert tf_dpfp.ledger(model) == [_joint(UNKNOWN, 3), _joint(DRAWN, 3)]
     with pytest.raises(ValueError, match="another proves nothing"):
-        with tf_dpfp.sampled_steps(model, batches.take(2)):
+        with tf_dpfp.loops.sampled_steps(model, batches.take(2)):
             pass
 
 
 def test_randomised_labels():
-    y = tf_dpfp.randomize_labels(Y, 1.0, 2)
+    y = tf_dpfp.representations.randomize_labels(Y, 1.0, 2)
     model = _private(_model(_clip(labels=None)))
     batches = _batches(y=y, labels=None, steps_per_epoch=2)
     model.fit(batches, verbose=0)
@@ -408,10 +393,10 @@ def test_randomised_labels():
     kind = accounting.Joint("randomized")
     assert [e.release for e in joint] == [kind]
     alone = accounting.compute_epsilon(joint, DELTA)
-    assert alone < tf_dpfp.epsilon(model, DELTA) <= alone + 1.0 + 1e-6
+    assert alone < tf_dpfp.compute_epsilon(model, DELTA) <= alone + 1.0 + 1e-6
     # Without the sampler's word nothing is declared of them.
     model.fit(X, Y, verbose=0)
-    assert math.isinf(tf_dpfp.epsilon(model, DELTA))
+    assert math.isinf(tf_dpfp.compute_epsilon(model, DELTA))
     statement = tf_dpfp.privacy_statement(model, DELTA)
     assert "neither declared public nor" in statement
 
@@ -421,11 +406,13 @@ def test_saved_and_loaded(tmp_path):
     model.fit(_batches(steps_per_epoch=2), verbose=0)
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
-    assert tf_dpfp.ledger(loaded) == [_joint(DRAWN, 2)]
-    assert tf_dpfp.epsilon(loaded, DELTA) == tf_dpfp.epsilon(model, DELTA)
-    with pytest.raises(tf_dpfp.NotPrivateError):
+    with pytest.raises(tf_dpfp.errors.NotPrivateError):
         loaded.fit(X, Y, verbose=0)
     tf_dpfp.make_private(loaded)
+    assert tf_dpfp.ledger(loaded) == [_joint(DRAWN, 2)]
+    assert tf_dpfp.compute_epsilon(loaded, DELTA) == tf_dpfp.compute_epsilon(
+        model, DELTA
+    )
     loaded.fit(_batches(steps_per_epoch=3), verbose=0)
     assert tf_dpfp.ledger(loaded) == [_joint(DRAWN, 5)]
 
@@ -526,7 +513,7 @@ def test_several_draws_of_a_batch_are_refused():
 
 def test_an_ordinary_optimizer_is_told_of_the_way_out():
     model = tf_dpfp.make_private(_model())
-    with pytest.raises(ValueError, match="compile it with a private"):
+    with pytest.raises(ValueError, match="compile the model with a private"):
         model.compile("adam", LOSS)
 
 
@@ -534,8 +521,8 @@ def test_clipped_gradients_of_other_models_are_refused():
     joint, plain = _private(), keras.Sequential([layers.Dense(2)])
     plain = _private(plain)
     plain.train_on_batch(X, Y)
-    mine = tf_dpfp.clipped_gradients(joint, X, Y)
-    theirs = tf_dpfp.clipped_gradients(plain, X, Y)
+    mine = tf_dpfp.loops.clipped_gradients(joint, X, Y)
+    theirs = tf_dpfp.loops.clipped_gradients(plain, X, Y)
     joint.optimizer.set_expected_batch_size(N, "the test")
     with pytest.raises(ValueError, match="representations with noise mult"):
         plain.optimizer.apply(mine)
@@ -560,9 +547,9 @@ def test_unfreezing_is_noticed():
     [
         lambda model: model.fit(_batches(), verbose=0),
         lambda model: model.train_on_batch(X, Y),
-        lambda model: tf_dpfp.dealt_step(model, X, Y),
+        lambda model: tf_dpfp.loops.distributed_step(model, X, Y),
     ],
-    ids=["fit", "train_on_batch", "dealt_step"],
+    ids=["fit", "train_on_batch", "distributed_step"],
 )
 def test_replicas_are_refused(monkeypatch, train):
     model = _private()

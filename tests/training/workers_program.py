@@ -78,7 +78,7 @@ def _private(strategy, marks=None, make=_mlp, **kwargs):
 
 
 def _adaptive():
-    return tf_dpfp.PerLayer(thresholds=tf_dpfp.Adaptive(rescale=False))
+    return tf_dpfp.PerLayer(thresholds=tf_dpfp.clipping.Adaptive(rescale=False))
 
 
 @check
@@ -148,7 +148,7 @@ def pieces_on_two_workers_train_as_on_one(strategy, index):
         # their first use, and would wait forever.
         models.append(_in_pieces(each, "CPU:3"))
         models[-1].fit(_batches(rate=1.0), verbose=0)
-        names = list(tf_dpfp.thresholds(models[-1]))
+        names = list(tf_dpfp.clip_norms(models[-1]))
         assert names == ["CPU:0", "CPU:3"], names
     for mine, theirs in zip(*[m.get_weights() for m in models], strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-5, rtol=1e-5)
@@ -244,7 +244,7 @@ def data_that_is_not_sharded_is_refused(strategy, index):
     _refuses("its own share", model.fit, x, y)
     for step in (
         model.train_on_batch,
-        lambda x, y: tf_dpfp.dealt_step(model, x, y),
+        lambda x, y: tf_dpfp.loops.distributed_step(model, x, y),
     ):
         _refuses("replicas of one machine", step, x[:8], y[:8])
     assert tf_dpfp.ledger(model) == []
@@ -281,7 +281,7 @@ def the_chief_alone_saves_for_all(strategy, index):
     model.fit(_batches(), epochs=2, verbose=0, callbacks=callbacks)
     one = tf_dpfp.make_private(keras.models.load_model(path))
     assert tf_dpfp.ledger(one) == tf_dpfp.ledger(model)
-    found = [list(tf_dpfp.thresholds(m).values()) for m in (one, model)]
+    found = [list(tf_dpfp.clip_norms(m).values()) for m in (one, model)]
     assert found[0] == found[1], found
     for mine, theirs in zip(
         *[[*m.variables, *m.optimizer.variables] for m in (one, model)],
@@ -384,8 +384,8 @@ def _train_on(strategy, index, folder, how=None):
     return {
         "steps before": before[0],
         "steps": [e.steps for e in tf_dpfp.ledger(model)],
-        "epsilon": tf_dpfp.epsilon(model, 1e-3),
-        "thresholds": list(tf_dpfp.thresholds(model).values()),
+        "epsilon": tf_dpfp.compute_epsilon(model, 1e-3),
+        "thresholds": list(tf_dpfp.clip_norms(model).values()),
         "digest": agreement.digest_of(
             [*model.variables, *model.optimizer.variables]
         ),

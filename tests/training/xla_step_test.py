@@ -78,7 +78,7 @@ def _operations(function, data):
     "kwargs",
     [
         {"clipping": tf_dpfp.Flat()},
-        {"clipping": tf_dpfp.PerLayer(thresholds=tf_dpfp.Adaptive())},
+        {"clipping": tf_dpfp.PerLayer(thresholds=tf_dpfp.clipping.Adaptive())},
         {"clipping": tf_dpfp.Flat(), "rank": 2},
         {"clipping": tf_dpfp.PerLayer(), "microbatch_size": 4},
     ],

@@ -1,6 +1,5 @@
 """Privacy accounting: ledger entries, their epsilon, and the statement."""
 
-from tf_dpfp.accounting.calibration import calibrate
 from tf_dpfp.accounting.calibration import calibrate_noise_multiplier
 from tf_dpfp.accounting.calibration import least_noise
 from tf_dpfp.accounting.claimed import claimed_epsilon
@@ -29,33 +28,20 @@ from tf_dpfp.accounting.samplings import UnknownSampling
 from tf_dpfp.accounting.samplings import WithoutReplacement
 from tf_dpfp.accounting.statement import statement as privacy_statement
 
+# Public. The other names are for the other folders of the package.
 __all__ = [
-    "Adjacency",
-    "BudgetSplit",
     "EndToEnd",
     "EveryLabel",
     "Joint",
     "Labels",
     "LedgerEntry",
     "PoissonSampling",
-    "Release",
     "Representations",
-    "Sampling",
     "Sums",
     "UnknownSampling",
     "WithoutReplacement",
-    "adjacency_of",
-    "calibrate",
     "calibrate_noise_multiplier",
-    "check_delta",
-    "check_epsilon",
     "claimed_epsilon",
-    "compose_events",
     "compute_epsilon",
-    "joint_noise_multiplier",
-    "least_noise",
     "max_steps",
-    "other_noise_multiplier",
-    "privacy_statement",
-    "split_budget",
 ]

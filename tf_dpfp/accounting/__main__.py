@@ -1,4 +1,4 @@
-"""Epsilon from the parameters of a training, or noise from a budget.
+"""Command: epsilon of a training's parameters, or the noise of a budget.
 
 For example `python -m tf_dpfp.accounting --noise_multiplier=1.1
 --num_examples=60000 --batch_size=256 --epochs=60 --delta=1e-5`, or
@@ -32,13 +32,13 @@ def report(
     accountant: str = "rdp",
     sampling: str = "poisson",
 ) -> str:
-    """Returns what the command prints, from the values of its flags.
+    """Writes the output of the command from the values of its flags.
 
     Args:
         delta: Probability with which the guarantee may fail.
-        noise_multiplier: Noise multiplier whose epsilon is asked for.
-        epsilon: Budget whose noise multiplier is asked for.
-        sampling_rate: Probability that an example is in a step.
+        noise_multiplier: Noise multiplier, to compute epsilon.
+        epsilon: Budget, to compute the noise multiplier.
+        sampling_rate: Probability with which an example is in a step.
         num_examples: Number of examples.
         batch_size: Expected number of examples of a step.
         steps: Number of optimizer updates.
@@ -47,7 +47,7 @@ def report(
         sampling: `"poisson"` or `"unknown"`.
 
     Returns:
-        The noise multiplier, if that was asked for, and the statement.
+        The noise multiplier, if a budget was given, and the privacy statement.
 
     Raises:
         ValueError: If flags are missing, contradict each other or are out of
@@ -62,16 +62,13 @@ def report(
         steps = _steps(epochs, rate)
     described = _sampling(sampling, rate, num_examples, batch_size)
     lines = []
-    if noise_multiplier is None:
-        noise_multiplier = calibration.calibrate(
-            epsilon,
-            delta,
-            rate if sampling == "poisson" else 1.0,
-            steps,
-            accountant,
+    if epsilon is not None:
+        noise_multiplier = calibration.calibrate_noise_multiplier(
+            epsilon, delta, described.proved_rate, steps, accountant
         )
         # All digits: a rounded multiplier could miss the budget.
         lines = [f"Noise multiplier: {noise_multiplier!r}", ""]
+    assert noise_multiplier is not None  # One of the two was given.
     entry = entries_lib.LedgerEntry(described, noise_multiplier, steps)
     text = statement_lib.statement(
         [entry],
@@ -99,7 +96,7 @@ def _rate(
     batch_size: int | None,
     sampling: str,
 ) -> float | None:
-    """Returns the sampling rate, None where nothing needs it."""
+    """Returns the sampling rate, or `None` if nothing needs it."""
     for name, value in (
         ("num_examples", num_examples),
         ("batch_size", batch_size),
@@ -125,8 +122,8 @@ def _rate(
     return sampling_rate
 
 
-def _steps(epochs: float, rate: float | None) -> int:
-    if not 0.0 < epochs < math.inf:
+def _steps(epochs: float | None, rate: float | None) -> int:
+    if epochs is None or not 0.0 < epochs < math.inf:
         raise ValueError(f"--epochs must be above 0. Received: {epochs}.")
     if rate is None:
         raise ValueError(
@@ -147,7 +144,7 @@ def _sampling(
     num_examples: int | None,
     batch_size: int | None,
 ) -> samplings.Sampling:
-    if sampling == "poisson":
+    if sampling == "poisson" and rate is not None:
         return samplings.PoissonSampling(rate)
     return samplings.UnknownSampling(num_examples, batch_size)
 

@@ -46,8 +46,8 @@ def calibrate_noise_multiplier(
     >>> noise_multiplier = calibrate_noise_multiplier(
     ...     epsilon=8.0, delta=1e-5, sampling_rate=0.04, steps=2000
     ... )
-    >>> round(noise_multiplier, 3)
-    1.356
+    >>> round(noise_multiplier, 2)
+    1.36
     """
     sampling = samplings.PoissonSampling(sampling_rate, overflow_probability)
     steps = arguments.positive_integer("steps", steps)
@@ -56,10 +56,6 @@ def calibrate_noise_multiplier(
         return [entries_lib.LedgerEntry(sampling, noise_multiplier, steps)]
 
     return least_noise(released, epsilon, delta, accountant, tolerance)
-
-
-# The earlier name.
-calibrate = calibrate_noise_multiplier
 
 
 def least_noise(

@@ -134,10 +134,10 @@ def max_steps(
 
     Example:
 
-    >>> sampling = samplings.PoissonSampling(0.01)
-    >>> step = entries_lib.LedgerEntry(sampling, noise_multiplier=1.1, steps=1)
+    >>> sampling = samplings.UnknownSampling()
+    >>> step = entries_lib.LedgerEntry(sampling, noise_multiplier=50.0, steps=1)
     >>> max_steps([], [step], epsilon=2.0, delta=1e-5)
-    1561
+    541
     """
     epsilon = check_epsilon(epsilon)
     delta = check_delta(delta, accountant)
@@ -278,7 +278,7 @@ def _rdp_of_entry(
 ) -> np.ndarray:
     """Computes the RDP of one release at each order, rounded up."""
     noise_multiplier, rate = entry.noise_multiplier, entry.sampling.proved_rate
-    if isinstance(entry.release, releases.Labels):
+    if isinstance(entry.sampling, samplings.EveryLabel):
         return representations.randomized_response_rdp(
             noise_multiplier, entry.sampling.num_classes, _order_tuple()
         )

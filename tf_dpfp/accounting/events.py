@@ -65,6 +65,13 @@ def compose_events(
 
     Returns:
         A `ComposedDpEvent`, or `NoOpDpEvent` if nothing ran.
+
+    Example:
+
+    >>> sampling = samplings.PoissonSampling(0.01)
+    >>> ran = entries_lib.LedgerEntry(sampling, noise_multiplier=1.1, steps=500)
+    >>> compose_events([ran]).events[0].count
+    500
     """
     ran = [entry for entry in entries if entry.steps > 0]
     if not ran:

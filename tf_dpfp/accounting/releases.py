@@ -1,10 +1,9 @@
 """Kinds of release: what leaves a step, and how far one example moves it."""
 
 import dataclasses
+import enum
 from collections.abc import Mapping
 from typing import ClassVar
-
-import dp_accounting
 
 from tf_dpfp import arguments
 from tf_dpfp.accounting.samplings import EveryLabel
@@ -12,7 +11,13 @@ from tf_dpfp.accounting.samplings import PoissonSampling
 from tf_dpfp.accounting.samplings import UnknownSampling
 from tf_dpfp.accounting.samplings import WithoutReplacement
 
-Adjacency = dp_accounting.NeighboringRelation
+
+class Adjacency(enum.Enum):
+    """Relation between neighbouring data sets, named as in `dp_accounting`."""
+
+    ADD_OR_REMOVE_ONE = "add_or_remove"
+    REPLACE_ONE = "replace_one"
+
 
 LABELS_PUBLIC = "public"
 LABELS_RANDOMIZED = "randomized"

@@ -21,7 +21,6 @@ def describe(
     delta: float,
     population: int | None,
     objections: Sequence[str],
-    notes: Sequence[str],
 ) -> tuple[list[str], bool]:
     """Describes a training under replace-one; arguments as in `statement`.
 
@@ -43,7 +42,6 @@ def describe(
         training,
         *text.delta_warning(entries, delta, population),
         *_describe_guarantee(entries, delta),
-        *map(text.fill, notes),
         *claim,
         *text.sampling(entries, samplings.WithoutReplacement, _DRAWS),
     ], True
@@ -51,7 +49,7 @@ def describe(
 
 def _words(entry: entries_lib.LedgerEntry) -> str:
     sampling = entry.sampling
-    if isinstance(entry.release, releases.Labels):
+    if isinstance(sampling, samplings.EveryLabel):
         return (
             f"all labels, of {sampling.num_classes} classes, randomised once "
             f"with epsilon {text.round_up(1.0 / entry.noise_multiplier)}"
@@ -87,7 +85,7 @@ def _reasons(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
             "Labels are neither declared public nor randomised, and the noise "
             "of the representations does not cover them. Give "
             'DPRepresentationClip `labels="public"`, or use '
-            "tf_dpfp.randomize_labels."
+            "tf_dpfp.representations.randomize_labels."
         )
     if any(isinstance(e.release, releases.EndToEnd) for e in entries):
         found.append(

@@ -77,11 +77,28 @@ def sampled_rdp(
 
 
 def _sampled_rdp(rate: float, shift: float, order: float) -> float:
-    """Integrates the Renyi moment of the dominating pair by quadrature."""
     unsampled = 0.5 * order * shift * shift
     if rate == 1.0 or order * shift > _MAX_EXPONENT:
         return unsampled
-    start, end = 0.5 * shift, order * shift + shift + 12.0
+    end = order * shift + shift + 12.0
+    log_excess = _log_excess(rate, shift, order, end)
+    sampled = np.logaddexp(0.0, log_excess) / (order - 1.0) * _MARGIN
+    return min(float(sampled), unsampled)
+
+
+def _log_excess(rate: float, shift: float, order: float, end: float) -> float:
+    """Computes the logarithm of the Renyi moment less 1, from above.
+
+    Args:
+        rate: Sampling rate, below 1.
+        shift: The distance mu.
+        order: Order of the moment.
+        end: End of the quadrature; beyond it an upper bound is added.
+
+    Returns:
+        An upper bound, up to the error of the quadrature.
+    """
+    start = 0.5 * shift
     # Panels in which neither the Gaussian nor the power of r varies much.
     width = min(0.5, 1.0 / (shift * math.sqrt(order)))
     panels = math.ceil((end - start) / width)
@@ -105,9 +122,7 @@ def _sampled_rdp(rate: float, shift: float, order: float) -> float:
         + 0.5 * order * (order - 1.0) * shift * shift
         + special.log_ndtr(order * shift - end)
     )
-    log_excess = np.logaddexp(inside, beyond)
-    sampled = np.logaddexp(0.0, log_excess) / (order - 1.0) * _MARGIN
-    return min(float(sampled), unsampled)
+    return float(np.logaddexp(inside, beyond))
 
 
 @functools.lru_cache(maxsize=64)

@@ -95,6 +95,11 @@ class WithoutReplacement:
     Raises:
         ValueError: If a number is not a positive integer, or `sample_size` is
             above `population`.
+
+    Example:
+
+    >>> WithoutReplacement(population=200, sample_size=5).sampling_rate
+    0.025
     """
 
     population: int

@@ -40,7 +40,6 @@ def statement(
     seeded: bool = False,
     recorded: bool = True,
     objections: Sequence[str] = (),
-    notes: Sequence[str] = (),
 ) -> str:
     """Writes the privacy statement of a training.
 
@@ -55,9 +54,7 @@ def statement(
         recorded: False for entries that somebody describes instead of a
             record. The statement then claims nothing about what ran.
         objections: Reasons why the entries do not cover all that was released,
-            so that epsilon is infinite. For noised representations, as
-            `notes`.
-        notes: Further paragraphs.
+            so that epsilon is infinite.
 
     Returns:
         Plain text in paragraphs of 80 columns. Epsilons are rounded up.
@@ -77,7 +74,7 @@ def statement(
     adjacency = entries_lib.adjacency_of(ran)
     if objections or adjacency is releases.Adjacency.REPLACE_ONE:
         said, is_private = representation_statement.describe(
-            ran, delta, population, objections, notes
+            ran, delta, population, objections
         )
     else:
         said, is_private = _describe(
@@ -155,12 +152,12 @@ def _words(entry: entries_lib.LedgerEntry) -> str:
                 ", each step dropping surplus examples with probability at "
                 f"most {sampling.overflow_probability:.3g}"
             )
-        return words
-    words += "batches of unknown sampling"
-    if sampling.batch_size is not None:
-        words += f", {sampling.batch_size} examples each"
-    if sampling.population is not None:
-        words += f" out of {sampling.population}"
+    elif isinstance(sampling, samplings.UnknownSampling):
+        words += "batches of unknown sampling"
+        if sampling.batch_size is not None:
+            words += f", {sampling.batch_size} examples each"
+        if sampling.population is not None:
+            words += f" out of {sampling.population}"
     return words
 
 
@@ -168,38 +165,41 @@ def _conditional_cases(
     entries: Sequence[entries_lib.LedgerEntry],
 ) -> list[tuple[str, list[entries_lib.LedgerEntry]]]:
     """Returns the entries that a well-behaved pipeline would have given."""
-    unknown = [entry.sampling for entry in entries if _is_unknown(entry)]
-    if not unknown or any(None in vars(s).values() for s in unknown):
+    once, as_if = [], []
+    for entry in entries:
+        match entry.sampling:
+            case samplings.UnknownSampling(int(population), int(batch_size)):
+                once.append(_once_per_epoch(entry, population, batch_size))
+                as_if.append(_as_if_poisson(entry, population, batch_size))
+            case samplings.UnknownSampling():
+                return []
+            case _:
+                once.append(entry)
+                as_if.append(entry)
+    if as_if == list(entries):
         return []
-    conditions = {
-        "Epsilon if each example occurred at most once per epoch:": (
-            _once_per_epoch
-        ),
-        "Epsilon if the batches had been Poisson-sampled (*):": _as_if_poisson,
-    }
     return [
-        (label, [changed(e) if _is_unknown(e) else e for e in entries])
-        for label, changed in conditions.items()
+        ("Epsilon if each example occurred at most once per epoch:", once),
+        ("Epsilon if the batches had been Poisson-sampled (*):", as_if),
     ]
 
 
-def _once_per_epoch(entry: entries_lib.LedgerEntry) -> entries_lib.LedgerEntry:
+def _once_per_epoch(
+    entry: entries_lib.LedgerEntry, population: int, batch_size: int
+) -> entries_lib.LedgerEntry:
     """Keeps one release for each epoch begun."""
     # An epoch is as short as it can be, without its incomplete batch, so that
     # no pipeline has begun more of them.
-    sampling = entry.sampling
-    steps_per_epoch = max(1, sampling.population // sampling.batch_size)
+    steps_per_epoch = max(1, population // batch_size)
     return dataclasses.replace(entry, steps=-(-entry.steps // steps_per_epoch))
 
 
-def _as_if_poisson(entry: entries_lib.LedgerEntry) -> entries_lib.LedgerEntry:
-    rate = min(1.0, entry.sampling.batch_size / entry.sampling.population)
-    return dataclasses.replace(entry, sampling=samplings.PoissonSampling(rate))
+def _as_if_poisson(
+    entry: entries_lib.LedgerEntry, population: int, batch_size: int
+) -> entries_lib.LedgerEntry:
+    sampling = samplings.PoissonSampling(min(1.0, batch_size / population))
+    return dataclasses.replace(entry, sampling=sampling)
 
 
 def _steps(entries: Sequence[entries_lib.LedgerEntry]) -> str:
     return text.count(sum(entry.steps for entry in entries), "step")
-
-
-def _is_unknown(entry: entries_lib.LedgerEntry) -> bool:
-    return isinstance(entry.sampling, samplings.UnknownSampling)

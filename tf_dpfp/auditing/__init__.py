@@ -1,4 +1,4 @@
-"""Auditing: attacks on trainings, and what they prove about epsilon."""
+"""Auditing: attacks on trainings, and the bounds on epsilon that they prove."""
 
 from tf_dpfp.auditing.audits import AuditPoint
 from tf_dpfp.auditing.audits import AuditReport

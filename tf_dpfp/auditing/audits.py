@@ -1,21 +1,22 @@
-"""Audits: trainings with and without canaries, and what they prove.
+"""Audits: attacks on trainings with and without canaries.
 
-A guarantee says what no attack can do. An audit attacks, and what the attack
-achieves is a lower bound on epsilon: if it is above the epsilon that is
-claimed, the claim is wrong. If it is below, nothing is proved but that this
-attack does not refute it.
+A guarantee limits every attack. The success of one attack is therefore a lower
+bound on epsilon. A bound above the claimed epsilon refutes the claim. A bound
+below it proves nothing more than that this attack does not refute the claim.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from tf_dpfp import arguments
 from tf_dpfp.auditing import bounds
 from tf_dpfp.auditing import one_run
 
-# What the coin of a canary decides, in words.
+# Decision of a canary's coin, in words.
 ADJACENCIES = {
     "add_or_remove": "one example is added or removed",
     "replace_one": "one example is replaced by another",
@@ -30,12 +31,12 @@ Claim = float | Callable[[float], float]
 
 @dataclasses.dataclass(frozen=True)
 class AuditPoint:
-    """What an audit found at one delta.
+    """Result of an audit at one delta.
 
     Attributes:
-        delta: Delta.
-        lower_bound: Epsilon is at least this, with the audit's confidence.
-        claimed_epsilon: What was claimed at this delta; `None` for no claim.
+        delta: Delta of the guarantee.
+        lower_bound: Lower bound on epsilon, with the audit's confidence.
+        claimed_epsilon: Claimed epsilon at this delta; `None` for no claim.
     """
 
     delta: float
@@ -44,22 +45,23 @@ class AuditPoint:
 
     @property
     def refuted(self) -> bool:
-        """Whether the bound is above the claim."""
+        """True if the bound is above the claim."""
         claim = self.claimed_epsilon
         return claim is not None and self.lower_bound > claim
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AuditReport:
-    """What an audit found. `print` it for the words.
+    """Result of an audit. `print` writes it in words.
 
     Attributes:
         method: `"many_runs"` or `"one_run"`.
-        adjacency: What the coin of a canary decides, a key of `ADJACENCIES`.
-        confidence: Probability with which all bounds hold together.
-        points: What was found at each delta.
-        scores: The score of each canary in each run.
-        included: Whether it was in.
+        adjacency: `"add_or_remove"` or `"replace_one"`: the decision of a
+            canary's coin.
+        confidence: Least probability with which all bounds hold together.
+        points: An `AuditPoint` for each delta.
+        scores: Score of each canary in each run.
+        included: Booleans, `True` where the canary was included.
     """
 
     method: str
@@ -71,17 +73,17 @@ class AuditReport:
 
     @property
     def lower_bound(self) -> float:
-        """The bound on epsilon at the first delta."""
+        """Lower bound on epsilon at the first delta."""
         return self.points[0].lower_bound
 
     @property
     def claimed_epsilon(self) -> float | None:
-        """The claim at the first delta."""
+        """Claimed epsilon at the first delta."""
         return self.points[0].claimed_epsilon
 
     @property
     def refuted(self) -> bool:
-        """Whether a claim is refuted, at any delta."""
+        """True if a claim is refuted, at any delta."""
         return any(point.refuted for point in self.points)
 
     def __str__(self) -> str:
@@ -128,10 +130,10 @@ def audit(
 ) -> AuditReport:
     """Audits a training: any function from canaries to scores.
 
-    With one canary, half of the runs have it and half do not, in random
-    order, and their error rates are bounded. With more, each canary is in each
-    run or not by a fair coin of its own, and coins are guessed; one run is
-    enough, and the coins of several runs count together, for each is read by
+    With one canary, half of the runs include it, in random order, and the
+    error rates of a threshold are bounded. With more canaries, a fair coin
+    includes each canary in each run, and the audit guesses coins. One run is
+    then enough; the coins of several runs count together, for each belongs to
     one run only.
 
     Example:
@@ -142,46 +144,47 @@ def audit(
         model.fit(batches_with(canaries[included]), epochs=3)
         return -losses(model, canaries)  # A low loss: it seems in.
 
-    claim = tf_dpfp.epsilon(model, delta=1e-5)  # Of one such training.
+    claim = tf_dpfp.compute_epsilon(model, delta=1e-5)  # Of one such training.
     print(auditing.audit(train, runs=1, canaries=1000, delta=1e-5,
                          claimed_epsilon=claim, rng=0))
     ```
 
-    The bound is on the epsilon of a whole run for the neighbours that
-    `adjacency` names, provided that `train_fn` does what the coins say: with
-    `"add_or_remove"` a canary is in the data or not, with `"replace_one"` its
-    content is one of two. Anything that depends on the coins by another way
-    (the number of steps, say) is audited with it.
+    The bound is on the epsilon of a whole run under the given adjacency,
+    provided that `train_fn` follows the coins: with `"add_or_remove"` a canary
+    is in the data or not, with `"replace_one"` its content is one of two.
+    Everything else that depends on the coins (the number of steps, for
+    example) is audited as well.
 
     Args:
-        train_fn: Trains once. Takes a boolean array of shape `(canaries,)`,
-            which are in; returns a score for each, greater where it seems in,
-            computed from what the training released. Runs must be
-            independent of each other: no weights or seeds carried over.
-        runs: How often to train: at least 4 with one canary.
-        canaries: How many.
-        delta: Delta, or several, in one of which a wrong claim may show
-            better. Each gets its share of the error probability.
-        claimed_epsilon: The epsilon that is claimed for one run, or a function
-            from delta to it.
-        adjacency: `"add_or_remove"` or `"replace_one"`: must be that of the
-            claim.
-        confidence: Probability with which the bounds hold, all together.
-        rng: Of the coins: a numpy generator, a seed, or `None`.
+        train_fn: Function that trains once. Takes booleans of shape
+            `(canaries,)`, `True` for canaries to include; returns one score
+            per canary, greater if it seems included, computed from released
+            values. Runs must be independent: no weights or seeds carried over.
+        runs: Number of trainings, at least 4 with one canary.
+        canaries: Number of canaries.
+        delta: Delta, or several: a wrong claim may show better at one of them.
+            Each gets its share of the error probability.
+        claimed_epsilon: Claimed epsilon of one run, or a function from delta
+            to it.
+        adjacency: `"add_or_remove"` or `"replace_one"`, as in the claim.
+        confidence: Least probability with which all bounds hold together.
+        rng: Randomness of the coins: a numpy generator, a seed, or `None`.
 
     Returns:
         An `AuditReport`.
 
     Raises:
-        ValueError: If an argument is outside its range, or `train_fn` returns
-            something else than a finite score for each canary.
+        ValueError: If an argument is out of range, or `train_fn` returns
+            anything but one finite score per canary.
 
     Reference:
         - Nasr et al., 2021, "Adversary instantiation", arXiv 2101.04535.
         - Steinke et al., 2023, "Privacy auditing with one (1) training run",
           arXiv 2305.08846.
     """
-    if runs < 1 or canaries < 1 or (canaries == 1 and runs < 4):
+    runs = arguments.positive_integer("runs", runs)
+    canaries = arguments.positive_integer("canaries", canaries)
+    if canaries == 1 and runs < 4:
         raise ValueError(
             "An audit takes at least one run with several canaries, or four "
             f"with one. Received: runs={runs}, canaries={canaries}"
@@ -208,15 +211,15 @@ def _scores_of(train_fn, coins: np.ndarray) -> np.ndarray:
     scores = np.asarray(train_fn(coins.copy()), np.float64)
     if scores.shape != coins.shape and scores.size != coins.size:
         raise ValueError(
-            f"`train_fn` returns one score for each of {coins.size} canaries. "
-            f"It returned shape {scores.shape}."
+            "`train_fn` must return one score for each of "
+            f"{coins.size} canaries. Received: scores of shape {scores.shape}"
         )
     return scores.reshape(-1)
 
 
 def audit_scores(
-    scores: Sequence[float],
-    included: Sequence[bool],
+    scores: Sequence[float] | np.ndarray,
+    included: Sequence[bool] | np.ndarray,
     *,
     method: str,
     delta: float | Sequence[float],
@@ -227,27 +230,31 @@ def audit_scores(
     """Audits trainings that have run, by their scores.
 
     Args:
-        scores: A score for each canary in each run, greater where it seems in.
-        included: Whether it was in.
+        scores: One score per canary and run, greater if it seems included.
+        included: Booleans, `True` where the canary was included.
         method: `"many_runs"` for independent runs with and without one canary;
-            `"one_run"` for canaries that are in by independent fair coins.
-        delta: As in `audit`.
-        claimed_epsilon: Likewise.
-        adjacency: Likewise.
-        confidence: Likewise.
+            `"one_run"` for canaries that independent fair coins included.
+        delta: Delta, or several. Each gets its share of the error probability.
+        claimed_epsilon: Claimed epsilon of one run, or a function from delta
+            to it.
+        adjacency: `"add_or_remove"` or `"replace_one"`, as in the claim.
+        confidence: Least probability with which all bounds hold together.
 
     Returns:
         An `AuditReport`.
 
     Raises:
-        ValueError: If an argument is outside its range.
+        ValueError: If an argument is out of range.
     """
-    _check_name("method", method, _METHODS)
-    _check_name("adjacency", adjacency, ADJACENCIES)
-    bounds.check_confidence(confidence)
-    deltas = [float(value) for value in np.atleast_1d(delta)]
+    arguments.one_of("method", method, list(_METHODS))
+    arguments.one_of("adjacency", adjacency, list(ADJACENCIES))
+    confidence = bounds.check_confidence(confidence)
+    given: Any = [delta] if np.ndim(delta) == 0 else delta
+    deltas = [bounds.check_delta(value) for value in given]
     if not deltas:
-        raise ValueError("`delta` is a number or several. Received none.")
+        raise ValueError(
+            f"`delta` must be a number or several. Received: delta={delta!r}"
+        )
     bound_of = {
         "many_runs": bounds.many_runs_epsilon,
         "one_run": one_run.one_run_epsilon,
@@ -276,15 +283,7 @@ def _claim_at(claim: Claim | None, delta: float) -> float | None:
     value = float(claim(delta) if callable(claim) else claim)
     if math.isnan(value) or value < 0.0:
         raise ValueError(
-            f"`claimed_epsilon` is at least 0. Received {value} at delta "
-            f"{delta:g}."
+            "`claimed_epsilon` must be at least 0. Received: "
+            f"claimed_epsilon={value} at delta={delta:g}"
         )
     return value
-
-
-def _check_name(argument: str, value: str, known) -> None:
-    if value not in known:
-        raise ValueError(
-            f"`{argument}` is one of {sorted(known)}. Received: "
-            f"{argument}={value!r}"
-        )

@@ -1,17 +1,18 @@
-"""Lower bounds on epsilon from what attacks got right. Pure statistics.
+"""Lower bounds on epsilon from the successes of attacks. Pure statistics.
 
 Two kinds of evidence:
 
-- *Many runs, one canary.* Trainings with and without it are told apart by a
-  threshold on a score. Its error rates, bounded by Clopper and Pearson, bound
-  epsilon from below.
-- *Many canaries, each in or out by a fair coin of its own.* Some of the coins
-  are guessed from the outcome. More right guesses than a mechanism of some
-  epsilon allows refute that epsilon, even if all canaries were in one run.
+- *Many runs, one canary.* A threshold on a score separates trainings with the
+  canary from trainings without. Its error rates, bounded by Clopper and
+  Pearson, bound epsilon from below.
+- *Many canaries, each included by its own fair coin* (`one_run`). An attack
+  guesses some of the coins from the outcome. More right guesses than a
+  mechanism of some epsilon allows refute that epsilon, even if all canaries
+  were in one run.
 
-Every bound here holds with the confidence that is asked for: it exceeds the
-true epsilon with at most the remaining probability. Nothing is chosen by the
-data that are counted, unless the choice is paid for.
+Every bound holds with the given confidence: it exceeds the true epsilon with
+at most the remaining probability. The counted data choose nothing, unless the
+choice is paid for.
 
 Reference:
     - Clopper and Pearson, 1934, "The use of confidence or fiducial limits".
@@ -26,58 +27,62 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+from tf_dpfp import arguments
 
-def check_confidence(confidence: float) -> None:
-    """Raises `ValueError` unless it is a probability to be confident with.
+
+def check_confidence(confidence: float) -> float:
+    """Checks a confidence.
 
     Args:
-        confidence: The confidence.
+        confidence: Probability with which a bound holds.
+
+    Returns:
+        The confidence as a Python float.
 
     Raises:
         ValueError: If it is not above 0 and below 1.
     """
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(
-            "`confidence` is above 0 and below 1, such as 0.95. Received: "
-            f"confidence={confidence!r}"
-        )
+    return arguments.number(
+        "confidence",
+        confidence,
+        above=0.0,
+        below=1.0,
+        hint="0.95 is usual.",
+    )
 
 
-def check_delta(delta: float) -> None:
-    """Raises `ValueError` unless delta can be that of a guarantee.
+def check_delta(delta: float) -> float:
+    """Checks the delta of a guarantee.
 
     Args:
-        delta: Delta.
+        delta: Probability with which the guarantee may fail.
+
+    Returns:
+        Delta as a Python float.
 
     Raises:
         ValueError: If it is not in [0, 1).
     """
-    if not 0.0 <= delta < 1.0:
-        raise ValueError(
-            f"`delta` is at least 0 and below 1. Received: delta={delta!r}"
-        )
+    return arguments.number("delta", delta, least=0.0, below=1.0)
 
 
 def greatest_rate(
     count: int | np.ndarray, trials: int, error: float
 ) -> float | np.ndarray:
-    """Clopper and Pearson's upper bound on a probability.
+    """Computes Clopper and Pearson's upper bound on a probability.
 
     Args:
-        count: How many of the trials it happened in.
+        count: Number of trials in which the event happened.
         trials: Number of independent trials.
         error: Probability with which the bound may be too low.
 
     Returns:
-        The bound; 1 where it happened in all trials.
+        The bound; 1 if the event happened in all trials.
 
     Raises:
         ValueError: If there were no trials.
     """
-    if trials < 1:
-        raise ValueError(
-            f"A rate needs at least one trial. Received: trials={trials!r}"
-        )
+    trials = arguments.positive_integer("trials", trials)
     count = np.asarray(count)
     bound = stats.beta.ppf(
         1.0 - error, count + 1, np.maximum(trials - count, 1)
@@ -90,18 +95,21 @@ def epsilon_of_rates(
     false_negative_rate: float | np.ndarray,
     delta: float,
 ) -> float | np.ndarray:
-    """The least epsilon of a mechanism that admits a test so good.
+    """Computes the least epsilon that allows a test with these error rates.
 
-    Of two neighbouring inputs, a test of an (epsilon, delta)-private outcome
-    has `1 - fnr <= e^epsilon fpr + delta`, and the same with the two swapped.
+    A test of the outcome of an (epsilon, delta)-private mechanism on two
+    neighbouring inputs has `1 - fnr <= e^epsilon fpr + delta`, and the same
+    with the inputs exchanged.
 
     Args:
-        false_positive_rate: Probability of "in" where it is out.
-        false_negative_rate: Probability of "out" where it is in.
-        delta: Delta.
+        false_positive_rate: Probability of the answer "in" for an input
+            without the canary.
+        false_negative_rate: Probability of the answer "out" for an input with
+            the canary.
+        delta: Delta of the guarantee.
 
     Returns:
-        Epsilon, at least 0; infinity where the rates need it.
+        Epsilon, at least 0; infinity if no finite epsilon allows these rates.
     """
     fpr = np.asarray(false_positive_rate, np.float64)
     fnr = np.asarray(false_negative_rate, np.float64)
@@ -109,7 +117,7 @@ def epsilon_of_rates(
     def one_way(found, missed):
         gain = np.maximum(1.0 - delta - missed, 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            # 0 / 0: the test never says "in", and tells nothing.
+            # 0 / 0: the answer is never "in", and reveals nothing.
             return np.where(gain > 0.0, np.log(gain / found), 0.0)
 
     both = np.maximum(one_way(fpr, fnr), one_way(fnr, fpr))
@@ -124,27 +132,34 @@ def epsilon_of_counts(
     delta: float,
     confidence: float = 0.95,
 ) -> float | np.ndarray:
-    """A lower bound on epsilon from a test's errors in many runs.
+    """Bounds epsilon from below by the errors of a test in many runs.
 
-    The test must have been fixed before these runs were looked at. Each error
-    rate gets half of the error probability.
+    The test must be fixed before anybody looks at these runs. Each error rate
+    gets half of the error probability.
 
     Args:
-        false_positives: Runs without the canary that the test called "in".
-        without: Runs without the canary.
-        false_negatives: Runs with the canary that the test called "out".
-        included: Runs with the canary.
-        delta: Delta.
-        confidence: Probability with which the bound holds, at least.
+        false_positives: Number of runs without the canary and with the answer
+            "in".
+        without: Number of runs without the canary.
+        false_negatives: Number of runs with the canary and with the answer
+            "out".
+        included: Number of runs with the canary.
+        delta: Delta of the guarantee.
+        confidence: Least probability with which the bound holds.
 
     Returns:
         The bound, at least 0.
 
     Raises:
-        ValueError: If an argument is outside its range.
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    >>> bound = epsilon_of_counts(5, 1000, 400, 1000, delta=1e-5)
+    >>> round(float(bound), 2)
+    3.89
     """
-    check_delta(delta)
-    check_confidence(confidence)
+    delta, confidence = check_delta(delta), check_confidence(confidence)
     error = (1.0 - confidence) / 2.0
     return epsilon_of_rates(
         greatest_rate(false_positives, without, error),
@@ -154,26 +169,27 @@ def epsilon_of_counts(
 
 
 def best_threshold(
-    scores: Sequence[float],
-    included: Sequence[bool],
+    scores: Sequence[float] | np.ndarray,
+    included: Sequence[bool] | np.ndarray,
     delta: float,
     confidence: float = 0.95,
 ) -> float:
-    """The threshold of the greatest bound on these runs.
+    """Chooses the threshold with the greatest bound on these runs.
 
-    The bound it promises is not one: to be measured on other runs.
+    That bound is no valid one, for the same runs chose the threshold. Other
+    runs must measure it.
 
     Args:
-        scores: A score for each run, greater where the canary seems in.
-        included: Whether it was in.
-        delta: Delta.
-        confidence: That of the bound to be found later.
+        scores: One score per run, greater for a canary that seems included.
+        included: Booleans, `True` for runs with the canary.
+        delta: Delta of the guarantee.
+        confidence: Confidence of the later bound.
 
     Returns:
-        The threshold: "in" is said above it.
+        The threshold. Scores above it mean "in".
 
     Raises:
-        ValueError: If there are no runs with, or none without the canary.
+        ValueError: If all runs or no runs have the canary.
     """
     scores, included = checked_scores(scores, included)
     inside, outside = np.sort(scores[included]), np.sort(scores[~included])
@@ -195,33 +211,32 @@ def best_threshold(
 
 
 def many_runs_epsilon(
-    scores: Sequence[float],
-    included: Sequence[bool],
+    scores: Sequence[float] | np.ndarray,
+    included: Sequence[bool] | np.ndarray,
     delta: float,
     confidence: float = 0.95,
 ) -> float:
-    """A lower bound on epsilon from runs with and without one canary.
+    """Bounds epsilon from below by runs with and without one canary.
 
-    Every second run of each kind chooses the threshold, the others alone are
-    counted: what is counted has chosen nothing, so the bound needs no
+    Every second run of each kind chooses the threshold, and only the others
+    are counted. Counted runs have chosen nothing, so the bound needs no
     correction.
 
     Args:
-        scores: A score for each run, greater where the canary seems in. Runs
-            must be independent of each other.
-        included: Whether it was in.
-        delta: Delta.
-        confidence: Probability with which the bound holds, at least.
+        scores: One score per run, greater for a canary that seems included.
+            Runs must be independent of each other.
+        included: Booleans, `True` for runs with the canary.
+        delta: Delta of the guarantee.
+        confidence: Least probability with which the bound holds.
 
     Returns:
         The bound, at least 0.
 
     Raises:
-        ValueError: If an argument is outside its range, or there are fewer
-            than two runs of a kind.
+        ValueError: If an argument is out of range, or there are fewer than two
+            runs of a kind.
     """
-    check_delta(delta)
-    check_confidence(confidence)
+    delta, confidence = check_delta(delta), check_confidence(confidence)
     scores, included = checked_scores(scores, included, least=2)
     choosing = np.zeros(len(scores), bool)
     for kind in (True, False):
@@ -233,39 +248,56 @@ def many_runs_epsilon(
     found = scores > threshold
     return float(
         epsilon_of_counts(
-            np.sum(found & ~included),
-            np.sum(~included),
-            np.sum(~found & included),
-            np.sum(included),
+            np.count_nonzero(found & ~included),
+            np.count_nonzero(~included),
+            np.count_nonzero(~found & included),
+            np.count_nonzero(included),
             delta,
             confidence,
         )
     )
 
 
-def checked_scores(scores, included, least: int = 1):
-    """Arrays of scores and coins, of one length and finite."""
+def checked_scores(
+    scores: Sequence[float] | np.ndarray,
+    included: Sequence[bool] | np.ndarray,
+    least: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Checks scores and coins, and returns them as arrays of one length.
+
+    Args:
+        scores: Finite numbers.
+        included: As many booleans.
+        least: Least number of entries with, and without, the canary.
+
+    Returns:
+        `(scores, included)`, flat arrays of float64 and bool.
+
+    Raises:
+        ValueError: If they are anything else.
+    """
     scores = np.asarray(scores, np.float64).reshape(-1)
     included = np.asarray(included).reshape(-1)
     if included.dtype != bool:
         raise ValueError(
-            "`included` holds booleans: was the canary in? Received an array "
-            f"of {included.dtype}."
+            "`included` must be an array of booleans, `True` where the canary "
+            f"was included. Received: dtype={included.dtype}"
         )
     if len(scores) != len(included):
         raise ValueError(
-            f"There are {len(scores)} scores for {len(included)} entries of "
-            "`included`. Give one score for each."
+            "`scores` and `included` must have the same length. Received: "
+            f"{len(scores)} scores for {len(included)} entries of `included`"
         )
     if not np.all(np.isfinite(scores)):
         raise ValueError(
-            f"{np.sum(~np.isfinite(scores))} of {len(scores)} scores are not "
-            "finite. Give such outcomes a score of the scale's end."
+            "`scores` must be finite: give other outcomes the least or the "
+            f"greatest score. Received: {np.sum(~np.isfinite(scores))} of "
+            f"{len(scores)} scores are not finite"
         )
     if min(np.sum(included), np.sum(~included)) < least:
         raise ValueError(
-            f"Needed are at least {least} with the canary and as many "
-            f"without. Received: {np.sum(included)} with, "
-            f"{np.sum(~included)} without."
+            f"At least {least} scores with the canary and {least} without are "
+            f"needed. Received: {np.sum(included)} with, {np.sum(~included)} "
+            "without"
         )
     return scores, included

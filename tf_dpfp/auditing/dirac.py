@@ -1,9 +1,9 @@
-"""The sharpest audit of private steps: gradients of one weight alone.
+"""Dirac audit: private steps with a one-hot gradient, the sharpest audit.
 
-A canary with an input feature of its own has a gradient that is zero except
-for the weights of that feature, and is as long as the clip norm allows. The
-steps that run are the library's own: sampling, clipping, noise, division and
-update, in `fit`. Only the model is made to measure.
+The canary has an input feature of its own. Its gradient is zero except for the
+weights of that feature, and is as long as the clip norm allows. Sampling,
+clipping, noise, division and update run in `fit`, as in every training; only
+the model is built for the audit.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from tf_dpfp import accounting
+from tf_dpfp import arguments
 from tf_dpfp import sampling
 from tf_dpfp import training
 from tf_dpfp.auditing import audits
@@ -38,10 +39,10 @@ def dirac_audit(
     """Audits the steps of a private optimizer with a one-hot gradient.
 
     Trains a linear model with `fit` on Poisson batches, many times for `steps`
-    steps, half of the times with the canary. The adversary sees the release of
-    every step, and takes the best test there is for noise as claimed. Claimed
-    is what the accountant says of so many steps at the optimizer's noise
-    multiplier.
+    steps, and includes the canary in half of the trainings. The adversary sees
+    the release of every step, and applies the best test for the claimed noise.
+    The claim is the accountant's epsilon of `steps` steps at the optimizer's
+    noise multiplier.
 
     Example:
 
@@ -51,34 +52,33 @@ def dirac_audit(
     ```
 
     Args:
-        optimizer: A new `DPSGD` with the clipping to be audited; its learning
-            rate is of no importance. It is used up: its ledger counts the
-            audit.
-        runs: Runs with the canary, and as many without.
-        steps: Steps of one run.
-        sampling_rate: Probability of an example to be in a step.
-        layers: How many layers share the canary's gradient equally.
-        delta: As in `audit`.
-        confidence: As in `audit`.
-        score: From releases along the canary, `(runs, steps)`, to a score for
-            each run. By default `likelihood_scores`.
+        optimizer: New `DPSGD` with the clipping to be audited. Its learning
+            rate does not matter. Do not use it for a training: its ledger
+            counts the audit.
+        runs: Number of runs with the canary, and of runs without, at least 2.
+        steps: Number of steps of one run.
+        sampling_rate: Probability with which an example is in a step.
+        layers: Number of layers that share the canary's gradient equally.
+        delta: Delta, or several, as in `audit`.
+        confidence: Least probability with which all bounds hold together.
+        score: Function from releases along the canary, of shape
+            `(runs, steps)`, to one score per run. `likelihood_scores` by
+            default.
 
     Returns:
-        An `AuditReport`; adjacency: add-or-remove.
+        An `AuditReport` for add-or-remove adjacency.
 
     Raises:
-        ValueError: If the optimizer was used before or its updates do not
-            show its releases, or an argument is outside its range.
+        ValueError: If the optimizer was used before, its updates do not show
+            its releases, or an argument is out of range.
 
     Reference:
         Nasr et al., 2023, "Tight auditing of differentially private machine
         learning", arXiv 2302.07956.
     """
-    if runs < 2 or steps < 1 or layers < 1:
-        raise ValueError(
-            "`runs` is at least 2, `steps` and `layers` at least 1. Received: "
-            f"runs={runs}, steps={steps}, layers={layers}"
-        )
+    runs = arguments.integer("runs", runs, least=2)
+    steps = arguments.positive_integer("steps", steps)
+    layers = arguments.positive_integer("layers", layers)
     if optimizer.built:
         raise ValueError(
             f"The optimizer '{optimizer.name}' was built for another model. "
@@ -120,12 +120,12 @@ def dirac_audit(
 
 
 def _linear_loss(y_true, y_pred):
-    """Has the same gradient wherever the weights are."""
+    """Computes a loss whose gradient does not depend on the weights."""
     return -keras.ops.sum(y_true * y_pred, axis=-1)
 
 
 def _linear_model(layers: int) -> keras.Model:
-    """A sum of linear layers: each example has weights of its own in each."""
+    """Builds a sum of linear layers, with own weights for each example."""
     inputs = keras.Input((_OTHERS + 1,))
     outputs = [
         keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")(
@@ -145,7 +145,7 @@ def _projections(
     steps: int,
     sampling_rate: float,
 ) -> np.ndarray:
-    """Releases along the canary's gradient, `(runs, steps)`."""
+    """Trains, and returns releases along the canary, `(runs, steps)`."""
     scale = _LENGTHS * model.optimizer.l2_norm_clip
     others, canary = canaries_lib.unused_features(
         np.eye(_OTHERS, dtype=np.float32) * scale, 1, scale
@@ -164,7 +164,7 @@ def _projections(
             y,
             weight,
             sampling_rate=sampling_rate,
-            # Its own, if it was given one.
+            # The optimizer's own, if it was given one.
             expected_batch_size=model.optimizer.expected_batch_size,
             steps_per_epoch=runs * steps,
         ),

@@ -1,8 +1,8 @@
-"""Membership inference: can the model tell whom it was trained on?
+"""Membership inference: an attack on one trained model, by its losses.
 
-An attack on one trained model, by the loss of examples that were in the
-training data and others that were not. It measures; it does not bound epsilon,
-for members were not chosen by coins. For that, see `audit`.
+Compares the loss of training examples with the loss of other examples. The
+result is a measurement and no bound on epsilon, for no coins chose the
+members. See `audit` for bounds.
 """
 
 import dataclasses
@@ -14,19 +14,20 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from tf_dpfp import arguments
 from tf_dpfp.keras_private import trainer as keras_trainer
 from tf_dpfp.step import losses as losses_lib
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RocCurve:
-    """What an attack by a threshold achieves, for every threshold.
+    """ROC curve of an attack by a threshold.
 
     Attributes:
-        false_positive_rate: Ascending, from 0 to 1.
-        true_positive_rate: At each of them.
-        members: How many members there were.
-        non_members: How many others.
+        false_positive_rate: False positive rates, ascending from 0 to 1.
+        true_positive_rate: True positive rate at each of them.
+        members: Number of training examples.
+        non_members: Number of other examples.
     """
 
     false_positive_rate: np.ndarray
@@ -42,26 +43,25 @@ class RocCurve:
 
     @property
     def advantage(self) -> float:
-        """Greatest true less false positive rate; 0 for guessing."""
+        """Greatest true minus false positive rate; 0 for guessing."""
         return float(np.max(self.true_positive_rate - self.false_positive_rate))
 
     def true_positive_rate_at(self, false_positive_rate: float) -> float:
-        """The greatest true positive rate at a low false positive rate.
+        """Returns the greatest true positive rate at a false positive rate.
 
         Args:
-            false_positive_rate: The rate that may not be exceeded, in [0, 1].
+            false_positive_rate: Greatest false positive rate allowed, in
+                [0, 1].
 
         Returns:
-            The true positive rate of the best threshold that keeps to it.
+            The true positive rate of the best threshold.
 
         Raises:
-            ValueError: If the rate is outside its range.
+            ValueError: If the rate is out of range.
         """
-        if not 0.0 <= false_positive_rate <= 1.0:
-            raise ValueError(
-                "`false_positive_rate` is in [0, 1]. Received: "
-                f"false_positive_rate={false_positive_rate!r}"
-            )
+        false_positive_rate = arguments.number(
+            "false_positive_rate", false_positive_rate, least=0.0, most=1.0
+        )
         kept = self.false_positive_rate <= false_positive_rate
         return float(np.max(self.true_positive_rate[kept]))
 
@@ -82,31 +82,37 @@ class RocCurve:
 def roc_curve(
     member_scores: Sequence[float], other_scores: Sequence[float]
 ) -> RocCurve:
-    """The curve of an attack that says "member" above a threshold.
+    """Computes the ROC curve of an attack that thresholds a score.
 
     Args:
-        member_scores: Scores of members, greater where they seem members.
-        other_scores: Scores of the others.
+        member_scores: Scores of training examples; greater scores suggest
+            members.
+        other_scores: Scores of other examples.
 
     Returns:
         A `RocCurve`.
 
     Raises:
-        ValueError: If there are none of either, or scores that are no
-            numbers.
+        ValueError: If there are no scores of either kind, or a score is NaN.
+
+    Example:
+
+    >>> round(roc_curve([2.0, 3.0, 4.0], [1.0, 2.0]).area, 3)
+    0.917
     """
     members = np.asarray(member_scores, np.float64).reshape(-1)
     others = np.asarray(other_scores, np.float64).reshape(-1)
     if not len(members) or not len(others):
         raise ValueError(
             "A curve needs members and others. Received: "
-            f"{len(members)} members, {len(others)} others."
+            f"{len(members)} members, {len(others)} others"
         )
     scores = np.concatenate([members, others])
     if np.any(np.isnan(scores)):
         raise ValueError(
-            f"{np.sum(np.isnan(scores))} of {len(scores)} scores are NaN. Give "
-            "such examples a score of the scale's end."
+            "Scores must be numbers: give other examples the least or the "
+            f"greatest score. Received: {np.sum(np.isnan(scores))} of "
+            f"{len(scores)} scores are NaN"
         )
     thresholds = np.unique(scores)[::-1]
 
@@ -124,27 +130,30 @@ def example_losses(
     sample_weight: Any = None,
     batch_size: int = 256,
 ) -> np.ndarray:
-    """The compiled loss of each example, in inference mode.
+    """Computes the compiled loss of each example, in inference mode.
 
     Args:
-        model: A compiled model, private or not.
-        x: Inputs, arrays, nested or not.
+        model: Compiled model, private or not.
+        x: Inputs: an array, or a nested structure of arrays.
         y: Labels.
-        sample_weight: Weights, or `None`.
-        batch_size: Examples at once.
+        sample_weight: Sample weights, or `None`.
+        batch_size: Number of examples per call of the model.
 
     Returns:
-        Losses, `(examples,)`: what Keras computes for a batch of one.
+        Losses of shape `(examples,)`, as Keras computes them for batches of
+        one.
 
     Raises:
-        ValueError: If the model is not compiled with a loss.
+        ValueError: If the model is not compiled with a loss, or `batch_size`
+            is not a positive integer.
     """
+    batch_size = arguments.positive_integer("batch_size", batch_size)
     if not getattr(model, "compiled", False) or not (
         keras_trainer.has_compiled_loss(model)
     ):
         raise ValueError(
-            f"Model '{model.name}' is compiled without a loss, and the attack "
-            "goes by it. Give `loss=` to `compile`."
+            f"Model '{model.name}' is compiled without a loss, which the "
+            "attack needs. Give `loss=` to `compile`."
         )
     loss, loss_weights = keras_trainer.compiled_loss_arguments(model)
     structured = keras_trainer.structured_loss(
@@ -163,7 +172,7 @@ def example_losses(
             np.asarray(array)[start : start + batch_size]
         )
 
-    def rows(start):
+    def batch(start):
         return tree.map_structure(
             lambda array: None if array is None else cut(array, start),
             (x, y, sample_weight),
@@ -171,14 +180,14 @@ def example_losses(
 
     count = len(tree.flatten(y)[0])
     return np.concatenate(
-        [of_batch(*rows(i)).numpy() for i in range(0, count, batch_size)]
+        [of_batch(*batch(i)).numpy() for i in range(0, count, batch_size)]
     )
 
 
 def membership_inference(
     model: keras.Model, members: tuple, others: tuple, batch_size: int = 256
 ) -> RocCurve:
-    """Attacks a model by the loss of each example.
+    """Attacks a model by membership inference on the losses of examples.
 
     Example:
 
@@ -191,15 +200,14 @@ def membership_inference(
     ```
 
     Args:
-        model: A compiled model, private or not.
-        members: `(x, y)` or `(x, y, sample_weight)` it was trained on.
-        others: The same of examples from the same source, of which it has
-            seen none.
-        batch_size: Examples at once.
+        model: Compiled model, private or not.
+        members: `(x, y)` or `(x, y, sample_weight)` of training examples.
+        others: The same for examples from the same source that the model has
+            not seen.
+        batch_size: Number of examples per call of the model.
 
     Returns:
-        A `RocCurve`: low losses are taken for members. A loss that is not a
-        number is taken for infinite.
+        A `RocCurve`. Low losses suggest members; NaN counts as infinite.
 
     Raises:
         ValueError: If the model is not compiled with a loss, or there are no
@@ -213,7 +221,8 @@ def membership_inference(
     """
 
     def scores(data):
-        losses = example_losses(model, *data, batch_size=batch_size)
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        losses = example_losses(model, x, y, weight, batch_size)
         return -np.where(np.isnan(losses), np.inf, losses)
 
     return roc_curve(scores(members), scores(others))

@@ -1,4 +1,9 @@
-"""Lower bounds on epsilon from canaries that are in or out by fair coins."""
+"""Lower bounds on epsilon from canaries that are included by fair coins.
+
+Reference:
+    Steinke et al., 2023, "Privacy auditing with one (1) training run",
+    [arXiv 2305.08846](https://arxiv.org/abs/2305.08846), Theorem 5.2.
+"""
 
 import functools
 import math
@@ -9,7 +14,7 @@ from scipy import stats
 
 from tf_dpfp.auditing import bounds
 
-# Shares of the canaries that are guessed: of all, some (in, out).
+# Shares of the canaries that are guessed (in, out).
 _GUESSED_SHARES = (
     (1 / 2, 1 / 2),
     (1 / 8, 1 / 8),
@@ -25,26 +30,26 @@ _GREATEST_EPSILON = 700.0  # Beyond it the exponential overflows.
 def one_run_p_value(
     canaries: int, guesses: int, correct: int, epsilon: float, delta: float
 ) -> float:
-    """How likely so many right guesses are under (epsilon, delta)-privacy.
+    """Bounds the probability of so many right guesses under privacy.
 
-    Each canary is in or out by a fair coin; from the outcome some coins are
-    guessed. With `B` binomial of `guesses` trials with probability
-    `e^epsilon / (1 + e^epsilon)`, at least `correct` are right with
-    probability of at most
+    A fair coin includes each canary; an attack guesses some coins from the
+    outcome of an (epsilon, delta)-private training. Let `B` be binomial with
+    `guesses` trials and probability `e^epsilon / (1 + e^epsilon)`. At least
+    `correct` guesses are right with probability at most
 
         P[B >= correct]
             + 2 canaries delta max_i (P[correct > B >= correct - i] / i).
 
     Args:
-        canaries: Number of canaries (coins), those of all runs together if
-            each run has coins of its own.
-        guesses: How many of them were guessed, a number fixed beforehand.
-        correct: How many guesses were right.
+        canaries: Number of canaries (coins); of all runs together if each run
+            has coins of its own.
+        guesses: Number of guessed coins, fixed beforehand.
+        correct: Number of right guesses.
         epsilon: Epsilon of the inclusion of one canary.
-        delta: Its delta.
+        delta: Delta of the inclusion of one canary.
 
     Returns:
-        The bound on the probability, at most 1.
+        A p-value: the bound on the probability, at most 1.
 
     Raises:
         ValueError: If the numbers contradict each other.
@@ -54,11 +59,11 @@ def one_run_p_value(
     """
     if not 0 <= correct <= guesses <= canaries:
         raise ValueError(
-            "`correct` is at most `guesses`, which is at most `canaries`. "
-            f"Received: correct={correct}, guesses={guesses}, "
+            "`correct` must be at most `guesses`, and `guesses` at most "
+            f"`canaries`. Received: correct={correct}, guesses={guesses}, "
             f"canaries={canaries}"
         )
-    bounds.check_delta(delta)
+    delta = bounds.check_delta(delta)
     probability = 1.0 / (1.0 + math.exp(-epsilon))
     tail = float(stats.binom.sf(correct - 1, guesses, probability))
     if delta > 0.0 and correct > 0:
@@ -79,22 +84,27 @@ def epsilon_of_guesses(
     delta: float,
     confidence: float = 0.95,
 ) -> float:
-    """The greatest epsilon that so many right guesses refute.
+    """Computes the greatest epsilon that so many right guesses refute.
 
     Args:
-        canaries: As in `one_run_p_value`.
-        guesses: Likewise.
-        correct: Likewise.
-        delta: Delta.
-        confidence: Probability with which the bound holds, at least.
+        canaries: Number of canaries (coins).
+        guesses: Number of guessed coins, fixed beforehand.
+        correct: Number of right guesses.
+        delta: Delta of the guarantee.
+        confidence: Least probability with which the bound holds.
 
     Returns:
         A lower bound on epsilon, at least 0.
 
     Raises:
-        ValueError: If an argument is outside its range.
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    >>> round(epsilon_of_guesses(1000, 200, 180, delta=1e-5), 2)
+    1.8
     """
-    bounds.check_confidence(confidence)
+    confidence = bounds.check_confidence(confidence)
 
     def refuted(epsilon):
         return (
@@ -114,36 +124,36 @@ def epsilon_of_guesses(
 
 
 def one_run_epsilon(
-    scores: Sequence[float],
-    included: Sequence[bool],
+    scores: Sequence[float] | np.ndarray,
+    included: Sequence[bool] | np.ndarray,
     delta: float,
     confidence: float = 0.95,
     guesses: Sequence[tuple[int, int]] | None = None,
 ) -> float:
-    """A lower bound on epsilon from canaries that are in by fair coins.
+    """Bounds epsilon from below by canaries that fair coins included.
 
-    The canaries of the greatest scores are guessed to be in, those of the
-    least to be out. How many to guess is not chosen by what was right: each of
-    `guesses` gets its share of the error probability (Bonferroni), and the
-    greatest of their bounds is returned.
+    Guesses "in" for the canaries with the greatest scores, and "out" for those
+    with the least. The number of guesses is not chosen by their success: each
+    pair in `guesses` gets its share of the error probability (Bonferroni), and
+    the result is the greatest of their bounds.
 
     Args:
-        scores: A score for each canary, greater where it seems in: functions
-            of what the training released, in any way dependent.
-        included: Its coin.
-        delta: Delta.
-        confidence: Probability with which the bound holds, at least.
-        guesses: Pairs, how many to guess in and how many out. By default six,
-            from all canaries to one in 64.
+        scores: One score per canary, greater for a canary that seems included:
+            any functions of the released values, dependent or not.
+        included: Booleans, the coin of each canary.
+        delta: Delta of the guarantee.
+        confidence: Least probability with which the bound holds.
+        guesses: Pairs of numbers of guesses, "in" and "out". Six pairs by
+            default, from all canaries to one in 64.
 
     Returns:
         The bound, at least 0.
 
     Raises:
-        ValueError: If an argument is outside its range.
+        ValueError: If an argument is out of range.
     """
-    bounds.check_delta(delta)
-    bounds.check_confidence(confidence)
+    delta = bounds.check_delta(delta)
+    confidence = bounds.check_confidence(confidence)
     scores, included = bounds.checked_scores(scores, included, least=0)
     total = len(scores)
     if guesses is None:
@@ -155,11 +165,11 @@ def one_run_epsilon(
         if min(count_in, count_out) < 0 or count_in + count_out > total:
             raise ValueError(
                 f"{count_in} guesses of 'in' and {count_out} of 'out' can't "
-                f"be made of {total} canaries. Change `guesses`."
+                f"be made of {total} canaries. Received: guesses={guesses}"
             )
     if not guesses:
         return 0.0
-    # Ties are broken by a fixed shuffle, for positions may know the coins.
+    # A fixed shuffle breaks ties, for positions may depend on the coins.
     shuffled = np.random.default_rng(0).permutation(total)
     order = shuffled[np.argsort(scores[shuffled], kind="stable")]
     ordered = included[order]
@@ -172,7 +182,7 @@ def one_run_epsilon(
                 np.sum(ordered[total - count_in :])
                 + np.sum(~ordered[:count_out])
             ),
-            float(delta),
+            delta,
             each,
         )
         for count_in, count_out in guesses

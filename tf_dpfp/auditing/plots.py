@@ -1,4 +1,4 @@
-"""Pictures of audits. They need matplotlib (`pip install tf_dpfp[plot]`)."""
+"""Plots of audits. They need matplotlib (`pip install tf_dpfp[plot]`)."""
 
 import pathlib
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ def plot_roc(
     curves: Mapping[str, RocCurve],
     title: str = "Membership inference",
 ) -> None:
-    """Draws curves with logarithmic axes, where few false positives show.
+    """Draws ROC curves with logarithmic axes, to show low false positive rates.
 
     Args:
-        path: Where to, as PNG.
-        curves: The curves, by name.
-        title: The line above the plot.
+        path: Path of the PNG file to write.
+        curves: Curves by name.
+        title: Title of the plot.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -62,12 +62,12 @@ def plot_roc(
 def plot_audit(
     path: str | pathlib.Path, report: AuditReport, title: str = "Audit"
 ) -> None:
-    """Draws the scores of an audit, and its bounds beside the claims.
+    """Draws the scores of an audit, and writes its bounds beside the claims.
 
     Args:
-        path: Where to, as PNG.
-        report: What the audit found.
-        title: The line above the plot.
+        path: Path of the PNG file to write.
+        report: Result of the audit.
+        title: Title of the plot.
 
     Raises:
         ImportError: If matplotlib is not installed.

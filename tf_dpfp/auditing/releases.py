@@ -1,27 +1,31 @@
-"""What a training releases in each step, read from the weights.
+"""Releases of each training step, read from the weights, and their scores.
 
-The strongest adversary sees every step. What it sees is what the weights say:
-under plain SGD the difference of the weights before and after a step, over
-the learning rate, is the noised mean of the step, and nothing private has to
-be read to know it.
+The strongest adversary sees the weights after every step. Under plain SGD the
+difference of the weights before and after a step, divided by the learning
+rate, is the noised mean gradient of the step. The recorder here reads it in
+the same way, and nothing that is private.
 """
 
 import keras
 import numpy as np
 
+from tf_dpfp import arguments
+
 
 class ReleaseRecorder(keras.callbacks.Callback):
-    """Records the noised sum that each step of a `fit` releases.
+    """Callback that records the noised gradient sum of each step.
 
-    For `DPSGD` with nothing but a learning rate, which is read before each
-    step. Gradients of weight regularisers are in what is recorded. Under
-    ordinary `SGD` it is the gradient of the batch's loss.
+    Works with `DPSGD` without momentum or other extras. The learning rate is
+    read before each step. Records include the gradients of weight
+    regularisers. Under ordinary `SGD` the callback records the gradient of the
+    batch's loss.
 
-    With `restart_every`, weights and optimizer start over after so many steps:
-    one `fit` is then many short trainings, each from the same state, with
-    batches and noise of its own. After it, everything is as it was before, but
-    for the ledger: it counts all of them, and so does `tf_dpfp.epsilon`. The
-    epsilon of one run is that of so many steps.
+    With `restart_every`, weights and optimizer return to their start after
+    that many steps. One `fit` then consists of many short trainings from the
+    same state, with their own batches and noise. After `fit`, everything is as
+    before except for the ledger: it counts all steps, and so does
+    `tf_dpfp.compute_epsilon`. The epsilon of one run is that of `restart_every`
+    steps.
 
     Example:
 
@@ -32,19 +36,18 @@ class ReleaseRecorder(keras.callbacks.Callback):
     ```
 
     Args:
-        restart_every: Steps of one run; `None` for one long run.
+        restart_every: Number of steps of one run; `None` for one long run.
 
     Raises:
-        ValueError: If it is not positive; at the start of `fit`, if the
-            optimizer's updates do not show what was released.
+        ValueError: If `restart_every` is not a positive integer; at the start
+            of `fit`, if the optimizer's updates do not show its releases.
     """
 
     def __init__(self, restart_every: int | None = None):
         super().__init__()
-        if restart_every is not None and restart_every < 1:
-            raise ValueError(
-                "`restart_every` is a positive number of steps or None. "
-                f"Received: restart_every={restart_every!r}"
+        if restart_every is not None:
+            restart_every = arguments.positive_integer(
+                "restart_every", restart_every
             )
         self._restart_every = restart_every
         self._start: list[tuple[keras.Variable, np.ndarray]] = []
@@ -56,8 +59,8 @@ class ReleaseRecorder(keras.callbacks.Callback):
     def releases(self) -> np.ndarray:
         """Released sums, `(steps, weights)`, or `(runs, steps, weights)`.
 
-        Weights are those of `model.trainable_variables`, end to end. A last
-        run that was not finished is left out.
+        Weights are the concatenation of `model.trainable_variables`. An
+        unfinished last run is left out.
         """
         sums = np.stack(self._sums) if self._sums else np.zeros((0, 0))
         if self._restart_every is None:
@@ -89,7 +92,7 @@ class ReleaseRecorder(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):  # noqa: ARG002
         if self._restart_every:
-            # Another `fit`, without the canary, has to start where this did.
+            # The next `fit`, without the canary, must start from here too.
             self._start_over()
 
     def _start_over(self) -> None:
@@ -107,9 +110,9 @@ def _flat(model: keras.Model) -> np.ndarray:
 
 
 def _state_of(model: keras.Model) -> list[keras.Variable]:
-    """Weights and optimizer: where a run starts."""
-    # Of a ledger nothing is ever taken back. States of random generators are
-    # no weights: every run has masks of its own.
+    """Returns the variables that a restart resets."""
+    # A ledger never forgets. States of random generators are no weights:
+    # every run has its own dropout masks.
     return [
         variable
         for variable in [*model.weights, *model.optimizer.variables]
@@ -145,7 +148,7 @@ def _check_plain(model: keras.Model) -> None:
         raise ValueError(
             "Several steps of one execution can't be told apart. Compile with "
             "steps_per_execution=1. Received: "
-            f"{model.steps_per_execution}"
+            f"steps_per_execution={model.steps_per_execution}"
         )
 
 
@@ -155,23 +158,42 @@ def likelihood_scores(
     standard_deviation: float,
     sampling_rate: float = 1.0,
 ) -> np.ndarray:
-    """The best test of Gaussian releases with and without a contribution.
+    """Scores runs by the likelihood ratio of their Gaussian releases.
 
-    A step of a run gives one number: what was released, along the direction of
-    the canary. It is Gaussian around 0 without the canary. With it, around
-    `signal` in steps that draw it. The score is the logarithm of the
-    likelihood ratio of the steps together; no other is better if the noise is
-    as claimed, and any is fair if it is not.
+    Each step of a run gives one number: its release projected on the gradient
+    of the canary. The number is Gaussian around 0 without the canary, and
+    around `signal` in the steps that draw the canary. The score is the
+    logarithm of the ratio of both likelihoods, summed over the steps. By the
+    Neyman-Pearson lemma no test is better if the noise is as claimed. If it is
+    not, bounds from this score hold all the same.
 
     Args:
-        projections: `(runs, steps)`, or with any further axes.
-        signal: Length of the canary's clipped contribution.
-        standard_deviation: That of the noise.
-        sampling_rate: Probability of the canary to be in a step.
+        projections: Projected releases, of shape `(runs, steps)` or
+            `(runs, steps, ...)`.
+        signal: Length of the canary's clipped gradient.
+        standard_deviation: Standard deviation of the noise, above 0.
+        sampling_rate: Probability with which the canary is in a step, in
+            (0, 1].
 
     Returns:
-        Scores of the runs, without the axis of the steps.
+        Scores of shape `(runs,)` or `(runs, ...)`, greater for runs that seem
+        to include the canary.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    >>> likelihood_scores([[0.0, 0.1], [1.0, 0.9]], 1.0, 1.0).round(2)
+    array([-0.9,  0.9])
     """
+    signal = arguments.number("signal", signal)
+    standard_deviation = arguments.number(
+        "standard_deviation", standard_deviation, above=0.0
+    )
+    sampling_rate = arguments.number(
+        "sampling_rate", sampling_rate, above=0.0, most=1.0
+    )
     projections = np.asarray(projections, np.float64)
     ratios = signal * (projections - signal / 2.0) / standard_deviation**2
     if sampling_rate < 1.0:
@@ -182,17 +204,25 @@ def likelihood_scores(
 
 
 def spread_scores(projections: np.ndarray) -> np.ndarray:
-    """How far the steps of a run are apart: a test for noise used twice.
+    """Scores runs by the spread of their releases, to detect repeated noise.
 
-    Noise that is the same in two steps cancels between them, and what is left
-    is that a canary was in one and not in the other. For sampling rates below
-    1 and at least two steps.
+    If two steps of a run have the same noise, it cancels in their difference.
+    The difference then shows a canary that was in one step and not in the
+    other. Needs a sampling rate below 1 and at least two steps. With fresh
+    noise in every step this test is weaker than `likelihood_scores`.
 
     Args:
-        projections: `(runs, steps)`, or with any further axes.
+        projections: Releases projected on the gradient of the canary, of shape
+            `(runs, steps)` or `(runs, steps, ...)`.
 
     Returns:
-        Greatest less least release of each run.
+        Greatest minus least release of each run, of shape `(runs,)` or
+        `(runs, ...)`.
+
+    Example:
+
+    >>> spread_scores([[3.5, 3.5, 3.5], [3.5, 4.5, 3.5]])
+    array([0., 1.])
     """
     projections = np.asarray(projections, np.float64)
     return projections.max(axis=1) - projections.min(axis=1)

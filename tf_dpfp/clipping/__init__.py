@@ -21,25 +21,14 @@ from tf_dpfp.clipping.per_device import PerDevice
 from tf_dpfp.clipping.placement import on as on_device
 from tf_dpfp.clipping.representations import clip_representations
 
+# Public. The other names are for the other folders of the package.
 __all__ = [
     "Adaptive",
     "Automatic",
     "ByFunction",
-    "ClippedSums",
     "Clipping",
     "Flat",
-    "Group",
-    "OwnedVariable",
     "PerBlock",
     "PerDevice",
     "PerLayer",
-    "centred_count",
-    "clip_and_sum",
-    "clip_factors",
-    "clip_representations",
-    "gather_gradients",
-    "get",
-    "on_device",
-    "updated_estimates",
-    "with_estimates",
 ]

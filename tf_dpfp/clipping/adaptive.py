@@ -44,7 +44,7 @@ class Adaptive:
         l2_norm_clip=1.0,
         noise_multiplier=1.1,
         clipping=tf_dpfp.PerLayer(
-            thresholds=tf_dpfp.Adaptive(target_quantile=0.5)
+            thresholds=tf_dpfp.clipping.Adaptive(target_quantile=0.5)
         ),
     )
     ```
@@ -132,12 +132,12 @@ class Adaptive:
         )
 
     def get_config(self) -> dict:
-        """The fields, for Keras serialization."""
+        """Returns the fields, for Keras serialization."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_config(cls, config: dict) -> "Adaptive":
-        """The inverse of `get_config`."""
+        """Makes the object from its fields; inverse of `get_config`."""
         return cls(**config)
 
 

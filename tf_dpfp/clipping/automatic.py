@@ -50,10 +50,10 @@ class Automatic:
         )
 
     def get_config(self) -> dict:
-        """The fields, for Keras serialization."""
+        """Returns the fields, for Keras serialization."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_config(cls, config: dict) -> "Automatic":
-        """The inverse of `get_config`."""
+        """Makes the object from its fields; inverse of `get_config`."""
         return cls(**config)

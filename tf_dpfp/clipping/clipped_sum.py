@@ -95,18 +95,22 @@ def clip_and_sum(
     sums: list[tf.Tensor | None] = [None] * len(gradients)
     counts = []
     for group in groups:
-        members = [i for i in group.members if gradients[i] is not None]
+        members = [
+            (index, gradient)
+            for index in group.members
+            if (gradient := gradients[index]) is not None
+        ]
         with placement.on(group.device):
             with tf.name_scope(EXAMPLES_SCOPE):
                 squared_norms = _squared_norms(
-                    [gradients[i] for i in members], present
+                    [gradient for _, gradient in members], present
                 )
                 factors = factors_lib.clip_factors(
                     squared_norms, group.clip_norm, present, group.stability
                 )
             with tf.name_scope(SUM_SCOPE):
-                for index in members:
-                    sums[index] = gradients[index].weighted_sum(factors)
+                for index, gradient in members:
+                    sums[index] = gradient.weighted_sum(factors)
                 if group.estimate is not None:
                     counts.append(
                         factors_lib.centred_count(

@@ -1,4 +1,4 @@
-"""The base class of all groupings: groups, clip norms and noise allocation.
+"""Base class of all groupings: groups, clip norms and noise allocation.
 
 A grouping and its clip norms are one frozen object, the `clipping` argument
 of the optimizers. Whatever the grouping, the clip norms satisfy
@@ -38,9 +38,10 @@ class Clipping(abc.ABC):
             (`C / sqrt(K)` each), `"by_dimension"` (in proportion to the root
             of the number of parameters), or a dict from group name to
             clip norm whose squares add up to that of the bound; or
-            `tf_dpfp.Adaptive(...)`, clip norms that follow the gradients; or
-            `tf_dpfp.Automatic(...)`, gradients scaled to one length.
-            `"adaptive"` and `"automatic"` are those with their defaults.
+            `tf_dpfp.clipping.Adaptive(...)`, clip norms that follow the
+            gradients; or `tf_dpfp.clipping.Automatic(...)`, gradients scaled to
+            one length. `"adaptive"` and `"automatic"` are those with their
+            defaults.
         noise_allocation: Split of the noise: `"global"` (the same
             standard deviation everywhere), `"equal_budget"` (in proportion
             to the group's clip norm) or `"by_dimension"` (the same ratio of
@@ -141,7 +142,7 @@ class Clipping(abc.ABC):
         )
 
     def get_config(self) -> dict:
-        """The fields, for Keras serialization."""
+        """Returns the fields, for Keras serialization."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -149,7 +150,7 @@ class Clipping(abc.ABC):
 
     @classmethod
     def from_config(cls, config: dict) -> "Clipping":
-        """The inverse of `get_config`."""
+        """Makes the object from its fields; inverse of `get_config`."""
         return cls(
             **{
                 name: keras.saving.deserialize_keras_object(value)
@@ -183,6 +184,6 @@ def _as_thresholds(thresholds):
         raise ValueError(
             "`thresholds` must be 'equal', 'by_dimension', 'adaptive', "
             "'automatic', a dict from group name to threshold, or a "
-            "tf_dpfp.Adaptive or tf_dpfp.Automatic object. Received: "
-            f"thresholds={thresholds!r}"
+            "tf_dpfp.clipping.Adaptive or tf_dpfp.clipping.Automatic object. "
+            f"Received: thresholds={thresholds!r}"
         ) from error

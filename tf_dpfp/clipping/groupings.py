@@ -37,7 +37,7 @@ class Flat(Clipping):
             raise ValueError(
                 "The one threshold of Flat(), rescaled, is always "
                 "l2_norm_clip, and counting for it would waste budget. Use "
-                "thresholds=tf_dpfp.Adaptive(rescale=False)."
+                "thresholds=tf_dpfp.clipping.Adaptive(rescale=False)."
             )
 
     def group_names(self, variables):
@@ -168,7 +168,11 @@ def _layer_names(variables: Sequence[OwnedVariable]) -> list[str]:
     return names
 
 
-_BY_NAME = {"flat": Flat, "per_device": PerDevice, "per_layer": PerLayer}
+_BY_NAME: dict[str, Callable[[], Clipping]] = {
+    "flat": Flat,
+    "per_device": PerDevice,
+    "per_layer": PerLayer,
+}
 
 
 def get(clipping: "str | dict | Clipping") -> Clipping:

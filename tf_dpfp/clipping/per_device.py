@@ -1,4 +1,4 @@
-"""The grouping by device: one group for every device that holds weights."""
+"""Grouping by device: one group for every device that holds weights."""
 
 import dataclasses
 import warnings
@@ -85,7 +85,7 @@ def _value_of(variable: keras.Variable | tf.Variable) -> tf.Variable:
 
 
 def _places_of(variable: keras.Variable) -> tuple[str, ...]:
-    """Where the copies of a variable are, one for each replica."""
+    """Lists the devices of a variable's copies, one for each replica."""
     places = copies.devices_of(_value_of(variable))
     return tuple(_known(variable, place) for place in places)
 

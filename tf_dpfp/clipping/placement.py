@@ -1,4 +1,4 @@
-"""Where the operations of a group are placed."""
+"""Placement of the operations of a group."""
 
 import contextlib
 

@@ -37,5 +37,5 @@ def clip_representations(tensor: tf.Tensor, clip_norm: float) -> tf.Tensor:
 
 
 def _smallest(dtype: tf.DType) -> float:
-    """The smallest number that is not flushed to zero."""
+    """Returns the smallest number that is not flushed to zero."""
     return float(np.finfo(dtype.as_numpy_dtype).tiny)

@@ -6,6 +6,7 @@ the whole release is the bound that the user gave.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tf_dpfp import arguments
 
@@ -21,7 +22,7 @@ _TOLERANCE = 1e-6
 LEAST = 1e-14
 
 
-def as_split(name: str, value: str | Mapping[str, float]) -> Split:
+def as_split(name: str, value: Any) -> Split:
     """Checks a split and makes it hashable, as part of a frozen object.
 
     Args:
@@ -51,7 +52,7 @@ def as_split(name: str, value: str | Mapping[str, float]) -> Split:
 
 
 def split_bound(
-    split: Split,
+    split: Split | Mapping[str, float],
     l2_norm_clip: float,
     names: Sequence[str],
     dimensions: Sequence[int],
@@ -59,7 +60,7 @@ def split_bound(
     """Splits a bound among groups.
 
     Args:
-        split: What `as_split` returned.
+        split: Result of `as_split`.
         l2_norm_clip: The bound C.
         names: Names of the groups.
         dimensions: Number of parameters of each.
@@ -70,11 +71,11 @@ def split_bound(
     Raises:
         ValueError: If given thresholds do not fit the groups or the bound.
     """
+    if not isinstance(split, str):
+        return given(l2_norm_clip, names, dict(split))
     if split == "equal":
         return equal_split(l2_norm_clip, len(names))
-    if split == "by_dimension":
-        return split_by_dimension(l2_norm_clip, dimensions)
-    return given(l2_norm_clip, names, dict(split))
+    return split_by_dimension(l2_norm_clip, dimensions)
 
 
 def equal_split(l2_norm_clip: float, count: int) -> tuple[float, ...]:

@@ -61,7 +61,7 @@ class Ledger:
     """Counts private steps by kind.
 
     Args:
-        variable: Where the counts are: float64, zeros of `TABLE_SHAPE`.
+        variable: Variable of the counts: float64, zeros of `TABLE_SHAPE`.
     """
 
     def __init__(self, variable: keras.Variable):
@@ -145,10 +145,10 @@ class Ledger:
         """Sets the kind of the steps that follow.
 
         Args:
-            release: What a step releases, and under which noise.
-            sampling: How the examples of a step are chosen.
+            release: Release of a step, with its noise.
+            sampling: Sampling of the examples of a step.
             seeded: True if they are chosen by a seed.
-            draws: How many draws a step takes.
+            draws: Number of draws in a step.
             batch_size: The batch size for which that holds. Batches of another
                 are counted once, as of unknown sampling. `None`: any size.
 
@@ -192,10 +192,10 @@ class Ledger:
         )
 
     def add(self, entry: accounting.LedgerEntry) -> None:
-        """Counts what was released at once, outside of a step.
+        """Counts a release outside of a step.
 
         Args:
-            entry: What it is, with its count.
+            entry: The release, with its count.
         """
         self._write(table.merge([*self.entries(), entry]))
 
@@ -243,7 +243,8 @@ class Ledger:
         row, other, draws, other_draws, expected = tf.unstack(
             tf.convert_to_tensor(self._current)
         )
-        batch_size = tf.cast(batch_size, tf.int64)
+        if tf.is_tensor(batch_size):
+            batch_size = tf.cast(batch_size, tf.int64)
         as_opened = (expected == 0) | (expected == batch_size)
         row = tf.where(as_opened, row, other)
         count = tf.where(as_opened, draws, other_draws)
@@ -254,7 +255,7 @@ class Ledger:
         )
 
     def absorb(self, earlier: Iterable[accounting.LedgerEntry]) -> None:
-        """Adds what ran under another optimizer on the same model.
+        """Adds the ledger of another optimizer on the same model.
 
         Args:
             earlier: The other ledger's entries.

@@ -17,7 +17,7 @@ class GaussianRelease:
         clip_norm: L2 bound on one example's part of the release.
         noise_multiplier: Standard deviation of the noise over `clip_norm`.
         seed: Seed of the noise; `None`: from the operating system.
-        kind: What is released.
+        kind: Kind of the release.
     """
 
     clip_norm: float
@@ -71,7 +71,7 @@ class JointRelease:
 
     @property
     def kind(self) -> accounting.Release:
-        """What is released, by what is declared of the labels."""
+        """Kind of the release, with the declaration of the labels."""
         return self.representations.kind.joint
 
     @property

@@ -6,10 +6,9 @@ from tf_dpfp.distribute.strategies import STRATEGIES
 from tf_dpfp.distribute.strategies import make_strategy
 from tf_dpfp.distribute.strategies import worker_index
 
+# Public. The other names are for the other folders of the package.
 __all__ = [
-    "STRATEGIES",
     "ReplicasDifferError",
     "make_strategy",
     "on_devices",
-    "worker_index",
 ]

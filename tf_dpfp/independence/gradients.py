@@ -123,7 +123,8 @@ def _try(model, plan, statistics, first, other) -> _Result:
         ]
     with restored(state):
         company = _run(model, plan, other, _OTHER_ROWS)
-    contribution, sums = [], []
+    contribution: list[Difference] = []
+    sums: list[Difference] = []
     everyone = [1.0] * ROWS
     for index in range(len(plan.variables)):
         # One after the other: a large model's gradients do not all fit.

@@ -1,7 +1,8 @@
-"""A loss that undoes, on average, what randomised response did to labels."""
+"""A loss that undoes randomised response of the labels, on average."""
 
 import keras
 
+from tf_dpfp import arguments
 from tf_dpfp import sampling as sampling_lib
 
 
@@ -19,10 +20,11 @@ class DebiasedCrossentropy(keras.losses.Loss):
     changes nothing about privacy.
 
     Args:
-        epsilon: That of `randomize_labels`.
-        num_classes: Likewise.
-        from_logits: Whether predictions are logits rather than probabilities.
-        **kwargs: As for `keras.losses.Loss`.
+        epsilon: The epsilon given to `randomize_labels`.
+        num_classes: Number of classes.
+        from_logits: `True` if predictions are logits, `False` if they are
+            probabilities.
+        **kwargs: Arguments of `keras.losses.Loss`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -39,17 +41,14 @@ class DebiasedCrossentropy(keras.losses.Loss):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if not epsilon > 0.0 or num_classes < 2:
-            raise ValueError(
-                "`epsilon` must be above 0 and `num_classes` at least 2. "
-                f"Received: epsilon={epsilon}, num_classes={num_classes}."
-            )
-        self.epsilon = float(epsilon)
-        self.num_classes = int(num_classes)
-        self.from_logits = bool(from_logits)
+        self.epsilon = arguments.number("epsilon", epsilon, above=0.0)
+        self.num_classes = arguments.integer(
+            "num_classes", num_classes, least=2
+        )
+        self.from_logits = arguments.boolean("from_logits", from_logits)
 
     def call(self, y_true, y_pred):
-        """The loss of each example.
+        """Computes the loss of each example.
 
         Args:
             y_true: Randomised labels, integers of shape `(batch,)` or
@@ -78,7 +77,7 @@ class DebiasedCrossentropy(keras.losses.Loss):
         return -keras.ops.sum(weights * logs, axis=-1)
 
     def get_config(self):
-        """The arguments."""
+        """Returns the arguments."""
         return {
             **super().get_config(),
             "epsilon": self.epsilon,

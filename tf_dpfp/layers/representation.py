@@ -26,19 +26,20 @@ _READ_ONLY = ("clip_norm", "noise_multiplier", "labels", "end_to_end", "seed")
 class DPRepresentationClip(keras.layers.Layer):
     """Clips each example's representation and adds Gaussian noise to it.
 
-    What is above this layer sees the examples through its noise only, and may
+    The layers above this one see the examples through its noise only, and may
     be trained by any optimizer, without clipping and without further noise:
-    that is post-processing. What is below must be frozen: the gradient stops
+    that is post-processing. The layers below must be frozen: the gradient stops
     here, since a gradient that went on would depend on the examples in clear.
-    Or it is trained by DP-SGD: make the model private and compile it with a
-    private optimizer, which then noises the gradient of what is below, and of
-    nothing else. Rows and gradient are counted as one release.
+    Or DP-SGD trains them: make the model private and compile it with a private
+    optimizer, which then noises the gradients of the layers below, and no
+    others. Representations and gradients are counted as one joint release.
 
-    The layer counts what it releases: every row of every call with
-    `training=True`. By itself it claims nothing about how batches are drawn;
-    `tf_dpfp.make_private(model)`, or `tf_dpfp.sampled_steps` for a model that
-    stays ordinary, with the batches of `tf_dpfp.stratified_batches` makes
-    epsilon smaller. See `tf_dpfp.privacy_statement(model, delta)`.
+    The layer counts its releases: every call with `training=True`. By itself
+    it claims nothing about how batches are drawn;
+    `tf_dpfp.make_private(model)`, or `tf_dpfp.loops.sampled_steps` for a model
+    that stays ordinary, with the batches of
+    `tf_dpfp.representations.stratified_batches` makes epsilon smaller. See
+    `tf_dpfp.privacy_statement(model, delta)`.
 
     The guarantee is for replacing one example by another of the same label:
     the noise does not cover the labels.
@@ -60,17 +61,18 @@ class DPRepresentationClip(keras.layers.Layer):
         noise_multiplier: Standard deviation of the noise on every coordinate,
             over `clip_norm`. 0 adds no noise; epsilon is then infinite.
         labels: `"public"` declares that the labels of all examples may be
-            known to anyone; what `tf_dpfp.randomize_labels` returned, that the
-            model is trained on those. `None` declares nothing: epsilon is
-            infinite, unless the batches of `stratified_batches` say it.
-        end_to_end: Whether to let the gradient through, to train what is
+            known to anyone; the result of
+            `tf_dpfp.representations.randomize_labels`, that the model is
+            trained on it. `None` declares nothing: epsilon is infinite, unless
+            the batches of `stratified_batches` say it.
+        end_to_end: `True` lets the gradient through, to train the layers
             below. Nothing is proved then: epsilon is infinite.
-        noise_at_inference: Whether to add noise without `training`, too. Such
-            calls are not counted, so do not make them on the training data.
         seed: Integer that makes the noise reproducible, only for reproducing
             a run: who knows it can subtract the noise. `None` draws the
             noise's key from the operating system.
-        **kwargs: As for `keras.layers.Layer`.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    The settings can't be changed later: clipping, noise and ledger read them.
 
     Input shape:
         `(batch, ...)`, of floating point. Positions that a mask leaves out are
@@ -78,7 +80,7 @@ class DPRepresentationClip(keras.layers.Layer):
         ends here, too.
 
     Output shape:
-        That of the input.
+        Same shape as the input.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -94,7 +96,6 @@ class DPRepresentationClip(keras.layers.Layer):
         noise_multiplier: float,
         labels: Any = None,
         end_to_end: bool = False,
-        noise_at_inference: bool = False,
         seed: int | None = None,
         **kwargs,
     ):
@@ -116,16 +117,13 @@ class DPRepresentationClip(keras.layers.Layer):
             seed=arguments.seed(seed),
             kind=self._kind(self._labels_public, self._labels),
         )
-        self.noise_at_inference = arguments.boolean(
-            "noise_at_inference", noise_at_inference
-        )
         self.supports_masking = True
         # Two layers of one seed must not draw the same noise.
         self._noise_source = noise_lib.NoiseSource(
             None if self.seed is None else _mixed(self.seed, self.name)
         )
         self._ledger: counting.Ledger | None = None
-        self._rows: int | None = None
+        self._drawn_size: int | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _READ_ONLY:
@@ -139,7 +137,7 @@ class DPRepresentationClip(keras.layers.Layer):
 
     @property
     def release(self) -> counting.GaussianRelease:
-        """The release of a call: clip norm, noise and what is released."""
+        """Release of a call: clip norm, noise and kind."""
         return self._release
 
     @property
@@ -164,18 +162,20 @@ class DPRepresentationClip(keras.layers.Layer):
 
     @property
     def labels(self) -> Any:
-        """What is declared of the labels, as in the config."""
+        """Declaration of the labels, as in the config."""
         if self._labels is None:
             return "public" if self._labels_public else None
+        sampling = self._labels.sampling
+        assert isinstance(sampling, accounting.EveryLabel)
         return {
             "epsilon": 1.0 / self._labels.noise_multiplier,
-            "num_classes": self._labels.sampling.num_classes,
-            "identity": self._labels.sampling.identity,
+            "num_classes": sampling.num_classes,
+            "identity": sampling.identity,
             "seeded": self._labels.seeded,
         }
 
     def build(self, input_shape):  # noqa: ARG002
-        """Makes the ledger, a weight that is not trained."""
+        """Creates the ledger, a weight that is not trained."""
         # Out of a graph that is being traced: the ledger is read from Python.
         with tf.init_scope():
             self._noise_source.build()
@@ -190,7 +190,7 @@ class DPRepresentationClip(keras.layers.Layer):
             )
         self._ledger = counting.Ledger(table)
         if self._labels is not None:
-            self._ledger.add(self._labels)
+            self._built_ledger.add(self._labels)
 
     def _kind(self, public: bool, labels) -> accounting.Release:
         if self._end_to_end:
@@ -216,15 +216,13 @@ class DPRepresentationClip(keras.layers.Layer):
             inputs = tf.cast(inputs, tf.float32)
         if mask is not None:
             inputs = _without_masked(inputs, mask)
-        rows = clip_representations(inputs, self._release.clip_norm)
+        clipped = clip_representations(inputs, self._release.clip_norm)
         if training and step is None:
-            self._count(rows)
-        noised = training or self.noise_at_inference
-        if step is not None:
-            noised &= step.noise
+            self._count(clipped)
+        noised = training and (step is None or step.noise)
         if self._release.noise_multiplier and noised:
-            rows += tf.cast(self._noise(rows, training), rows.dtype)
-        return tf.cast(rows, self.compute_dtype)
+            clipped += tf.cast(self._noise(clipped), clipped.dtype)
+        return tf.cast(clipped, self.compute_dtype)
 
     def _check(self, inputs: tf.Tensor) -> None:
         if not inputs.dtype.is_floating or not inputs.shape.rank:
@@ -239,99 +237,126 @@ class DPRepresentationClip(keras.layers.Layer):
                 f"{tf.distribute.get_strategy().num_replicas_in_sync}."
             )
 
-    def _count(self, rows: tf.Tensor) -> None:
+    def _count(self, clipped: tf.Tensor) -> None:
         """Before the noise: a step that fails half-way is counted."""
-        size = rows.shape[0]
-        if self._rows is not None and size not in (None, self._rows):
+        size = clipped.shape[0]
+        if self._drawn_size is not None and size not in (
+            None,
+            self._drawn_size,
+        ):
             raise ValueError(
                 f"Layer '{self.name}' was called with {size} rows and the "
-                f"sampler draws {self._rows}: one row for each example, in one "
-                "call. Keep the batch in the first axis, whole."
+                f"sampler draws {self._drawn_size}: one row for each example, "
+                "in one call. Keep the batch in the first axis, whole."
             )
-        self._ledger.count_step(
-            self._release, tf.shape(rows)[0] if size is None else size
+        self._built_ledger.count_step(
+            self._release, tf.shape(clipped)[0] if size is None else size
         )
 
-    def _noise(self, rows: tf.Tensor, training) -> tf.Tensor:
-        key = self._noise_source.next_step(self._ledger.total_steps())
+    def _noise(self, clipped: tf.Tensor) -> tf.Tensor:
+        key = self._noise_source.next_step(self._built_ledger.total_steps())
         return noise_lib.gaussian_noise_like(
-            rows,
+            clipped,
             self._release.standard_deviation,
-            # By a seed, a count that stands still would repeat what was drawn.
-            noise_lib.NoiseSource.key_of(key, 0 if training else 1),
+            noise_lib.NoiseSource.key_of(key, 0),
         )
 
     @property
+    def _built_ledger(self) -> counting.Ledger:
+        if self._ledger is None:
+            raise ValueError(
+                f"Layer '{self.name}' is not built, and has no privacy ledger "
+                "yet. Call the model on a batch, or build it, first."
+            )
+        return self._ledger
+
+    @property
     def ledger_entries(self) -> list[accounting.LedgerEntry]:
-        """What was released so far, for the accountant."""
+        """Everything that was released so far, for the accountant."""
         return [] if self._ledger is None else self._ledger.entries()
 
     @property
     def next_entry(self) -> accounting.LedgerEntry:
-        """What the next call releases, as a `LedgerEntry`."""
-        return self._ledger.next_entry(self._release)
+        """Entry that the next call adds to the ledger."""
+        return self._built_ledger.next_entry(self._release)
 
     def open_ledger(self, info: "sampling_lib.SamplingInfo | None") -> None:
-        """Says how the rows of the calls that follow are drawn.
+        """Tells the ledger how the batches of the next calls are drawn.
 
         Args:
-            info: What `stratified_batches` registered; `None` for anything
+            info: Record of `stratified_batches`; `None` for anything
                 else, of which nothing is claimed.
         """
         if info is None:
-            self._rows = None
+            self._drawn_size = None
             # One that is not built yet claims nothing from the start.
             if self._ledger is not None:
                 self._ledger.open(self._release, accounting.UnknownSampling())
             return
-        self._rows = info.capacity
-        self._ledger.open(
-            self._release.of_kind(self.declared(info)),
+        self._drawn_size = info.capacity
+        self.count_labels(info)
+        self._built_ledger.open(
+            self._release.of_kind(self.kind_of(info)),
             info.sampling,
             info.seeded,
             info.draws,
             info.capacity,
         )
 
-    def declared(
-        self, info: "sampling_lib.SamplingInfo | None" = None
+    def kind_of(
+        self, info: "sampling_lib.SamplingInfo | None"
     ) -> accounting.Release:
-        """What a row releases, by what is declared of its label.
+        """Returns the kind of release, by the declaration of the labels.
 
         Args:
-            info: What `stratified_batches` registered; `None` for anything
-                else. What randomised labels cost goes into the ledger.
-
-        Returns:
-            The kind of release.
+            info: Record of `stratified_batches`, which declares the labels;
+                `None` for anything else.
         """
         if info is None:
             return self._release.kind
-        if info.labels is not None:
-            self._ledger.add(info.labels)
         return self._kind(True, info.labels)
 
+    def count_labels(self, info: "sampling_lib.SamplingInfo") -> None:
+        """Adds the cost of randomised labels to the ledger, once.
+
+        Args:
+            info: Record of `stratified_batches`.
+        """
+        if info.labels is not None:
+            self._built_ledger.add(info.labels)
+
     def absorb_ledger(self, entries: list[accounting.LedgerEntry]) -> None:
-        """Takes over what a private optimizer released of the same model."""
-        self._ledger.absorb(entries)
+        """Takes over the ledger of a private optimizer of the same model."""
+        self._built_ledger.absorb(entries)
 
     def compute_output_shape(self, input_shape):
-        """That of the input."""
+        """Returns the shape of the input."""
         return input_shape
 
     def compute_mask(self, inputs, previous_mask=None):  # noqa: ARG002
-        """None: which positions an example has is data."""
+        """Returns `None`: the positions that an example has are data."""
         return None
 
+    @classmethod
+    def from_config(cls, config):
+        """Makes a layer from its config, those of earlier versions too."""
+        config = dict(config)
+        if config.pop("noise_at_inference", False):
+            raise ValueError(
+                "`noise_at_inference` is no longer there: such calls released "
+                "what no ledger counted. Leave it out of the config; noise is "
+                "added in training alone. Received: noise_at_inference=True"
+            )
+        return super().from_config(config)
+
     def get_config(self):
-        """The arguments."""
+        """Returns the arguments."""
         return {
             **super().get_config(),
             "clip_norm": self.clip_norm,
             "noise_multiplier": self.noise_multiplier,
             "labels": self.labels,
             "end_to_end": self.end_to_end,
-            "noise_at_inference": self.noise_at_inference,
             "seed": self.seed,
         }
 
@@ -346,7 +371,7 @@ def _is_text(value) -> bool:
 
 
 def _labels_entry(labels) -> accounting.LedgerEntry | None:
-    """What was released of the labels, `None` if they are not randomised."""
+    """Returns the release of the labels; `None` if not randomised."""
     if labels is None or (_is_text(labels) and labels == "public"):
         return None
     if isinstance(labels, sampling_lib.RandomizedLabels):
@@ -360,8 +385,9 @@ def _labels_entry(labels) -> accounting.LedgerEntry | None:
             accounting.Labels(),
         )
     raise ValueError(
-        "`labels` must be 'public', what tf_dpfp.randomize_labels returned, or "
-        f"None. Received: labels={labels!r}"
+        "`labels` must be 'public', what "
+        "tf_dpfp.representations.randomize_labels returned, or None. "
+        f"Received: labels={labels!r}"
     )
 
 

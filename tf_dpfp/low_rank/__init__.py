@@ -11,35 +11,19 @@ from tf_dpfp.low_rank.marks import Mark
 from tf_dpfp.low_rank.marks import broken_mark
 from tf_dpfp.low_rank.marks import fingerprint
 from tf_dpfp.low_rank.marks import mark_of
+from tf_dpfp.low_rank.marks import marked_view
 from tf_dpfp.low_rank.marks import released_size
 from tf_dpfp.low_rank.marks import remove_carriers
 from tf_dpfp.low_rank.marks import reparametrize
-from tf_dpfp.low_rank.marks import restore
 from tf_dpfp.low_rank.matrices import MatrixView
 from tf_dpfp.low_rank.projection import CarrierGradient
 from tf_dpfp.low_rank.projection import project
 from tf_dpfp.low_rank.projection import project_all
 from tf_dpfp.low_rank.projection import reconstruct
 
+# Public. The other names are for the other folders of the package.
 __all__ = [
-    "CarrierGradient",
-    "Carriers",
-    "Mark",
-    "MatrixView",
     "RGPDense",
-    "Reparametrization",
-    "broken_mark",
-    "fingerprint",
-    "leading_carriers",
-    "mark_of",
-    "normals",
-    "orthonormal",
-    "project",
-    "project_all",
-    "random_carriers",
-    "reconstruct",
-    "released_size",
     "remove_carriers",
     "reparametrize",
-    "restore",
 ]

@@ -20,7 +20,7 @@ _BITS = "philox"
 
 
 class Carriers(NamedTuple):
-    """The two bases of one kernel.
+    """Two orthonormal bases of one kernel.
 
     Attributes:
         left: `(d, r)`, orthonormal columns.
@@ -33,7 +33,7 @@ class Carriers(NamedTuple):
 
 
 def orthonormal(matrix: tf.Tensor, fallback: tf.Tensor) -> tf.Tensor:
-    """An orthonormal basis of a matrix's columns.
+    """Computes an orthonormal basis of a matrix's columns.
 
     Args:
         matrix: Thin, `(n, r)` with r at most n.
@@ -51,10 +51,10 @@ def orthonormal(matrix: tf.Tensor, fallback: tf.Tensor) -> tf.Tensor:
 
 
 def normals(size: int, seed: tf.Tensor) -> tf.Tensor:
-    """Independent normals of variance 1/2; the scale does not matter.
+    """Draws independent normals of variance 1/2; the scale does not matter.
 
     Args:
-        size: How many.
+        size: Number of normals.
         seed: Public, integers of shape `(2,)`.
 
     Returns:
@@ -74,7 +74,7 @@ def _to_normals(bits: tf.Tensor) -> tf.Tensor:
 
 
 def random_carriers(starts: Carriers) -> Carriers:
-    """Carriers in random directions.
+    """Computes carriers in random directions.
 
     Args:
         starts: Normals, of the carriers' shapes.

@@ -1,4 +1,4 @@
-"""The settings of a reparametrised kernel."""
+"""Settings of a reparametrised kernel."""
 
 import dataclasses
 

@@ -4,6 +4,8 @@ Their weights are those of the Keras layer they inherit from, and so is what
 they compute: the settings matter to private training alone.
 """
 
+from typing import Any
+
 import keras
 
 from tf_dpfp import per_example
@@ -22,7 +24,11 @@ _OPTIONS = (
 )
 
 
-class _Reparametrized:
+# A mixin stands before a Keras layer, whose methods it calls by `super()`.
+_KerasLayer: Any = object
+
+
+class _Reparametrized(_KerasLayer):
     """Adds settings and a mark to a Keras layer."""
 
     def __init__(self, *args, rank: int, **kwargs):
@@ -34,7 +40,7 @@ class _Reparametrized:
 
     @property
     def reparametrization(self) -> Reparametrization:
-        """The settings."""
+        """Settings of the kernel's carriers."""
         return self._reparametrization
 
     def build(self, input_shape):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import keras
 
+from tf_dpfp.keras_private import kernels
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.low_rank import matrices
 from tf_dpfp.low_rank.configuration import Reparametrization
@@ -28,7 +29,7 @@ class Mark:
 
     Attributes:
         config: The settings.
-        view: How the kernel is a matrix.
+        view: Layout of the kernel as a matrix.
     """
 
     config: Reparametrization
@@ -36,13 +37,13 @@ class Mark:
 
     @property
     def released(self) -> int:
-        """How many numbers a step releases of the kernel."""
+        """Number of values that a step releases of the kernel."""
         rows = 0 if self.config.left_only else self.view.num_rows
         return self.config.rank * (rows + self.view.num_columns)
 
 
 def mark_of(variable: keras.Variable) -> Mark | None:
-    """The mark of a variable.
+    """Finds the mark of a variable.
 
     Args:
         variable: Any variable.
@@ -58,13 +59,34 @@ def mark_of(variable: keras.Variable) -> Mark | None:
     return mark if mark.config.rank < smaller else None
 
 
+def marked_view(variable: keras.Variable) -> matrices.MatrixView:
+    """Returns how a kernel with carriers is a matrix.
+
+    Args:
+        variable: A kernel with a mark.
+
+    Returns:
+        The view.
+
+    Raises:
+        ValueError: If the variable is trained as it is.
+    """
+    mark = mark_of(variable)
+    if mark is None:
+        raise ValueError(
+            f"The variable '{variable.path}' is not reparametrised, and there "
+            "are carriers for it. Compile with a new optimizer."
+        )
+    return mark.view
+
+
 def is_marked(variable: keras.Variable) -> bool:
-    """Whether a variable has a mark, of full rank or not."""
+    """Tells if a variable has a mark, of full rank or not."""
     return getattr(variable, _MARK, None) is not None
 
 
 def released_size(variable: keras.Variable) -> int | None:
-    """How many numbers a step releases of a marked kernel, else `None`."""
+    """Counts the values released of a marked kernel; else `None`."""
     mark = mark_of(variable)
     return None if mark is None else mark.released
 
@@ -91,7 +113,7 @@ def _path(layer: keras.layers.Layer) -> str:
 
 
 def _bypassed(layer: keras.layers.Layer) -> str | None:
-    """Why training would go past the layer's kernel, or `None`."""
+    """Gives the reason if training would bypass the kernel, or `None`."""
     if keras_layers.is_quantized(layer):
         return "it is quantized"
     if getattr(layer, "lora_enabled", False):
@@ -100,10 +122,10 @@ def _bypassed(layer: keras.layers.Layer) -> str | None:
 
 
 def broken_mark(layer: keras.layers.Layer) -> str | None:
-    """Why what a layer trains is no longer what was marked, or `None`."""
+    """Gives the reason if a layer no longer trains its marked kernel."""
     if not isinstance(layer, matrices.MATRIX_LAYERS):
         return None
-    kernel = matrices.kernel_of(layer)
+    kernel = kernels.kernel_of(layer)
     if kernel is None or not is_marked(kernel):
         return None
     return _bypassed(layer)
@@ -120,7 +142,7 @@ def mark_layer(layer: keras.layers.Layer, config: Reparametrization) -> None:
         ValueError: If the layer is not built or the kernel can't be
             reparametrised.
     """
-    kernel = matrices.kernel_of(layer)
+    kernel = kernels.kernel_of(layer)
     if kernel is None:
         raise ValueError(
             f"Layer '{_path(layer)}' is not built, so it has no kernel to "
@@ -131,7 +153,7 @@ def mark_layer(layer: keras.layers.Layer, config: Reparametrization) -> None:
     reason = _bypassed(layer)
     if view is None:
         reason = "its kernel is not one matrix for all positions"
-    if reason is not None:
+    if view is None or reason is not None:
         raise ValueError(
             f"Layer '{layer.path}' can't be reparametrised: {reason}. Leave "
             "it out (`exclude=`), or undo that."
@@ -173,12 +195,12 @@ def reparametrize(
         model: A built model or layer, private or not.
         rank: Columns of each carrier. A kernel whose smaller dimension is not
             above it is trained as without reparametrisation.
-        include: Which Dense, EinsumDense, Conv1D, Conv2D and Conv3D layers: a
+        include: Layers, among Dense, EinsumDense, Conv1D to Conv3D: a
             regular expression that is found in the layer's path, several of
             them, or a function from a layer to a truth value. `None`: all
             whose kernels are trainable.
-        exclude: Which of these not.
-        carrier_source: What the carriers are the leading directions of:
+        exclude: Layers to leave out, likewise.
+        carrier_source: Matrix whose leading directions the carriers follow:
             `"history"` (the update since the first step; until `warmup_steps`
             have passed, and while there is none, the weight), `"weight"`, or
             `"random"` (of nothing: random directions).
@@ -214,7 +236,7 @@ def reparametrize(
             "and `exclude` choose among its Dense, EinsumDense, Conv1D, "
             "Conv2D and Conv3D layers with trainable kernels."
         )
-    before = [getattr(matrices.kernel_of(c), _MARK, None) for c in chosen]
+    before = [getattr(kernels.kernel_of(c), _MARK, None) for c in chosen]
     try:
         for layer in chosen:
             mark_layer(layer, config)
@@ -243,12 +265,9 @@ def remove_carriers(model: keras.layers.Layer) -> keras.layers.Layer:
     return model
 
 
-# Its name in earlier versions.
-restore = remove_carriers
-
-
 def _refuse_frozen(layer: keras.layers.Layer) -> None:
-    if not matrices.kernel_of(layer).trainable:
+    kernel = kernels.kernel_of(layer)
+    if kernel is not None and not kernel.trainable:
         raise ValueError(
             f"Layer '{layer.path}' is frozen, so there is nothing to "
             "reparametrise. Leave it out (`exclude=`), or make it trainable."
@@ -256,7 +275,7 @@ def _refuse_frozen(layer: keras.layers.Layer) -> None:
 
 
 def _set_mark(layer: keras.layers.Layer, mark: Mark | None) -> None:
-    kernel = matrices.kernel_of(layer)
+    kernel = kernels.kernel_of(layer)
     if mark is not None:
         setattr(kernel, _MARK, mark)
     elif is_marked(kernel):
@@ -288,20 +307,20 @@ def _chosen(model, include, exclude) -> Iterator[keras.layers.Layer]:
 
 
 def _has_open_kernel(layer: keras.layers.Layer) -> bool:
-    kernel = matrices.kernel_of(layer)
+    kernel = kernels.kernel_of(layer)
     # One that is not there yet, and one under LoRA, are refused by name.
     under_lora = getattr(layer, "lora_enabled", False)
     return kernel is None or kernel.trainable or under_lora
 
 
 def _found(name: str, selection: Selection | None, layers) -> list:
-    """The layers that a selection picks; every pattern must pick some."""
+    """Finds the layers of a selection; every pattern must match some."""
     if selection is None:
         return []
     if callable(selection):
         return [layer for layer in layers if selection(layer)]
     patterns = [selection] if isinstance(selection, str) else list(selection)
-    found = []
+    found: list[keras.layers.Layer] = []
     for pattern in patterns:
         try:
             mine = [c for c in layers if re.search(pattern, _path(c))]

@@ -12,6 +12,7 @@ import string
 import keras
 import tensorflow as tf
 
+from tf_dpfp.keras_private.kernels import kernel_of
 from tf_dpfp.per_example import einsum_dense
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
@@ -21,12 +22,12 @@ MATRIX_LAYERS = (keras.layers.Dense, keras.layers.EinsumDense, *_CONVOLUTIONS)
 
 @dataclasses.dataclass(frozen=True)
 class MatrixView:
-    """How a kernel is laid out as a matrix.
+    """Layout of a kernel as a matrix.
 
     Attributes:
         shape: Shape of the kernel.
         axes: The kernel's axes, those of the rows before those of the columns.
-        num_row_axes: How many of them are rows.
+        num_row_axes: Number of row axes.
         layout: The `layout` of the outer products that the layer's gradient
             rule makes: of those, the factors are rows and columns of this
             matrix.
@@ -55,7 +56,7 @@ class MatrixView:
         )
 
     def to_kernel(self, matrix: tf.Tensor) -> tf.Tensor:
-        """The inverse of `to_matrix`, for one matrix."""
+        """Reverses `to_matrix`, for one matrix."""
         kernel = tf.reshape(matrix, [self.shape[axis] for axis in self.axes])
         return _transposed(
             kernel, [self.axes.index(a) for a in range(len(self.axes))]
@@ -68,22 +69,20 @@ def _transposed(tensor: tf.Tensor, order: list[int]) -> tf.Tensor:
     return tf.transpose(tensor, order)
 
 
-def kernel_of(layer: keras.layers.Layer) -> keras.Variable | None:
-    """The kernel variable of a layer of `MATRIX_LAYERS`; `None` unbuilt."""
-    return getattr(layer, "_kernel", None)
-
-
 def view_of(layer: keras.layers.Layer) -> MatrixView | None:
-    """How a layer's kernel is a matrix.
+    """Finds the layout of a layer's kernel as a matrix.
 
     Args:
-        layer: A built layer of `MATRIX_LAYERS`.
+        layer: A layer of `MATRIX_LAYERS`.
 
     Returns:
-        The view, or `None` if the kernel is no matrix: an einsum whose kernel
-        differs from position to position.
+        The view, or `None` if the layer is not built or the kernel is no
+        matrix: an einsum whose kernel differs from position to position.
     """
-    shape = tuple(kernel_of(layer).shape)
+    kernel = kernel_of(layer)
+    if kernel is None:
+        return None
+    shape = tuple(kernel.shape)
     axes = tuple(range(len(shape)))
     if isinstance(layer, keras.layers.EinsumDense):
         return _einsum_view(layer.equation, shape)

@@ -48,7 +48,7 @@ class CarrierGradient(per_example.PerExampleGradient):
         return tf.add_n([part.squared_norms() for part in self.parts])
 
     def weighted_sum(self, factors: tf.Tensor) -> tf.Tensor:
-        """The weighted sums of the carriers, end to end: `(size,)`."""
+        """Sums the carriers' gradients by weights, end to end: `(size,)`."""
         sums = [part.weighted_sum(factors) for part in self.parts]
         return tf.concat([tf.reshape(s, [-1]) for s in sums], axis=0)
 
@@ -68,17 +68,19 @@ def project(
     carriers: Carriers,
     view: matrices.MatrixView,
 ) -> CarrierGradient:
-    """From the gradients of a kernel to those of its carriers.
+    """Projects the gradients of a kernel to its carriers.
 
     Args:
         gradient: Per-example gradients of the kernel, all uses added up.
         carriers: Its carriers.
-        view: How it is a matrix.
+        view: Its layout as a matrix.
 
     Returns:
         The per-example gradients of the carriers.
     """
-    if _is_product_of(gradient, view):
+    if isinstance(gradient, per_example.OuterProduct) and _is_product_of(
+        gradient, view
+    ):
         # Where the layer is; see `PerDevice`.
         with tf.device(gradient.left.device):
             return CarrierGradient(_product_parts(gradient, carriers))
@@ -105,17 +107,17 @@ def project_all(
     return [
         gradient
         if gradient is None or own is None
-        else project(gradient, own, marks.mark_of(variable).view)
+        else project(gradient, own, marks.marked_view(variable))
         for gradient, own, variable in zip(
             gradients, carriers, variables, strict=True
         )
     ]
 
 
-def _is_product_of(gradient, view: matrices.MatrixView) -> bool:
-    """Whether the factors are the rows and the columns of the view's matrix."""
-    if not isinstance(gradient, per_example.OuterProduct):
-        return False
+def _is_product_of(
+    gradient: per_example.OuterProduct, view: matrices.MatrixView
+) -> bool:
+    """Tells if the factors are rows and columns of the view's matrix."""
     if view.layout is None:
         return gradient.layout is None and gradient.is_matrix
     return gradient.layout == view.layout
@@ -154,18 +156,20 @@ def _matrix_parts(values: tf.Tensor, carriers: Carriers):
         parts.append(tf.matmul(values, right))
     left = tf.cast(carriers.left, values.dtype)
     parts.append(tf.matmul(tf.transpose(left), values))
-    return [per_example.Materialized(part) for part in parts]
+    return [per_example.PerExampleTensor(part) for part in parts]
 
 
 def reconstruct(
     released: tf.Tensor, carriers: Carriers, view: matrices.MatrixView
 ) -> tf.Tensor:
-    """From released carriers to an update of the kernel: post-processing.
+    """Turns released carriers into an update of the kernel.
+
+    This is post-processing.
 
     Args:
-        released: What was released of the kernel, `(size,)`.
+        released: Released carriers of the kernel, `(size,)`.
         carriers: The carriers it was projected with.
-        view: How the kernel is a matrix.
+        view: Layout of the kernel as a matrix.
 
     Returns:
         A tensor of the kernel's shape.

@@ -107,7 +107,7 @@ class Adaptation:
         Returns:
             The noise multiplier that is left for the sums, and the counts.
         """
-        counts = clipped.counts
+        counts: tf.Tensor = clipped.counts
         if self._adaptive.shared:
             # Each example adds at most 1/2 to the mean, as to one count.
             counts = tf.reduce_mean(counts, keepdims=True)

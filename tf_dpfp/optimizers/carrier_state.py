@@ -14,14 +14,14 @@ _UNKNOWN = -1
 
 
 class CarrierState:
-    """Finds the carriers of every step and keeps what they depend on.
+    """Computes the carriers of every step and keeps their snapshots.
 
     They depend on the weights before the step, on a snapshot of the weights
     before the first one, on the count of steps and on a public seed: all of it
     private, or public, already. The snapshots are optimizer variables, so a
     resumed run goes on with the same ones.
 
-    One more variable tells which kernels are reparametrised, and how. State
+    One more variable holds a fingerprint of all marks. State
     that was saved under other marks is refused.
 
     Args:
@@ -65,11 +65,11 @@ class CarrierState:
 
     @property
     def variable(self) -> keras.Variable:
-        """The one that tells which kernels are reparametrised."""
+        """Variable with the fingerprint of all marks."""
         return self._fingerprint
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Makes the variables.
+        """Creates the variables.
 
         Args:
             variables: The variables that the optimizer updates.
@@ -97,7 +97,7 @@ class CarrierState:
         """Refuses state that was saved under other marks.
 
         Args:
-            fingerprint: What the state holds.
+            fingerprint: Fingerprint in the state.
 
         Raises:
             ValueError: If it does not fit.
@@ -159,7 +159,7 @@ class CarrierState:
     def current(
         self, variables: Sequence[keras.Variable]
     ) -> list[low_rank.Carriers | None]:
-        """The carriers of the next step.
+        """Computes the carriers of the next step.
 
         Args:
             variables: The trainable variables.
@@ -179,15 +179,14 @@ class CarrierState:
         Drawn at once for all kernels of a seed: the operations of many small
         draws cost more than the numbers.
         """
-        places: dict[int, list[int]] = {}
+        places: dict[int, list[tuple[int, low_rank.Mark]]] = {}
         for index, mark in enumerate(self._marks):
             if mark is not None:
-                places.setdefault(mark.config.seed, []).append(index)
+                places.setdefault(mark.config.seed, []).append((index, mark))
         starts = {}
-        for seed, indices in places.items():
+        for seed, marked in places.items():
             shapes = []
-            for index in indices:
-                mark = self._marks[index]
+            for _, mark in marked:
                 shapes.append([mark.view.num_rows, mark.config.rank])
                 shapes.append([mark.view.num_columns, mark.config.rank])
             sizes = [rows * columns for rows, columns in shapes]
@@ -195,7 +194,7 @@ class CarrierState:
                 low_rank.normals(sum(sizes), tf.stack([seed, step])), sizes
             )
             pieces = map(tf.reshape, pieces, shapes)
-            for index in indices:
+            for index, _ in marked:
                 starts[index] = low_rank.Carriers(next(pieces), next(pieces))
         return starts
 
@@ -215,7 +214,7 @@ class CarrierState:
         return carriers
 
     def _target(self, variable, index, mark, step) -> tf.Tensor:
-        """The matrix whose directions the carriers follow."""
+        """Returns the matrix whose directions the carriers follow."""
         weight = _value(variable)
         snapshot = self._snapshots.get(index)
         if snapshot is None:
@@ -236,7 +235,7 @@ class CarrierState:
         variables: Sequence[keras.Variable],
         carriers: Sequence[low_rank.Carriers | None],
     ) -> None:
-        """Keeps what the next steps need, before the weights change.
+        """Takes snapshots of the weights, before they change.
 
         Args:
             variables: The trainable variables.

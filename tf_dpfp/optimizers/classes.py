@@ -2,6 +2,7 @@
 
 import inspect
 import textwrap
+from typing import Any
 
 import keras
 
@@ -13,7 +14,7 @@ _CLASSES: dict[type, type] = {}
 def private_optimizer_class(
     base: type[keras.optimizers.Optimizer],
 ) -> type[keras.optimizers.Optimizer]:
-    """The private version of any Keras optimizer class.
+    """Returns the private version of a Keras optimizer class.
 
     Args:
         base: A subclass of `keras.optimizers.Optimizer`.
@@ -44,7 +45,7 @@ def private_optimizer_class(
         )
     if base not in _CLASSES:
         name = f"DP{base.__name__}"
-        cls = type(name, (PrivateOptimizer, base), {})
+        cls: Any = type(name, (PrivateOptimizer, base), {})
         cls.__module__ = __name__
         cls.__doc__ = _class_doc(base)
         cls.__signature__ = _class_signature(base)
@@ -68,7 +69,7 @@ def _class_signature(base: type) -> inspect.Signature:
 
 
 def _class_doc(base: type) -> str:
-    own = inspect.cleandoc(PrivateOptimizer.__doc__)
+    own = inspect.cleandoc(PrivateOptimizer.__doc__ or "")
     arguments = own[own.index("Args:\n") :]
     return (
         textwrap.dedent(f"""\

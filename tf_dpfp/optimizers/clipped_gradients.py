@@ -71,8 +71,8 @@ def checked(
     """Checks that an optimizer was given clipped gradients and nothing else.
 
     Args:
-        gradients: What came.
-        trainable_variables: What came with it: their variables, or `None`.
+        gradients: Argument of `apply`.
+        trainable_variables: Second argument: their variables, or `None`.
         optimizer_name: Class of the optimizer, for the message.
 
     Returns:
@@ -87,7 +87,7 @@ def checked(
             f"{optimizer_name} takes clipped gradients only, and "
             "this step computed ordinary ones. Call "
             "tf_dpfp.make_private(model) before training, or in a custom "
-            "loop pass the result of tf_dpfp.clipped_gradients(...)."
+            "loop pass the result of tf_dpfp.loops.clipped_gradients(...)."
         )
     if trainable_variables is not None and [
         id(v) for v in trainable_variables
@@ -106,10 +106,10 @@ def check_dealt(grads: ClippedGradients) -> None:
         return
     if grads.replicas == 1:
         raise NotPrivateError(
-            f"A step on {count} replicas needs a batch that was dealt to "
-            "them, each example to one: the same batch on every replica would "
-            f"count each example {count} times. Use `model.fit` or "
-            "`train_on_batch`, or tf_dpfp.dealt_step in a custom loop."
+            f"A step on {count} replicas needs a batch that was dealt to them, "
+            "each example to one: the same batch on every replica would count "
+            f"each example {count} times. Use `model.fit` or `train_on_batch`, "
+            "or tf_dpfp.loops.distributed_step in a custom loop."
         )
     raise NotPrivateError(
         f"These clipped gradients are those of one of {grads.replicas} "

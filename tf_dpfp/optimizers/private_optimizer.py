@@ -8,9 +8,9 @@ see a gradient. Everything after the gate is post-processing.
 **Mechanism.** The release of a step is the vector of all clipped sums plus
 Gaussian noise. Adjacency: one example added or removed. Sensitivity: the
 clip bound `l2_norm_clip` (see `clipping`). Standard deviation on every
-coordinate: `noise_multiplier * l2_norm_clip`. With adaptive thresholds the
+coordinate: `noise_multiplier * l2_norm_clip`. With adaptive clip norms the
 counts that move them are released beside the sums, and the two share the
-multiplier (see `noise.budget`).
+multiplier (see `accounting.joint`).
 
 **Replicas.** Of R replicas, each adds its share of the noise to the clipped
 sums of its own examples, of standard deviation 1 / sqrt(R) of the above and
@@ -22,6 +22,7 @@ Reference:
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -32,6 +33,7 @@ from tf_dpfp import counting
 from tf_dpfp import low_rank
 from tf_dpfp import noise as noise_lib
 from tf_dpfp.distribute import replicas
+from tf_dpfp.keras_private import optimizers as keras_optimizers
 from tf_dpfp.optimizers import adaptation as adaptation_lib
 from tf_dpfp.optimizers import carrier_state as carrier_state_lib
 from tf_dpfp.optimizers import clipped_gradients as clipped_lib
@@ -39,10 +41,14 @@ from tf_dpfp.optimizers import joint_release
 from tf_dpfp.optimizers import release
 from tf_dpfp.optimizers import restoring
 from tf_dpfp.optimizers import settings as settings_lib
+from tf_dpfp.optimizers.expected_batch_size import ExpectedBatchSize
+
+# A mixin stands before a Keras optimizer, whose methods it calls by `super()`.
+_KerasOptimizer: Any = object
 
 
-class PrivateOptimizer:
-    """What a private optimizer adds to a Keras optimizer.
+class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
+    """Adds clipping, noise and a ledger to a Keras optimizer.
 
     Use it through `private_optimizer_class` or the ready-made classes
     (`DPSGD`, `DPAdam`, ...). The arguments below come beside the base
@@ -54,8 +60,8 @@ class PrivateOptimizer:
         noise_multiplier: Standard deviation of the noise over `l2_norm_clip`.
             0 adds no noise; epsilon is then infinite.
         clipping: `"flat"`, `"per_layer"`, `"per_device"`, or a
-            `tf_dpfp.Clipping` object.
-        expected_batch_size: What the noised sum is divided by: a public
+            `tf_dpfp.clipping.Clipping` object.
+        expected_batch_size: Divisor of the noised sum: a public
             number, never the size of a batch that was drawn. `None` takes it
             from the `poisson_batches` data set, or from the first batch of
             an ordinary pipeline.
@@ -95,15 +101,7 @@ class PrivateOptimizer:
         super().__init__(*args, **kwargs)
         # Noise and ledger read the same frozen object; see `counting.release`.
         self._settings = settings
-        given = settings.expected_batch_size
-        self._batch_size_known = given is not None
-        self._batch_size = self.add_variable(
-            shape=(),
-            initializer=keras.initializers.Constant(given or 0),
-            dtype="float32",
-            aggregation="only_first_replica",
-            name="expected_batch_size",
-        )
+        self._batch_size = ExpectedBatchSize(self, settings.expected_batch_size)
         self._ledger = counting.Ledger(
             self.add_variable(
                 shape=counting.TABLE_SHAPE,
@@ -151,27 +149,25 @@ class PrivateOptimizer:
     @property
     def expected_batch_size(self) -> float | None:
         """Divisor of the noised sum, `None` while unknown."""
-        with tf.init_scope():  # Also while a step is traced.
-            value = float(self._batch_size.numpy())
-        return value if value > 0 else None
+        return self._batch_size.number()
 
     @property
     def ledger_entries(self) -> list[accounting.LedgerEntry]:
-        """What ran so far, for the accountant."""
+        """Everything that ran so far, for the accountant."""
         return self._ledger.entries()
 
     @property
     def next_entry(self) -> accounting.LedgerEntry:
-        """What the next step releases, as a `LedgerEntry`."""
+        """Entry that the next step adds to the ledger."""
         return self._ledger.next_entry(self._settings.release)
 
     @property
     def updated_variables(self) -> list[keras.Variable]:
-        """The variables the optimizer was built for; empty before that."""
-        return list(self._trainable_variables)
+        """Variables the optimizer was built for; empty before that."""
+        return keras_optimizers.updated_variables(self)
 
     def absorb_ledger(self, entries: Sequence[accounting.LedgerEntry]) -> None:
-        """Takes over what an earlier optimizer of the same model released."""
+        """Takes over the ledger of an earlier optimizer of the same model."""
         self._ledger.absorb(entries)
 
     def open_ledger(
@@ -233,22 +229,20 @@ class PrivateOptimizer:
 
         Args:
             size: The size.
-            source: Where it comes from, for the message.
+            source: Name of the pipeline, for the message.
 
         Raises:
             ValueError: If the optimizer was given another size.
         """
-        size = settings_lib.checked_batch_size(self._settings, size, source)
-        self._batch_size.assign(size)
-        self._batch_size_known = True
+        self._batch_size.take(size, source)
 
     def groups(
         self, variables: Sequence[clipping_lib.OwnedVariable]
     ) -> tuple[clipping_lib.Group, ...]:
-        """The groups of the trainable variables, with their thresholds.
+        """Groups the trainable variables, with the clip norms of the next step.
 
-        Adaptive thresholds are those of the next step; in a graph, tensors
-        that are read anew in every step.
+        Adaptive clip norms are, in a graph, tensors that are read anew in
+        every step.
 
         Args:
             variables: The trainable variables and the layers that own them.
@@ -262,12 +256,13 @@ class PrivateOptimizer:
         mine = [owned.variable for owned in variables]
         if not self.built:
             self.build(mine)
+        assert self._adaptation is not None  # Since it is built.
         return self._adaptation.current_groups(groups, mine, self.l2_norm_clip)
 
     def carriers(
         self, variables: Sequence[keras.Variable]
     ) -> list[low_rank.Carriers | None]:
-        """The carriers of reparametrised kernels in the next step.
+        """Returns the carriers of reparametrised kernels in the next step.
 
         Args:
             variables: The trainable variables.
@@ -287,7 +282,7 @@ class PrivateOptimizer:
         return self._carrier_state.current(variables)
 
     def check_marks(self) -> None:
-        """Raises if kernels were marked or restored since it was built.
+        """Refuses kernels that were marked or unmarked since it was built.
 
         Raises:
             ValueError: If so.
@@ -296,7 +291,7 @@ class PrivateOptimizer:
 
     @tf.autograph.experimental.do_not_convert
     def build(self, variables):
-        """Makes the optimizer's variables; see `keras.optimizers.Optimizer`."""
+        """Creates the variables; see `keras.optimizers.Optimizer`."""
         if self.built:
             return
         # Create slots outside the traced graph, or they would not follow their
@@ -317,7 +312,7 @@ class PrivateOptimizer:
 
         Args:
             grads: `ClippedGradients`, from the private training step or from
-                `tf_dpfp.clipped_gradients`.
+                `tf_dpfp.loops.clipped_gradients`.
             trainable_variables: Not needed; must be the variables of `grads`.
 
         Raises:
@@ -326,7 +321,7 @@ class PrivateOptimizer:
         clipped = clipped_lib.checked(
             grads, trainable_variables, type(self).__name__
         )
-        self._require_batch_size()
+        self._batch_size.check_known()
         settings = self._settings
         clipped_lib.check_dealt(clipped)
         joint_release.check_joint(settings.representations, clipped.joint)
@@ -334,54 +329,42 @@ class PrivateOptimizer:
         if not self.built:
             self.build(clipped.all_variables)
         carriers = self._carrier_state.carriers_of(clipped)
-        divisor = tf.convert_to_tensor(self._batch_size.value)
+        divisor = self._batch_size.tensor()
         draws = release.draws_of(
             self._noise_source.next_step(self._ledger.total_steps()), clipped
         )
         # Before anything is released: a step that fails half-way is counted.
         self._ledger.count_step(settings.release, clipped.counted_batch_size)
         noise_multiplier, counts = settings.sums.noise_multiplier, None
-        if self._adaptation is not None:
-            noise_multiplier, counts = self._adaptation.noised_counts(
-                clipped, noise_multiplier, self.expected_batch_size, draws
+        adaptation = self._adaptation
+        if adaptation is not None:
+            noise_multiplier, counts = adaptation.noised_counts(
+                clipped, noise_multiplier, self._batch_size.require(), draws
             )
         released = release.add_noise(
             clipped, noise_multiplier, self.clipping.noise_allocation, draws
         )
         # Noised: from here on nothing is private, once it is added up.
         *released, counts = replicas.sum_over_all([*released, counts])
-        if counts is not None:
-            self._adaptation.move(clipped, counts, divisor)
+        if adaptation is not None:
+            adaptation.move(clipped, counts, divisor)
         self._carrier_state.before_update(clipped.variables, carriers)
         super().apply(
             release.finished(clipped, released, carriers, divisor),
             clipped.all_variables,
         )
 
-    def _require_batch_size(self) -> None:
-        if not self._batch_size_known and self.expected_batch_size is None:
-            raise ValueError(
-                "The expected batch size is not known. Give the optimizer "
-                "`expected_batch_size=`."
-            )
-
     def update_step(self, gradient, variable, learning_rate):
-        """As the Keras optimizer's, where the variable's group is."""
+        """Updates a variable as Keras does, on the device of its group."""
         # Left to TensorFlow, every update runs on the first device.
         with clipping_lib.on_device(self.clipping.device_of(variable)):
             super().update_step(gradient, variable, learning_rate)
 
-    def _all_reduce_sum_gradients(self, grads_and_vars):
-        # What arrives here is added up over replicas: `apply` did it, before
-        # anything was divided. Of one replica, gradients would go to the first
-        # device and come back.
-        return grads_and_vars
-
     def apply_gradients(self, grads_and_vars):
-        """As `apply`, for `ClippedGradients` only."""
+        """Calls `apply`, for `ClippedGradients` only."""
         if isinstance(grads_and_vars, clipped_lib.ClippedGradients):
             self.apply(grads_and_vars)
-            return self._iterations
+            return self.iterations
         return super().apply_gradients(grads_and_vars)
 
     def save_own_variables(self, store):
@@ -401,9 +384,7 @@ class PrivateOptimizer:
         )
         # Again, for Keras might write past `assign`, which the ledger watches.
         self._ledger.keep_greater(known)
-        given = self._settings.expected_batch_size
-        if given is not None:
-            self._batch_size.assign(given)
+        self._batch_size.keep_given()
 
     def get_config(self):
         return {**super().get_config(), **self._settings.get_config()}

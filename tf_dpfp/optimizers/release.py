@@ -38,7 +38,7 @@ class Draws:
     share: float
 
     def key(self, tensor: int) -> tf.Tensor:
-        """The key of one tensor's noise, of this replica alone."""
+        """Returns the key of one tensor's noise on this replica."""
         return noise_lib.NoiseSource.key_of(self.step_key, tensor, self.replica)
 
 
@@ -81,14 +81,14 @@ def add_noise(
     released: list[tf.Tensor | None] = list(clipped.sums)
     if not noise_multiplier:
         return released
-    deviations = noise_lib.standard_deviations(
+    whole = noise_lib.standard_deviations(
         [group.clip_norm for group in clipped.groups],
         [group.dimension for group in clipped.groups],
         noise_multiplier,
         allocation,
     )
-    deviations = [deviation * draws.share for deviation in deviations]
-    small: dict[str | None, list[tuple[int, Any]]] = {}
+    deviations = [deviation * draws.share for deviation in whole]
+    small: dict[str | None, list[tuple[int, tf.Tensor, Any]]] = {}
     drawn = 0
     for group, deviation in zip(clipped.groups, deviations, strict=True):
         for index in group.members:
@@ -96,7 +96,9 @@ def add_noise(
             if total is None:
                 continue
             if total.shape.num_elements() < _DRAWN_TOGETHER:
-                small.setdefault(group.device, []).append((index, deviation))
+                small.setdefault(group.device, []).append(
+                    (index, total, deviation)
+                )
                 continue
             drawn += total.shape.num_elements()
             with clipping_lib.on_device(group.device):
@@ -108,25 +110,24 @@ def add_noise(
                 )
     for device, members in small.items():
         with clipping_lib.on_device(device):
-            for index, noised in _noised_together(clipped, members, draws):
+            for index, noised in _noised_together(members, draws):
                 released[index] = noised
     return released
 
 
 def _noised_together(
-    clipped: clipped_lib.ClippedGradients,
-    members: Sequence[tuple[int, Any]],
+    members: Sequence[tuple[int, tf.Tensor, Any]],
     draws: Draws,
 ) -> Iterator[tuple[int, tf.Tensor]]:
     """Adds noise to several small sums by one draw."""
     noises = noise_lib.gaussian_noises(
-        [clipped.sums[index].shape for index, _ in members],
-        [deviation for _, deviation in members],
+        [total.shape for _, total, _ in members],
+        [deviation for _, _, deviation in members],
         # One key for all of them; those of the others are not used.
         draws.key(members[0][0]),
     )
-    for (index, _), noise in zip(members, noises, strict=True):
-        yield index, _plus(clipped.sums[index], noise)
+    for (index, total, _), noise in zip(members, noises, strict=True):
+        yield index, _plus(total, noise)
 
 
 def _noised(
@@ -193,9 +194,7 @@ def _reconstruct(
     """Turns released carriers into a released kernel: post-processing."""
     if total is None or carriers is None:
         return total
-    return low_rank.reconstruct(
-        total, carriers, low_rank.mark_of(variable).view
-    )
+    return low_rank.reconstruct(total, carriers, low_rank.marked_view(variable))
 
 
 def finish(total, extra, divisor, variable):

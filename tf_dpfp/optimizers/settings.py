@@ -1,7 +1,6 @@
 """Settings of a private optimizer: checked once, frozen, read by everyone."""
 
 import dataclasses
-import math
 from typing import Any
 
 import keras
@@ -16,7 +15,7 @@ _LEAST_CLIP = 1e-10
 
 @dataclasses.dataclass(frozen=True)
 class PrivacySettings:
-    """What a private optimizer was told, beside the Keras optimizer's own.
+    """Arguments of a private optimizer, beside those of the Keras optimizer.
 
     The noise of a step and its row in the ledger both come from `release`.
 
@@ -53,8 +52,9 @@ class PrivacySettings:
     def adaptive(self) -> clipping_lib.Adaptive | None:
         """Settings of adaptive clip norms; `None` where nothing adapts."""
         thresholds = self.clipping.thresholds
-        adapts = isinstance(thresholds, clipping_lib.Adaptive)
-        return thresholds if adapts else None
+        if isinstance(thresholds, clipping_lib.Adaptive):
+            return thresholds
+        return None
 
     def joint_with(
         self, representations: counting.GaussianRelease
@@ -111,8 +111,9 @@ def checked_settings(
     if noise_multiplier is None:
         raise ValueError(
             "`noise_multiplier` must be given: it sets the privacy of the "
-            "training. Find one with tf_dpfp.calibrate(epsilon, delta, "
-            "sampling_rate, steps)."
+            "training. Find one with "
+            "tf_dpfp.calibrate_noise_multiplier(epsilon, delta, sampling_rate, "
+            "steps)."
         )
     return PrivacySettings(
         release=counting.GaussianRelease(
@@ -144,7 +145,7 @@ def _positive(name: str, value: Any) -> float | None:
 def keras_arguments(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """Splits off what the Keras optimizer must not see.
+    """Splits off the argument that the Keras optimizer must not see.
 
     Args:
         args: Positional arguments of the private optimizer.
@@ -173,30 +174,3 @@ def keras_arguments(
     if isinstance(kwargs.get("learning_rate"), int):
         kwargs["learning_rate"] = float(kwargs["learning_rate"])
     return args, kwargs, loss_scale
-
-
-def checked_batch_size(
-    settings: PrivacySettings, size: float, source: str
-) -> float:
-    """Checks the expected batch size of a pipeline against the one given.
-
-    Args:
-        settings: The settings.
-        size: The size.
-        source: Where it comes from, for the message.
-
-    Returns:
-        The size.
-
-    Raises:
-        ValueError: If the optimizer was given another size.
-    """
-    size = arguments.number("expected_batch_size", size, above=0.0)
-    given = settings.expected_batch_size
-    if given is not None and not math.isclose(given, size, rel_tol=1e-6):
-        raise ValueError(
-            f"The optimizer was given expected_batch_size={given:g}, "
-            f"but {source} has {size:g}. Leave the argument out, or make "
-            "the two agree."
-        )
-    return size

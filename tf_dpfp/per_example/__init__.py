@@ -14,11 +14,10 @@ from tf_dpfp.per_example import keras_hub_layers as _keras_hub_layers
 from tf_dpfp.per_example import normalization as _normalization
 from tf_dpfp.per_example import scale as _scale
 from tf_dpfp.per_example.generic import GenericRule
-from tf_dpfp.per_example.gradients import Materialized
+from tf_dpfp.per_example.gradients import EmbeddingRows
 from tf_dpfp.per_example.gradients import OuterProduct
 from tf_dpfp.per_example.gradients import PerExampleGradient
-from tf_dpfp.per_example.gradients import RowGather
-from tf_dpfp.per_example.gradients import add
+from tf_dpfp.per_example.gradients import PerExampleTensor
 from tf_dpfp.per_example.recording import Unit
 from tf_dpfp.per_example.recording import find_units
 from tf_dpfp.per_example.recording import record_calls
@@ -26,6 +25,7 @@ from tf_dpfp.per_example.rules import GradientRule
 from tf_dpfp.per_example.rules import LayerCall
 from tf_dpfp.per_example.rules import register_gradient_rule
 from tf_dpfp.per_example.rules import rule_for
+from tf_dpfp.per_example.sums import add
 
 del _convolution, _dense, _depthwise_convolution, _einsum_dense, _embedding
 del _keras_hub_layers, _normalization, _scale
@@ -34,10 +34,10 @@ __all__ = [
     "GenericRule",
     "GradientRule",
     "LayerCall",
-    "Materialized",
+    "PerExampleTensor",
     "OuterProduct",
     "PerExampleGradient",
-    "RowGather",
+    "EmbeddingRows",
     "Unit",
     "add",
     "find_units",

@@ -13,6 +13,7 @@ import math
 import keras
 import tensorflow as tf
 
+from tf_dpfp.keras_private import kernels
 from tf_dpfp.per_example import dense
 from tf_dpfp.per_example import gradients
 from tf_dpfp.per_example import rules
@@ -267,7 +268,7 @@ def _grouped_kernel(inputs, output_gradient, geometry, kernel_shape, groups):
     right = tf.reshape(right, [batch, positions, groups, filters // groups])
     products = tf.matmul(left, tf.transpose(right, [0, 2, 1, 3]))
     products = tf.transpose(products, [0, 2, 1, 3])
-    return gradients.Materialized(
+    return gradients.PerExampleTensor(
         tf.reshape(products, [batch, *kernel_size, channels, filters])
     )
 
@@ -286,7 +287,8 @@ class ConvolutionRule(rules.GradientRule):
         dtype = gradients.accumulation_dtype(call.inputs, gradient)
         inputs = tf.cast(channels_last(layer, call.inputs), dtype)
         gradient = tf.cast(channels_last(layer, gradient), dtype)
-        geometry, kernel = geometry_of(layer), layer._kernel
+        geometry = geometry_of(layer)
+        kernel: keras.Variable = kernels.kernel_of(layer)
         if layer.groups == 1:
             product = _ConvolutionKernel(
                 inputs, gradient, geometry, kernel.shape
@@ -298,7 +300,7 @@ class ConvolutionRule(rules.GradientRule):
         result: list[tuple[keras.Variable, gradients.PerExampleGradient]]
         result = [(kernel, product)]
         if layer.bias is not None:
-            bias = gradients.Materialized(dense.sum_positions(gradient))
+            bias = gradients.PerExampleTensor(dense.sum_positions(gradient))
             result.append((layer.bias, bias))
         return result
 

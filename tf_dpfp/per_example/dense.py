@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tf_dpfp.keras_private import kernels
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.per_example import gradients
 from tf_dpfp.per_example import rules
@@ -78,8 +79,10 @@ class DenseRule(rules.GradientRule):
         if layer.lora_enabled:
             result += _lora_products(layer, left, right)
         else:
-            result.append((layer._kernel, gradients.OuterProduct(left, right)))
+            result.append(
+                (kernels.kernel_of(layer), gradients.OuterProduct(left, right))
+            )
         if layer.bias is not None:
-            bias = gradients.Materialized(sum_positions(gradient))
+            bias = gradients.PerExampleTensor(sum_positions(gradient))
             result.append((layer.bias, bias))
         return result

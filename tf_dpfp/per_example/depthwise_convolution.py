@@ -23,7 +23,7 @@ def _depthwise_gradient(inputs, output_gradient, geometry, kernel_shape):
         kernel_shape: `(*kernel_size, channels, depth_multiplier)`.
 
     Returns:
-        A `Materialized` gradient.
+        A `PerExampleTensor` gradient.
     """
     kernel_shape = tuple(kernel_shape)
     multiplier = kernel_shape[-1]
@@ -37,14 +37,14 @@ def _depthwise_gradient(inputs, output_gradient, geometry, kernel_shape):
             left = tf.repeat(left, multiplier, axis=2)
         columns.append(tf.reduce_sum(left * right, axis=1))
     stacked = tf.stack(columns, axis=1)
-    return gradients.Materialized(tf.reshape(stacked, [-1, *kernel_shape]))
+    return gradients.PerExampleTensor(tf.reshape(stacked, [-1, *kernel_shape]))
 
 
 def _bias_gradient(layer, output_gradient):
     if layer.bias is None:
         return []
     summed = dense.sum_positions(output_gradient)
-    return [(layer.bias, gradients.Materialized(summed))]
+    return [(layer.bias, gradients.PerExampleTensor(summed))]
 
 
 class _DepthwiseRule(rules.GradientRule):

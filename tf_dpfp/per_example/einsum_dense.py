@@ -8,6 +8,7 @@ import string
 import keras
 import tensorflow as tf
 
+from tf_dpfp.keras_private import kernels
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.per_example import dense
 from tf_dpfp.per_example import gradients
@@ -109,7 +110,7 @@ class EinsumDenseRule(rules.GradientRule):
         if layer.lora_enabled:
             result = _lora_gradients(layer, letters, inputs, gradient)
         else:
-            kernel = layer._kernel
+            kernel = kernels.kernel_of(layer)
             result = [
                 (kernel, _kernel_gradient(kernel, letters, inputs, gradient))
             ]
@@ -171,7 +172,7 @@ def _kernel_gradient(kernel, letters, inputs, gradient):
         equation = f"{letters.inputs},{letters.outputs}->{batch}" + (
             letters.kernel
         )
-        return gradients.Materialized(tf.einsum(equation, inputs, gradient))
+        return gradients.PerExampleTensor(tf.einsum(equation, inputs, gradient))
     batch = letters.inputs[0]
     lead = batch + letters.positions
     left = _transpose(inputs, letters.inputs, lead + letters.contracted)
@@ -210,6 +211,6 @@ def _bias_gradient(shape, gradient):
             f"a bias of shape {tuple(shape)} does not fit an output of shape "
             f"{tuple(gradient.shape)}"
         )
-    return gradients.Materialized(
+    return gradients.PerExampleTensor(
         tf.reshape(summed, [-1, *shape]) if math.prod(shape) else summed
     )

@@ -5,18 +5,20 @@ import inspect
 import keras
 import tensorflow as tf
 
+from tf_dpfp.keras_private import kernels
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.per_example import dense
 from tf_dpfp.per_example import gradients
 from tf_dpfp.per_example import rules
+from tf_dpfp.per_example import sums
 
 
-def _lookups(table, ids, gradient: tf.Tensor) -> gradients.RowGather:
+def _lookups(table, ids, gradient: tf.Tensor) -> gradients.EmbeddingRows:
     """The rows that the ids name; whatever is not the batch is positions."""
     values = dense.rows(gradient)
     ids = tf.reshape(tf.cast(ids, tf.int32), tf.shape(values)[:2])
     ids.set_shape(values.shape[:2])
-    return gradients.RowGather(ids, values, table.shape[0])
+    return gradients.EmbeddingRows(ids, values, table.shape[0])
 
 
 def _lora_factors(layer, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
@@ -56,7 +58,7 @@ def _lora_projection(layer, inputs: tf.Tensor, gradient: tf.Tensor):
             gradients.OuterProduct(
                 gradient,
                 tf.matmul(inputs, b, transpose_b=True),
-                layout=gradients.TABLE_LAYOUT,
+                layout=sums.TABLE_LAYOUT,
             ),
         ),
         (
@@ -77,7 +79,7 @@ class EmbeddingRule(rules.GradientRule):
         layer, (gradient,) = call.layer, output_gradients
         if layer.lora_enabled:
             return _lora_lookups(layer, call.inputs, gradient)
-        table = layer._embeddings
+        table = kernels.table_of(layer)
         return [(table, _lookups(table, call.inputs, gradient))]
 
 
@@ -85,7 +87,7 @@ class ReversibleEmbeddingRule(EmbeddingRule):
     """A table that is looked up in, and in reverse projects onto its rows.
 
     In reverse the gradient is an outer product. That of a tied table has the
-    layout which `gradients.add` adds to lookups without writing either out.
+    layout which `sums.add` adds to lookups without writing either out.
     """
 
     def record(self, layer, call, args, kwargs):
@@ -112,9 +114,9 @@ class ReversibleEmbeddingRule(EmbeddingRule):
             return _lora_projection(layer, inputs, gradient)
         if layer.tie_weights:
             product = gradients.OuterProduct(
-                gradient, inputs, layout=gradients.TABLE_LAYOUT
+                gradient, inputs, layout=sums.TABLE_LAYOUT
             )
-            return [(layer._embeddings, product)]
+            return [(kernels.table_of(layer), product)]
         product = gradients.OuterProduct(inputs, gradient)
         return [(layer.reverse_embeddings, product)]
 

@@ -125,7 +125,10 @@ class GenericRule(rules.GradientRule):
     def gradients(self, call, output_gradients):
         return [
             # A gather in the layer makes its gradient an `IndexedSlices`.
-            (variable, gradients.Materialized(tf.convert_to_tensor(gradient)))
+            (
+                variable,
+                gradients.PerExampleTensor(tf.convert_to_tensor(gradient)),
+            )
             for variable, gradient in zip(
                 call.saved, output_gradients, strict=True
             )

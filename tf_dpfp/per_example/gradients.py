@@ -33,7 +33,7 @@ Reference:
 """
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -121,7 +121,7 @@ def _weighted_rows(values: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
 
 
 class PerExampleGradient(abc.ABC):
-    """The gradients of one variable, one for every example of a batch."""
+    """Gradients of one variable, one for each example of a batch."""
 
     @abc.abstractmethod
     def squared_norms(self) -> tf.Tensor:
@@ -141,8 +141,8 @@ class PerExampleGradient(abc.ABC):
         """The gradients, shape `(batch, *variable_shape)`."""
 
 
-class Materialized(PerExampleGradient):
-    """Gradients that are written out.
+class PerExampleTensor(PerExampleGradient):
+    """Per-example gradients as one tensor, written out.
 
     Args:
         values: Tensor of shape `(batch, *variable_shape)`.
@@ -166,7 +166,7 @@ def _as_it_is(matrix: tf.Tensor) -> tf.Tensor:
 
 
 class OuterProduct(PerExampleGradient):
-    """`left^T right` per example, summed over positions.
+    """Per-example gradients `left^T right`, summed over positions.
 
     The gradient of anything that multiplies rows by a matrix: dense and
     einsum kernels (rows are positions), convolutions (rows are patches).
@@ -276,8 +276,8 @@ class OuterProduct(PerExampleGradient):
         return self._shaped(self._products())
 
 
-class RowGather(PerExampleGradient):
-    """A few rows of a table per example: the gradient of a lookup.
+class EmbeddingRows(PerExampleGradient):
+    """Per-example gradients of a lookup: a few rows of a table each.
 
     Args:
         ids: Integer tensor of shape `(batch, positions)`; may repeat.
@@ -336,91 +336,3 @@ class RowGather(PerExampleGradient):
     def materialize(self) -> tf.Tensor:
         one_hot = tf.one_hot(self.ids, self.num_rows, dtype=self.values.dtype)
         return tf.matmul(one_hot, self.values, transpose_a=True)
-
-
-class _TiedTable(PerExampleGradient):
-    """Lookups in a table and products with the same table, added exactly.
-
-    The gradient of a table E that is read by rows and that also projects:
-    `onehot(ids)^T values + left^T right`, with left `(batch, s, num_rows)`.
-    The cross term of the norm is a gather of `left` at the ids.
-    """
-
-    def __init__(self, rows: RowGather, product: OuterProduct):
-        self.rows = rows
-        self.product = product
-
-    def squared_norms(self) -> tf.Tensor:
-        ids, values = self.rows.distinct()
-        # (batch, s, t): left at the id of every row.
-        picked = tf.gather(self.product.left, ids, axis=2, batch_dims=1)
-        inner = tf.matmul(self.product.right, values, transpose_b=True)
-        cross = tf.reduce_sum(picked * inner, axis=(1, 2))
-        own = self.rows.squared_norms() + self.product.squared_norms()
-        # The sum of two is at most twice as long as its parts are together:
-        # rounding is relative to those, not to what is left of them.
-        return tf.maximum(own + 2.0 * cross, 0.0) + 4.0 * SLACK * own
-
-    def weighted_sum(self, factors: tf.Tensor) -> tf.Tensor:
-        return self.rows.weighted_sum(factors) + self.product.weighted_sum(
-            factors
-        )
-
-    def materialize(self) -> tf.Tensor:
-        return self.rows.materialize() + self.product.materialize()
-
-
-def _concatenate(parts, make):
-    first = parts[0]
-    return first if len(parts) == 1 else make(parts)
-
-
-def _add_products(parts: Sequence[OuterProduct]) -> OuterProduct:
-    return OuterProduct(
-        tf.concat([p.left for p in parts], axis=1),
-        tf.concat([p.right for p in parts], axis=1),
-        parts[0]._to_variable,
-        parts[0].layout,
-    )
-
-
-def _add_rows(parts: Sequence[RowGather]) -> RowGather:
-    return RowGather(
-        tf.concat([tf.cast(p.ids, tf.int64) for p in parts], axis=1),
-        tf.concat([p.values for p in parts], axis=1),
-        parts[0].num_rows,
-    )
-
-
-def add(parts: Sequence[PerExampleGradient]) -> PerExampleGradient:
-    """The exact sum of per-example gradients of one variable.
-
-    A variable that several calls read (a layer called twice, tied
-    embeddings) has one gradient per example, the sum; its norm is not the
-    sum of the norms.
-
-    Args:
-        parts: Per-example gradients of the same variable and batch.
-
-    Returns:
-        One `PerExampleGradient`. Products of one layout and lookups keep
-        their factored form; anything else is materialised.
-    """
-    if len(parts) == 1:
-        return parts[0]
-    products = [p for p in parts if isinstance(p, OuterProduct)]
-    rows = [p for p in parts if isinstance(p, RowGather)]
-    same_layout = len({p.layout for p in products}) <= 1
-    if same_layout and len(products) + len(rows) == len(parts):
-        if not rows:
-            return _concatenate(products, _add_products)
-        if not products:
-            return _concatenate(rows, _add_rows)
-        product = _concatenate(products, _add_products)
-        if product.layout == TABLE_LAYOUT:
-            return _TiedTable(_concatenate(rows, _add_rows), product)
-    return Materialized(tf.add_n([p.materialize() for p in parts]))
-
-
-# The layout of products that land in a lookup table: (num_rows, width).
-TABLE_LAYOUT = "table"

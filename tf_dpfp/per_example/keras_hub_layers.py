@@ -64,5 +64,5 @@ class MaskedLMHeadRule(rules.GradientRule):
 
     def gradients(self, call, output_gradients):
         (gradient,) = output_gradients
-        bias = gradients.Materialized(dense.sum_positions(gradient))
+        bias = gradients.PerExampleTensor(dense.sum_positions(gradient))
         return [(call.layer._bias, bias)]

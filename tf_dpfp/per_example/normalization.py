@@ -122,7 +122,7 @@ class _NormalizationRule(rules.GradientRule):
         ):
             if variable is not None:
                 rows = _summed_to(values(), axes, variable.shape)
-                result.append((variable, gradients.Materialized(rows)))
+                result.append((variable, gradients.PerExampleTensor(rows)))
         return result
 
 

@@ -108,8 +108,8 @@ def _patched_call(unit: Unit):
                 "called inside a loop or a function of another layer, where "
                 "its per-example gradients are out of reach. Register a "
                 "gradient rule for the outer layer: "
-                "`tf_dpfp.register_gradient_rule(OuterLayer)"
-                "(tf_dpfp.GenericRule)`."
+                "`tf_dpfp.gradient_rules.register_gradient_rule(OuterLayer)"
+                "(tf_dpfp.gradient_rules.GenericRule)`."
             )
         # A unit's own sublayers are the rule's affair, unless it says not.
         if not unit.rule.holds_units:

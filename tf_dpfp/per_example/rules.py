@@ -64,12 +64,12 @@ class GradientRule(abc.ABC):
         def call(self, x):
             return x * self.scale
 
-    @tf_dpfp.register_gradient_rule(Scale)
-    class ScaleRule(tf_dpfp.GradientRule):
+    @tf_dpfp.gradient_rules.register_gradient_rule(Scale)
+    class ScaleRule(tf_dpfp.gradient_rules.GradientRule):
         def gradients(self, call, output_gradients):
             per_position = call.inputs * output_gradients[0]
             return [(call.layer.scale,
-                     tf_dpfp.Materialized(sum_positions(per_position)))]
+                     tf_dpfp.gradient_rules.PerExampleTensor(sum_positions(per_position)))]
     ```
     """
 
@@ -190,7 +190,7 @@ _RULES_BY_NAME: dict[tuple[str, str], GradientRule] = {}
 def register_gradient_rule(
     layer_type: type,
 ) -> Callable[[type[GradientRule]], type[GradientRule]]:
-    """Class decorator: use this rule for the given layer type.
+    """Registers the decorated rule for a layer type.
 
     A later registration replaces an earlier one. A rule that is wrong makes
     the guarantee wrong. Before the first step of a training its gradients are

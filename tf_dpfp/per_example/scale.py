@@ -46,7 +46,12 @@ class BroadcastRule(rules.GradientRule):
 
     def gradients(self, call, output_gradients):
         return [
-            (v, gradients.Materialized(tf.reshape(gradient, [-1, *v.shape])))
+            (
+                v,
+                gradients.PerExampleTensor(
+                    tf.reshape(gradient, [-1, *v.shape])
+                ),
+            )
             for v, gradient in zip(call.saved, output_gradients, strict=True)
             if gradient is not None
         ]
@@ -65,4 +70,4 @@ class PReLURule(rules.GradientRule):
         if shared:
             values = tf.reduce_sum(values, axis=shared, keepdims=True)
         values = tf.reshape(values, [-1, *alpha.shape])
-        return [(alpha, gradients.Materialized(values))]
+        return [(alpha, gradients.PerExampleTensor(values))]

@@ -111,7 +111,7 @@ def whole_batch(strategy: tf.distribute.Strategy, batch: Any) -> Any:
     ):
         raise ValueError(
             "One replica alone can't deal a batch to all of them. Call "
-            "`dealt_step` outside of `strategy.run`: it calls it."
+            "`distributed_step` outside of `strategy.run`: it calls it."
         )
     if agreement.num_workers(strategy) > 1 or compiles(strategy):
         raise ValueError(

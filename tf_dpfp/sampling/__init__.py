@@ -14,7 +14,6 @@ from tf_dpfp.sampling.registry import examples_digest
 from tf_dpfp.sampling.registry import sampled_shard
 from tf_dpfp.sampling.registry import sampling_of
 from tf_dpfp.sampling.shuffled import shuffled_batches
-from tf_dpfp.sampling.stratified import microbatch_sampler
 from tf_dpfp.sampling.stratified import stratified_batches
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "deal",
     "examples_digest",
     "keep_probability",
-    "microbatch_sampler",
     "pad_to_multiple",
     "piece_of",
     "poisson_batches",

@@ -24,7 +24,7 @@ def calibrate_representation(
     """Computes the least noise multiplier of `DPRepresentationClip`.
 
     Epsilon is for replacing one example, like all figures of that layer; the
-    figures of `calibrate` are for adding or removing one.
+    figures of `calibrate_noise_multiplier` are for adding or removing one.
 
     Args:
         batches: A data set made by `stratified_batches`. The cost of
@@ -55,8 +55,9 @@ def calibrate_representation(
     info = registry.sampling_of(batches)
     if info is None or not isinstance(info.sampling, WithoutReplacement):
         raise ValueError(
-            "`batches` must be the data set that tf_dpfp.stratified_batches "
-            f"returned, itself. Received: {type(batches).__name__}."
+            "`batches` must be the data set that "
+            "tf_dpfp.representations.stratified_batches returned, itself. "
+            f"Received: {type(batches).__name__}."
         )
     epochs = arguments.number("epochs", epochs, above=0)
     if gradient_noise_multiplier is not None:

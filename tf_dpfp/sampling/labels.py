@@ -85,10 +85,14 @@ def randomize_labels(
             f"{labels.min()} to {labels.max()}"
         )
     rng = np.random.default_rng(seed)
-    keep = rng.random(labels.size) < keep_probability(epsilon, num_classes)
+    # By the probability of a change, not by its complement: that would be
+    # rounded to 1 for an epsilon above 37, and no label would ever change.
+    # `random` is a multiple of 2^-53, so the comparison rounds up.
+    change = 1.0 / (1.0 + math.exp(epsilon) / (num_classes - 1))
+    changed = rng.random(labels.size) < change
     # One of the others: a step of 1 to K - 1 around the circle of classes.
     away = rng.integers(1, num_classes, labels.size)
-    values = np.where(keep, labels, (labels + away) % num_classes)
+    values = np.where(changed, (labels + away) % num_classes, labels)
     entry = LedgerEntry(
         EveryLabel(num_classes, secrets.randbits(52)),
         1.0 / epsilon,

@@ -42,10 +42,8 @@ class Pipeline:
 UNKNOWN = Pipeline("the batch", accounting.UnknownSampling(), None)
 
 
-def describe(
-    arguments: dict[str, Any], need_batch_size: bool, joint: bool = False
-) -> Pipeline:
-    """Describes the data passed to `fit`.
+def describe(arguments: dict[str, Any], need_batch_size: bool) -> Pipeline:
+    """Describes the data passed to `fit`, for steps that release sums.
 
     Only a data set that this package made proves anything. An ordinary
     pipeline is described as unknown sampling: each example may be in every
@@ -55,8 +53,6 @@ def describe(
         arguments: The bound arguments of `fit`.
         need_batch_size: Boolean, whether to find the batch size of an ordinary
             pipeline, which reads its first batch.
-        joint: Boolean, true for joint steps, which release representations
-            together with clipped sums: another sampling amplifies those.
 
     Returns:
         The `Pipeline`.
@@ -64,10 +60,7 @@ def describe(
     Raises:
         ValueError: If the batches were drawn for another kind of step.
     """
-    x = arguments["x"]
-    info = registry.sampling_of(x)
-    if info is not None and joint:
-        return _of_joint_steps(info)
+    info = registry.sampling_of(arguments["x"])
     if info is not None:
         if not isinstance(info.sampling, accounting.PoissonSampling):
             raise ValueError(
@@ -77,6 +70,39 @@ def describe(
                 f"batches of {info.draws} draws"
             )
         return of_info(info)
+    return _describe_unknown(arguments, need_batch_size)
+
+
+def describe_joint(
+    arguments: dict[str, Any], need_batch_size: bool
+) -> Pipeline:
+    """Describes the data passed to `fit`, for joint steps.
+
+    Joint steps release representations together with clipped sums. Draws
+    without replacement amplify them, Poisson sampling does not.
+
+    Args:
+        arguments: The bound arguments of `fit`.
+        need_batch_size: Boolean, whether to find the batch size of an ordinary
+            pipeline, which reads its first batch.
+
+    Returns:
+        The `Pipeline`.
+
+    Raises:
+        ValueError: If a batch is several draws.
+    """
+    info = registry.sampling_of(arguments["x"])
+    if info is not None:
+        return _of_joint_steps(info)
+    return _describe_unknown(arguments, need_batch_size)
+
+
+def _describe_unknown(
+    arguments: dict[str, Any], need_batch_size: bool
+) -> Pipeline:
+    """Describes an ordinary pipeline: each example may be in every step."""
+    x = arguments["x"]
     if isinstance(x, tf.data.Dataset):
         size = _dataset_batch_size(x) if need_batch_size else None
         return Pipeline("the data set", accounting.UnknownSampling(), size)

@@ -14,6 +14,7 @@ from tf_dpfp.sampling import batching
 from tf_dpfp.sampling import registry
 from tf_dpfp.sampling import source as source_lib
 from tf_dpfp.sampling import sources
+from tf_dpfp.sampling.binomial import BinomialCounts
 from tf_dpfp.sampling.source import Source
 
 # Probability per step that a padded batch cannot hold its draw, by default.
@@ -55,10 +56,10 @@ def poisson_batches(
 
     >>> x = np.arange(10)
     >>> batches = tf_dpfp.poisson_batches(
-    ...     x, expected_batch_size=4, steps_per_epoch=3, seed=1
+    ...     x, expected_batch_size=4, steps_per_epoch=3, seed=2
     ... )
     >>> [batch.tolist() for batch in batches.as_numpy_iterator()]
-    [[7, 5, 0, 1], [2, 8, 9, 7], [8]]
+    [[3, 6], [2, 9, 5], [3, 7, 8, 5, 6]]
 
     Args:
         x: Examples, as one of:
@@ -199,11 +200,12 @@ class _Sampler:
         """Returns `steps` batches of every `count`-th example."""
         source = source_lib.every_nth(self.source, index, count)
         entropy = batching.seeds(self.seed, index)
+        counts = BinomialCounts(source.size, self.rate)
 
         def draws() -> Iterator[np.ndarray]:
             rng = np.random.default_rng(next(entropy))
             for _ in range(self.steps):
-                yield draw(rng, source.size, self.rate, capacity)
+                yield draw(rng, counts, capacity)
 
         dataset = batching.batches(source, draws, capacity, self.map_fn)
         return dataset.apply(
@@ -213,8 +215,7 @@ class _Sampler:
 
 def draw(
     rng: np.random.Generator,
-    population: int,
-    rate: float,
+    counts: BinomialCounts,
     capacity: int | None = None,
 ) -> np.ndarray:
     """Draws the indices of one Poisson batch, in random order.
@@ -224,16 +225,16 @@ def draw(
 
     Args:
         rng: Generator that the randomness comes from.
-        population: Number of examples.
-        rate: Probability of each example.
+        counts: Distribution of the number of examples.
         capacity: Greatest number of indices; a surplus is dropped at random.
 
     Returns:
         Distinct indices, an integer array of varying length.
     """
-    count = rng.binomial(population, rate)
-    # The choice is shuffled, so what is cut off is uniform among the drawn.
-    return rng.choice(population, count, replace=False)[:capacity]
+    # The choice is uniform among all subsets, by integers alone. It is
+    # shuffled, so what is cut off is uniform among the drawn.
+    drawn = rng.choice(counts.population, counts.draw(rng), replace=False)
+    return drawn[:capacity]
 
 
 def overflow_probability(population: int, rate: float, capacity: int) -> float:

@@ -1,7 +1,7 @@
 """Sources of everything that examples may be kept in."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tf_dpfp import arguments
 from tf_dpfp.sampling import element_sources
+from tf_dpfp.sampling import mapped_arrays
 from tf_dpfp.sampling import source as source_lib
 from tf_dpfp.sampling.source import Leaves
 from tf_dpfp.sampling.source import Source
@@ -116,11 +117,15 @@ def _from_arrays(components: tuple[Any, ...]) -> Source:
     )
 
 
-def _taker(arrays: Any) -> Callable[[np.ndarray], Leaves]:
-    arrays = tuple(arrays)
-    dtypes = tuple(source_lib.fit_dtype(a.dtype).as_numpy_dtype for a in arrays)
+def _taker(arrays: Sequence[np.ndarray]) -> Callable[[np.ndarray], Leaves]:
+    """Returns the function from indices to the examples of arrays."""
+    dtypes = [source_lib.fit_dtype(a.dtype).as_numpy_dtype for a in arrays]
+    mappings = [mapped_arrays.mapping_of(array) for array in arrays]
 
     def take(indices: np.ndarray) -> Leaves:
+        for array, mapping in zip(arrays, mappings, strict=True):
+            if mapping is not None:
+                mapped_arrays.read_ahead(array, mapping, indices)
         return tuple(
             np.take(array, indices, axis=0).astype(dtype, copy=False)
             for array, dtype in zip(arrays, dtypes, strict=True)

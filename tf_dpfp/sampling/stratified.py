@@ -1,7 +1,6 @@
 """Stratified draws: a fixed number of each label, without replacement."""
 
 import heapq
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -125,38 +124,6 @@ def stratified_batches(
     )
 
 
-def microbatch_sampler(
-    x: Any,
-    y: Any,
-    *,
-    microbatch_size: int,
-    microbatches: int = 1,
-    **kwargs: Any,
-) -> tf.data.Dataset:
-    """Deprecated name of `stratified_batches`.
-
-    Args:
-        x: See `stratified_batches`.
-        y: See `stratified_batches`.
-        microbatch_size: Deprecated name of `draw_size`.
-        microbatches: Deprecated name of `draws`.
-        **kwargs: Other arguments of `stratified_batches`.
-
-    Returns:
-        The result of `stratified_batches`.
-    """
-    warnings.warn(
-        "`microbatch_sampler(microbatch_size=, microbatches=)` is deprecated "
-        "and will be removed in the next version. Use "
-        "`stratified_batches(draw_size=, draws=)`.",
-        DeprecationWarning,
-        stacklevel=2,
-    )
-    return stratified_batches(
-        x, y, draw_size=microbatch_size, draws=microbatches, **kwargs
-    )
-
-
 def draw(
     rng: np.random.Generator, strata: list[np.ndarray], counts: list[int]
 ) -> np.ndarray:
@@ -229,9 +196,9 @@ def _randomized(
     if not isinstance(labels, str) or labels != "public":
         raise ValueError(
             "The noise of the representations does not cover the labels. "
-            "Declare them public with labels='public', or pass y="
-            "tf_dpfp.randomize_labels(y, ...). Received: labels="
-            f"{labels!r}"
+            "Declare them public with labels='public', or pass "
+            "y=tf_dpfp.representations.randomize_labels(y, ...). Received: "
+            f"labels={labels!r}"
         )
     return None
 

@@ -5,15 +5,15 @@ from tf_dpfp.step.batch import clipped_batch
 from tf_dpfp.step.batch import regularization_gradients
 from tf_dpfp.step.microbatch import MicrobatchResult
 from tf_dpfp.step.microbatch import forward
+from tf_dpfp.step.plan import Below
 from tf_dpfp.step.plan import Plan
-from tf_dpfp.step.plan import RowsBelow
 from tf_dpfp.step.plan import make_plan
 from tf_dpfp.step.plan import owned_variables
 
 __all__ = [
     "MicrobatchResult",
     "Plan",
-    "RowsBelow",
+    "Below",
     "as_clipped_gradients",
     "clipped_batch",
     "forward",

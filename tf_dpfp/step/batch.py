@@ -63,19 +63,24 @@ def clipped_batch(
         sample_weight: Sample weights, or `None`.
         microbatch_size: Physical batch, or `None` for the whole at once.
         after_microbatch: Called for every micro-batch with
-            `(x, y, sample_weight, rows, result)`: metrics.
+            `(x, y, sample_weight, is_example, result)`: metrics.
 
     Returns:
         The clipped sum for each variable, the counts, and the gradients
         above released representations; private.
     """
     data = (x, y, sample_weight)
-    data, rows = sampling_lib.pad_to_multiple(data, microbatch_size or 1)
+    data, is_example = sampling_lib.pad_to_multiple(data, microbatch_size or 1)
     if microbatch_size is None:
-        result = clipped_microbatch(model, plan, *data, rows)
-        after_microbatch(*data, rows, result)
+        x, y, sample_weight = data
+        result = clipped_microbatch(
+            model, plan, x, y, sample_weight, is_example
+        )
+        after_microbatch(*data, is_example, result)
         return result.sums
-    pieces = sampling_lib.split_microbatches((data, rows), microbatch_size)
+    pieces = sampling_lib.split_microbatches(
+        (data, is_example), microbatch_size
+    )
     count = tf.shape(pieces[1])[0]
 
     def at(index):
@@ -84,9 +89,12 @@ def clipped_batch(
         )
 
     def run(index):
-        piece, piece_rows = at(index)
-        result = clipped_microbatch(model, plan, *piece, piece_rows)
-        after_microbatch(*piece, piece_rows, result)
+        piece, piece_is_example = at(index)
+        x, y, sample_weight = piece
+        result = clipped_microbatch(
+            model, plan, x, y, sample_weight, piece_is_example
+        )
+        after_microbatch(*piece, piece_is_example, result)
         return result.sums
 
     # Piece 0 outside the loop: it shows which variables get a sum, and builds
@@ -150,9 +158,9 @@ def as_clipped_gradients(
     """
     below = len(plan.variables)
     joint = None
-    if plan.rows is not None:
+    if plan.representations is not None:
         joint = JointGradients(
-            representations=plan.rows,
+            representations=plan.representations,
             variables=tuple(plan.above),
             sums=tuple(sums.above),
             regularization=tuple(regularization[below:]),

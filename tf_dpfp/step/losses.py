@@ -23,7 +23,7 @@ from tf_dpfp.keras_private import layers as keras_layers
 # Row i of what these return depends on row i of their arguments alone. Hinge
 # and SquaredHinge are not among them: they ask whether all labels of the batch
 # are 0 or 1.
-_ROW_WISE = {
+_EXAMPLE_WISE = {
     name
     for name in (
         "BinaryCrossentropy",
@@ -46,8 +46,10 @@ _ROW_WISE = {
     )
     if hasattr(keras.losses, name)
 }
-_ROW_WISE_CLASSES = tuple(getattr(keras.losses, name) for name in _ROW_WISE)
-_ROW_WISE_FUNCTIONS = tuple(
+_EXAMPLE_WISE_CLASSES = tuple(
+    getattr(keras.losses, name) for name in _EXAMPLE_WISE
+)
+_EXAMPLE_WISE_FUNCTIONS = tuple(
     getattr(keras.losses, name)
     for name in (
         "binary_crossentropy",
@@ -95,21 +97,21 @@ class PerExampleLoss(keras.losses.Loss):
             )
         self._loss = loss
         self._is_loss = isinstance(loss, keras.losses.Loss)
-        self._row_wise = _is_row_wise(loss)
+        self._example_wise = _is_example_wise(loss)
         self._loss_reduction = (
             loss.reduction if self._is_loss else "sum_over_batch_size"
         )
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        if self._row_wise:
-            return self._by_rows(y_true, y_pred, sample_weight)
+        if self._example_wise:
+            return self._by_examples(y_true, y_pred, sample_weight)
         return self._one_by_one(y_true, y_pred, sample_weight)
 
     def call(self, y_true, y_pred):
         """As Keras requires; the loss of each example, unweighted."""
         return self(y_true, y_pred)
 
-    def _by_rows(self, y_true, y_pred, sample_weight):
+    def _by_examples(self, y_true, y_pred, sample_weight):
         mask = keras_layers.mask_of(y_pred)
         y_pred = keras.ops.convert_to_tensor(y_pred)
         y_true = keras.ops.convert_to_tensor(y_true)
@@ -128,7 +130,9 @@ class PerExampleLoss(keras.losses.Loss):
         if own is not None:
             own = tf.cast(own, tf.bool)
             mask = own if mask is None else tf.cast(mask, tf.bool) & own
-        return reduce_rows(values, sample_weight, mask, self._loss_reduction)
+        return reduce_examples(
+            values, sample_weight, mask, self._loss_reduction
+        )
 
     def _check_axis(self, rank: int) -> None:
         axis = keras_layers.loss_axis(self._loss)
@@ -157,8 +161,10 @@ class PerExampleLoss(keras.losses.Loss):
             if self._is_loss:
                 value = self._loss(example["y_true"], prediction, weight)
             else:
-                value = reduce_rows(
-                    _at_least_rows(self._loss(example["y_true"], prediction)),
+                value = reduce_examples(
+                    _at_least_examples(
+                        self._loss(example["y_true"], prediction)
+                    ),
                     weight,
                     example.get("mask"),
                     "sum_over_batch_size",
@@ -168,13 +174,13 @@ class PerExampleLoss(keras.losses.Loss):
         return tf.vectorized_map(loss_of_one, given)
 
 
-def _is_row_wise(loss: Any) -> bool:
-    if any(loss is function for function in _ROW_WISE_FUNCTIONS):
+def _is_example_wise(loss: Any) -> bool:
+    if any(loss is function for function in _EXAMPLE_WISE_FUNCTIONS):
         return True
-    return type(loss) in _ROW_WISE_CLASSES
+    return type(loss) in _EXAMPLE_WISE_CLASSES
 
 
-def _at_least_rows(values: tf.Tensor) -> tf.Tensor:
+def _at_least_examples(values: tf.Tensor) -> tf.Tensor:
     values = tf.convert_to_tensor(values)
     return values[None] if values.shape.rank == 0 else values
 
@@ -203,7 +209,7 @@ def _aligned(weights: tf.Tensor, rank: int) -> tf.Tensor:
     return weights
 
 
-def reduce_rows(
+def reduce_examples(
     values: tf.Tensor,
     sample_weight: tf.Tensor | None,
     mask: tf.Tensor | None,
@@ -272,7 +278,7 @@ def per_example(loss: Any) -> Any:
     return tree.map_structure(convert, loss)
 
 
-def nonzero_rows(sample_weight: Any, batch_size) -> tf.Tensor:
+def has_weight(sample_weight: Any, batch_size) -> tf.Tensor:
     """Which examples have any weight at all.
 
     An example of zero weight contributes nothing and is counted nowhere:
@@ -280,7 +286,7 @@ def nonzero_rows(sample_weight: Any, batch_size) -> tf.Tensor:
 
     Args:
         sample_weight: Weights, nested over outputs, or `None`.
-        batch_size: Number of rows.
+        batch_size: Number of examples.
 
     Returns:
         Boolean tensor of shape `(batch,)`.

@@ -61,7 +61,7 @@ def forward(model: keras.Model, x):
 
 
 def clipped_microbatch(
-    model: keras.Model, plan: Plan, x, y, sample_weight, rows: tf.Tensor
+    model: keras.Model, plan: Plan, x, y, sample_weight, is_example: tf.Tensor
 ) -> MicrobatchResult:
     """Clipped sums of one physical batch.
 
@@ -71,7 +71,7 @@ def clipped_microbatch(
         x: Inputs.
         y: Labels.
         sample_weight: Sample weights, or `None`.
-        rows: Boolean, `(batch,)`: false for padding.
+        is_example: Boolean, `(batch,)`: false for padding.
 
     Returns:
         A `MicrobatchResult`.
@@ -84,8 +84,10 @@ def clipped_microbatch(
         with per_example.record_calls(plan.units) as calls, plan.step():
             y_pred = forward(model, x)
         losses = plan.loss(y, y_pred, sample_weight)
-        losses = _one_per_row(losses, rows)
-        total = tf.reduce_sum(tf.where(rows, losses, tf.zeros_like(losses)))
+        losses = _one_per_example(losses, is_example)
+        total = tf.reduce_sum(
+            tf.where(is_example, losses, tf.zeros_like(losses))
+        )
         total *= tf.cast(plan.loss_scale, total.dtype)
     _check_no_added_losses(model)
     sources = [call.sources for call in calls]
@@ -99,8 +101,8 @@ def clipped_microbatch(
     )
     _check_unseen(unseen, unseen_gradients)
     present = (
-        rows
-        & losses_lib.nonzero_rows(sample_weight, tf.shape(rows)[0])
+        is_example
+        & losses_lib.has_weight(sample_weight, tf.shape(is_example)[0])
         & tf.math.is_finite(losses)
     )
     gradients = clipping_lib.gather_gradients(
@@ -145,16 +147,16 @@ def _unscale(source_gradients, scale: float):
     return [[unscale(g) for g in group] for group in source_gradients]
 
 
-def _one_per_row(losses: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+def _one_per_example(losses: tf.Tensor, is_example: tf.Tensor) -> tf.Tensor:
     if losses.shape.rank != 1 or not losses.shape.is_compatible_with(
-        rows.shape
+        is_example.shape
     ):
         raise ValueError(
             "The loss did not reduce to one number per example: its shape is "
-            f"{tuple(losses.shape)} for a batch of {rows.shape[0]}."
+            f"{tuple(losses.shape)} for a batch of {is_example.shape[0]}."
         )
     # Fails where the sizes are known only now, instead of broadcasting.
-    return tf.reshape(losses, tf.shape(rows))
+    return tf.reshape(losses, tf.shape(is_example))
 
 
 def _check_no_added_losses(model: keras.Model) -> None:

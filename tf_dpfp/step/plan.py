@@ -34,7 +34,7 @@ class Plan:
         loss: Maps `(y, y_pred, sample_weight)` to one loss per example.
         loss_scale: The loss is multiplied by this in the backward pass.
         above: The trainable variables above released representations.
-        rows: The representations; `None` if the model releases none.
+        representations: Their release; `None` if the model releases none.
     """
 
     units: Sequence[per_example.Unit]
@@ -44,7 +44,7 @@ class Plan:
     loss: Any
     loss_scale: float
     above: Sequence[keras.Variable] = ()
-    rows: counting.GaussianRelease | None = None
+    representations: counting.GaussianRelease | None = None
 
     def step(self, noise: bool = True) -> contextlib.AbstractContextManager:
         """What the forward pass runs in, for representations to know of it.
@@ -52,25 +52,25 @@ class Plan:
         Args:
             noise: Whether representations get noise: not in a trial.
         """
-        if self.rows is None:
+        if self.representations is None:
             return contextlib.nullcontext()
         return layers_lib.joint_step(noise)
 
 
-class RowsBelow(NamedTuple):
+class Below(NamedTuple):
     """Representations that a model releases, and what is trained below them.
 
     Attributes:
-        rows: The representations.
+        representations: Their release.
         positions: Which of the trainable variables are below.
     """
 
-    rows: counting.GaussianRelease
+    representations: counting.GaussianRelease
     positions: Sequence[int]
 
 
 def make_plan(
-    model: keras.Model, optimizer, loss, released: RowsBelow | None = None
+    model: keras.Model, optimizer, loss, below: Below | None = None
 ) -> Plan:
     """Cuts a built model into units and groups.
 
@@ -78,7 +78,7 @@ def make_plan(
         model: A built model.
         optimizer: A private optimizer.
         loss: What `losses.per_example` and Keras made of the compiled loss.
-        released: The representations that the model releases, if any.
+        below: What is trained below noised representations, if any.
 
     Returns:
         The `Plan`.
@@ -89,10 +89,10 @@ def make_plan(
     """
     owned = owned_variables(model)
     above = []
-    if released is not None:
-        below = set(released.positions)
-        above = [o.variable for i, o in enumerate(owned) if i not in below]
-        owned = [o for i, o in enumerate(owned) if i in below]
+    if below is not None:
+        inside = set(below.positions)
+        above = [o.variable for i, o in enumerate(owned) if i not in inside]
+        owned = [o for i, o in enumerate(owned) if i in inside]
     if not owned:
         raise ValueError(
             f"Model '{model.name}' has no trainable weights: nothing to train."
@@ -114,7 +114,7 @@ def make_plan(
         loss=loss,
         loss_scale=scale,
         above=above,
-        rows=None if released is None else released.rows,
+        representations=None if below is None else below.representations,
     )
 
 

@@ -6,7 +6,7 @@ import math
 import keras
 
 from tf_dpfp import accounting
-from tf_dpfp.training import state as state_lib
+from tf_dpfp import mechanisms
 
 
 @keras.saving.register_keras_serializable(package="tf_dpfp")
@@ -59,7 +59,7 @@ class PrivacyBudget(keras.callbacks.Callback):
         self._shown = 0.0
 
     def on_train_begin(self, logs=None):  # noqa: ARG002
-        state = state_lib.state_of(self.model)
+        state = mechanisms.mechanism_of(self.model).state
         population = max(state.populations, default=None)
         if population is not None and self.delta >= 1.0 / population:
             raise ValueError(
@@ -72,13 +72,16 @@ class PrivacyBudget(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):  # noqa: ARG002
         # A callback after this one may have restored a checkpoint.
         if not self._started:
-            if state_lib.released(self.model) != self._spent_before:
+            if (
+                mechanisms.mechanism_of(self.model).entries()
+                != self._spent_before
+            ):
                 self._start()
             self._started = True
 
     def _start(self) -> None:
-        self._spent_before = state_lib.released(self.model)
-        self._next = state_lib.next_step(self.model)
+        self._spent_before = mechanisms.mechanism_of(self.model).entries()
+        self._next = mechanisms.mechanism_of(self.model).next_entries()
         if not self._next:
             raise ValueError(
                 f"Model '{self.model.name}' is not built, and what a step "
@@ -124,7 +127,7 @@ class PrivacyBudget(keras.callbacks.Callback):
 
     def _count(self) -> int:
         """Steps taken since this training began."""
-        released = state_lib.released(self.model)
+        released = mechanisms.mechanism_of(self.model).entries()
         total = sum(entry.steps for entry in released)
         new = total - sum(entry.steps for entry in self._spent_before)
         return math.ceil(new / sum(entry.steps for entry in self._next))

@@ -1,4 +1,4 @@
-"""What `compile` of a private model does and Keras's does not."""
+"""Compilation of private models, and of those that come from files."""
 
 from typing import Any
 
@@ -6,32 +6,67 @@ import keras
 import tensorflow as tf
 
 from tf_dpfp import clipping
+from tf_dpfp import mechanisms
 from tf_dpfp import optimizers
 from tf_dpfp.keras_private import trainer as keras_trainer
-from tf_dpfp.training import preparation
-from tf_dpfp.training import representations
-from tf_dpfp.training import state as state_lib
+from tf_dpfp.mechanisms import clip_layers
+from tf_dpfp.mechanisms import gradients
+from tf_dpfp.mechanisms import state as state_lib
 
 
-def given_optimizer(model, args, kwargs, ordinary):
-    """The argument of `compile`; refused before anything is changed."""
-    optimizer = state_lib.bound(ordinary, args, kwargs).get("optimizer")
-    if not isinstance(optimizer, optimizers.PrivateOptimizer):
-        shown = (
-            optimizer
-            if isinstance(optimizer, str)
-            else type(optimizer).__name__
-        )
-        raise optimizers.NotPrivateError(
-            f"Model '{model.name}' is private and can't be compiled with "
-            f"optimizer={shown!r}, which adds no noise. Use a private "
-            "optimizer, for example optimizer=tf_dpfp.DPAdam(...)."
-        )
-    return optimizer
+def compile_private(model: keras.Model, args: tuple, kwargs: dict) -> None:
+    """Compiles a private model and chooses its mechanism.
+
+    Args:
+        model: A private model.
+        args: Positional arguments of `compile`.
+        kwargs: Keyword arguments of `compile`.
+
+    Raises:
+        NotPrivateError: If neither the optimizer nor a layer adds noise.
+        ValueError: If the model can't be trained so.
+    """
+    state = state_lib.state_of(model)
+    before = getattr(model, "optimizer", None)
+    ordinary = state_lib.ordinary(model, "compile")
+    given = state_lib.bound(ordinary, args, kwargs).get("optimizer")
+    if isinstance(given, optimizers.PrivateOptimizer):
+        kwargs["auto_scale_loss"] = False
+        if "jit_compile" not in kwargs and not _suits_xla(given):
+            kwargs["jit_compile"] = False
+    elif not clip_layers.layers_of(model):
+        # Before anything is changed.
+        raise _adds_no_noise(model, given)
+    try:
+        ordinary(*args, **kwargs)
+        # A model's own `compile` may have put another optimizer in its place.
+        if isinstance(model.optimizer, optimizers.PrivateOptimizer):
+            gradients.check_same_model(model, model.optimizer)
+        mechanism = mechanisms.choose(model, model.optimizer)
+        mechanism.take_over(before)
+    except BaseException:
+        # The ledger of the earlier optimizer must be there for the next try.
+        model.optimizer = before
+        raise
+    state.mechanism = mechanism
+    mechanism.check_compiled()
 
 
-def suits_xla(optimizer) -> bool:
-    """Whether XLA is left on where Keras itself turns it on."""
+def _adds_no_noise(
+    model: keras.Model, optimizer: Any
+) -> optimizers.NotPrivateError:
+    shown = (
+        optimizer if isinstance(optimizer, str) else type(optimizer).__name__
+    )
+    return optimizers.NotPrivateError(
+        f"Model '{model.name}' is private and can't be compiled with "
+        f"optimizer={shown!r}, which adds no noise. Use a private optimizer, "
+        "for example optimizer=tf_dpfp.DPAdam(...)."
+    )
+
+
+def _suits_xla(optimizer: optimizers.PrivateOptimizer) -> bool:
+    """Tells if XLA is left on where Keras itself turns it on."""
     # Private steps are slower with it on CPU, and it compiles for one device.
     per_device = isinstance(optimizer.clipping, clipping.PerDevice)
     return _has_accelerator() and not per_device
@@ -44,21 +79,8 @@ def _has_accelerator() -> bool:
     )
 
 
-def compile_on_representations(model, args, kwargs, before) -> None:
-    """`compile` with an ordinary optimizer, above noised representations."""
-    state_lib.ordinary(model, "compile")(*args, **kwargs)
-    if isinstance(before, optimizers.PrivateOptimizer):
-        # What was released under the private optimizer stays released.
-        if model.built and before.ledger_entries:
-            representations.layers_of(model)[0].absorb_ledger(
-                before.ledger_entries
-            )
-    if model.built and getattr(model, "inputs", None):
-        preparation.try_representations(model, representations.inputs_of(model))
-
-
 def compile_loaded(model: keras.Model, config: dict) -> bool:
-    """Gives a loaded model its private optimizer back, for it has the ledger.
+    """Restores a loaded model's private optimizer, which holds the ledger.
 
     Args:
         model: A model with a `compile` of its own.
@@ -83,7 +105,7 @@ def compile_loaded(model: keras.Model, config: dict) -> bool:
             "its ledger is then lost, and adding up is your task."
         ) from error
     # The state that follows in the file holds the ledger.
-    preparation.build_optimizer(model, model.optimizer)
+    gradients.build_optimizer(model, model.optimizer)
     return True
 
 

@@ -6,17 +6,15 @@ from collections.abc import Sequence
 import keras
 
 from tf_dpfp import accounting
+from tf_dpfp import mechanisms
 from tf_dpfp import step as step_lib
-from tf_dpfp import validation
-from tf_dpfp.training import representations
-from tf_dpfp.training import state as state_lib
 
 
 def ledger(model: keras.Model) -> Sequence[accounting.LedgerEntry]:
-    """What a private model has released so far.
+    """Lists what a private model has released so far, by kind of step.
 
     Args:
-        model: A private, compiled model, or one with a `DPRepresentationClip`.
+        model: A private, compiled model.
 
     Returns:
         One `LedgerEntry` for each kind of step that ran: how its examples
@@ -26,11 +24,13 @@ def ledger(model: keras.Model) -> Sequence[accounting.LedgerEntry]:
     Raises:
         NotPrivateError: If the model or its optimizer is not private.
     """
-    return state_lib.released(model)
+    return mechanisms.mechanism_of(model).entries()
 
 
-def epsilon(model: keras.Model, delta: float, accountant: str = "rdp") -> float:
-    """The epsilon of everything a model's training has released.
+def compute_epsilon(
+    model: keras.Model, delta: float, accountant: str = "rdp"
+) -> float:
+    """Computes the epsilon of everything a model's training has released.
 
     Adjacency: one example added or removed; of a model with a
     `DPRepresentationClip`, one example replaced by another of the same label
@@ -39,7 +39,7 @@ def epsilon(model: keras.Model, delta: float, accountant: str = "rdp") -> float:
     `stratified_batches`, are amplified by sampling, others are not.
 
     Args:
-        model: A private, compiled model, or one with a `DPRepresentationClip`.
+        model: A private, compiled model.
         delta: Probability with which the guarantee may fail, in (0, 1); below
             one over the number of examples to mean anything.
         accountant: `"rdp"` or `"pld"` (tighter, slower).
@@ -52,25 +52,9 @@ def epsilon(model: keras.Model, delta: float, accountant: str = "rdp") -> float:
         NotPrivateError: If the model or its optimizer is not private.
         ValueError: If `delta` or `accountant` is out of range.
     """
-    entries = ledger(model)
-    spent = accounting.compute_epsilon(entries, delta, accountant)
-    return math.inf if _objections(model, entries) else spent
-
-
-def _objections(
-    model: keras.Model, entries: Sequence[accounting.LedgerEntry]
-) -> list[str]:
-    """Why the ledger of a model does not tell its epsilon."""
-    if not representations.layers_of(model):
-        return []
-    uncounted = representations.uncounted_steps(model)
-    if state_lib.is_private(model) or not (entries or uncounted):
-        return uncounted
-    return [
-        *uncounted,
-        *representations.objections(model),
-        *map(str, validation.model_problems(model)),
-    ]
+    mechanism = mechanisms.mechanism_of(model)
+    spent = accounting.compute_epsilon(mechanism.entries(), delta, accountant)
+    return math.inf if mechanism.objections() else spent
 
 
 def privacy_statement(
@@ -79,7 +63,7 @@ def privacy_statement(
     """Says in words what a model's training guarantees and what it does not.
 
     Args:
-        model: A private, compiled model, or one with a `DPRepresentationClip`.
+        model: A private, compiled model.
         delta: Probability with which the guarantee may fail, in (0, 1).
         accountant: `"rdp"` or `"pld"`.
 
@@ -90,21 +74,18 @@ def privacy_statement(
         NotPrivateError: If the model or its optimizer is not private.
         ValueError: If `delta` or `accountant` is out of range.
     """
-    entries = state_lib.released(model)
-    private = state_lib.is_private(model)
-    populations = state_lib.state_of(model).populations if private else ()
+    mechanism = mechanisms.mechanism_of(model)
     return accounting.privacy_statement(
-        entries,
+        mechanism.entries(),
         delta,
         accountant=accountant,
-        population=max(populations, default=None),
-        objections=_objections(model, entries),
-        notes=[] if private else representations.notes(model),
+        population=max(mechanism.state.populations, default=None),
+        objections=mechanism.objections(),
     )
 
 
-def thresholds(model: keras.Model) -> dict[str, float]:
-    """The clip norm that each group of a model has in the next step.
+def clip_norms(model: keras.Model) -> dict[str, float]:
+    """Returns the clip norm of each group of a model in the next step.
 
     Fixed thresholds are what they were set to. Adaptive ones come from noised
     counts only, so they are as private as the weights and may be logged.
@@ -119,8 +100,7 @@ def thresholds(model: keras.Model) -> dict[str, float]:
         NotPrivateError: If the model or its optimizer is not private.
         ValueError: If the model has no weights yet.
     """
-    state_lib.state_of(model)
-    optimizer = state_lib.require_private_optimizer(model)
+    optimizer = mechanisms.gradients_of(model).optimizer
     if not model.built:
         raise ValueError(
             f"Model '{model.name}' has no weights to group yet. Call it on a "

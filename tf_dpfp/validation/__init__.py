@@ -1,9 +1,19 @@
-"""What can't be made private, and what can be done about it."""
+"""Checks of models before training, and replacements for layers."""
 
+from tf_dpfp.validation.checks import LAYER_CHECKS
+from tf_dpfp.validation.checks import RANDOM_MIXING_CHECKS
+from tf_dpfp.validation.checks import LayerCheck
 from tf_dpfp.validation.checks import Problem
-from tf_dpfp.validation.checks import model_problems
 from tf_dpfp.validation.checks import raise_if_invalid
 from tf_dpfp.validation.checks import validate
 from tf_dpfp.validation.fixes import fix
 
-__all__ = ["Problem", "fix", "model_problems", "raise_if_invalid", "validate"]
+__all__ = [
+    "LAYER_CHECKS",
+    "RANDOM_MIXING_CHECKS",
+    "LayerCheck",
+    "Problem",
+    "fix",
+    "raise_if_invalid",
+    "validate",
+]

@@ -1,7 +1,7 @@
 """What can't be trained privately, and why: checks that read no data."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 
@@ -115,7 +115,10 @@ def _reparametrized(layer) -> Problem | None:
     )
 
 
-_LAYER_CHECKS: tuple[Callable[..., Problem | None], ...] = (
+LayerCheck = Callable[[keras.layers.Layer], Problem | None]
+
+# Of layers whose per-example gradients are clipped.
+LAYER_CHECKS: tuple[LayerCheck, ...] = (
     _batch_normalization,
     _mixing_layer,
     _rewriting_layer,
@@ -123,29 +126,20 @@ _LAYER_CHECKS: tuple[Callable[..., Problem | None], ...] = (
     _quantized,
     _reparametrized,
 )
+# Of layers in whose calls a trial might see no mixing.
+RANDOM_MIXING_CHECKS: tuple[LayerCheck, ...] = (_mixing_layer,)
 
 
-def _model_problems(
-    model: keras.Model, made_private: bool
-) -> Iterator[Problem]:
+def _model_problems(model: keras.Model) -> Iterator[Problem]:
     cls = type(model)
-    private = hasattr(model, "_tf_dpfp_state") or cls.train_step.__module__ in (
-        "tf_dpfp.training.private_model",
-    )
-    if private and not made_private:
-        yield Problem(
-            model.name,
-            "the model is private already.",
-            "Call `make_private` once.",
-        )
     inherited = (keras.Model.train_step, keras.Sequential.train_step)
-    if cls.train_step not in inherited and not private:
+    if cls.train_step not in inherited:
         yield Problem(
             model.name,
             f"{cls.__name__} has a train_step of its own, which would be "
             "replaced.",
-            "Write a custom loop with `tf_dpfp.clipped_gradients`, or leave "
-            "train_step to Keras and pass the loss to `compile`.",
+            "Write a custom loop with `tf_dpfp.loops.clipped_gradients`, or "
+            "leave train_step to Keras and pass the loss to `compile`.",
         )
     if cls.compute_loss is not keras.Model.compute_loss:
         yield Problem(
@@ -159,9 +153,9 @@ def _model_problems(
 def validate(model: keras.Model) -> list[Problem]:
     """Lists everything that keeps a model from being trained privately.
 
-    Reads no data. What only shows when the model runs (a custom layer that
-    mixes examples or keeps statistics) is checked once more, on made-up
-    inputs, before the first step.
+    Reads no data. Custom layers that mix examples or keep statistics show only
+    when the model runs: they are checked once more, on made-up inputs, before
+    the first step.
 
     Args:
         model: A Keras model, private or not.
@@ -169,57 +163,54 @@ def validate(model: keras.Model) -> list[Problem]:
     Returns:
         The problems, an empty list if there are none.
     """
-    return _validate(model, made_private=True)
+    return _validate(model, default_checks(model))
 
 
-def model_problems(model: keras.Model) -> list[Problem]:
-    """What a model that is not private does by itself, layers apart.
+def default_checks(model: keras.Model) -> tuple[LayerCheck, ...]:
+    """Returns the checks of a model whose optimizer is not known.
 
     Args:
         model: A Keras model.
 
     Returns:
-        The problems.
+        `LAYER_CHECKS`; for a model with a `DPRepresentationClip`, under which
+        an ordinary optimizer takes no gradient of single examples,
+        `RANDOM_MIXING_CHECKS`.
     """
-    return list(_model_problems(model, made_private=True))
+    noised = any(
+        isinstance(layer, layers.DPRepresentationClip)
+        for layer in keras_layers.all_layers(model)
+    )
+    return RANDOM_MIXING_CHECKS if noised else LAYER_CHECKS
 
 
 def _validate(
-    model: keras.Model, made_private: bool, by_gradients: bool | None = None
+    model: keras.Model, checks: Sequence[LayerCheck]
 ) -> list[Problem]:
-    problems = list(_model_problems(model, made_private))
-    inside = keras_layers.all_layers(model)
-    if by_gradients is None:
-        by_gradients = not any(
-            isinstance(e, layers.DPRepresentationClip) for e in inside
-        )
-    # Where no gradient of single examples is taken, what is above the noise
-    # may do anything. What is below, a trial tells, but for layers that mix
-    # examples in some of their calls only.
-    checks = _LAYER_CHECKS if by_gradients else (_mixing_layer,)
-    for layer in inside:
-        for check in checks:
-            problem = check(layer)
-            if problem is not None:
-                problems.append(problem)
-    return problems
+    found = [
+        check(layer)
+        for layer in keras_layers.all_layers(model)
+        for check in checks
+    ]
+    return [*_model_problems(model), *(p for p in found if p is not None)]
 
 
 def raise_if_invalid(
-    model: keras.Model, made_private: bool, by_gradients: bool | None = None
+    model: keras.Model, checks: Sequence[LayerCheck] | None = None
 ) -> None:
-    """Raises if a model can't be trained privately.
+    """Refuses a model that can't be trained privately.
 
     Args:
         model: The model.
-        made_private: Whether the model may be private already.
-        by_gradients: Whether gradients of single examples are clipped. `None`
-            for models without a `DPRepresentationClip`.
+        checks: Checks that every layer must pass; `None` for
+            `default_checks`.
 
     Raises:
         ValueError: With every problem and the way out of each.
     """
-    problems = _validate(model, made_private, by_gradients)
+    problems = _validate(
+        model, default_checks(model) if checks is None else checks
+    )
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise ValueError(

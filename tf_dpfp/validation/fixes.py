@@ -93,7 +93,7 @@ def fix(model: keras.Model) -> keras.Model:
         model, clone_function=convert, recursive=True, **arguments
     )
     _copy_weights(model, fixed)
-    checks.raise_if_invalid(fixed, made_private=False)
+    checks.raise_if_invalid(fixed)
     return fixed
 
 

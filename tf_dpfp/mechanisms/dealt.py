@@ -1,7 +1,8 @@
 """Training on several replicas: every example of a batch goes to one."""
 
 import contextlib
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -9,20 +10,32 @@ from keras import tree
 
 from tf_dpfp import replicas
 from tf_dpfp import step as step_lib
-from tf_dpfp import validation
 from tf_dpfp.keras_private import distribution as keras_distribution
+from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.sampling import pipelines
-from tf_dpfp.training import preparation
-from tf_dpfp.training import state as state_lib
+
+if TYPE_CHECKING:
+    from tf_dpfp.mechanisms.gradients import Gradients
 
 
 def fit(
-    model: keras.Model,
+    mechanism: "Gradients",
     strategy: tf.distribute.Strategy,
     pipeline: pipelines.Pipeline,
     arguments: dict[str, Any],
-):
-    """`fit` on several replicas: each example of a batch goes to one."""
+) -> keras.callbacks.History:
+    """Runs `fit` on several replicas.
+
+    Args:
+        mechanism: The mechanism of the model.
+        strategy: The strategy, of several replicas.
+        pipeline: Description of the data.
+        arguments: The bound arguments of `fit`.
+
+    Returns:
+        The history.
+    """
+    model = mechanism.model
     arguments = dict(arguments)
     _check_no_class_weight(arguments)
     batches = replicas.batches_of(arguments, pipeline)
@@ -33,15 +46,15 @@ def fit(
     arguments["steps_per_epoch"] = replicas.steps_per_epoch(
         batches, arguments["steps_per_epoch"]
     )
-    groups = build(model, strategy, batches.element_spec).groups
+    groups = build(mechanism, strategy, batches.element_spec).groups
     replicas.check_workers(strategy, model, groups, pipeline, arguments)
     replicas.check_examples(strategy, batches)
     arguments["callbacks"] = replicas.with_check(
         arguments["callbacks"], strategy
     )
     with (
-        _dealt_to(model, strategy),
-        preparation.sampled(model, pipeline),
+        _dealt_to(mechanism, strategy),
+        mechanism.counted(pipeline),
         replicas.fitting(strategy, model),
     ):
         return state_lib.ordinary(model, "fit")(
@@ -50,19 +63,29 @@ def fit(
 
 
 def train_on_batch(
-    model: keras.Model,
+    mechanism: "Gradients",
     strategy: tf.distribute.Strategy,
     arguments: dict[str, Any],
-):
-    """`train_on_batch` on several replicas."""
+) -> Any:
+    """Runs `train_on_batch` on several replicas.
+
+    Args:
+        mechanism: The mechanism of the model.
+        strategy: The strategy, of several replicas.
+        arguments: The bound arguments of `train_on_batch`.
+
+    Returns:
+        The logs, as Keras returns them.
+    """
+    model = mechanism.model
     _check_no_class_weight(arguments)
     names = ("x", "y", "sample_weight")
     batch = replicas.whole_batch(
         strategy, tuple(arguments[name] for name in names)
     )
-    build(model, strategy, batch)
+    build(mechanism, strategy, batch)
     with (
-        _dealt_to(model, strategy),
+        _dealt_to(mechanism, strategy),
         keras_distribution.without_symbolic_build(model),
     ):
         state_lib.ordinary(model, "train_on_batch")(
@@ -72,36 +95,46 @@ def train_on_batch(
 
 
 def build(
-    model: keras.Model, strategy: tf.distribute.Strategy, batch: Any
+    mechanism: "Gradients", strategy: tf.distribute.Strategy, batch: Any
 ) -> step_lib.Plan:
-    """Does what no replica can do: makes variables, and tries the model."""
-    optimizer = state_lib.require_private_optimizer(model)
+    """Makes the variables and tries the model: no replica can do it.
+
+    Args:
+        mechanism: The mechanism of the model.
+        strategy: The strategy.
+        batch: A batch, or the specification of batches.
+
+    Returns:
+        The plan of a step.
+    """
     specs = tree.map_structure(
         lambda t: tf.TensorSpec(t.shape, t.dtype) if tf.is_tensor(t) else t,
         batch,
     )
     with tf.init_scope():
-        data = replicas.build(strategy, model, specs)
-        validation.raise_if_invalid(model, made_private=True)
-        plan = preparation.build_plan(model, *data)
-        optimizer.ensure_ledger_open()
+        data = replicas.build(strategy, mechanism.model, specs)
+        mechanism.check_layers()
+        plan = mechanism.plan(*data)
+        mechanism.optimizer.ensure_ledger_open()
     return plan
 
 
 @contextlib.contextmanager
-def _dealt_to(model: keras.Model, strategy: tf.distribute.Strategy):
-    """Says that what a step is given is the piece of one replica."""
-    state = state_lib.of(model)
-    state.dealt_to = strategy.num_replicas_in_sync
+def _dealt_to(
+    mechanism: "Gradients", strategy: tf.distribute.Strategy
+) -> Iterator[None]:
+    """Tells steps inside that they are given the piece of one replica."""
+    mechanism.state.dealt_to = strategy.num_replicas_in_sync
     try:
         yield
     finally:
-        state.dealt_to = 1
+        mechanism.state.dealt_to = 1
 
 
 def _check_no_class_weight(arguments: dict[str, Any]) -> None:
     if arguments["class_weight"] is not None:
         raise ValueError(
             "`class_weight` can't be used on several replicas. Give weights "
-            "with the examples instead (`sample_weight`)."
+            "with the examples instead (`sample_weight`). Received: "
+            f"class_weight={arguments['class_weight']}"
         )

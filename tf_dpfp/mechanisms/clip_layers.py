@@ -1,0 +1,100 @@
+"""`DPRepresentationClip` layers of a model, and the trial of such a model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from tf_dpfp import layers as layers_lib
+from tf_dpfp import validation
+from tf_dpfp.independence import representations as trial
+from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.mechanisms import state as state_lib
+
+
+def layers_of(
+    model: keras.Model,
+) -> tuple[layers_lib.DPRepresentationClip, ...]:
+    """Lists the `DPRepresentationClip` layers of a model, at any depth."""
+    return tuple(
+        layer
+        for layer in keras_layers.all_layers(model)
+        if isinstance(layer, layers_lib.DPRepresentationClip)
+    )
+
+
+def inputs_of(model: keras.Model) -> Any:
+    """Returns the symbolic inputs of a model, as they nest.
+
+    Args:
+        model: A model.
+
+    Returns:
+        The inputs of a functional or sequential model; `None` for others.
+    """
+    if not getattr(model, "inputs", None):
+        return None
+    if isinstance(model, keras.Sequential):
+        # It has no `input` before it was called.
+        return model.inputs[0]
+    return model.input
+
+
+def trained_layers(model: keras.Model) -> tuple[bool, ...]:
+    """Returns `trainable` of every layer: what a trial holds for."""
+    return tuple(layer.trainable for layer in keras_layers.all_layers(model))
+
+
+def findings(
+    model: keras.Model, x: Any, checks: Sequence[validation.LayerCheck]
+) -> trial.Findings:
+    """Tries a model with noised representations, once for what it trains.
+
+    Args:
+        model: A private model with such a layer.
+        x: Inputs of a batch, or their specifications.
+        checks: Checks that every layer must pass.
+
+    Returns:
+        The findings of the trial.
+
+    Raises:
+        ValueError: If the noise does not protect the examples, or a layer
+            does not pass.
+    """
+    state = state_lib.state_of(model)
+    found = state.findings
+    if found is None or state.tried_with != trained_layers(model):
+        found = trial.raise_if_unprotected(model, x)
+        validation.raise_if_invalid(model, checks)
+        state.findings = found
+        # A model that is built on the way has more layers than before.
+        state.tried_with = trained_layers(model)
+        # Other weights have other per-example gradients.
+        state.is_tried = False
+    return found
+
+
+def listed(paths: Sequence[str]) -> str:
+    """Lists the first paths in words."""
+    shown = ", ".join(f"'{path}'" for path in paths[:5])
+    return shown + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+
+
+def uncounted_steps(model: keras.Model, counted: int) -> list[str]:
+    """Compares the steps of an optimizer with the releases of its layers.
+
+    Args:
+        model: A model with such a layer.
+        counted: Number of releases of representations in its ledgers.
+
+    Returns:
+        One sentence if more steps were taken than counted, else nothing.
+    """
+    taken = int(getattr(getattr(model, "optimizer", None), "iterations", 0))
+    if taken <= counted:
+        return []
+    return [
+        f"The optimizer took {taken} steps and DPRepresentationClip counted "
+        f"{counted} releases: some steps were without its noise."
+    ]

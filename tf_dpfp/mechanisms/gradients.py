@@ -1,0 +1,278 @@
+"""DP-SGD: clipped per-example gradients, released as noised sums.
+
+**Mechanism.** Each step releases the noised sums of clipped gradients.
+Adjacency: one example added or removed. Sensitivity: `l2_norm_clip`. The noise
+is added by `optimizers.release`.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import tree
+
+from tf_dpfp import accounting
+from tf_dpfp import optimizers
+from tf_dpfp import replicas
+from tf_dpfp import step as step_lib
+from tf_dpfp.independence import gradients as gradient_trial
+from tf_dpfp.independence import inputs
+from tf_dpfp.keras_private import trainer as keras_trainer
+from tf_dpfp.mechanisms import dealt
+from tf_dpfp.mechanisms import state as state_lib
+from tf_dpfp.mechanisms import train_step
+from tf_dpfp.mechanisms.mechanism import Mechanism
+from tf_dpfp.sampling import pipelines
+from tf_dpfp.step import losses as losses_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradients(Mechanism):
+    """Clips the gradient of every example and noises their sum."""
+
+    optimizer: optimizers.PrivateOptimizer
+
+    # The public sampler whose batches this mechanism amplifies.
+    sampler = "poisson_batches"
+
+    def entries(self) -> list[accounting.LedgerEntry]:
+        """Lists what the optimizer has released so far."""
+        return self.optimizer.ledger_entries
+
+    def next_entries(self) -> list[accounting.LedgerEntry]:
+        """Lists what the next step of the optimizer releases."""
+        return [self.optimizer.next_entry]
+
+    def take_over(self, before: Any) -> None:
+        """Adds the ledger of an earlier private optimizer to this one's."""
+        private = isinstance(before, optimizers.PrivateOptimizer)
+        if private and before is not self.optimizer:
+            self.optimizer.absorb_ledger(before.ledger_entries)
+
+    def check_compiled(self) -> None:
+        """Forgets what belongs to the loss compiled before."""
+        self.state.loss = None
+
+    # What the joint mechanism does differently.
+
+    def describe(
+        self, arguments: dict[str, Any], need_batch_size: bool
+    ) -> pipelines.Pipeline:
+        """Describes the data passed to `fit`; see `pipelines.describe`."""
+        return pipelines.describe(arguments, need_batch_size)
+
+    def strategy(self) -> tf.distribute.Strategy | None:
+        """Returns the strategy that the model trains under, if any."""
+        return replicas.strategy_for(self.model, self.optimizer)
+
+    def below(self, x: Any) -> step_lib.Below | None:  # noqa: ARG002
+        """Returns what is trained below noised representations, if any.
+
+        Args:
+            x: Inputs of a batch; only shapes matter.
+        """
+        return None
+
+    def check_draws(self, batches: Any, pipeline: pipelines.Pipeline) -> None:
+        """Checks the model before steps on sampled batches.
+
+        Args:
+            batches: The data.
+            pipeline: Its description.
+        """
+
+    def kind(self, pipeline: pipelines.Pipeline) -> Any:  # noqa: ARG002
+        """Returns the kind of release on a pipeline; `None`: the optimizer's.
+
+        Args:
+            pipeline: Description of the data.
+        """
+        return None
+
+    # The same for both.
+
+    def check_ready(self) -> None:
+        """Checks everything that can be checked before the first step.
+
+        Raises:
+            ValueError: If the model can't be trained privately as it is.
+        """
+        if not getattr(self.model, "compiled", False):
+            raise ValueError(
+                f"Model '{self.model.name}' is not compiled. Call "
+                "model.compile(optimizer=tf_dpfp.DPAdam(...), loss=...) first."
+            )
+        check_same_model(self.model, self.optimizer)
+        self.optimizer.check_marks()
+        self._require_loss()
+        self.check_layers()
+
+    def _require_loss(self) -> None:
+        if not keras_trainer.has_compiled_loss(self.model):
+            raise ValueError(
+                f"Model '{self.model.name}' is compiled without a loss. "
+                "Private training needs one loss per example: give `loss=` to "
+                "`compile`."
+            )
+
+    def plan(self, x: Any, y: Any, sample_weight: Any) -> step_lib.Plan:
+        """Builds and tries the model, once, and plans a step.
+
+        Args:
+            x: Inputs of a batch; only shapes matter.
+            y: Labels.
+            sample_weight: Sample weights, or `None`.
+
+        Returns:
+            The plan.
+
+        Raises:
+            ValueError: If the model can't be trained privately.
+        """
+        model, state = self.model, self.state
+        if not model.built:
+            inputs.build(model, x)
+            self.check_layers()
+        self._require_loss()
+        if state.loss is None:
+            loss, loss_weights = keras_trainer.compiled_loss_arguments(model)
+            state.loss = keras_trainer.structured_loss(
+                losses_lib.per_example(loss),
+                loss_weights,
+                getattr(model, "output_names", None),
+            )
+            state.is_tried = False
+        below = self.below(x)
+        plan = step_lib.make_plan(model, self.optimizer, state.loss, below)
+        if not state.is_tried:
+            gradient_trial.check(model, plan, (x, y, sample_weight))
+            state.is_tried = True
+        return plan
+
+    @contextlib.contextmanager
+    def counted(self, pipeline: pipelines.Pipeline) -> Iterator[None]:
+        """Opens the ledger for the data of the steps inside.
+
+        Args:
+            pipeline: Description of the data.
+        """
+        drawn = pipeline.drawn
+        self.optimizer.open_ledger(
+            pipeline.sampling,
+            pipeline.seeded,
+            self.kind(pipeline),
+            None if drawn is None else drawn.capacity,
+        )
+        try:
+            yield
+        finally:
+            # Steps taken outside `fit` must not inherit its claim.
+            self.optimizer.open_ledger(accounting.UnknownSampling())
+
+    def fit(self, args: tuple, kwargs: dict) -> keras.callbacks.History:
+        """Runs Keras's `fit` with the ledger open for the data."""
+        self.check_ready()
+        ordinary = state_lib.ordinary(self.model, "fit")
+        arguments = state_lib.bound(ordinary, args, kwargs)
+        pipeline = self.describe(
+            arguments, self.optimizer.expected_batch_size is None
+        )
+        strategy = self.strategy()
+        if replicas.deals(strategy):
+            pipeline = replicas.pipeline_of(strategy, arguments["x"], pipeline)
+        self._take_sizes(pipeline)
+        if replicas.deals(strategy):
+            return dealt.fit(self, strategy, pipeline, arguments)
+        if pipeline.is_dataset:
+            # Keras would warn that it can't shuffle a data set.
+            kwargs.setdefault("shuffle", False)
+        self.check_draws(arguments["x"], pipeline)
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            build_optimizer(self.model, self.optimizer)
+        with self.counted(pipeline):
+            return ordinary(*args, **kwargs)
+
+    def _take_sizes(self, pipeline: pipelines.Pipeline) -> None:
+        if pipeline.expected_batch_size is not None:
+            self.optimizer.set_expected_batch_size(
+                pipeline.expected_batch_size, pipeline.name
+            )
+        elif self.optimizer.expected_batch_size is None:
+            raise ValueError(
+                f"The batch size of {pipeline.name} can't be told before "
+                "training. Give the optimizer `expected_batch_size=`."
+            )
+        if pipeline.population is not None:
+            self.state.populations.add(pipeline.population)
+
+    def train_on_batch(self, args: tuple, kwargs: dict) -> Any:
+        """Runs Keras's `train_on_batch`, of unknown sampling."""
+        self.check_ready()
+        ordinary = state_lib.ordinary(self.model, "train_on_batch")
+        arguments = state_lib.bound(ordinary, args, kwargs)
+        strategy = self.strategy()
+        if self.optimizer.expected_batch_size is None:
+            self.optimizer.set_expected_batch_size(
+                len(tree.flatten(arguments["x"])[0]), "the first batch"
+            )
+        with self.counted(pipelines.UNKNOWN):
+            if replicas.deals(strategy):
+                return dealt.train_on_batch(self, strategy, arguments)
+            return ordinary(*args, **kwargs)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Takes one private step: update, metrics, logs."""
+        return train_step.train_step(self, data)
+
+    @contextlib.contextmanager
+    def sampled_steps(self, batches: tf.data.Dataset) -> Iterator[None]:
+        """Counts the steps inside as sampled like `batches`."""
+        pipeline = self.describe({"x": batches}, need_batch_size=False)
+        if isinstance(pipeline.sampling, accounting.UnknownSampling):
+            raise ValueError(
+                f"`sampled_steps` takes the data set that {self.sampler} "
+                "returned, itself: another proves nothing. Received: "
+                f"batches={batches!r}"
+            )
+        self.check_draws(batches, pipeline)
+        self._take_sizes(pipeline)
+        with self.counted(pipeline):
+            yield
+
+
+def check_same_model(
+    model: keras.Model, optimizer: optimizers.PrivateOptimizer
+) -> None:
+    """Refuses an optimizer that was built for another model.
+
+    Args:
+        model: The model.
+        optimizer: Its optimizer.
+
+    Raises:
+        ValueError: If the optimizer updates variables of another model.
+    """
+    if not optimizer.built or not model.built:
+        return
+    mine = {id(v) for v in model.variables}
+    if any(id(v) not in mine for v in optimizer.updated_variables):
+        raise ValueError(
+            f"The optimizer '{optimizer.name}' was built for another model. "
+            "Make a new optimizer for each model: its ledger belongs to one."
+        )
+
+
+def build_optimizer(
+    model: keras.Model, optimizer: optimizers.PrivateOptimizer
+) -> None:
+    """Builds the optimizer before training, so that files can restore it.
+
+    Args:
+        model: The model.
+        optimizer: Its optimizer.
+    """
+    if model.built and not optimizer.built and model.trainable_variables:
+        optimizer.build(model.trainable_variables)

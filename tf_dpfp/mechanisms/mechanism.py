@@ -1,0 +1,131 @@
+"""Mechanism of a private model: the interface of the three ways to train.
+
+    Gradients        clipped per-example gradients, noised sums (DP-SGD)
+    Representations  clipped representations, noised in the forward pass (DP-FP)
+    Joint            both, of the same examples, as one release
+
+`compile` chooses one; see `mechanisms.choose`. Every question that the three
+answer differently is a method here, so that no other room asks which one it is.
+"""
+
+import abc
+import contextlib
+import dataclasses
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_dpfp import accounting
+from tf_dpfp import validation
+from tf_dpfp.mechanisms import state as state_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Mechanism(abc.ABC):
+    """Way in which one compiled model is private.
+
+    Args:
+        model: A private model.
+        optimizer: Its optimizer; `None` if it is not compiled.
+    """
+
+    model: keras.Model
+    optimizer: Any
+
+    @property
+    def state(self) -> state_lib.State:
+        """State of the model."""
+        return state_lib.state_of(self.model)
+
+    @property
+    def layer_checks(self) -> tuple[validation.LayerCheck, ...]:
+        """Checks that every layer of the model must pass."""
+        return validation.LAYER_CHECKS
+
+    def check_layers(self) -> None:
+        """Refuses a model with layers that can't be trained privately.
+
+        Raises:
+            ValueError: With every problem and the way out of each.
+        """
+        validation.raise_if_invalid(self.model, self.layer_checks)
+
+    @abc.abstractmethod
+    def entries(self) -> list[accounting.LedgerEntry]:
+        """Lists what the model has released so far."""
+
+    @abc.abstractmethod
+    def next_entries(self) -> list[accounting.LedgerEntry]:
+        """Lists what the next step releases; empty if it can't be told."""
+
+    def objections(self) -> list[str]:
+        """Lists reasons why epsilon is infinite; empty if there are none."""
+        return []
+
+    @abc.abstractmethod
+    def take_over(self, before: Any) -> None:
+        """Keeps counted what the model released under another optimizer.
+
+        Args:
+            before: The optimizer that the model had before `compile`.
+        """
+
+    @abc.abstractmethod
+    def check_compiled(self) -> None:
+        """Checks the model at the end of `compile`.
+
+        Raises:
+            ValueError: If the model can't be trained so.
+        """
+
+    @abc.abstractmethod
+    def fit(self, args: tuple, kwargs: dict) -> keras.callbacks.History:
+        """Runs `fit`: checks, opens the ledger for the data, trains.
+
+        Args:
+            args: Positional arguments of `fit`.
+            kwargs: Keyword arguments of `fit`.
+
+        Returns:
+            The history.
+        """
+
+    @abc.abstractmethod
+    def train_on_batch(self, args: tuple, kwargs: dict) -> Any:
+        """Runs `train_on_batch`, counted without amplification by sampling.
+
+        Args:
+            args: Positional arguments of `train_on_batch`.
+            kwargs: Keyword arguments of `train_on_batch`.
+
+        Returns:
+            The logs, as Keras returns them.
+        """
+
+    @abc.abstractmethod
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Takes one step; part of the compiled training function.
+
+        Args:
+            data: A batch, as Keras gives it to `train_step`.
+
+        Returns:
+            The logs of the step.
+        """
+
+    @abc.abstractmethod
+    def sampled_steps(
+        self, batches: tf.data.Dataset
+    ) -> contextlib.AbstractContextManager:
+        """Opens the ledger for the batches of a custom training loop.
+
+        Args:
+            batches: A data set of a sampler that fits the mechanism.
+
+        Returns:
+            A context; the claim ends with it.
+
+        Raises:
+            ValueError: If nothing is proved of how `batches` was drawn.
+        """

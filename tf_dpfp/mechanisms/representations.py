@@ -1,0 +1,174 @@
+"""DP-FP: representations clipped and noised in the forward pass.
+
+**Mechanism.** Each step releases one noised representation for each example;
+everything above them is trained by ordinary gradients, which is
+post-processing. Nothing below is trained. Adjacency: one example replaced by
+another of the same label. Sensitivity: twice the clip norm of the layer.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_dpfp import accounting
+from tf_dpfp import layers as layers_lib
+from tf_dpfp import optimizers
+from tf_dpfp import sampling as sampling_lib
+from tf_dpfp import validation
+from tf_dpfp.independence.representations import Findings
+from tf_dpfp.mechanisms import clip_layers
+from tf_dpfp.mechanisms import state as state_lib
+from tf_dpfp.mechanisms.mechanism import Mechanism
+
+
+@dataclasses.dataclass(frozen=True)
+class Representations(Mechanism):
+    """Noises representations; any optimizer trains what is above them.
+
+    Args:
+        layers: The `DPRepresentationClip` layers of the model.
+    """
+
+    layers: tuple[layers_lib.DPRepresentationClip, ...]
+
+    @property
+    def layer_checks(self) -> tuple[validation.LayerCheck, ...]:
+        """Checks of random mixing alone: no per-example gradient is taken.
+
+        A layer above the noise may do anything. A trial tells about those
+        below, but for layers that mix examples in some of their calls only.
+        """
+        return validation.RANDOM_MIXING_CHECKS
+
+    def entries(self) -> list[accounting.LedgerEntry]:
+        """Lists what the layers have released so far."""
+        return [e for layer in self.layers for e in layer.ledger_entries]
+
+    def next_entries(self) -> list[accounting.LedgerEntry]:
+        """Lists what the next call of each built layer releases."""
+        return [layer.next_entry for layer in self.layers if layer.built]
+
+    def objections(self) -> list[str]:
+        """Tells if the optimizer took steps that no layer counted."""
+        counted = sum(
+            e.steps for e in self.entries() if e.release.has_representations
+        )
+        return clip_layers.uncounted_steps(self.model, counted)
+
+    def take_over(self, before: Any) -> None:
+        """Keeps counted what a private optimizer released before."""
+        if isinstance(before, optimizers.PrivateOptimizer):
+            earlier = before.ledger_entries
+            if earlier:
+                self.layers[0].absorb_ledger(earlier)
+
+    def check_compiled(self) -> None:
+        """Tries a functional model at once."""
+        inputs = clip_layers.inputs_of(self.model)
+        if self.model.built and inputs is not None:
+            self.try_on(inputs)
+
+    def try_on(self, x: Any) -> Findings:
+        """Tries the model on made-up inputs.
+
+        Args:
+            x: Inputs of a batch, or their specifications.
+
+        Returns:
+            The findings.
+
+        Raises:
+            ValueError: If the noise does not protect the examples, or weights
+                below it are to be trained.
+        """
+        found = clip_layers.findings(self.model, x, self.layer_checks)
+        end_to_end = any(layer.end_to_end for layer in self.layers)
+        if found.trainable_below and not end_to_end:
+            raise ValueError(
+                "These weights are trainable and below a DPRepresentationClip, "
+                "where the gradient stops: "
+                f"{clip_layers.listed(found.trainable_below)}. Freeze their "
+                "layers (`layer.trainable = False`), or compile the model with "
+                "a private optimizer, which noises their gradient."
+            )
+        return found
+
+    def fit(self, args: tuple, kwargs: dict) -> keras.callbacks.History:
+        """Runs Keras's `fit`; the layers count how their batches are drawn."""
+        ordinary = state_lib.ordinary(self.model, "fit")
+        x = state_lib.bound(ordinary, args, kwargs)["x"]
+        self.check_layers()
+        info = _draws_of(x)
+        if info is not None:
+            self._check_draws(x, info)
+            # Keras would warn that it can't shuffle a data set.
+            kwargs.setdefault("shuffle", False)
+        with self._counted(info):
+            return ordinary(*args, **kwargs)
+
+    def train_on_batch(self, args: tuple, kwargs: dict) -> Any:
+        """Runs Keras's `train_on_batch`; the layers count it."""
+        return state_lib.ordinary(self.model, "train_on_batch")(*args, **kwargs)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Takes an ordinary step of a model that passed its trial."""
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        self.try_on(x)
+        return state_lib.ordinary(self.model, "train_step")(data)
+
+    @contextlib.contextmanager
+    def sampled_steps(self, batches: tf.data.Dataset) -> Iterator[None]:
+        """Counts the forward passes inside as draws of `batches`."""
+        info = _draws_of(batches)
+        if info is None:
+            raise ValueError(
+                "`sampled_steps` takes the data set that tf_dpfp."
+                "representations.stratified_batches returned, itself, for a "
+                "model with a DPRepresentationClip: another proves nothing. "
+                f"Received: batches={batches!r}"
+            )
+        self._check_draws(batches, info)
+        with self._counted(info):
+            yield
+
+    def _check_draws(
+        self, batches: tf.data.Dataset, info: sampling_lib.SamplingInfo
+    ) -> None:
+        """Refuses a model that releases a draw more than once."""
+        found = self.try_on(batches.element_spec[0])
+        if found.calls != 1:
+            raise ValueError(
+                f"DPRepresentationClip layers are called {found.calls} times "
+                "in a forward pass: several releases of one draw are not "
+                "amplified as one. Use one layer once, or train on ordinary "
+                "batches, which are counted without amplification."
+            )
+        self.state.populations.add(info.population)
+
+    @contextlib.contextmanager
+    def _counted(
+        self, info: sampling_lib.SamplingInfo | None
+    ) -> Iterator[None]:
+        """Opens the ledgers of the layers for the draws of a data set."""
+        for layer in self.layers:
+            layer.open_ledger(info)
+        try:
+            yield
+        finally:
+            # Steps taken outside must not inherit the claim.
+            for layer in self.layers:
+                layer.open_ledger(None)
+
+
+def _draws_of(batches: Any) -> sampling_lib.SamplingInfo | None:
+    """Finds how `stratified_batches` draws; `None` for any other data."""
+    info = sampling_lib.sampling_of(batches)
+    if info is None or not isinstance(
+        info.sampling, accounting.WithoutReplacement
+    ):
+        return None
+    return info

@@ -1,0 +1,109 @@
+"""State of a private model, and the methods it has as an ordinary one."""
+
+import inspect
+import types
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from tf_dpfp import optimizers
+from tf_dpfp.independence.representations import Findings
+
+if TYPE_CHECKING:
+    from tf_dpfp.mechanisms.mechanism import Mechanism
+
+_STATE = "_tf_dpfp_state"
+
+
+class State:
+    """Memory of a private model; neither tracked nor saved by Keras.
+
+    Attributes:
+        mechanism: The mechanism chosen in `compile`; `None` before.
+        loss: One loss per example, made of the compiled loss; `None` before
+            the first step.
+        is_tried: True once the per-example gradients passed their trial.
+        findings: Result of the trial of a model with noised representations.
+        tried_with: Trainability of all layers at that trial.
+        populations: Numbers of examples of all data sets so far.
+        dealt_to: Number of replicas that the batches of `fit` are dealt to;
+            1 outside of `fit`.
+    """
+
+    def __init__(self) -> None:
+        self.mechanism: Mechanism | None = None
+        self.loss: Any = None
+        self.is_tried = False
+        self.findings: Findings | None = None
+        self.tried_with: tuple[bool, ...] = ()
+        self.populations: set[int] = set()
+        self.dealt_to = 1
+
+
+def is_private(model: keras.Model) -> bool:
+    """Tells a model that trains privately."""
+    return hasattr(model, _STATE)
+
+
+def make_state(model: keras.Model) -> State:
+    """Marks a model as private.
+
+    Args:
+        model: A model that is not private.
+
+    Returns:
+        Its new state.
+    """
+    state = State()
+    # Past Keras, which would track it.
+    object.__setattr__(model, _STATE, state)
+    return state
+
+
+def state_of(model: keras.Model) -> State:
+    """Returns the state of a private model.
+
+    Args:
+        model: A model.
+
+    Returns:
+        Its state.
+
+    Raises:
+        NotPrivateError: If the model was not made private.
+    """
+    if not is_private(model):
+        raise optimizers.NotPrivateError(
+            f"Model '{model.name}' is not private. Call "
+            "tf_dpfp.make_private(model) first."
+        )
+    return getattr(model, _STATE)
+
+
+def ordinary(model: keras.Model, name: str) -> types.MethodType:
+    """Returns a method of the model's class, past the private one.
+
+    Args:
+        model: A model.
+        name: Name of the method.
+
+    Returns:
+        The method, bound to the model.
+    """
+    return types.MethodType(getattr(type(model), name), model)
+
+
+def bound(method, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """Names the arguments of a call, defaults included.
+
+    Args:
+        method: The method.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+
+    Returns:
+        From names to arguments.
+    """
+    found = inspect.signature(method).bind(*args, **kwargs)
+    found.apply_defaults()
+    return found.arguments

@@ -1,0 +1,93 @@
+"""One private step, from a batch to the optimizer and the logs."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import keras
+import tensorflow as tf
+from keras import tree
+
+from tf_dpfp import optimizers
+from tf_dpfp import step as step_lib
+from tf_dpfp.keras_private import trainer as keras_trainer
+from tf_dpfp.step import losses as losses_lib
+
+if TYPE_CHECKING:
+    from tf_dpfp.mechanisms.gradients import Gradients
+
+
+def train_step(mechanism: "Gradients", data: Any) -> dict[str, Any]:
+    """Takes one step as Keras does: update, metrics, logs.
+
+    Args:
+        mechanism: The mechanism of the model.
+        data: A batch, as Keras gives it to `train_step`.
+
+    Returns:
+        The logs.
+    """
+    model = mechanism.model
+
+    def update_logs(x, y, sample_weight, is_example, result):
+        present = is_example & losses_lib.has_weight(
+            sample_weight, tf.shape(is_example)[0]
+        )
+        keras_trainer.loss_tracker(model).update_state(
+            tf.where(present, result.losses, tf.zeros_like(result.losses)),
+            sample_weight=tf.cast(present, result.losses.dtype),
+        )
+        keras_trainer.track_output_losses(
+            model, y, result.y_pred, sample_weight
+        )
+        keras_trainer.update_metrics(
+            model, x, y, result.y_pred, sample_weight, present
+        )
+
+    batch = keras.utils.unpack_x_y_sample_weight(data)
+    mechanism.optimizer.apply(
+        clipped_gradients(
+            mechanism, batch, mechanism.state.dealt_to, update_logs
+        )
+    )
+    return model.get_metrics_result()
+
+
+def clipped_gradients(
+    mechanism: "Gradients",
+    batch: tuple,
+    num_replicas: int = 1,
+    after_microbatch: Callable[..., None] = lambda *_: None,
+) -> optimizers.ClippedGradients:
+    """Computes clipped gradients of a batch, or of one replica's piece.
+
+    Args:
+        mechanism: The mechanism of the model.
+        batch: `(x, y, sample_weight)`.
+        num_replicas: Number of replicas that the batch was dealt to.
+        after_microbatch: Function called for every micro-batch: metrics.
+
+    Returns:
+        `ClippedGradients`; private until the optimizer adds noise.
+    """
+    model = mechanism.model
+    x, y, sample_weight = batch
+    plan = mechanism.plan(x, y, sample_weight)
+    sums = step_lib.clipped_batch(
+        model,
+        plan,
+        x,
+        y,
+        sample_weight,
+        mechanism.optimizer.microbatch_size,
+        after_microbatch,
+    )
+    _, regularization = step_lib.regularization_gradients(plan)
+    return step_lib.as_clipped_gradients(
+        plan, sums, regularization, _batch_size(x), num_replicas
+    )
+
+
+def _batch_size(x: Any) -> tf.Tensor | int:
+    leaf = tree.flatten(x)[0]
+    size = leaf.shape[0]
+    return tf.shape(leaf)[0] if size is None else size
