@@ -45,13 +45,18 @@ class Finding:
     subject: str = ""
     is_definite: bool = True
 
-    def __str__(self) -> str:
+    @property
+    def described(self) -> str:
+        """Description without the way out."""
         where = f"layer '{self.layer}', " if self.layer else ""
         subject = f"{self.subject}: " if self.subject else ""
         return (
             f"{subject}{where}operation {self.operation} ('{self.name}'): "
-            f"{self.reason} {self.way_out}"
+            f"{self.reason}"
         )
+
+    def __str__(self) -> str:
+        return f"{self.described} {self.way_out}"
 
 
 class Refusal(Exception):

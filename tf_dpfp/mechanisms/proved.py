@@ -78,7 +78,7 @@ def with_proof(
         plan: The plan of a step.
         batch: `(x, y, sample_weight)`; only shapes and types matter.
     """
-    judge = _Judge(model, plan, tree.map_structure(_spec, batch))
+    judge = _Judge(model, plan, specs_of(batch))
     return dataclasses.replace(plan, on_traced=judge)
 
 
@@ -93,7 +93,7 @@ def prove_eager(model: keras.Model, plan: step_lib.Plan, batch: Any) -> None:
     Raises:
         ValueError: If examples meet, or data leave without noise.
     """
-    specs = tree.map_structure(_spec, batch)
+    specs = specs_of(batch)
     found = findings_of_all_sizes(model, plan, specs)
     warned = state_lib.state_of(model).warned
     step_proof.raise_or_warn(model, found, warned)
@@ -145,8 +145,12 @@ def _trace(
     return found
 
 
+def specs_of(batch: Any) -> Any:
+    """Describes the tensors of a batch, of any number of examples."""
+    return tree.map_structure(_spec, batch)
+
+
 def _spec(leaf: Any) -> tf.TensorSpec | None:
-    """Describes a tensor of a batch, of any number of examples."""
     if leaf is None:
         return None
     if not tf.is_tensor(leaf) and not isinstance(leaf, tf.TensorSpec):
