@@ -173,6 +173,13 @@ class Value:
         return self.numbers is None or sizes_lib.hang_on_batch(self.numbers)
 
     @property
+    def knows_sizes(self) -> bool:
+        """True if all sizes are known, as far as a rule needs them."""
+        if not self.is_free and not self.is_examples:
+            return True
+        return self.sizes is not None and None not in self.sizes
+
+    @property
     def numbers_examples(self) -> bool:
         """True if the number of the example is part of the elements."""
         return bool(self.ranges) and any(
