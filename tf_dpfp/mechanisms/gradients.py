@@ -100,11 +100,6 @@ class Gradients(Mechanism):
         Raises:
             ValueError: If the model can't be trained privately as it is.
         """
-        if not getattr(self.model, "compiled", False):
-            raise ValueError(
-                f"Model '{self.model.name}' is not compiled. Call "
-                "model.compile(optimizer=tf_dpfp.DPAdam(...), loss=...) first."
-            )
         check_same_model(self.model, self.optimizer)
         self.optimizer.check_marks()
         self._require_loss()
