@@ -7,7 +7,7 @@ is added by `optimizers.release`.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -46,11 +46,15 @@ class Gradients(Mechanism):
         """Lists what the next step of the optimizer releases."""
         return [self.optimizer.next_entry]
 
+    def absorb(self, entries: Sequence[accounting.LedgerEntry]) -> None:
+        """Adds entries to the ledger of the optimizer."""
+        self.optimizer.absorb_ledger(entries)
+
     def take_over(self, before: Any) -> None:
         """Adds the ledger of an earlier private optimizer to this one's."""
         private = isinstance(before, optimizers.PrivateOptimizer)
         if private and before is not self.optimizer:
-            self.optimizer.absorb_ledger(before.ledger_entries)
+            self.absorb(before.ledger_entries)
 
     def check_compiled(self) -> None:
         """Forgets what belongs to the loss compiled before."""

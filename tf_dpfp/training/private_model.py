@@ -126,4 +126,6 @@ def make_private(model: keras.Model) -> keras.Model:
     optimizer = getattr(model, "optimizer", None)
     if isinstance(optimizer, optimizers.PrivateOptimizer):
         gradients.check_same_model(model, optimizer)
+        # Remembered from here on, for the optimizer holds the ledger.
+        mechanisms.mechanism_of(model)
     return model
