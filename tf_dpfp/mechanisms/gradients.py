@@ -21,6 +21,7 @@ from tf_dpfp import step as step_lib
 from tf_dpfp.independence import gradients as gradient_trial
 from tf_dpfp.independence import inputs
 from tf_dpfp.keras_private import trainer as keras_trainer
+from tf_dpfp.mechanisms import clip_layers
 from tf_dpfp.mechanisms import dealt
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.mechanisms import train_step
@@ -134,6 +135,12 @@ class Gradients(Mechanism):
         model, state = self.model, self.state
         if not model.built:
             inputs.build(model, x)
+            if clip_layers.layers_of(model) != self.layers:
+                raise ValueError(
+                    f"Model '{model.name}' made a DPRepresentationClip while "
+                    "it was built, after its mechanism was chosen. Build the "
+                    "model first: call it on a batch, then `model.compile`."
+                )
             self.check_layers()
         self._require_loss()
         if state.loss is None:
