@@ -108,7 +108,7 @@ def compile_loaded(model: keras.Model, config: dict) -> bool:
 
     Args:
         model: A model with a `compile` of its own.
-        config: As `get_compile_config` returned it.
+        config: Result of `get_compile_config`.
 
     Returns:
         Whether the file holds a private optimizer.
