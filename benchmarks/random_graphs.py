@@ -215,6 +215,24 @@ def _slice(pool):
     return t[tuple(index)]
 
 
+def _slice_by_size(pool):
+    """Cuts another axis by the batch size."""
+    t = pool.any(least=2)
+    size = tf.shape(t)[0]
+    kind = pool.draw.randrange(5)
+    if kind == 0:
+        return t[:, size - 1]
+    if kind == 1:
+        cut = t[:, size - 1 : size + 1]
+        return tf.ensure_shape(cut, [None, 2, *t.shape[2:]])
+    if kind == 2:
+        begin = [0, size - 1] + [0] * (t.shape.rank - 2)
+        return tf.slice(t, begin, [-1, 1] + [-1] * (t.shape.rank - 2))
+    if kind == 3:
+        return tf.split(t, [size - 1, 1, tf.shape(t)[1] - size], 1, 3)[1]
+    return tf.gather(t, [size - 1], axis=1)
+
+
 def _pad(pool):
     t = pool.any(least=1)
     widths = [[0, 0] for _ in range(t.shape.rank)]
@@ -269,7 +287,11 @@ def _numbers(pool):
 def _cast(pool):
     dtype = pool.draw.choice([tf.float32, tf.int32])
     other = tf.int32 if dtype == tf.float32 else tf.float32
-    return tf.cast(pool.any(dtype), other)
+    tensor = pool.any(dtype)
+    if dtype == tf.float32:
+        # Away from whole numbers, where the last bit would decide.
+        tensor += 0.37
+    return tf.cast(tensor, other)
 
 
 def _clip(pool):
@@ -337,7 +359,8 @@ def _space(pool):
 
 
 def _bitcast(pool):
-    return tf.bitcast(tf.bitcast(pool.any(), tf.uint8), tf.int32)
+    # Of whole numbers: the last bits of others hang on the kernel.
+    return tf.bitcast(tf.bitcast(pool.any(tf.int32), tf.uint8), tf.int32)
 
 
 def _mapped(pool):
@@ -402,6 +425,29 @@ def _loop_rows(pool):
     ].stack()
 
 
+def _rows_of_list(pool):
+    """A loop over rows that also reads a table row by row."""
+    t = pool.any(rank=2)
+    count = tf.shape(t)[0]
+    kind = pool.draw.randrange(4)
+    table = tf.reshape(tf.range(12.0), [12, 1])
+    items = tf.TensorArray(tf.float32, 12).unstack(table)
+    ids = tf.TensorArray(t.dtype, count).unstack(t)
+    rows = tf.TensorArray(tf.float32, count, element_shape=t.shape[1:])
+
+    def one(i, rows):
+        row = ids.read(i)
+        if kind == 1:
+            row += items.read(i)
+        if kind == 2:
+            row += table[i]
+        if kind == 3:
+            row = tf.add_n([row, row * 2])
+        return i + 1, rows.write(i, row)
+
+    return tf.while_loop(lambda i, _: i < count, one, (0, rows))[1].stack()
+
+
 def _over_time(pool):
     t = pool.any(rank=3)
     return tf.scan(lambda a, b: tf.tanh(a + b), tf.transpose(t, [1, 0, 2]))
@@ -447,7 +493,8 @@ SMOOTH: list[Callable] = [
 ]  # fmt: skip
 EVERY: list[Callable] = [
     *SMOOTH, _argmax, _reshape_like, _flatten, _numbers, _cast, _clip, _clip,
-    _one_hot, _space, _bitcast, _loop_rows, _over_time, _branch, _derivative,
+    _one_hot, _space, _slice_by_size, _rows_of_list, _bitcast, _loop_rows,
+    _over_time, _branch, _derivative,
     _derivative, _derivative, _gather, _gather_flat, _argmax,
 ]  # fmt: skip
 _FAILURES = (

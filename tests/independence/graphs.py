@@ -17,7 +17,7 @@ COMPLEX = tf.TensorSpec([None, 4], tf.complex64)
 MATRIX = tf.TensorSpec([None, 3, 3], tf.float32)
 
 
-def prove(function, *specs, wanted=None, may_be_free=False):
+def prove(function, *specs, wanted=None, may_be_free=False, **arguments):
     """Traces a function of a batch and proves its results.
 
     Args:
@@ -25,6 +25,7 @@ def prove(function, *specs, wanted=None, may_be_free=False):
         *specs: Specifications of the batches.
         wanted: Chooses the results to prove; all by default.
         may_be_free: See `Released`.
+        **arguments: Further arguments of `independence.prove`.
 
     Returns:
         The `Proof`, and the types of all operations of the graph.
@@ -43,6 +44,7 @@ def prove(function, *specs, wanted=None, may_be_free=False):
                 independence.Released(t, f"result {i}", may_be_free)
                 for i, t in enumerate(chosen)
             ],
+            **arguments,
         )
         return results
 

@@ -255,10 +255,15 @@ def _fits(found: Range, dtype: tf.DType) -> bool:
     Sizes of tensors, and their products, are taken to fit into the type that
     a graph uses for them.
     """
-    return all(
-        n is not None and (not n.is_number or dtype.min <= int(n) <= dtype.max)
-        for n in (found.low, found.high)
-    )
+    for number in (found.low, found.high):
+        if number is None:
+            return False
+        if number.is_number:
+            if not dtype.min <= int(number) <= dtype.max:
+                return False
+        elif any(abs(n) > _MOST_TIMES for n in number.terms.values()):
+            return False
+    return True
 
 
 def _both(
@@ -348,11 +353,18 @@ def _either_bounds(condition: Range, a: Range, b: Range) -> Range | None:
 
 
 def _clipped_bounds(a: Range, low: Range, high: Range) -> Range | None:
+    # If the lower bound were above the upper one, kernels differ.
+    if low.high is None or high.low is None:
+        return UNBOUNDED
+    if not values_lib.at_least(high.low, low.high):
+        return UNBOUNDED
     found = _maximum_bounds(a, low)
     return None if found is None else _minimum_bounds(found, high)
 
 
 UNBOUNDED = Range(None, None)
+# Whatever is more times a size may wrap around.
+_MOST_TIMES = 2**20
 
 # Operations whose result may not fit into its type.
 _MAY_WRAP = frozenset(("Add", "AddV2", "Sub", "Mul", "Cast"))

@@ -90,11 +90,11 @@ def _branches(
     taken: int | None,
     walk: Walk,
 ) -> list[Value]:
-    # A branch that is never taken for any batch size has no effect, but one
-    # that is not taken for a batch of none would tell that by its effects.
-    if taken is not None and not (
-        condition.on_batch_size and op.type in ("If", "Case")
-    ):
+    if taken is not None:
+        # A branch that is taken for all batches but an empty one tells, by
+        # what it writes, that there is a batch.
+        if condition.on_batch_size and op.op_def.is_stateful:
+            walk.note_effects(op)
         return refined(op, walk.call(op, names[taken], arguments), walk)
     if condition.kind is Kind.MIXED and condition.finding is not None:
         raise findings.Refusal(condition.finding.reason)

@@ -161,13 +161,15 @@ def add_all(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     return _broadcast(op, values, walk)
 
 
-@registry.rule(*_SAME, takes_numbers=True, takes_lists=True)
+@registry.rule(*_SAME, takes_numbers=True, takes_lists=True, takes_single=True)
 def same(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Hands its operand on."""
     return walk.refined(values[0], op.outputs[0])
 
 
-@registry.rule("IdentityN", takes_numbers=True, takes_lists=True)
+@registry.rule(
+    "IdentityN", takes_numbers=True, takes_lists=True, takes_single=True
+)
 def same_all(
     op: tf.Operation, values: Sequence[Value], walk: Walk
 ) -> list[Value]:

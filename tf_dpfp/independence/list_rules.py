@@ -65,7 +65,9 @@ def _check_place(*values: Value) -> None:
             )
 
 
-@registry.rule("TensorListReserve", shapes=(0, 1), takes_lists=True)
+@registry.rule(
+    "TensorListReserve", shapes=(0, 1), takes_lists=True, takes_single=True
+)
 def reserve(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Makes a list of a given length."""
     del op
@@ -77,14 +79,16 @@ def reserve(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     return _list(None, length, hangs=hangs, name=_name(walk))
 
 
-@registry.rule("EmptyTensorList", shapes=(0, 1), takes_lists=True)
+@registry.rule(
+    "EmptyTensorList", shapes=(0, 1), takes_lists=True, takes_single=True
+)
 def empty(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Makes a list without items."""
     del op, values
     return _list(None, name=_name(walk))
 
 
-@registry.rule("TensorListLength", takes_lists=True)
+@registry.rule("TensorListLength", takes_lists=True, takes_single=True)
 def length(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Counts items."""
     del op, walk
@@ -94,7 +98,7 @@ def length(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     return values_lib.free((), (items.length,), items.on_batch_size)
 
 
-@registry.rule("TensorListSetItem", takes_lists=True)
+@registry.rule("TensorListSetItem", takes_lists=True, takes_single=True)
 def set_item(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Sets an item."""
     items, place, value = values[:3]
@@ -121,7 +125,7 @@ def _with_item(
     return dataclasses.replace(items, item=item)
 
 
-@registry.rule("TensorListPushBack", takes_lists=True)
+@registry.rule("TensorListPushBack", takes_lists=True, takes_single=True)
 def push(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Adds an item at the end."""
     items, value = values
@@ -132,7 +136,9 @@ def push(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     return dataclasses.replace(found, length=None)
 
 
-@registry.rule("TensorListPopBack", shapes=(1,), takes_lists=True)
+@registry.rule(
+    "TensorListPopBack", shapes=(1,), takes_lists=True, takes_single=True
+)
 def pop(op: tf.Operation, values: Sequence[Value], walk: Walk) -> list[Value]:
     """Takes the last item."""
     items = values[0]
@@ -142,18 +148,31 @@ def pop(op: tf.Operation, values: Sequence[Value], walk: Walk) -> list[Value]:
     return [dataclasses.replace(items, length=None), item]
 
 
-@registry.rule("TensorListGetItem", shapes=(2,), takes_lists=True)
+@registry.rule(
+    "TensorListGetItem", shapes=(2,), takes_lists=True, takes_single=True
+)
 def get_item(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Reads an item."""
     items, place = values[:2]
     _check_place(place)
     if items.by_item and not place.counts_examples:
         raise findings.Refusal(_TAKES_OUT)
-    return _item(items, op.outputs[0], walk)
+    item = _item(items, op.outputs[0], walk)
+    if items.by_item or not place.counts_examples:
+        return item
+    if not item.is_free:
+        raise findings.Refusal(
+            "It reads items by the number of the row.", findings.ROW_NUMBER
+        )
+    return dataclasses.replace(item, numbers=None, on_batch_size=True)
 
 
 @registry.rule(
-    "TensorListStack", "TensorListGather", shapes=(-1,), takes_lists=True
+    "TensorListStack",
+    "TensorListGather",
+    shapes=(-1,),
+    takes_lists=True,
+    takes_single=True,
 )
 def stack(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Stacks items along a new first axis."""
@@ -206,7 +225,9 @@ def _stack_examples(
     return values_lib.examples((walk.batch, *static[1:]), Layout(0))
 
 
-@registry.rule("TensorListFromTensor", shapes=(1,), takes_lists=True)
+@registry.rule(
+    "TensorListFromTensor", shapes=(1,), takes_lists=True, takes_single=True
+)
 def from_tensor(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Makes a list of the parts along the first axis."""
     del op
@@ -238,6 +259,7 @@ def _part(value: Value) -> Value:
     "TensorListScatterIntoExistingList",
     shapes=(2, 3),
     takes_lists=True,
+    takes_single=True,
 )
 def scatter(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Makes items of the parts along the first axis, at given places."""
@@ -259,7 +281,7 @@ def scatter(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     return _with_item(op, items, item, walk)
 
 
-@registry.rule("TensorListElementShape", takes_lists=True)
+@registry.rule("TensorListElementShape", takes_lists=True, takes_single=True)
 def item_shape(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Reads the shape of the items."""
     items = values[0]
@@ -272,7 +294,9 @@ def item_shape(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     return values_lib.free(static, None, True)
 
 
-@registry.rule("TensorListResize", shapes=(1,), takes_lists=True)
+@registry.rule(
+    "TensorListResize", shapes=(1,), takes_lists=True, takes_single=True
+)
 def resize(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Changes the length."""
     del op, walk
@@ -284,14 +308,14 @@ def resize(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     return _list(items.item, hangs=count.hangs_on_batch, name=items.name)
 
 
-@registry.rule("OptionalNone", takes_lists=True)
+@registry.rule("OptionalNone", takes_lists=True, takes_single=True)
 def no_value(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Makes a holder without a value."""
     del op, values, walk
     return _list(None)
 
 
-@registry.rule("OptionalFromValue", takes_lists=True)
+@registry.rule("OptionalFromValue", takes_lists=True, takes_single=True)
 def hold(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Puts a value into a holder."""
     del op, walk
@@ -302,7 +326,7 @@ def hold(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     return _list(values[0])
 
 
-@registry.rule("OptionalGetValue", takes_lists=True)
+@registry.rule("OptionalGetValue", takes_lists=True, takes_single=True)
 def held(op: tf.Operation, values: Sequence[Value], walk: Walk) -> list[Value]:
     """Takes the value out of a holder."""
     return [_item(values[0], output, walk) for output in op.outputs]

@@ -268,6 +268,8 @@ def split_by_sizes(
         return [values_lib.numbers_of(p, value.on_batch_size) for p in pieces]
     if value.is_examples and value.example_layout.axis == axis:
         return _whole_batches(value, axis, known, walk)
+    if sizes_lib.hang_on_batch(known) and value.kind is not Kind.UNIFORM:
+        raise findings.Refusal(BY_NUMBER, findings.BATCH_SIZE)
     return _parts(op, value, axis, known, walk)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import tensorflow as tf
 
@@ -119,6 +119,8 @@ def prove(
     released: Sequence[Released],
     operations: Sequence[tf.Operation] | None = None,
     layers: Collection[str] = (),
+    variables: Mapping[str, tf.Variable] | None = None,
+    least_rows: int = 1,
 ) -> Proof:
     """Proves that every example stays by itself.
 
@@ -139,6 +141,10 @@ def prove(
         operations: Operations whose writes, prints and aborts are judged; by
             default all of the graph.
         layers: Names of the model's layers, for messages.
+        variables: The model's variables by name, for messages.
+        least_rows: Number of rows that every batch has at least, padding
+            included. With 2, axes that are dropped if they have the size 1
+            can't be the batch.
 
     Returns:
         A `Proof`.
@@ -149,8 +155,9 @@ def prove(
     """
     started = time.perf_counter()
     batch = _batch_size(examples)
-    walk = Walk(batch, layers)
-    captures = _assume_captures(graph, walk, layers)
+    walk = Walk(batch, layers, least_rows)
+    names = {id(v.handle): name for name, v in (variables or {}).items()}
+    captures = _assume_captures(graph, walk, names)
     for i, tensor in enumerate(examples):
         walk.assume(tensor, _example(tensor, i, batch))
     found: list[Finding] = []
@@ -207,10 +214,9 @@ def _example(tensor: tf.Tensor, number: int, batch: Size) -> Value:
 
 
 def _assume_captures(
-    graph: tf.Graph, walk: Walk, layers: Collection[str]
+    graph: tf.Graph, walk: Walk, names: Mapping[int, str]
 ) -> list[Capture]:
     """Describes what the graph takes from Python and from outer graphs."""
-    names = {id(v.handle): v.name for v in getattr(graph, "variables", ())}
     found = []
     outer = None
     for external, inner in getattr(graph, "captures", ()):
@@ -224,8 +230,8 @@ def _assume_captures(
         else:
             if outer is None:
                 # No tensor of an outer graph is of the batch.
-                outer = Walk(walk.batch, layers)
-                found += _assume_captures(external.graph, outer, layers)
+                outer = Walk(walk.batch, walk.layers, walk.least_rows)
+                found += _assume_captures(external.graph, outer, names)
             walk.assume(inner, outer.value(external))
     for tensor in getattr(graph, "inputs", ()):
         if tensor.dtype == tf.resource:

@@ -46,16 +46,20 @@ class Walk:
     Args:
         batch: The batch size: a symbol, or a number.
         layers: Names of the model's layers, for messages.
+        least_rows: Smallest batch size that is spoken of.
     """
 
-    def __init__(self, batch: Size, layers: Collection[str] = ()):
+    def __init__(
+        self, batch: Size, layers: Collection[str] = (), least_rows: int = 1
+    ):
         self.batch = batch
+        self.least_rows = least_rows
         self.loops = 0
         self.counting = False
         self.operations = 0
         self.findings: dict[tuple[Category, str], Finding] = {}
         self.random: dict[str, tf.Operation] = {}
-        self._layers = layers
+        self.layers = layers
         self._values: dict[int, Value] = {}
         self._judges = True
         self._judged: set[int] = set()
@@ -116,7 +120,7 @@ class Walk:
                 if value.kind is Kind.MIXED and value.finding is not None:
                     return self._after_mixed(op, values, value.finding)
         if any(v.kind is Kind.SINGLE for v in values):
-            if rule is None or not (rule.takes_mixed or rule.takes_lists):
+            if rule is None or not (rule.takes_mixed or rule.takes_single):
                 return self._of_one(op, values)
         if rule is None:
             return self._without_rule(op, values)
@@ -200,15 +204,22 @@ class Walk:
     def _of_one(self, op: tf.Operation, values: Sequence[Value]) -> list[Value]:
         """Describes a function of one example alone."""
         for value in values:
-            single = value.kind is Kind.SINGLE
-            if not single and (not value.is_free or value.hangs_on_batch):
+            if value.kind in (Kind.SINGLE, Kind.RESOURCE):
+                continue
+            if not value.is_free:
                 raise findings.Refusal("One example meets the whole batch.")
+            if value.hangs_on_batch:
+                raise findings.Refusal(
+                    "One example meets the number of its row, or of all rows.",
+                    findings.ROW_NUMBER,
+                )
         if op.op_def.is_stateful:
-            if not op.type.startswith("Random"):
+            if op.type not in state_rules.READS:
                 raise findings.Refusal(
                     "There is no rule for this operation.", findings.NO_RULE
                 )
-            self.note_random(op)
+            if "Random" in op.type:
+                self.note_random(op)
         return [Value(Kind.SINGLE, self.static(o)) for o in op.outputs]
 
     def static(self, tensor: tf.Tensor) -> Sizes | None:
@@ -245,7 +256,7 @@ class Walk:
         self, op: tf.Operation, category: Category, reason: str, way_out: str
     ) -> Finding:
         """Describes what an operation does wrong."""
-        layer = findings.layer_of(op.name, self._layers)
+        layer = findings.layer_of(op.name, self.layers)
         return Finding(category, layer, op.type, op.name, reason, way_out)
 
     def refused(
@@ -323,15 +334,17 @@ class Walk:
                 self._apply(op, values)
                 return
             except (findings.Refusal, *_RULE_ERRORS):
-                self._note_unknown(op)
+                self.note_effects(op)
                 return
         if op.outputs and all(
             self._values[id(o)].kind is Kind.MIXED for o in op.outputs
         ):
-            self._note_unknown(op)
+            self.note_effects(op)
 
-    def _note_unknown(self, op: tf.Operation) -> None:
-        """Notes what a function does whose arguments are not proved."""
+    def note_effects(self, op: tf.Operation) -> None:
+        """Notes what a function writes that does not always run."""
+        if not self._judges:
+            return
         effects = self._effects(op)
         if not effects:
             return

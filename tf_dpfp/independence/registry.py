@@ -23,11 +23,13 @@ class Walk(Protocol):
 
     Attributes:
         batch: The batch size.
+        least_rows: Smallest batch size that is spoken of.
         loops: Number of loops around the operation.
         counting: True within a loop over examples.
     """
 
     batch: Size
+    least_rows: int
     loops: int
     counting: bool
 
@@ -72,6 +74,9 @@ class Walk(Protocol):
     ) -> Value:
         """Describes an output that is not proved."""
 
+    def note_effects(self, op: tf.Operation) -> None:
+        """Notes what a function writes that does not always run."""
+
     def note_random(self, op: tf.Operation) -> None:
         """Notes numbers that are drawn by the number of the row."""
 
@@ -94,6 +99,8 @@ class Rule:
         takes_lists: True for a rule that knows about lists and loops.
         takes_batch_size: True for a rule that itself refuses to compute with
             the batch size.
+        takes_single: True for a rule that knows about the one example that a
+            loop is at.
     """
 
     apply: Apply
@@ -102,6 +109,7 @@ class Rule:
     takes_numbers: bool = False
     takes_lists: bool = False
     takes_batch_size: bool = False
+    takes_single: bool = False
 
 
 RULES: dict[str, Rule] = {}
@@ -114,6 +122,7 @@ def rule(
     takes_numbers: bool = False,
     takes_lists: bool = False,
     takes_batch_size: bool = False,
+    takes_single: bool = False,
 ) -> Callable[[_ApplyT], _ApplyT]:
     """Decorates the rule of some types of operations.
 
@@ -124,6 +133,7 @@ def rule(
         takes_numbers: See `Rule`.
         takes_lists: See `Rule`.
         takes_batch_size: See `Rule`.
+        takes_single: See `Rule`.
 
     Returns:
         The decorator.
@@ -139,6 +149,7 @@ def rule(
                 takes_numbers,
                 takes_lists,
                 takes_batch_size,
+                takes_single,
             )
         return apply
 

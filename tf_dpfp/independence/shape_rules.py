@@ -201,11 +201,10 @@ def insert_axis(value: Value, axis: int) -> Value:
 @registry.rule("Squeeze", takes_numbers=True)
 def squeeze(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Drops axes of size 1."""
-    del walk
     (value,) = values
     axes = {axis % value.rank for axis in op.get_attr("squeeze_dims")}
     if not axes:
-        if not all(s is not None and s.is_number for s in value.shape):
+        if not all(_is_one_or_not(s, walk) for s in value.shape):
             raise findings.Refusal(
                 "It drops axes of size 1, and sizes are not known.",
                 "Name the axis: `ops.squeeze(x, axis=...)`.",
@@ -216,6 +215,15 @@ def squeeze(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         squeezed = np.squeeze(array, tuple(axes))
         return values_lib.numbers_of(squeezed, value.on_batch_size)
     return drop_axes(value, axes, "drops the axis of the examples")
+
+
+def _is_one_or_not(size: MaybeSize, walk: Walk) -> bool:
+    """Returns true if it is known whether a size is 1."""
+    if size is None:
+        return False
+    if size.is_number:
+        return True
+    return walk.least_rows > 1 and size.divided_by(walk.batch) is not None
 
 
 def drop_axes(value: Value, axes: set[int], what: str) -> Value:

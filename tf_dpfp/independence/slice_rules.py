@@ -216,7 +216,9 @@ def _sliced(
         if mine:
             layout = _cut_batch(value, part, size, len(sizes), walk)
             size = layout.before * walk.batch * layout.after
-        elif part.kind != "index":
+        else:
+            _check_cut(value, part, size)
+        if not mine and part.kind != "index":
             length = _length(part, size)
             if length is None and static is not None:
                 length = static[len(sizes)]
@@ -228,6 +230,19 @@ def _sliced(
         if part.kind != "index":
             sizes.append(size)
     return tuple(sizes), layout
+
+
+def _check_cut(value: Value, part: _Part, size: MaybeSize) -> None:
+    """Checks that the batch size does not decide what is cut out."""
+    if _keeps_all(part, size) or value.kind is Kind.UNIFORM:
+        return
+    limits = [part.begin, part.stride, None if part.to_end else part.end]
+    if sizes_lib.hang_on_batch(limits):
+        raise findings.Refusal(
+            "The batch size, or the number of the row, decides what it cuts "
+            "out.",
+            findings.BATCH_SIZE,
+        )
 
 
 def _cut_batch(
@@ -283,6 +298,14 @@ def _rows_kept(parts: Sequence[_Part], sizes: Sizes) -> dict[int, int]:
             continue
         if _keeps_all(part, sizes[axis]):
             kept[axis] = position
+        else:
+            limits = [
+                part.begin,
+                part.stride,
+                None if part.to_end else part.end,
+            ]
+            if sizes_lib.hang_on_batch(limits):
+                raise findings.Refusal(BY_NUMBER, findings.BATCH_SIZE)
         axis += 1
         position += part.kind != "index"
     return kept

@@ -135,14 +135,8 @@ READS = frozenset(
     VarIsInitializedOp VariableShape
     """.split()
 )
-_WRITES = {
-    "AssignAddVariableOp": (1,),
-    "AssignSubVariableOp": (1,),
-    "AssignVariableOp": (1,),
-    "ResourceScatterAdd": (1, 2),
-    "ResourceScatterUpdate": (1, 2),
-    "ResourceStridedSliceAssign": (1, 2, 3, 4),
-}
+# Beginnings of operations that write to the variable that comes first.
+_WRITES = ("Assign", "Resource")
 _PRINTS = frozenset(
     """
     Print PrintV2 StringFormat WriteAudioSummary WriteHistogramSummary
@@ -191,9 +185,8 @@ def effect(
             "there are.",
             "Write outside of the loop over examples.",
         )
-    if op.type in _WRITES:
-        seen = [values[i] for i in _WRITES[op.type]]
-        if all(_is_harmless(v) for v in seen):
+    if op.type.startswith(_WRITES):
+        if all(_is_harmless(v) for v in values):
             return None
         name = values[0].name or "a variable"
         return walk.finding(
