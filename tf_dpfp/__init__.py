@@ -55,8 +55,8 @@ from tf_dpfp.training import compute_epsilon
 from tf_dpfp.training import ledger
 from tf_dpfp.training import make_private
 from tf_dpfp.training import privacy_statement
+from tf_dpfp.training import validate
 from tf_dpfp.validation import fix
-from tf_dpfp.validation import validate
 from tf_dpfp.version import __version__
 
 if _typing.TYPE_CHECKING:

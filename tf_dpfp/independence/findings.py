@@ -32,6 +32,8 @@ class Finding:
         reason: The reason, for a person who knows Keras.
         way_out: A remedy.
         subject: Name of the tensor that was to be proved.
+        is_definite: True if a rule says that examples meet or that data
+            leave; false if too little is known to say that they don't.
     """
 
     category: Category
@@ -41,14 +43,20 @@ class Finding:
     reason: str
     way_out: str
     subject: str = ""
+    is_definite: bool = True
 
-    def __str__(self) -> str:
+    @property
+    def described(self) -> str:
+        """Description without the way out."""
         where = f"layer '{self.layer}', " if self.layer else ""
         subject = f"{self.subject}: " if self.subject else ""
         return (
             f"{subject}{where}operation {self.operation} ('{self.name}'): "
-            f"{self.reason} {self.way_out}"
+            f"{self.reason}"
         )
+
+    def __str__(self) -> str:
+        return f"{self.described} {self.way_out}"
 
 
 class Refusal(Exception):
@@ -57,12 +65,16 @@ class Refusal(Exception):
     Args:
         reason: A sentence.
         way_out: A sentence; a general one if not given.
+        is_definite: False if too little is known to tell.
     """
 
-    def __init__(self, reason: str, way_out: str = ""):
+    def __init__(
+        self, reason: str, way_out: str = "", is_definite: bool = True
+    ):
         super().__init__(reason)
         self.reason = reason
         self.way_out = way_out or APART
+        self.is_definite = is_definite
 
 
 APART = (

@@ -108,10 +108,14 @@ class Walk:
             return [self._checked(v) for v in found]
         except findings.Refusal as refusal:
             reason, way_out = refusal.reason, refusal.way_out
+            is_definite = refusal.is_definite and all(map(_is_known, values))
         except _RULE_ERRORS as error:
             reason = f"Its rule failed ({type(error).__name__}: {error})."
-            way_out = findings.NO_RULE
-        return [self.refused(op, o, reason, way_out) for o in op.outputs]
+            way_out, is_definite = findings.NO_RULE, False
+        return [
+            self.refused(op, o, reason, way_out, is_definite)
+            for o in op.outputs
+        ]
 
     def _apply(self, op: tf.Operation, values: list[Value]) -> list[Value]:
         rule = rule_table.find(op.type)
@@ -191,7 +195,9 @@ class Walk:
         free = all(v.is_free and not v.hangs_on_batch for v in values)
         if not free or op.op_def.is_stateful:
             raise findings.Refusal(
-                "There is no rule for this operation.", findings.NO_RULE
+                "There is no rule for this operation.",
+                findings.NO_RULE,
+                is_definite=False,
             )
         # A function of what is free of data is free of data.
         hangs = any(
@@ -216,7 +222,9 @@ class Walk:
         if op.op_def.is_stateful:
             if op.type not in state_rules.READS:
                 raise findings.Refusal(
-                    "There is no rule for this operation.", findings.NO_RULE
+                    "There is no rule for this operation.",
+                    findings.NO_RULE,
+                    is_definite=False,
                 )
             if "Random" in op.type:
                 self.note_random(op)
@@ -265,9 +273,14 @@ class Walk:
         output: tf.Tensor,
         reason: str,
         way_out: str = findings.APART,
+        is_definite: bool = True,
     ) -> Value:
         """Describes an output that is not proved."""
         found = self.finding(op, Category.MIXED, reason, way_out)
+        # `tf.vectorized_map` writes formulas with the number of the row, for
+        # which there are not enough rules.
+        is_definite = is_definite and "pfor" not in op.name.split("/")
+        found = dataclasses.replace(found, is_definite=is_definite)
         return values_lib.mixed(found, self.static(output))
 
     def note_random(self, op: tf.Operation) -> None:
@@ -296,7 +309,9 @@ class Walk:
                     self._bodies[name] = body
                     return body
             graph = getattr(graph, "outer_graph", None)
-        raise findings.Refusal("It calls a function that is not found.")
+        raise findings.Refusal(
+            "It calls a function that is not found.", is_definite=False
+        )
 
     def call(
         self, op: tf.Operation, name: str, arguments: Sequence[Value]
@@ -397,6 +412,13 @@ def _functions(op: tf.Operation) -> list[str]:
         "StatelessWhile": ("cond", "body"),
     }
     return [op.get_attr(k).name for k in kinds.get(op.type, ("f",))]
+
+
+def _is_known(value: Value) -> bool:
+    """Returns true if a rule was told all sizes of an operand."""
+    if value.kind in (Kind.EXAMPLES, Kind.FREE, Kind.UNIFORM):
+        return value.sizes is not None and None not in value.sizes
+    return True
 
 
 def _hanging(value: Value) -> Value:

@@ -160,7 +160,9 @@ class Value:
             Refusal: If the rank is not known.
         """
         if self.sizes is None:
-            raise findings.Refusal("The number of its axes is not known.")
+            raise findings.Refusal(
+                "The number of its axes is not known.", is_definite=False
+            )
         return self.sizes
 
     @property
@@ -190,10 +192,14 @@ class Value:
             Refusal: If one is not.
         """
         if self.numbers is None:
-            raise findings.Refusal(f"Its {what} is not known.")
+            raise findings.Refusal(
+                f"Its {what} is not known.", is_definite=False
+            )
         found = [n for n in self.numbers if n is not None]
         if len(found) < len(self.numbers):
-            raise findings.Refusal(f"Its {what} is not known.")
+            raise findings.Refusal(
+                f"Its {what} is not known.", is_definite=False
+            )
         return found
 
     def integers(self, what: str = "argument") -> list[int]:
@@ -204,7 +210,9 @@ class Value:
         """
         found = self.known(what)
         if not all(n.is_number for n in found):
-            raise findings.Refusal(f"Its {what} is not a known number.")
+            raise findings.Refusal(
+                f"Its {what} is not a known number.", is_definite=False
+            )
         return [int(n) for n in found]
 
     def array(self) -> np.ndarray | None:
@@ -229,7 +237,8 @@ def free(
     alone = sizes is not None and all(s == 1 for s in sizes)
     if not alone and sizes is not None and sizes_lib.hang_on_batch(sizes):
         on_batch_size = True
-    kind = Kind.UNIFORM if alone else Kind.FREE
+    equal = bool(values) and None not in values and len(set(values)) == 1
+    kind = Kind.UNIFORM if alone or equal else Kind.FREE
     return Value(
         kind,
         sizes,

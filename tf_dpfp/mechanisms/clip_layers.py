@@ -88,7 +88,7 @@ def findings(
         # A model that is built on the way has more layers than before.
         state.tried_with = trained_layers(model)
         # Other weights have other per-example gradients.
-        state.is_tried = False
+        state.tried_for = None
     return found
 
 

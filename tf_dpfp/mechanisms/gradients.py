@@ -20,9 +20,11 @@ from tf_dpfp import replicas
 from tf_dpfp import step as step_lib
 from tf_dpfp.independence import gradients as gradient_trial
 from tf_dpfp.independence import inputs
+from tf_dpfp.independence.findings import Finding
 from tf_dpfp.keras_private import trainer as keras_trainer
 from tf_dpfp.mechanisms import clip_layers
 from tf_dpfp.mechanisms import dealt
+from tf_dpfp.mechanisms import proved
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.mechanisms import train_step
 from tf_dpfp.mechanisms.mechanism import Mechanism
@@ -150,13 +152,38 @@ class Gradients(Mechanism):
                 loss_weights,
                 getattr(model, "output_names", None),
             )
-            state.is_tried = False
+            state.tried_for = None
+            state.proved = {}
+            state.warned = set()
         below = self.below(x)
         plan = step_lib.make_plan(model, self.optimizer, state.loss, below)
-        if not state.is_tried:
+        if state.tried_for != proved.settings(model):
+            self.check_layers()
             gradient_trial.check(model, plan, (x, y, sample_weight))
-            state.is_tried = True
-        return plan
+            # Calls may set attributes of layers.
+            state.tried_for = proved.settings(model)
+        return proved.with_proof(model, plan, (x, y, sample_weight))
+
+    def findings(
+        self, x: Any, y: Any, sample_weight: Any = None
+    ) -> tuple[Finding, ...]:
+        """Lists what is not proved of a step; takes none.
+
+        Args:
+            x: Inputs of a batch, or their specifications.
+            y: Labels.
+            sample_weight: Sample weights, or `None`.
+
+        Returns:
+            The findings.
+
+        Raises:
+            ValueError: If the model does not pass its trial.
+        """
+        self.check_ready()
+        plan = self.plan(x, y, sample_weight)
+        specs = proved.specs_of((x, y, sample_weight))
+        return proved.findings_of_all_sizes(self.model, plan, specs)
 
     @contextlib.contextmanager
     def counted(self, pipeline: pipelines.Pipeline) -> Iterator[None]:

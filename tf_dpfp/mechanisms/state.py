@@ -2,11 +2,13 @@
 
 import inspect
 import types
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import keras
 
 from tf_dpfp import optimizers
+from tf_dpfp.independence.findings import Finding
 from tf_dpfp.independence.representations import Findings
 
 if TYPE_CHECKING:
@@ -22,7 +24,11 @@ class State:
         mechanism: The mechanism chosen in `compile`; `None` before.
         loss: One loss per example, made of the compiled loss; `None` before
             the first step.
-        is_tried: True once the per-example gradients passed their trial.
+        tried_for: Weights, layers and settings for which the per-example
+            gradients passed their trial; `None` before.
+        proved: Findings of proofs for batches of any size, by the settings of
+            the model and the kind of the batch.
+        warned: Operations of which a warning says that they are not proved.
         findings: Result of the trial of a model with noised representations.
         tried_with: Trainability of all layers at that trial.
         populations: Numbers of examples of all data sets so far.
@@ -34,7 +40,9 @@ class State:
     def __init__(self) -> None:
         self.mechanism: Mechanism | None = None
         self.loss: Any = None
-        self.is_tried = False
+        self.tried_for: tuple[Hashable, ...] | None = None
+        self.proved: dict[Hashable, tuple[Finding, ...]] = {}
+        self.warned: set[str] = set()
         self.findings: Findings | None = None
         self.tried_with: tuple[bool, ...] = ()
         self.populations: set[int] = set()

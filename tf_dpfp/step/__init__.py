@@ -9,11 +9,13 @@ from tf_dpfp.step.plan import Below
 from tf_dpfp.step.plan import Plan
 from tf_dpfp.step.plan import make_plan
 from tf_dpfp.step.plan import owned_variables
+from tf_dpfp.step.traced import Traced
 
 __all__ = [
     "MicrobatchResult",
     "Plan",
     "Below",
+    "Traced",
     "as_clipped_gradients",
     "clipped_batch",
     "forward",

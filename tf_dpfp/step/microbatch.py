@@ -19,6 +19,7 @@ from tf_dpfp import per_example
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.keras_private import trainer as keras_trainer
 from tf_dpfp.step import losses as losses_lib
+from tf_dpfp.step import traced as traced_lib
 from tf_dpfp.step.plan import Plan
 
 
@@ -80,8 +81,14 @@ def clipped_microbatch(
         ValueError: If the loss depends on a trainable variable through a call
             that was not recorded.
     """
+    before = traced_lib.count_operations()
+    data = (x, y, sample_weight, is_example)
+    data = x, y, sample_weight, is_example = traced_lib.as_examples(data)
     with tf.GradientTape() as tape:
-        with per_example.record_calls(plan.units) as calls, plan.step():
+        with (
+            per_example.record_calls(plan.units) as calls,
+            plan.step() as representations,
+        ):
             y_pred = forward(model, x)
         losses = plan.loss(y, y_pred, sample_weight)
         losses = _one_per_example(losses, is_example)
@@ -90,31 +97,48 @@ def clipped_microbatch(
         )
         total *= tf.cast(plan.loss_scale, total.dtype)
     _check_no_added_losses(model)
-    sources = [call.sources for call in calls]
-    recorded = {id(v) for call in calls for v in _variables_of(call)}
-    unseen = [v for v in plan.variables if id(v) not in recorded]
-    source_gradients, unseen_gradients, above = backward(
-        tape,
-        total,
-        [sources, [v.value for v in unseen], [v.value for v in plan.above]],
-        plan,
-    )
-    _check_unseen(unseen, unseen_gradients)
+    source_gradients, above = _source_gradients(plan, tape, total, calls)
     present = (
         is_example
         & losses_lib.has_weight(sample_weight, tf.shape(is_example)[0])
         & tf.math.is_finite(losses)
     )
     gradients = clipping_lib.gather_gradients(
-        calls,
-        _unscale(source_gradients, plan.loss_scale),
-        plan.variables,
-        plan.groups,
+        calls, source_gradients, plan.variables, plan.groups
     )
     gradients = low_rank.project_all(gradients, plan.carriers, plan.variables)
+    if plan.on_traced is not None and not tf.executing_eagerly():
+        graph = tf.compat.v1.get_default_graph()
+        plan.on_traced(
+            traced_lib.Traced(
+                graph,
+                graph.get_operations()[before:],
+                [t for t in tree.flatten(data) if t is not None],
+                losses,
+                present,
+                representations,
+                gradients,
+                [v.path for v in plan.variables],
+            )
+        )
     clipped = clipping_lib.clip_and_sum(gradients, plan.groups, present)
-    sums = BatchSums(clipped, _unscale([above], plan.loss_scale)[0])
-    return MicrobatchResult(sums, losses, y_pred)
+    return MicrobatchResult(BatchSums(clipped, above), losses, y_pred)
+
+
+def _source_gradients(plan: Plan, tape, total: tf.Tensor, calls):
+    """Gradients of the recorded tensors, and of the variables above."""
+    sources = [call.sources for call in calls]
+    recorded = {id(v) for call in calls for v in _variables_of(call)}
+    unseen = [v for v in plan.variables if id(v) not in recorded]
+    found, unseen_gradients, above = backward(
+        tape,
+        total,
+        [sources, [v.value for v in unseen], [v.value for v in plan.above]],
+        plan,
+    )
+    _check_unseen(unseen, unseen_gradients)
+    scale = plan.loss_scale
+    return _unscale(found, scale), _unscale([above], scale)[0]
 
 
 def backward(tape, total: tf.Tensor, sources, plan: Plan):

@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
+import tensorflow as tf
 
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import compilation
@@ -14,6 +15,7 @@ from tf_dpfp import layers as layers_lib
 from tf_dpfp import low_rank
 from tf_dpfp import per_example
 from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.step.traced import Traced
 
 # Half precision underflows without scaling; a power of two costs no accuracy.
 # It is fixed: a scale that follows the data would tell about the data.
@@ -35,6 +37,8 @@ class Plan:
         loss_scale: The loss is multiplied by this in the backward pass.
         above: Trainable variables above released representations.
         representations: Their release; `None` if the model releases none.
+        on_traced: Called for every micro-batch that is traced in a graph,
+            before anything is clipped.
     """
 
     units: Sequence[per_example.Unit]
@@ -45,15 +49,22 @@ class Plan:
     loss_scale: float
     above: Sequence[keras.Variable] = ()
     representations: counting.GaussianRelease | None = None
+    on_traced: Callable[[Traced], None] | None = None
 
-    def step(self, noise: bool = True) -> contextlib.AbstractContextManager:
-        """Returns the context that the forward pass runs in.
+    def step(
+        self, noise: bool = True
+    ) -> contextlib.AbstractContextManager[Sequence[tf.Tensor]]:
+        """Opens the context that the forward pass runs in.
 
         Args:
             noise: Add noise to representations; not in a trial.
+
+        Returns:
+            A context; it gives a list that fills with the inputs of layers
+            that release representations.
         """
         if self.representations is None:
-            return contextlib.nullcontext()
+            return contextlib.nullcontext(())
         return layers_lib.joint_step(noise)
 
 

@@ -10,6 +10,7 @@ from tf_dpfp.training.reports import clip_norms
 from tf_dpfp.training.reports import compute_epsilon
 from tf_dpfp.training.reports import ledger
 from tf_dpfp.training.reports import privacy_statement
+from tf_dpfp.training.validating import validate
 
 __all__ = [
     "PrivacyBudget",
@@ -22,4 +23,5 @@ __all__ = [
     "privacy_statement",
     "sampled_steps",
     "clip_norms",
+    "validate",
 ]

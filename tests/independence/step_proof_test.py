@@ -1,0 +1,251 @@
+"""Proofs of whole private steps: `fit`, eager steps and custom loops."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import tf_dpfp
+from tf_dpfp.independence import gradients as gradient_trial
+
+MEET = "can't be trained privately"
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(8, 3)).astype("float32")
+Y = RANDOM.normal(size=(8, 2)).astype("float32")
+
+
+@pytest.fixture(autouse=True)
+def _no_trial(monkeypatch):
+    """Leaves everything to the proof."""
+    monkeypatch.setattr(gradient_trial, "check", lambda *_: None)
+
+
+class Calls(layers.Layer):
+    """Calls a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def call(self, inputs):
+        return self.function(inputs)
+
+
+class Statistics(layers.Layer):
+    """Keeps a mean in a variable that Keras does not know."""
+
+    def build(self, input_shape):
+        self.mean = tf.Variable(tf.zeros(input_shape[1:]), trainable=False)
+
+    def call(self, inputs):
+        self.mean.assign(tf.reduce_mean(inputs, 0))
+        return inputs
+
+
+class Switch(layers.Layer):
+    """Centres the batch once it is told to."""
+
+    is_on = False
+
+    def __init__(self):
+        super().__init__()
+        self.is_on = False
+
+    def call(self, inputs):
+        return inputs - tf.reduce_mean(inputs, 0) if self.is_on else inputs
+
+
+def _route(x):
+    """Drops what comes after the second example of each choice."""
+    choice = tf.one_hot(tf.argmax(x, -1), 3)
+    place = tf.reduce_sum(tf.cumsum(choice, 0) * choice, -1)
+    return x * tf.cast(place <= 2.0, x.dtype)[:, None]
+
+
+def _mix_up(x):
+    return tf.cond(
+        tf.random.uniform([]) < 0.5, lambda: (x + x[::-1]) / 2.0, lambda: x
+    )
+
+
+@tf.custom_gradient
+def _clip_by_batch(x):
+    return tf.identity(x), lambda g: g / (1e-3 + tf.norm(g))
+
+
+def _print(x):
+    with tf.control_dependencies([tf.print(x[0])]):
+        return tf.identity(x)
+
+
+def _python(x):
+    found = tf.numpy_function(lambda a: a - a.mean(0), [x], tf.float32)
+    return tf.ensure_shape(found, x.shape)
+
+
+MIXING = {
+    "routing": (lambda: Calls(_route), "Cumsum"),
+    "cumulative sum": (lambda: Calls(lambda x: tf.cumsum(x, 0)), "Cumsum"),
+    "previous row": (lambda: Calls(lambda x: x - tf.roll(x, 1, 0)), "Roll"),
+    "row number": (
+        lambda: Calls(
+            lambda x: x * tf.cast(tf.range(tf.shape(x)[0]), x.dtype)[:, None]
+        ),
+        "number of the row",
+    ),
+    "mixing at random": (lambda: Calls(_mix_up), "by their place"),
+    "clipping by the batch": (lambda: Calls(_clip_by_batch), "gradient of"),
+    "statistics": (Statistics, "AssignVariableOp"),
+    "printing": (lambda: Calls(_print), "PrintV2"),
+    "Python": (lambda: Calls(_python), "Python code"),
+}
+
+
+def _compiled(*inner, loss="mse", microbatch_size=None, **kwargs):
+    model = keras.Sequential(
+        [keras.Input((3,)), layers.Dense(3), *inner, layers.Dense(2)]
+    )
+    tf_dpfp.make_private(model)
+    optimizer = tf_dpfp.DPSGD(
+        0.1,
+        l2_norm_clip=1.0,
+        noise_multiplier=1.0,
+        expected_batch_size=8,
+        microbatch_size=microbatch_size,
+    )
+    model.compile(optimizer=optimizer, loss=loss, **kwargs)
+    return model
+
+
+def _fit(model, x=X, y=Y, sample_weight=None):
+    model.fit(x, y, batch_size=8, verbose=0, sample_weight=sample_weight)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("name", MIXING)
+def test_a_layer_that_mixes_is_refused_before_a_step_is_counted(name, eager):
+    layer, reason = MIXING[name]
+    model = _compiled(layer(), run_eagerly=eager)
+    with pytest.raises(ValueError, match=MEET) as refusal:
+        _fit(model)
+    assert reason in str(refusal.value)
+    assert sum(e.steps for e in model.optimizer.ledger_entries) == 0
+
+
+def test_a_micro_batch_is_proved_like_a_batch():
+    model = _compiled(Calls(_route), microbatch_size=4)
+    with pytest.raises(ValueError, match="Cumsum"):
+        _fit(model)
+
+
+def test_a_running_mean_in_a_loss_is_refused():
+    mean = tf.Variable(1.0, trainable=False)
+
+    class Running(keras.losses.MeanSquaredError):
+        pass
+
+    def loss(y_true, y_pred):
+        values = tf.reduce_mean((y_true - y_pred) ** 2, -1)
+        mean.assign(0.9 * mean + 0.1 * tf.reduce_mean(values))
+        return values / mean
+
+    with pytest.raises((ValueError, NotImplementedError)):
+        _fit(_compiled(loss=loss))
+
+
+def test_a_layer_unfrozen_after_the_first_step_is_refused():
+    normalization = layers.BatchNormalization(
+        center=False, scale=False, trainable=False
+    )
+    model = _compiled(normalization)
+    tf_dpfp.loops.clipped_gradients(model, X, Y)
+    normalization.trainable = True
+    with pytest.raises(ValueError, match="BatchNormalization"):
+        tf_dpfp.loops.clipped_gradients(model, X, Y)
+
+
+def test_a_switch_turned_after_the_first_step_is_seen():
+    switch = Switch()
+    model = _compiled(switch)
+    tf_dpfp.loops.clipped_gradients(model, X, Y)
+    switch.is_on = True
+    with pytest.raises(ValueError, match=MEET):
+        tf_dpfp.loops.clipped_gradients(model, X, Y)
+
+
+def _attention():
+    ids = keras.Input((4,), dtype="int32")
+    h = layers.Embedding(9, 4, mask_zero=True)(ids)
+    h += layers.MultiHeadAttention(2, 2, dropout=0.1)(h, h)
+    h = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(h))
+    return keras.Model(ids, layers.Dense(2)(h))
+
+
+def _convolution():
+    return keras.Sequential(
+        [
+            keras.Input((4, 4, 2)),
+            layers.Conv2D(4, 3, activation="relu"),
+            layers.GroupNormalization(2),
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+
+
+def _dense():
+    return keras.Sequential(
+        [keras.Input((3,)), layers.Dense(4, "relu"), layers.Dropout(0.3)]
+        + [layers.Dense(2)]
+    )
+
+
+ORDINARY = {
+    "dense": (_dense, X),
+    "convolution": (
+        _convolution,
+        RANDOM.normal(size=(8, 4, 4, 2)).astype("float32"),
+    ),
+    "attention": (
+        _attention,
+        RANDOM.integers(0, 9, (8, 4)).astype("int32"),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "way", ["fit", "poisson", "pieces", "eager", "weights"]
+)
+@pytest.mark.parametrize("name", ORDINARY)
+def test_ordinary_models_are_proved_without_a_warning(name, way):
+    build, x = ORDINARY[name]
+    model = tf_dpfp.make_private(build())
+    optimizer = tf_dpfp.DPSGD(
+        0.1,
+        l2_norm_clip=1.0,
+        noise_multiplier=1.0,
+        expected_batch_size=8,
+        microbatch_size=4 if way == "pieces" else None,
+    )
+    model.compile(optimizer, loss="mse", run_eagerly=way == "eager")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not proved")
+        if way == "poisson":
+            batches = tf_dpfp.poisson_batches(x, Y, expected_batch_size=8)
+            model.fit(batches, verbose=0, epochs=1)
+        else:
+            weights = np.ones(8, "float32") if way == "weights" else None
+            _fit(model, x, sample_weight=weights)
+
+
+def test_validate_lists_what_the_proof_finds():
+    (problem,) = tf_dpfp.validate(_compiled(Calls(_route)), (X, Y))
+    assert "Cumsum" in problem.reason
+    assert tf_dpfp.validate(_compiled(), (X, Y)) == []
+    specs = (tf.TensorSpec([None, 3]), tf.TensorSpec([None, 2]))
+    assert tf_dpfp.validate(_compiled(), specs) == []
+    batches = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)
+    assert tf_dpfp.validate(_compiled(), batches) == []

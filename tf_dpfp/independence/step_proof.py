@@ -1,0 +1,126 @@
+"""Proof of a private step: what is clipped, and what a step writes.
+
+Everything that leaves the forward and backward pass of a micro-batch towards
+clipping is proved to be per example: the losses, the factors of every
+per-example gradient, the mask of the examples that take part, and what reaches
+a layer that releases representations. What the pass writes, prints or hands to
+Python must be free of data.
+"""
+
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+
+import keras
+import tensorflow as tf
+
+from tf_dpfp import per_example
+from tf_dpfp.independence import proof as proof_lib
+from tf_dpfp.independence.findings import Category
+from tf_dpfp.independence.findings import Finding
+from tf_dpfp.independence.proof import Released
+from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.step.traced import Traced
+
+# That a step fails for some data is said in the documentation.
+_ALLOWED = (Category.ABORT,)
+_MOST_LISTED = 5
+
+
+def prove_step(traced: Traced, layers: Collection[str] = ()) -> proof_lib.Proof:
+    """Proves the forward and backward pass of a micro-batch.
+
+    With a batch size that is known while it is traced, the size is a number
+    like any other, and the proof holds for batches of this size.
+
+    Args:
+        traced: The pass.
+        layers: Names of the model's layers, for messages.
+
+    Returns:
+        The `Proof`.
+    """
+    return proof_lib.prove(
+        traced.graph,
+        traced.examples,
+        _released(traced),
+        traced.operations,
+        layers,
+    )
+
+
+def findings_of(model: keras.Model, traced: Traced) -> tuple[Finding, ...]:
+    """Lists what is not proved of a step."""
+    names = {layer.name for layer in keras_layers.all_layers(model)}
+    return prove_step(traced, names).refusals(_ALLOWED)
+
+
+def raise_or_warn(
+    model: keras.Model, found: Sequence[Finding], warned: set[str]
+) -> None:
+    """Raises for definite findings, and warns of others, once of each.
+
+    Where too little is known to tell, the trial on made-up inputs decides.
+
+    Args:
+        model: The model.
+        found: The findings.
+        warned: Names of operations that were warned of; is added to.
+
+    Raises:
+        ValueError: If a finding is definite.
+    """
+    definite = [f for f in found if f.is_definite]
+    if definite:
+        raise ValueError(
+            f"Model '{model.name}' can't be trained privately: its examples "
+            "are not independent of each other, or their data leave without "
+            f"noise, so clipping does not bound the influence of one:\n"
+            f"{_listed(definite)}"
+        )
+    new = [f for f in found if f.name not in warned]
+    if not new:
+        return
+    warned.update(f.name for f in new)
+    warnings.warn(
+        f"Model '{model.name}': it is not proved that its examples are "
+        "independent of each other. A trial on made-up inputs found no "
+        f"dependence. Not proved:\n{_listed(new)}",
+        stacklevel=2,
+    )
+
+
+def _listed(found: Sequence[Finding]) -> str:
+    # One operation makes everything after it unproved.
+    causes = {(f.name, f.reason): f for f in reversed(found)}
+    lines = [f"  - {finding}" for finding in reversed(causes.values())]
+    more = len(lines) - _MOST_LISTED
+    rest = [f"  and {more} more"] if more > 0 else []
+    return "\n".join(lines[:_MOST_LISTED] + rest)
+
+
+def _released(traced: Traced) -> list[Released]:
+    released = [
+        Released(traced.losses, "the losses"),
+        Released(traced.present, "the mask of the examples"),
+    ]
+    for tensor in traced.representations:
+        released.append(Released(tensor, "the representations", False))
+    for path, gradient in zip(traced.paths, traced.gradients, strict=True):
+        if gradient is not None:
+            released += [
+                Released(tensor, f"the gradient of '{path}'")
+                for tensor in _tensors(gradient)
+            ]
+    return released
+
+
+def _tensors(value: object) -> Iterator[tf.Tensor]:
+    """Lists the tensors that a per-example gradient is made of."""
+    if tf.is_tensor(value):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, per_example.PerExampleGradient):
+        for item in vars(value).values():
+            yield from _tensors(item)

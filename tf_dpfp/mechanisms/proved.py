@@ -1,0 +1,158 @@
+"""Proofs of steps: of every graph that is traced, and of eager steps."""
+
+import dataclasses
+from collections.abc import Hashable
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import tree
+
+from tf_dpfp import step as step_lib
+from tf_dpfp.independence import inputs
+from tf_dpfp.independence import step_proof
+from tf_dpfp.independence.findings import Finding
+from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.mechanisms import state as state_lib
+
+# Set by Keras as it trains.
+_OF_KERAS = frozenset(
+    ("built", "stop_training", "stop_evaluating", "stop_predicting")
+)
+
+
+def settings(model: keras.Model) -> tuple[Hashable, ...]:
+    """Returns what a trial and an eager proof hold for.
+
+    Args:
+        model: A built model.
+
+    Returns:
+        Its trainable weights and its layers, with their public attributes
+        that are numbers or words: a switch that is turned is seen.
+    """
+    found: list[Hashable] = [id(v) for v in model.trainable_variables]
+    for layer in keras_layers.all_layers(model):
+        found.append((id(layer), layer.trainable))
+        found += sorted(
+            (name, value)
+            for name, value in vars(layer).items()
+            if isinstance(value, (bool, int, float, str))
+            and not name.startswith("_")
+            and name not in _OF_KERAS
+        )
+    return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Judge:
+    """Judges every micro-batch that is traced.
+
+    Args:
+        model: A private model.
+        plan: The plan of the step.
+        specs: Specifications of `(x, y, sample_weight)`.
+    """
+
+    model: keras.Model
+    plan: step_lib.Plan
+    specs: Any
+
+    def __call__(self, traced: step_lib.Traced) -> None:
+        """Raises for what is not proved; see `step_proof.raise_or_warn`."""
+        found = step_proof.findings_of(self.model, traced)
+        if found and traced.examples[0].shape[0] is not None:
+            # A size that is known can't be told from other numbers.
+            found = findings_of_all_sizes(self.model, self.plan, self.specs)
+        warned = state_lib.state_of(self.model).warned
+        step_proof.raise_or_warn(self.model, found, warned)
+
+
+def with_proof(
+    model: keras.Model, plan: step_lib.Plan, batch: Any
+) -> step_lib.Plan:
+    """Returns a plan whose steps are proved while they are traced.
+
+    Args:
+        model: A private model.
+        plan: The plan of a step.
+        batch: `(x, y, sample_weight)`; only shapes and types matter.
+    """
+    judge = _Judge(model, plan, specs_of(batch))
+    return dataclasses.replace(plan, on_traced=judge)
+
+
+def prove_eager(model: keras.Model, plan: step_lib.Plan, batch: Any) -> None:
+    """Proves a step that runs eagerly, once for batches of one kind.
+
+    Args:
+        model: A private model.
+        plan: The plan of the step.
+        batch: `(x, y, sample_weight)`; only shapes and types matter.
+
+    Raises:
+        ValueError: If examples meet, or data leave without noise.
+    """
+    specs = specs_of(batch)
+    found = findings_of_all_sizes(model, plan, specs)
+    warned = state_lib.state_of(model).warned
+    step_proof.raise_or_warn(model, found, warned)
+
+
+def findings_of_all_sizes(
+    model: keras.Model, plan: step_lib.Plan, specs: Any
+) -> tuple[Finding, ...]:
+    """Lists what is not proved of a step on batches of any size.
+
+    The same forward and backward pass is traced in a graph that never runs,
+    once for the model as it is.
+
+    Args:
+        model: A private model.
+        plan: The plan of the step.
+        specs: Specifications of `(x, y, sample_weight)`.
+
+    Returns:
+        The findings.
+    """
+    state = state_lib.state_of(model)
+    kind = (settings(model), str(tree.map_structure(repr, specs)))
+    if kind not in state.proved:
+        state.proved[kind] = tuple(
+            inputs.outside_of_graphs(_trace, model, plan, specs)
+        )
+    return state.proved[kind]
+
+
+def _trace(
+    model: keras.Model, plan: step_lib.Plan, specs: Any
+) -> list[Finding]:
+    found: list[Finding] = []
+    plan = dataclasses.replace(
+        plan,
+        on_traced=lambda t: found.extend(step_proof.findings_of(model, t)),
+    )
+
+    def traced(*tensors):
+        remaining = iter(tensors)
+        batch = tree.map_structure(
+            lambda s: None if s is None else next(remaining), specs
+        )
+        step_lib.clipped_batch(model, plan, *batch, None, lambda *_: None)
+
+    flat = [s for s in tree.flatten(specs) if s is not None]
+    tf.function(traced, autograph=False).get_concrete_function(*flat)
+    return found
+
+
+def specs_of(batch: Any) -> Any:
+    """Describes the tensors of a batch, of any number of examples."""
+    return tree.map_structure(_spec, batch)
+
+
+def _spec(leaf: Any) -> tf.TensorSpec | None:
+    if leaf is None:
+        return None
+    if not tf.is_tensor(leaf) and not isinstance(leaf, tf.TensorSpec):
+        leaf = tf.convert_to_tensor(leaf)
+    return tf.TensorSpec([None, *leaf.shape[1:]], leaf.dtype)

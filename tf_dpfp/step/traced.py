@@ -1,0 +1,65 @@
+"""Trace of a forward and backward pass, for a proof to follow."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+from keras import tree
+
+from tf_dpfp import per_example
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """Forward and backward pass of one micro-batch, in a graph.
+
+    Attributes:
+        graph: The graph.
+        operations: The operations that the pass added to it.
+        examples: Tensors of the micro-batch, one row for each example.
+        losses: One loss per example.
+        present: Boolean, `(batch,)`: true for examples that take part.
+        representations: Tensors that a layer releases with noise.
+        gradients: What is clipped, one entry per variable.
+        paths: Path of each variable.
+    """
+
+    graph: tf.Graph
+    operations: Sequence[tf.Operation]
+    examples: Sequence[tf.Tensor]
+    losses: tf.Tensor
+    present: tf.Tensor
+    representations: Sequence[tf.Tensor]
+    gradients: Sequence[per_example.PerExampleGradient | None]
+    paths: Sequence[str]
+
+
+def as_examples(data: Any) -> Any:
+    """Gives a batch tensors of its own in the graph that is being traced.
+
+    Arrays become tensors of the graph, which a proof can tell from constants;
+    and nothing that was computed of the batch before is taken for the batch.
+
+    Args:
+        data: A micro-batch, nested; leaves may be `None`.
+
+    Returns:
+        The same structure of tensors. Outside of a graph, `data` itself.
+    """
+    if tf.executing_eagerly():
+        return data
+
+    def own(leaf):
+        if leaf is None:
+            return None
+        return tf.identity(tf.convert_to_tensor(leaf))
+
+    return tree.map_structure(own, data)
+
+
+def count_operations() -> int:
+    """Counts the operations of the graph that is being traced."""
+    if tf.executing_eagerly():
+        return 0
+    return len(tf.compat.v1.get_default_graph().get_operations())
