@@ -46,10 +46,10 @@ def pytest_pycollect_makemodule():
 @pytest.fixture
 def without_trial(monkeypatch):
     """Trains without the trial, which takes long; the trial itself."""
-    from tf_dpfp.independence import gradients as probe
+    from tf_dpfp.independence import gradients as trial_lib
 
-    trial = probe.check
-    monkeypatch.setattr(probe, "check", lambda *_: None)
+    trial = trial_lib.check
+    monkeypatch.setattr(trial_lib, "check", lambda *_: None)
     return trial
 
 

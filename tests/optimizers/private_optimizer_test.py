@@ -82,7 +82,10 @@ def test_any_keras_optimizer_trains(cls):
     model.fit(X, Y, epochs=2, verbose=0)
     assert np.any(model.get_weights()[0] != before[0])
     assert [entry.steps for entry in tf_dpfp.ledger(model)] == [2]
-    assert tf_dpfp.private_optimizer_class(cls.__mro__[2]) is cls
+    base = next(
+        c for c in cls.__mro__ if not c.__module__.startswith("tf_dpfp")
+    )
+    assert tf_dpfp.private_optimizer_class(base) is cls
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from keras import layers
 import tf_dpfp
 from tests.oracles import reference
 from tests.replicas import common
-from tf_dpfp.independence import gradients as probe
+from tf_dpfp.independence import gradients as trial_lib
 
 WAYS = {
     "flat": (2, {"microbatch_size": 2}),
@@ -149,7 +149,9 @@ def test_the_trial_runs_once_and_refuses(without_trial):
         )
 
     good, bad = common.private(2), common.private(2, make=mixing)
-    with mock.patch.object(probe, "check", side_effect=without_trial) as trial:
+    with mock.patch.object(
+        trial_lib, "check", side_effect=without_trial
+    ) as trial:
         common.fit(good, epochs=1)
         common.fit(good, epochs=1)
         assert trial.call_count == 1

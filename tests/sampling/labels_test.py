@@ -97,3 +97,12 @@ def test_columns_keep_their_shape():
 def test_refusals(y, epsilon, classes, message):
     with pytest.raises(ValueError, match=message):
         tf_dpfp.representations.randomize_labels(np.array(y), epsilon, classes)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "int64"])
+def test_every_class_has_a_number_in_labels_of_a_small_type(dtype):
+    labels = np.zeros(20_000, dtype)
+    noised = tf_dpfp.representations.randomize_labels(labels, 0.1, 1000, seed=1)
+    values = noised.values
+    assert values.min() == 0 and values.max() == 999
+    assert (values.dtype == dtype) == (np.iinfo(dtype).max >= 999)

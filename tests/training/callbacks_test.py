@@ -171,6 +171,22 @@ def test_wrong_arguments(arguments):
         tf_dpfp.PrivacyBudget(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("delta", "1e-5"), ("delta", True), ("epsilon", "3"), ("epsilon", True)],
+)
+def test_text_and_booleans_are_no_numbers(name, value):
+    arguments = {"epsilon": 3.0, "delta": DELTA} | {name: value}
+    with pytest.raises(ValueError, match=f"Received: {name}={value!r}"):
+        tf_dpfp.PrivacyBudget(**arguments)
+
+
+def test_arguments_are_kept_as_python_floats():
+    callback = tf_dpfp.PrivacyBudget(np.float32(3.0), np.float64(1e-5))
+    assert type(callback.epsilon) is float
+    assert type(callback.delta) is float
+
+
 def test_config_round_trip():
     callback = tf_dpfp.PrivacyBudget(2.0, 1e-5, accountant="pld")
     again = tf_dpfp.PrivacyBudget(**callback.get_config())

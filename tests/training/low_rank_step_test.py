@@ -13,7 +13,7 @@ from tests import helpers
 from tests.oracles import reference
 from tf_dpfp import low_rank
 from tf_dpfp import step as step_lib
-from tf_dpfp.independence import gradients as probe
+from tf_dpfp.independence import gradients as trial_lib
 
 CLIP, EXPECTED, RATE, RANK = 0.4, 7.0, 0.5, 2
 
@@ -349,7 +349,7 @@ def test_it_goes_with_every_threshold_and_policy(arguments):
 def test_marked_layers_of_every_type_train_privately(
     monkeypatch, without_trial
 ):
-    monkeypatch.setattr(probe, "check", without_trial)
+    monkeypatch.setattr(trial_lib, "check", without_trial)
     keras.utils.set_random_seed(0)
     settings = dict(rank=2, warmup_steps=1)
     model = keras.Sequential(

@@ -579,3 +579,19 @@ def test_layers_are_checked_as_in_any_private_model():
     model = keras.Model(inputs, layers.Dense(2, activity_regularizer="l2")(h))
     with pytest.raises(ValueError, match="activity_regularizer is one number"):
         _private(model).fit(X, Y, verbose=0)
+
+
+def test_a_layer_that_is_made_while_the_model_is_built_is_told_of():
+    class Late(keras.Model):
+        def build(self, shape):
+            self.encoder, self.clip = layers.Dense(WIDTH), _clip()
+            self.head = layers.Dense(2)
+            super().build(shape)
+
+        def call(self, x, training=None):
+            return self.head(self.clip(self.encoder(x), training=training))
+
+    model = _private(Late())
+    with pytest.raises(ValueError, match="call it on a batch, then"):
+        model.fit(X, Y, verbose=0)
+    assert not tf_dpfp.ledger(model)

@@ -27,7 +27,7 @@ from scipy import stats
 
 import tf_dpfp
 from tf_dpfp.distribute import agreement
-from tf_dpfp.independence import gradients as probe
+from tf_dpfp.independence import gradients as trial_lib
 
 EXAMPLES, FEATURES, CLASSES, CLIP = 61, 7, 3, 0.3
 EPOCHS, STEPS, RATE = 3, 4, 0.5
@@ -324,7 +324,7 @@ def _run_checks(strategy, index, *only):
     for name in only or CHECKS:
         results[name] = None
         try:
-            with mock.patch.object(probe, "check"):
+            with mock.patch.object(trial_lib, "check"):
                 CHECKS[name](strategy, index)
         except Exception:  # Reported by name, by the test.
             results[name] = traceback.format_exc()

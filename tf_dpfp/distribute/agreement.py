@@ -22,7 +22,7 @@ def check_identical(
     Of several workers, all must call this.
 
     Args:
-        strategy: The strategy the variables were made under.
+        strategy: Strategy that the variables were made under.
         variables: Variables of which every replica keeps a copy.
 
     Raises:
@@ -48,7 +48,7 @@ def check_identical(
 
 
 def digest_of(variables: Sequence[keras.Variable]) -> str:
-    """A digest of the bits of variables, those of the first local replica."""
+    """Returns a digest of the bits of variables on the first local replica."""
     digest = hashlib.sha256()
     for variable in variables:
         digest.update(_bytes(variable))
@@ -67,7 +67,7 @@ def check_same_on_workers(
     All workers must call this.
 
     Args:
-        strategy: The strategy.
+        strategy: A `tf.distribute` strategy.
         values: Settings by name; compared by their `repr`.
 
     Raises:
@@ -84,7 +84,7 @@ def check_same_on_workers(
 def _differing(
     strategy: tf.distribute.Strategy, values: Mapping[str, object]
 ) -> list[str]:
-    """The names of what is not the same on every worker."""
+    """Returns the names of the values that differ between workers."""
     if num_workers(strategy) == 1:
         return []
     rows = np.stack([_digest(value) for value in values.values()])
@@ -99,7 +99,7 @@ def _differing(
 def _of_everyone(
     strategy: tf.distribute.Strategy, mine: np.ndarray
 ) -> np.ndarray:
-    """What the workers give, once for each replica; the same for all."""
+    """Gathers the values of all workers, once for each replica."""
     given = strategy.experimental_distribute_values_from_function(
         lambda _: tf.constant(mine[None])
     )
@@ -112,7 +112,7 @@ def fresh_key(strategy: tf.distribute.Strategy) -> bytes:
     All workers must call this.
 
     Args:
-        strategy: The strategy.
+        strategy: A `tf.distribute` strategy.
 
     Returns:
         32 bytes, the same on every worker.
@@ -128,7 +128,7 @@ def _digest(value: object) -> np.ndarray:
 
 
 def num_workers(strategy: tf.distribute.Strategy) -> int:
-    """How many processes train together."""
+    """Returns the number of processes that train together."""
     resolver = strategy.cluster_resolver
     if resolver is None or not isinstance(
         strategy, tf.distribute.MultiWorkerMirroredStrategy

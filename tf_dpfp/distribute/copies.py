@@ -14,14 +14,14 @@ _STRATEGIES = (
 
 @dataclasses.dataclass(frozen=True)
 class _Copies:
-    """What TensorFlow asks of a variable to be colocated with."""
+    """Stand-in for a variable that TensorFlow colocates others with."""
 
     _devices: tuple[str, ...]
 
 
 @contextlib.contextmanager
 def on_devices(devices: Sequence[str]) -> Iterator[None]:
-    """Like `tf.device`, with a device for each replica of this process.
+    """Places variables on one device for each replica of this process.
 
     For models of which every replica has parts on several devices. As with
     `tf.device`, weights are where they are built and a layer runs where it is
@@ -40,8 +40,8 @@ def on_devices(devices: Sequence[str]) -> Iterator[None]:
     ```
 
     Args:
-        devices: For each replica of this process, in the strategy's order, the
-            name of a device.
+        devices: Names of the devices, one for each replica of this process,
+            in the strategy's order.
 
     Raises:
         ValueError: If they are not as many as the replicas, or the strategy
@@ -77,7 +77,7 @@ def on_devices(devices: Sequence[str]) -> Iterator[None]:
 
 
 def devices_of(variable: tf.Variable) -> tuple[str, ...]:
-    """Where the copies of a variable are.
+    """Returns the devices of the copies of a variable.
 
     Args:
         variable: A variable, of one replica or several.

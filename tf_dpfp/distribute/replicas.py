@@ -1,4 +1,4 @@
-"""What a private step does with the replicas of a `tf.distribute` strategy."""
+"""Replicas of a `tf.distribute` strategy in a private step."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,12 @@ import tensorflow as tf
 
 
 def count() -> int:
-    """How many replicas step together under the current strategy."""
+    """Returns the number of replicas under the current strategy."""
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def index() -> tf.Tensor | int:
-    """Which of all replicas, those of other workers included, this one is.
+    """Returns the global index of this replica, across all workers.
 
     Raises:
         RuntimeError: If the call is not made for one replica, inside

@@ -1,4 +1,4 @@
-"""One call from a name to a `tf.distribute` strategy that trains privately."""
+"""Makes a `tf.distribute` strategy from a name."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def make_strategy(
 
 
 def worker_index() -> int:
-    """Which of the workers that `TF_CONFIG` lists this process is.
+    """Returns the index of this process among the workers of `TF_CONFIG`.
 
     Returns:
         Its number, from 0; a chief comes first.

@@ -15,7 +15,7 @@ _TOLERANCE = 2e-3
 
 
 def tolerance_of(model: keras.Model) -> float:
-    """Relative differences up to this are rounding."""
+    """Returns the relative difference up to which it is rounding."""
     return max(
         [_TOLERANCE]
         + [
@@ -26,11 +26,11 @@ def tolerance_of(model: keras.Model) -> float:
 
 
 class Difference(NamedTuple):
-    """Two tensors that should be equal, as two numbers.
+    """Difference of two tensors that should be equal.
 
     Attributes:
-        scale: The largest finite absolute value of the first.
-        distance: The largest absolute difference; infinite where one is NaN
+        scale: Largest finite absolute value of the first.
+        distance: Largest absolute difference; infinite where one is NaN
             and the other is not.
     """
 
@@ -39,7 +39,8 @@ class Difference(NamedTuple):
 
 
 def difference(a: tf.Tensor | None, b: tf.Tensor | None) -> Difference:
-    """Compared inside the graph, where gradients are freed as they are used."""
+    """Compares two tensors; a `None` is taken for zeros."""
+    # Inside the graph, where gradients are freed as they are used.
     if a is None and b is None:
         return Difference(tf.constant(0.0), tf.constant(0.0))
     a = tf.zeros_like(b) if a is None else tf.convert_to_tensor(a)
@@ -64,7 +65,7 @@ def _flat(tensor: tf.Tensor) -> tf.Tensor:
 
 
 def far_apart(differences: list[Difference], tolerance: float) -> list[bool]:
-    """Which of the differences are more than rounding."""
+    """Tells for each difference if it is more than rounding."""
     # Some gradients are zero but for rounding (an attention key's bias): what
     # rounding is, the largest gradient tells.
     rounding = 1e-5 * max((d.scale for d in differences), default=0.0)

@@ -1,6 +1,6 @@
-"""One trial of a model on made-up inputs, before it sees any data.
+"""Trial of a model on made-up inputs, before it sees any data.
 
-Static checks can't see what a custom layer computes. The probe runs the real
+Static checks can't see what a custom layer computes. The trial runs the real
 forward pass on random numbers and looks at three things that the guarantee
 rests on:
 
@@ -23,29 +23,25 @@ from keras import tree
 
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import per_example
+from tf_dpfp.independence import inputs
 from tf_dpfp.independence.comparison import Difference
 from tf_dpfp.independence.comparison import difference
 from tf_dpfp.independence.comparison import far_apart
 from tf_dpfp.independence.comparison import tolerance_of
-from tf_dpfp.independence.inputs import ROWS
-from tf_dpfp.independence.inputs import CannotProbe
-from tf_dpfp.independence.inputs import made_up
-from tf_dpfp.independence.inputs import outside_of_graphs
-from tf_dpfp.independence.inputs import restored
-from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.step.microbatch import forward
 from tf_dpfp.step.plan import Plan
 
-_OTHER_ROWS = 5
+# Examples in the batch that the first example is tried in a second time.
+_OTHER_BATCH_SIZE = 5
 
 
-class _Trial(NamedTuple):
-    """What one forward and backward pass gave.
+class _Pass(NamedTuple):
+    """Forward and backward pass on one batch.
 
     Attributes:
         outputs: Predictions and losses of the first example, flat.
-        expected: The gradients by automatic differentiation.
-        gradients: The per-example gradients.
+        expected: Gradients by automatic differentiation.
+        gradients: Per-example gradients.
     """
 
     outputs: list[tf.Tensor]
@@ -53,14 +49,14 @@ class _Trial(NamedTuple):
     gradients: list[per_example.PerExampleGradient | None]
 
     def weighted(self, index: int, factors: list[float]) -> tf.Tensor | None:
-        """A weighted sum of one variable's per-example gradients."""
+        """Returns a weighted sum of a variable's per-example gradients."""
         gradient = self.gradients[index]
         if gradient is None:
             return None
         return gradient.weighted_sum(tf.constant(factors))
 
 
-def _run(model, plan: Plan, data, rows: int) -> _Trial:
+def _run(model, plan: Plan, data, batch_size: int) -> _Pass:
     x, y, sample_weight = data
     variables = [v.value for v in plan.variables]
     with tf.GradientTape(persistent=True) as tape:
@@ -77,9 +73,9 @@ def _run(model, plan: Plan, data, rows: int) -> _Trial:
     gathered = clipping_lib.gather_gradients(
         calls, _dense(sources), plan.variables
     )
-    _check_rows(plan, gathered, rows)
+    _check_batch_sizes(plan, gathered, batch_size)
 
-    return _Trial(
+    return _Pass(
         [t[0] for t in tree.flatten((y_pred, losses)) if t is not None],
         _dense(expected),
         gathered,
@@ -93,14 +89,14 @@ def _dense(gradients):
 
 
 class _Result(NamedTuple):
-    """What the two trials showed, in numbers only.
+    """Differences between the passes, in numbers only.
 
     Attributes:
-        changed: For each statistic, whether the forward pass changed it.
-        outputs: The first example's outputs, in two companies.
-        contribution: What it adds to every gradient, in two companies.
-        sums: The gradients, by automatic differentiation and as sums of the
-            per-example gradients.
+        changed: For each statistic, true if the forward pass changed it.
+        outputs: Those of the first example's outputs, in two batches.
+        contribution: Those of what it adds to every gradient.
+        sums: Those of the gradients by automatic differentiation and the
+            sums of the per-example gradients.
     """
 
     changed: list[tf.Tensor]
@@ -109,11 +105,11 @@ class _Result(NamedTuple):
     sums: list[Difference]
 
 
-def _try(model, plan, statistics, first, other) -> _Result:
+def _try(model, plan, statistics, batch, other_batch) -> _Result:
     state = model.non_trainable_variables
     before = [tf.identity(v.value) for v in statistics]
-    with restored(state):
-        alone = _run(model, plan, first, ROWS)
+    with inputs.restored(state):
+        first = _run(model, plan, batch, inputs.EXAMPLES)
         changed = [
             tf.reduce_any(
                 tf.not_equal(v.value, value)
@@ -121,35 +117,35 @@ def _try(model, plan, statistics, first, other) -> _Result:
             )
             for v, value in zip(statistics, before, strict=True)
         ]
-    with restored(state):
-        company = _run(model, plan, other, _OTHER_ROWS)
+    with inputs.restored(state):
+        other = _run(model, plan, other_batch, _OTHER_BATCH_SIZE)
     contribution: list[Difference] = []
     sums: list[Difference] = []
-    everyone = [1.0] * ROWS
+    everyone = [1.0] * inputs.EXAMPLES
     for index in range(len(plan.variables)):
         # One after the other: a large model's gradients do not all fit.
         with tf.control_dependencies([d.distance for d in sums[-1:]]):
             contribution.append(
                 difference(
-                    alone.weighted(index, _only_first(ROWS)),
-                    company.weighted(index, _only_first(_OTHER_ROWS)),
+                    first.weighted(index, _only_first(inputs.EXAMPLES)),
+                    other.weighted(index, _only_first(_OTHER_BATCH_SIZE)),
                 )
             )
         with tf.control_dependencies([contribution[-1].distance]):
             sums.append(
                 difference(
-                    alone.expected[index], alone.weighted(index, everyone)
+                    first.expected[index], first.weighted(index, everyone)
                 )
             )
     outputs = [
         difference(a, b)
-        for a, b in zip(alone.outputs, company.outputs, strict=True)
+        for a, b in zip(first.outputs, other.outputs, strict=True)
     ]
     return _Result(changed, outputs, contribution, sums)
 
 
-def _only_first(rows: int) -> list[float]:
-    return [1.0] + [0.0] * (rows - 1)
+def _only_first(batch_size: int) -> list[float]:
+    return [1.0] + [0.0] * (batch_size - 1)
 
 
 def _is_nan(value) -> tf.Tensor:
@@ -172,33 +168,23 @@ def check(model: keras.Model, plan: Plan, data: Any) -> None:
         ValueError: If examples influence each other, gradients are missed or
             wrong, or statistics are kept.
     """
-    outside_of_graphs(_check, model, plan, data)
+    inputs.outside_of_graphs(_check, model, plan, data)
 
 
 def _check(model: keras.Model, plan: Plan, data: Any) -> None:
     rng = np.random.default_rng(0)
-    statistics = [
-        v
-        for v in model.non_trainable_variables
-        if not keras_layers.is_seed_variable(v)
-    ]
+    statistics = inputs.statistics_of(model)
     try:
-        first = tree.map_structure(lambda leaf: made_up(leaf, rng), data)
-        other = tree.map_structure(
-            lambda leaf: made_up(leaf, rng, _OTHER_ROWS), data
-        )
-        # The same first example in other, and more, company.
-        other = tree.map_structure(
-            lambda a, b: None if a is None else tf.concat([a[:1], b[1:]], 0),
-            first,
-            other,
+        batch = inputs.made_up_batch(data, rng)
+        other_batch = inputs.followed_by(
+            batch, inputs.made_up_batch(data, rng, _OTHER_BATCH_SIZE)
         )
         # In a graph: what is vectorised over examples takes many times as
         # long to differentiate outside of one.
         result = tf.function(
             lambda a, b: _try(model, plan, statistics, a, b), autograph=False
-        )(first, other)
-    except (CannotProbe, tf.errors.OpError) as error:
+        )(batch, other_batch)
+    except (inputs.CannotTry, tf.errors.OpError) as error:
         warnings.warn(
             f"Model '{model.name}' could not be tried on made-up inputs "
             f"({error}); whether its own layers keep examples apart was not "
@@ -215,11 +201,11 @@ def _check(model: keras.Model, plan: Plan, data: Any) -> None:
             if changed
         ]
     )
-    _check_company(result, tolerance)
+    _check_mixing(result, tolerance)
     _check_gradients(plan, result.sums, tolerance)
 
 
-def _check_rows(plan: Plan, gathered, expected: int) -> None:
+def _check_batch_sizes(plan: Plan, gathered, expected: int) -> None:
     for variable, gradient in zip(plan.variables, gathered, strict=True):
         if gradient is None:
             continue
@@ -243,7 +229,7 @@ def _check_statistics(changed) -> None:
         )
 
 
-def _check_company(result: _Result, tolerance: float) -> None:
+def _check_mixing(result: _Result, tolerance: float) -> None:
     # Each output by itself: one of them may be small.
     apart = [far_apart([d], tolerance)[0] for d in result.outputs]
     if any(apart + far_apart(result.contribution, tolerance)):

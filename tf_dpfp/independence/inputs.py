@@ -9,24 +9,26 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-ROWS = 3
+from tf_dpfp.keras_private import layers as keras_layers
 
-
+# Examples in a made-up batch.
+EXAMPLES = 3
+# Size of an axis that data may have of any size.
 _UNKNOWN_SIZE = 4
 
 
-class CannotProbe(Exception):
-    """Inputs of this kind can't be made up."""
+class CannotTry(Exception):
+    """Raised for inputs that can't be made up."""
 
 
 def made_up(
-    leaf, rng: np.random.Generator, rows: int = ROWS
+    leaf, rng: np.random.Generator, batch_size: int = EXAMPLES
 ) -> tf.Tensor | None:
-    """Random numbers of the type and shape of a leaf, for some examples."""
+    """Returns random numbers of the type and shape of a leaf."""
     if leaf is None:
         return None
     dtype = tf.as_dtype(leaf.dtype)
-    shape = [rows] + [
+    shape = [batch_size] + [
         _UNKNOWN_SIZE if size is None else size for size in leaf.shape[1:]
     ]
     if dtype == tf.bool:
@@ -35,7 +37,51 @@ def made_up(
         return tf.cast(rng.integers(0, 2, shape), dtype)
     if dtype.is_floating:
         return tf.cast(rng.uniform(0.1, 0.9, shape), dtype)
-    raise CannotProbe(f"inputs of type {dtype.name}")
+    raise CannotTry(f"inputs of type {dtype.name}")
+
+
+def made_up_batch(
+    data: Any, rng: np.random.Generator, batch_size: int = EXAMPLES
+) -> Any:
+    """Makes up a batch.
+
+    Args:
+        data: Batch or specifications; only shapes and types are looked at.
+        rng: Generator of the numbers.
+        batch_size: Number of examples.
+
+    Raises:
+        CannotTry: If inputs of such a type can't be made up.
+    """
+    return tree.map_structure(lambda leaf: made_up(leaf, rng, batch_size), data)
+
+
+def followed_by(first: Any, other: Any, twice: bool = False) -> Any:
+    """Keeps the first example and replaces the rest by another batch's.
+
+    Args:
+        first: Batch whose first example is kept.
+        other: Batch that gives the other examples.
+        twice: Append the whole of `other` once more.
+    """
+    return tree.map_structure(
+        lambda a, b: (
+            None
+            if a is None
+            else tf.concat([a[:1], b[1:], *([b] if twice else [])], 0)
+        ),
+        first,
+        other,
+    )
+
+
+def statistics_of(model: keras.Model) -> list[keras.Variable]:
+    """Returns the variables that a forward pass must not change."""
+    return [
+        v
+        for v in model.non_trainable_variables
+        if not keras_layers.is_seed_variable(v)
+    ]
 
 
 @contextlib.contextmanager
@@ -61,11 +107,11 @@ def build(model: keras.Model, x: Any) -> None:
 
     def call_on_made_up() -> None:
         rng = np.random.default_rng(0)
-        model(tree.map_structure(lambda leaf: made_up(leaf, rng), x))
+        model(made_up_batch(x, rng))
 
     try:
         outside_of_graphs(call_on_made_up)
-    except (CannotProbe, tf.errors.OpError):
+    except (CannotTry, tf.errors.OpError):
         # As in the trial, which will say so.
         model(x)
 

@@ -23,13 +23,13 @@ from tf_dpfp.step.microbatch import forward
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What a trial showed.
+    """Findings of a trial.
 
     Attributes:
-        problems: Why the layer's noise does not protect the examples.
+        problems: Reasons why the layer's noise does not protect the examples.
         trainable_below: Paths of the trainable weights below the layer.
-        calls: How often such layers are called in a forward pass.
-        positions: Which of the model's trainable weights those are.
+        calls: Number of calls of such layers in a forward pass.
+        positions: Indices of these weights among the trainable ones.
     """
 
     problems: tuple[str, ...]
@@ -46,10 +46,10 @@ def raise_if_unprotected(model: keras.Model, x: Any) -> Findings:
         x: Inputs, or their specifications: shapes and types are looked at.
 
     Returns:
-        What the trial showed.
+        Findings of the trial.
 
     Raises:
-        ValueError: With every problem.
+        ValueError: If there are problems; it lists them all.
     """
     if not model.built:
         inputs.build(model, x)
@@ -67,28 +67,52 @@ def examine(model: keras.Model, x: Any) -> Findings:
     """Tries a built model on made-up inputs.
 
     Args:
-        model: The model.
+        model: A built model.
         x: Inputs, or their specifications: shapes and types are looked at.
 
     Returns:
-        What the trial showed. Where it could not be made, that is a problem.
+        Findings of the trial. A trial that can't be made is a problem, too.
     """
     return inputs.outside_of_graphs(_examine, model, x)
 
 
-# Rows of the second trial, which are not as many as those of the first.
-_COMPANY = 2 * inputs.ROWS
+# Examples in the batch that the first example is tried in a second time.
+_OTHER_BATCH_SIZE = 2 * inputs.EXAMPLES
 
 
 @dataclasses.dataclass(frozen=True)
 class _Pass:
-    """One forward pass inside a trial."""
+    """Forward pass inside a trial.
+
+    Attributes:
+        outputs: Predictions, their masks and the model's own losses.
+        state: Statistics after the pass.
+        given: Inputs of the `DPRepresentationClip`, call by call.
+        training: For every call, true if it was one of training.
+        connected: For every trainable weight, true if it is below the layer.
+    """
 
     outputs: list[tf.Tensor]
     state: list[tf.Tensor]
     given: list[tf.Tensor]
     training: list[bool]
     connected: list[bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Comparison:
+    """Differences between passes, which should all be zero.
+
+    Attributes:
+        outputs: Predictions and losses on two batches; the layer's output is
+            the same constant in both.
+        state: Statistics after these batches.
+        mixing: What the layer is given for the first example, in two batches.
+    """
+
+    outputs: list[comparison.Difference]
+    state: list[comparison.Difference]
+    mixing: list[comparison.Difference]
 
 
 def _forward(model: keras.Model, x: Any, variables: list) -> _Pass:
@@ -112,52 +136,33 @@ def _forward(model: keras.Model, x: Any, variables: list) -> _Pass:
 
 
 def _examine(model: keras.Model, x: Any) -> Findings:
-    rng = np.random.default_rng(0)
-    statistics = [
-        v
-        for v in model.non_trainable_variables
-        if not keras_layers.is_seed_variable(v)
-    ]
-    connected, training = [], []
+    statistics = inputs.statistics_of(model)
+    connected: list[bool] = []
+    training: list[bool] = []
 
-    def run(first, other):
-        # The same first example in other, and more, company.
-        company = tree.map_structure(
-            lambda a, b: None if a is None else tf.concat([a[:1], b[1:], b], 0),
-            first,
-            other,
-        )
-        passes = [_forward(model, x, statistics) for x in (first, other)]
-        beside = _forward(model, company, statistics)
+    def run(first, second):
+        passes = [_forward(model, x, statistics) for x in (first, second)]
+        other_batch = inputs.followed_by(first, second, twice=True)
+        other = _forward(model, other_batch, statistics)
         connected.extend(passes[0].connected)
-        training.extend(beside.training)
-        rows = [t.shape[0] for t in beside.given]
-        if any(count != _COMPANY for count in rows):
-            raise _OtherRows(rows)
+        training.extend(other.training)
+        _check_batch_sizes(other.given)
         return (
             _differences(passes[0].outputs, passes[1].outputs),
             _differences(passes[0].state, passes[1].state),
             _differences(
-                [t[:1] for t in passes[0].given], [t[:1] for t in beside.given]
+                [t[:1] for t in passes[0].given], [t[:1] for t in other.given]
             ),
         )
 
     try:
-        first = tree.map_structure(lambda leaf: inputs.made_up(leaf, rng), x)
-        other = tree.map_structure(lambda leaf: inputs.made_up(leaf, rng), x)
-        result = tf.function(run, autograph=False)(first, other)
-    except _OtherRows as error:
-        return Findings(
-            (
-                f"It is called with {error.args[0]} rows for a batch of "
-                f"{_COMPANY} examples, so its rows are not the examples. "
-                "Keep the batch in the first axis, without merging others "
-                "into it.",
-            ),
-            (),
-            len(training),
-        )
-    except (inputs.CannotProbe, tf.errors.OpError) as error:
+        rng = np.random.default_rng(0)
+        first = inputs.made_up_batch(x, rng)
+        second = inputs.made_up_batch(x, rng)
+        result = tf.function(run, autograph=False)(first, second)
+    except _WrongBatchSize as error:
+        return Findings((str(error),), (), len(training))
+    except (inputs.CannotTry, tf.errors.OpError) as error:
         return Findings(
             (
                 f"It could not be tried on made-up inputs ({error}). Put what "
@@ -167,19 +172,23 @@ def _examine(model: keras.Model, x: Any) -> Findings:
             (),
             0,
         )
-    result = tree.map_structure(lambda t: t.numpy(), result)
+    compared = _Comparison(*tree.map_structure(lambda t: t.numpy(), result))
     tolerance = comparison.tolerance_of(model)
-    around = not all(map(_is_same, result[0]))
-    changed = [
-        f"'{v.path}'"
-        for v, d in zip(statistics, result[1], strict=True)
-        if not _is_same(d)
-    ]
-    mixed = any(comparison.far_apart([d], tolerance)[0] for d in result[2])
+    problems = _problems(compared, statistics, training, tolerance)
+    return _findings(model, problems, connected, len(training))
+
+
+def _problems(
+    compared: _Comparison,
+    statistics: list,
+    training: list[bool],
+    tolerance: float,
+) -> list[str]:
+    """Returns the reasons why the noise does not protect the examples."""
     problems = []
     if not training:
         problems.append("The layer is not called. Put it into the model.")
-    elif around:
+    elif not all(map(_is_same, compared.outputs)):
         problems.append(
             "The examples reach the outputs or the losses of the model on a "
             "way around the layer (a connection that skips it, a mask, "
@@ -192,17 +201,29 @@ def _examine(model: keras.Model, x: Any) -> Findings:
             "no noise. Give the model's `call` an argument `training`, and "
             "pass it on."
         )
+    changed = [
+        f"'{v.path}'"
+        for v, d in zip(statistics, compared.state, strict=True)
+        if not _is_same(d)
+    ]
     if changed:
         problems.append(
             f"The forward pass keeps statistics of the data, without noise, in "
             f"{', '.join(changed)}. Set `layer.trainable = False`, or replace "
             "the layer."
         )
-    if mixed:
+    # Each input by itself: one of them may be small.
+    if any(comparison.far_apart([d], tolerance)[0] for d in compared.mixing):
         problems.append(
             "What reaches the layer for one example depends on the other "
             "examples of the batch. Replace what mixes them below it."
         )
+    return problems
+
+
+def _findings(
+    model: keras.Model, problems: list[str], connected: list[bool], calls: int
+) -> Findings:
     trained = model.trainable_variables
     below = [
         position
@@ -214,7 +235,7 @@ def _examine(model: keras.Model, x: Any) -> Findings:
     return Findings(
         tuple(problems),
         tuple(trained[i].path for i in below),
-        len(training),
+        calls,
         tuple(below),
     )
 
@@ -224,8 +245,18 @@ def _is_same(difference: comparison.Difference) -> bool:
     return bool(difference.distance <= 1e-6 * difference.scale)
 
 
-class _OtherRows(Exception):
-    """The layer's rows are not the examples of the batch."""
+class _WrongBatchSize(Exception):
+    """Raised if the layer's first axis is not that of the examples."""
+
+
+def _check_batch_sizes(given: list[tf.Tensor]) -> None:
+    sizes = [t.shape[0] for t in given]
+    if any(size != _OTHER_BATCH_SIZE for size in sizes):
+        raise _WrongBatchSize(
+            f"It is called with {sizes} rows for a batch of "
+            f"{_OTHER_BATCH_SIZE} examples, so its rows are not the examples. "
+            "Keep the batch in the first axis, without merging others into it."
+        )
 
 
 def _differences(

@@ -244,7 +244,7 @@ def free(
     alone = sizes is not None and all(s == 1 for s in sizes)
     if not alone and sizes is not None and sizes_lib.hang_on_batch(sizes):
         on_batch_size = True
-    equal = bool(values) and None not in values and len(set(values)) == 1
+    equal = values is not None and None not in values and len(set(values)) == 1
     kind = Kind.UNIFORM if alone or equal else Kind.FREE
     return Value(
         kind,

@@ -1,1 +1,1 @@
-"""Every use of private Keras and TensorFlow API, and nothing else."""
+"""Uses of private Keras and TensorFlow API, all in one folder."""

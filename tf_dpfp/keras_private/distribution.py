@@ -1,4 +1,4 @@
-"""What Keras gets wrong about `fit` under `tf.distribute`, and the ways round.
+"""Workarounds for faults of Keras's `fit` under `tf.distribute`.
 
 Each function stands for one thing; the tests beside it fail when Keras mends
 it, and then it can go.
@@ -27,12 +27,12 @@ def _instead(model: keras.Model, name: str, function: Callable):
 
 
 def strategy_of(model: keras.Model) -> tf.distribute.Strategy | None:
-    """The strategy in whose scope a model was made; `None` without one."""
+    """Returns the strategy that a model was made under, or `None`."""
     return model._distribute_strategy
 
 
 def initial_epoch(model: keras.Model) -> int:
-    """The epoch that a callback restored; 0 if none did."""
+    """Returns the epoch that a callback restored; 0 if none did."""
     return model._initial_epoch
 
 
@@ -60,7 +60,7 @@ def without_symbolic_build(
 
 
 def logs_of_all(model: keras.Model, as_dict: bool) -> Any:
-    """The logs of all replicas, in the form of `train_on_batch`.
+    """Returns the logs of all replicas, in the form of `train_on_batch`.
 
     Which takes the mean of what each replica has, however many examples that
     is.

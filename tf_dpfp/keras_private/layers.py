@@ -1,4 +1,4 @@
-"""What this package needs to know of Keras layers beyond the public API.
+"""Properties of Keras layers beyond the public API.
 
 Keras has no public way to ask a layer for its direct sublayers or whether it
 is quantized; the answers live here and nowhere else, with tests that fail
@@ -12,23 +12,23 @@ import keras
 
 
 def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """The layers that a layer holds directly, each once."""
+    """Returns the layers that a layer holds directly, each once."""
     return layer._flatten_layers(include_self=False, recursive=False)
 
 
 def all_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """A layer and everything it holds, at any depth, each once."""
+    """Returns a layer and its sublayers at any depth, each once."""
     return layer._flatten_layers(include_self=True, recursive=True)
 
 
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """The variables that a layer owns itself, not through sublayers."""
+    """Returns the variables that a layer owns itself, without sublayers."""
     below = {id(v) for sub in sublayers(layer) for v in sub.variables}
     return [v for v in layer.variables if id(v) not in below]
 
 
 def trainable_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """What a model that holds the layer trains of it.
+    """Returns the variables of a layer that its model trains.
 
     `layer.trainable_variables` is empty if the layer is frozen, even where
     layers that it holds were unfrozen afterwards: Keras's LoRA on a backbone
@@ -38,19 +38,19 @@ def trainable_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
 
 
 def is_quantized(layer: keras.layers.Layer) -> bool:
-    """Whether `call` is bypassed in favour of quantized arithmetic."""
+    """Tells if `call` is bypassed in favour of quantized arithmetic."""
     return getattr(layer, "quantization_mode", None) is not None
 
 
 def lora_scale(layer: keras.layers.Layer) -> float:
-    """What the product of a layer's LoRA matrices is multiplied by."""
+    """Returns the scale of the product of a layer's LoRA matrices."""
     # Keras had no `lora_alpha` at first, and did not scale.
     alpha = getattr(layer, "lora_alpha", None)
     return 1.0 if alpha is None else alpha / layer.lora_rank
 
 
 def is_rematerialized(layer: keras.layers.Layer) -> bool:
-    """Whether the layer was built under a `keras.RematScope`."""
+    """Tells if the layer was built under a `keras.RematScope`."""
     return getattr(layer, "_remat_mode", None) is not None
 
 
@@ -78,12 +78,12 @@ def without_rematerialization(
 
 
 def is_seed_variable(variable: keras.Variable) -> bool:
-    """Whether a variable is the state of a `keras.random.SeedGenerator`."""
+    """Tells if a variable is the state of a `keras.random.SeedGenerator`."""
     return variable.name == "seed_generator_state"
 
 
 def mask_of(tensor) -> object:
-    """The Keras mask that travels with a tensor, or `None`."""
+    """Returns the Keras mask that travels with a tensor, or `None`."""
     return getattr(tensor, "_keras_mask", None)
 
 

@@ -1,4 +1,4 @@
-"""What this package needs to know of `keras.Model` beyond the public API.
+"""Properties of `keras.Model` beyond the public API.
 
 Each function stands for one private thing of Keras; the tests beside it fail
 when Keras changes it.
@@ -15,7 +15,7 @@ from keras.src.trainers import compile_utils
 
 
 def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
-    """The metric behind the `loss` entry of the logs."""
+    """Returns the metric behind the `loss` entry of the logs."""
     return model._loss_tracker
 
 
@@ -27,7 +27,7 @@ def structured_loss(
     Args:
         loss: Losses, nested as in `compile`.
         loss_weights: Weights, nested as in `compile`, or `None`.
-        output_names: The model's output names, if it has any.
+        output_names: Names of the model's outputs, if it has any.
 
     Returns:
         An object to call with `(y_true, y_pred, sample_weight)`: the weighted
@@ -39,12 +39,12 @@ def structured_loss(
 
 
 def has_compiled_loss(model: keras.Model) -> bool:
-    """Whether `compile` was given a loss."""
+    """Tells if `compile` was given a loss."""
     return getattr(model, "_compile_loss", None) is not None
 
 
 def compiled_loss_arguments(model: keras.Model) -> tuple[Any, Any]:
-    """The `loss` and `loss_weights` that `compile` was given."""
+    """Returns the `loss` and `loss_weights` that `compile` was given."""
     compile_loss = model._compile_loss
     return compile_loss._user_loss, compile_loss._user_loss_weights
 
@@ -61,7 +61,7 @@ def update_metrics(
     """Updates the compiled metrics, leaving out rows of padding.
 
     Args:
-        model: The model.
+        model: A compiled model.
         x: Inputs.
         y: Labels.
         y_pred: Predictions.
@@ -97,7 +97,7 @@ def update_metrics(
 
 
 def takes_training(model: keras.Model) -> bool:
-    """Whether the model's `call` has a `training` argument."""
+    """Tells if the model's `call` has a `training` argument."""
     return "training" in inspect.signature(type(model).call).parameters
 
 

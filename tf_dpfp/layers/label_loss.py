@@ -1,4 +1,4 @@
-"""A loss that undoes randomised response of the labels, on average."""
+"""Loss that undoes randomised response of the labels, on average."""
 
 import keras
 
@@ -20,7 +20,7 @@ class DebiasedCrossentropy(keras.losses.Loss):
     changes nothing about privacy.
 
     Args:
-        epsilon: The epsilon given to `randomize_labels`.
+        epsilon: Epsilon given to `randomize_labels`.
         num_classes: Number of classes.
         from_logits: `True` if predictions are logits, `False` if they are
             probabilities.

@@ -12,8 +12,7 @@ from tf_dpfp import counting
 from tf_dpfp import noise as noise_lib
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp.clipping import clip_representations
-from tf_dpfp.layers import joint
-from tf_dpfp.layers import trial
+from tf_dpfp.layers import calling
 
 # Beyond these, float32 has no numbers for the bound or its noise.
 _LEAST_CLIP, _GREATEST_CLIP = 1e-10, 1e30
@@ -36,9 +35,8 @@ class DPRepresentationClip(keras.layers.Layer):
 
     The layer counts its releases: every call with `training=True`. By itself
     it claims nothing about how batches are drawn;
-    `tf_dpfp.make_private(model)`, or `tf_dpfp.loops.sampled_steps` for a model
-    that stays ordinary, with the batches of
-    `tf_dpfp.representations.stratified_batches` makes epsilon smaller. See
+    `tf_dpfp.make_private(model)`, with the batches of
+    `tf_dpfp.representations.stratified_batches`, makes epsilon smaller. See
     `tf_dpfp.privacy_statement(model, delta)`.
 
     The guarantee is for replacing one example by another of the same label:
@@ -56,7 +54,7 @@ class DPRepresentationClip(keras.layers.Layer):
     ```
 
     Args:
-        clip_norm: The bound C on the L2 norm of one example's representation,
+        clip_norm: Bound C on the L2 norm of one example's representation,
             over all axes but the first.
         noise_multiplier: Standard deviation of the noise on every coordinate,
             over `clip_norm`. 0 adds no noise; epsilon is then infinite.
@@ -142,7 +140,7 @@ class DPRepresentationClip(keras.layers.Layer):
 
     @property
     def clip_norm(self) -> float:
-        """The bound C on the L2 norm of one example's representation."""
+        """Bound C on the L2 norm of one example's representation."""
         return self._release.clip_norm
 
     @property
@@ -205,10 +203,10 @@ class DPRepresentationClip(keras.layers.Layer):
         """Clips, and in training stops gradients, adds noise and counts."""
         inputs = keras.ops.convert_to_tensor(inputs)
         self._check(inputs)
-        running = trial.current()
+        running = calling.current_trial()
         if running is not None:
             return running.stand_in(inputs, self.compute_dtype, bool(training))
-        step = joint.current()
+        step = calling.current_joint_step()
         if step is not None:
             step.inputs.append(inputs)
         if not self._end_to_end and step is None:
@@ -240,7 +238,7 @@ class DPRepresentationClip(keras.layers.Layer):
             )
 
     def _count(self, clipped: tf.Tensor) -> None:
-        """Before the noise: a step that fails half-way is counted."""
+        """Counts before the noise: a step that fails half-way is counted."""
         size = clipped.shape[0]
         if self._drawn_size is not None and size not in (
             None,

@@ -52,8 +52,8 @@ def mechanism_of(model: keras.Model) -> Mechanism:
         The mechanism.
 
     Raises:
-        NotPrivateError: If the model is not private, or its optimizer was
-            replaced after `compile`.
+        NotPrivateError: If the model is not private, its optimizer was
+            replaced after `compile`, or a `DPRepresentationClip` taken out.
     """
     state = state_lib.state_of(model)
     optimizer = getattr(model, "optimizer", None)
@@ -66,10 +66,19 @@ def mechanism_of(model: keras.Model) -> Mechanism:
             f"optimizer={type(optimizer).__name__}"
         )
     found = choose(model, optimizer)
-    if chosen is None or found != chosen:
-        # Not compiled, or built since: a layer may have made others.
+    if chosen is None:
+        if optimizer is not None:
+            # Compiled before it was private: its ledger is the model's.
+            state.mechanism = found
         return found
-    return chosen
+    if clip_layers.left_out(chosen.layers, found.layers):
+        raise optimizers.NotPrivateError(
+            f"A DPRepresentationClip was taken out of model '{model.name}' "
+            "after `compile`, and what it released would not be counted. Call "
+            "`model.compile` again."
+        )
+    # Others may be there since: a layer that was built may have made them.
+    return found if found != chosen else chosen
 
 
 def gradients_of(model: keras.Model) -> Gradients:

@@ -23,6 +23,23 @@ def layers_of(
     )
 
 
+def left_out(
+    before: Sequence[layers_lib.DPRepresentationClip],
+    now: Sequence[layers_lib.DPRepresentationClip],
+) -> list[layers_lib.DPRepresentationClip]:
+    """Lists the layers that were taken out of a model.
+
+    Args:
+        before: The layers that it had.
+        now: The layers that it has.
+
+    Returns:
+        Those of `before` that are not in `now`.
+    """
+    kept = {id(layer) for layer in now}
+    return [layer for layer in before if id(layer) not in kept]
+
+
 def inputs_of(model: keras.Model) -> Any:
     """Returns the symbolic inputs of a model, as they nest.
 

@@ -7,7 +7,7 @@ is added by `optimizers.release`.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -22,6 +22,7 @@ from tf_dpfp.independence import gradients as gradient_trial
 from tf_dpfp.independence import inputs
 from tf_dpfp.independence.findings import Finding
 from tf_dpfp.keras_private import trainer as keras_trainer
+from tf_dpfp.mechanisms import clip_layers
 from tf_dpfp.mechanisms import dealt
 from tf_dpfp.mechanisms import proved
 from tf_dpfp.mechanisms import state as state_lib
@@ -48,11 +49,15 @@ class Gradients(Mechanism):
         """Lists what the next step of the optimizer releases."""
         return [self.optimizer.next_entry]
 
+    def absorb(self, entries: Sequence[accounting.LedgerEntry]) -> None:
+        """Adds entries to the ledger of the optimizer."""
+        self.optimizer.absorb_ledger(entries)
+
     def take_over(self, before: Any) -> None:
         """Adds the ledger of an earlier private optimizer to this one's."""
         private = isinstance(before, optimizers.PrivateOptimizer)
         if private and before is not self.optimizer:
-            self.optimizer.absorb_ledger(before.ledger_entries)
+            self.absorb(before.ledger_entries)
 
     def check_compiled(self) -> None:
         """Forgets what belongs to the loss compiled before."""
@@ -102,11 +107,6 @@ class Gradients(Mechanism):
         Raises:
             ValueError: If the model can't be trained privately as it is.
         """
-        if not getattr(self.model, "compiled", False):
-            raise ValueError(
-                f"Model '{self.model.name}' is not compiled. Call "
-                "model.compile(optimizer=tf_dpfp.DPAdam(...), loss=...) first."
-            )
         check_same_model(self.model, self.optimizer)
         self.optimizer.check_marks()
         self._require_loss()
@@ -137,6 +137,12 @@ class Gradients(Mechanism):
         model, state = self.model, self.state
         if not model.built:
             inputs.build(model, x)
+            if clip_layers.layers_of(model) != self.layers:
+                raise ValueError(
+                    f"Model '{model.name}' made a DPRepresentationClip while "
+                    "it was built, after its mechanism was chosen. Build the "
+                    "model first: call it on a batch, then `model.compile`."
+                )
             self.check_layers()
         self._require_loss()
         if state.loss is None:

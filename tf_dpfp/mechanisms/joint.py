@@ -14,7 +14,6 @@ import tensorflow as tf
 
 from tf_dpfp import accounting
 from tf_dpfp import counting
-from tf_dpfp import layers as layers_lib
 from tf_dpfp import replicas
 from tf_dpfp import step as step_lib
 from tf_dpfp.independence.representations import Findings
@@ -28,11 +27,8 @@ from tf_dpfp.sampling import pipelines
 class Joint(Gradients):
     """Noises representations, and the gradients of the layers below them.
 
-    Args:
-        layers: The `DPRepresentationClip` layers of the model: exactly one.
+    The model has exactly one `DPRepresentationClip`.
     """
-
-    layers: tuple[layers_lib.DPRepresentationClip, ...]
 
     sampler = "representations.stratified_batches"
 

@@ -11,12 +11,14 @@ answer differently is a method here, so that no other room asks which one it is.
 import abc
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tf_dpfp import accounting
+from tf_dpfp import layers as layers_lib
 from tf_dpfp import validation
 from tf_dpfp.mechanisms import state as state_lib
 
@@ -28,10 +30,12 @@ class Mechanism(abc.ABC):
     Args:
         model: A private model.
         optimizer: Its optimizer; `None` if it is not compiled.
+        layers: The `DPRepresentationClip` layers of the model.
     """
 
     model: keras.Model
     optimizer: Any
+    layers: tuple[layers_lib.DPRepresentationClip, ...] = ()
 
     @property
     def state(self) -> state_lib.State:
@@ -62,6 +66,14 @@ class Mechanism(abc.ABC):
     def objections(self) -> list[str]:
         """Lists reasons why epsilon is infinite; empty if there are none."""
         return []
+
+    @abc.abstractmethod
+    def absorb(self, entries: Sequence[accounting.LedgerEntry]) -> None:
+        """Adds entries of an earlier ledger of the model to its ledger.
+
+        Args:
+            entries: The entries.
+        """
 
     @abc.abstractmethod
     def take_over(self, before: Any) -> None:

@@ -135,10 +135,12 @@ def _trace(
 
     def traced(*tensors):
         remaining = iter(tensors)
-        batch = tree.map_structure(
+        x, y, sample_weight = tree.map_structure(
             lambda s: None if s is None else next(remaining), specs
         )
-        step_lib.clipped_batch(model, plan, *batch, None, lambda *_: None)
+        step_lib.clipped_batch(
+            model, plan, x, y, sample_weight, None, lambda *_: None
+        )
 
     flat = [s for s in tree.flatten(specs) if s is not None]
     tf.function(traced, autograph=False).get_concrete_function(*flat)

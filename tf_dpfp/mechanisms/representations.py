@@ -8,14 +8,13 @@ another of the same label. Sensitivity: twice the clip norm of the layer.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tf_dpfp import accounting
-from tf_dpfp import layers as layers_lib
 from tf_dpfp import optimizers
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import validation
@@ -27,13 +26,7 @@ from tf_dpfp.mechanisms.mechanism import Mechanism
 
 @dataclasses.dataclass(frozen=True)
 class Representations(Mechanism):
-    """Noises representations; any optimizer trains what is above them.
-
-    Args:
-        layers: The `DPRepresentationClip` layers of the model.
-    """
-
-    layers: tuple[layers_lib.DPRepresentationClip, ...]
+    """Noises representations; any optimizer trains what is above them."""
 
     @property
     def layer_checks(self) -> tuple[validation.LayerCheck, ...]:
@@ -59,12 +52,16 @@ class Representations(Mechanism):
         )
         return clip_layers.uncounted_steps(self.model, counted)
 
+    def absorb(self, entries: Sequence[accounting.LedgerEntry]) -> None:
+        """Adds entries to the ledger of the first layer."""
+        self.layers[0].absorb_ledger(list(entries))
+
     def take_over(self, before: Any) -> None:
         """Keeps counted what a private optimizer released before."""
         if isinstance(before, optimizers.PrivateOptimizer):
             earlier = before.ledger_entries
             if earlier:
-                self.layers[0].absorb_ledger(earlier)
+                self.absorb(earlier)
 
     def check_compiled(self) -> None:
         """Tries a functional model at once."""
@@ -107,12 +104,26 @@ class Representations(Mechanism):
             self._check_draws(x, info)
             # Keras would warn that it can't shuffle a data set.
             kwargs.setdefault("shuffle", False)
-        with self._counted(info):
+        with self._counted(info), self._fitting():
             return ordinary(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Tells steps that a callback takes from those of `fit`."""
+        before, self.state.in_fit = self.state.in_fit, True
+        try:
+            yield
+        finally:
+            self.state.in_fit = before
 
     def train_on_batch(self, args: tuple, kwargs: dict) -> Any:
         """Runs Keras's `train_on_batch`; the layers count it."""
-        return state_lib.ordinary(self.model, "train_on_batch")(*args, **kwargs)
+        ordinary = state_lib.ordinary(self.model, "train_on_batch")
+        if not self.state.in_fit:
+            return ordinary(*args, **kwargs)
+        # In a callback: the claim is that of the batches of `fit` alone.
+        with self._counted(None):
+            return ordinary(*args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Takes an ordinary step of a model that passed its trial."""

@@ -19,11 +19,11 @@ from tf_dpfp.sampling import pipelines
 def pipeline_of(
     strategy: tf.distribute.Strategy, x: Any, pipeline: pipelines.Pipeline
 ) -> pipelines.Pipeline:
-    """The pipeline of all workers together.
+    """Describes the pipeline of all workers together.
 
     Args:
-        strategy: The strategy.
-        x: What `fit` was given.
+        strategy: A `tf.distribute` strategy.
+        x: Data that `fit` was given.
         pipeline: Its description.
 
     Returns:
@@ -64,10 +64,10 @@ def pipeline_of(
 def batches_of(
     arguments: dict[str, Any], pipeline: pipelines.Pipeline
 ) -> tf.data.Dataset:
-    """The batches that `fit` was given, or that it makes of arrays.
+    """Returns the batches that `fit` was given, or makes them of arrays.
 
     Args:
-        arguments: Those of `fit`.
+        arguments: Arguments of `fit`.
         pipeline: Their description.
 
     Returns:
@@ -94,10 +94,10 @@ def batches_of(
 
 
 def whole_batch(strategy: tf.distribute.Strategy, batch: Any) -> Any:
-    """A batch of which it is certain that all replicas see the same.
+    """Returns a batch that is certainly the same on all replicas.
 
     Args:
-        strategy: The strategy.
+        strategy: A `tf.distribute` strategy.
         batch: Nested arrays or tensors.
 
     Returns:
@@ -134,8 +134,8 @@ def pieces_of(strategy: tf.distribute.Strategy, batch: Any) -> Any:
     """Deals one batch, each example to exactly one replica.
 
     Args:
-        strategy: The strategy.
-        batch: What `whole_batch` returned; not while a function is traced.
+        strategy: A `tf.distribute` strategy.
+        batch: Result of `whole_batch`; not while a function is traced.
 
     Returns:
         The batch, with the pieces of all replicas in place of each tensor.
@@ -160,8 +160,8 @@ def dealt(
     """Distributes batches, each example to exactly one replica.
 
     Args:
-        strategy: The strategy.
-        batches: What `fit` was given.
+        strategy: A `tf.distribute` strategy.
+        batches: Data that `fit` was given.
 
     Returns:
         An infinite distributed data set.
@@ -185,10 +185,10 @@ def dealt(
 
 
 def steps_per_epoch(batches: tf.data.Dataset, given: int | None) -> int:
-    """How many steps an epoch has.
+    """Returns the number of steps in an epoch.
 
     Args:
-        batches: What `fit` was given.
+        batches: Data that `fit` was given.
         given: Its `steps_per_epoch`.
 
     Returns:
@@ -212,7 +212,7 @@ def build(
     """Builds a model, its metrics and its optimizer under a strategy.
 
     Args:
-        strategy: The strategy.
+        strategy: A `tf.distribute` strategy.
         model: A private, compiled model.
         batch: A batch, or the specification of batches.
 
@@ -229,11 +229,11 @@ def build(
 def fitting(
     strategy: tf.distribute.Strategy, model: keras.Model
 ) -> Iterator[None]:
-    """What must hold while Keras fits a model that is built.
+    """Sets what Keras needs while it fits a model that is built.
 
     Args:
-        strategy: The strategy.
-        model: The model.
+        strategy: A `tf.distribute` strategy.
+        model: A built model.
 
     Raises:
         ReplicasDifferError: At the end, if replicas hold different numbers.

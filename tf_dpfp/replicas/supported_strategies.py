@@ -17,7 +17,7 @@ _SUPPORTED = (
 def strategy_for(
     model: keras.Model, optimizer
 ) -> tf.distribute.Strategy | None:
-    """The strategy that a model trains under.
+    """Returns the strategy that a model trains under.
 
     Args:
         model: A private, compiled model.
@@ -98,12 +98,12 @@ def is_distributed(value) -> bool:
 
 
 def compiles(strategy: tf.distribute.Strategy | None) -> bool:
-    """Whether a strategy has XLA compile what its replicas run."""
+    """Tells if a strategy has XLA compile what its replicas run."""
     return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
 def deals(strategy: tf.distribute.Strategy | None) -> bool:
-    """Whether batches must be dealt under a strategy."""
+    """Tells if batches must be dealt under a strategy."""
     return strategy is not None and (
         strategy.num_replicas_in_sync > 1 or agreement.num_workers(strategy) > 1
     )

@@ -23,11 +23,11 @@ def check_workers(
     """Raises unless all workers were given the same.
 
     Args:
-        strategy: The strategy.
-        model: The model, built.
-        groups: What is clipped together.
-        pipeline: The pipeline of all workers.
-        arguments: Those of `fit`.
+        strategy: A `tf.distribute` strategy.
+        model: A built model.
+        groups: Groups of variables that are clipped together.
+        pipeline: Pipeline of all workers.
+        arguments: Arguments of `fit`.
 
     Raises:
         ValueError: If they were not.
@@ -62,8 +62,8 @@ def check_examples(
     every example.
 
     Args:
-        strategy: The strategy.
-        batches: What `fit` was given on this worker.
+        strategy: A `tf.distribute` strategy.
+        batches: Data that `fit` was given on this worker.
 
     Raises:
         ValueError: If they do not.
@@ -85,7 +85,7 @@ class CheckStart(keras.callbacks.Callback):
     than the others before it was killed.
 
     Args:
-        strategy: The strategy.
+        strategy: A `tf.distribute` strategy.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy):
@@ -110,11 +110,11 @@ def state_of(model: keras.Model) -> list[keras.Variable]:
 
 
 def with_check(callbacks: Any, strategy: tf.distribute.Strategy) -> Any:
-    """The callbacks of `fit`, with the check of the start behind them.
+    """Returns the callbacks of `fit`, followed by the check of the start.
 
     Args:
-        callbacks: What `fit` was given.
-        strategy: The strategy.
+        callbacks: Callbacks that `fit` was given.
+        strategy: A `tf.distribute` strategy.
 
     Returns:
         What to give to Keras.

@@ -92,6 +92,8 @@ def randomize_labels(
     changed = rng.random(labels.size) < change
     # One of the others: a step of 1 to K - 1 around the circle of classes.
     away = rng.integers(1, num_classes, labels.size)
+    # Labels of a small type may have no number for the last class.
+    dtype = np.result_type(labels, np.min_scalar_type(num_classes - 1))
     values = np.where(changed, (labels + away) % num_classes, labels)
     entry = LedgerEntry(
         EveryLabel(num_classes, secrets.randbits(52)),
@@ -101,7 +103,7 @@ def randomize_labels(
         Labels(),
     )
     return RandomizedLabels(
-        values.astype(labels.dtype).reshape(np.shape(y)),
+        values.astype(dtype).reshape(np.shape(y)),
         epsilon,
         num_classes,
         entry,

@@ -17,10 +17,10 @@ from tf_dpfp.step.plan import Plan
 def regularization_gradients(
     plan: Plan,
 ) -> tuple[tf.Tensor | None, list[tf.Tensor | None]]:
-    """The weight regularisers: they read no data and need no noise.
+    """Returns gradients of weight regularisers, which read no data.
 
     Args:
-        plan: What is trained.
+        plan: Plan of the step.
 
     Returns:
         The total penalty (`None` without regularisers), and its gradient for
@@ -56,7 +56,7 @@ def clipped_batch(
     """Clipped sums of a batch of any size.
 
     Args:
-        model: The model.
+        model: A built model.
         plan: Its plan.
         x: Inputs.
         y: Labels.
@@ -132,7 +132,7 @@ def _tensors(sums: BatchSums) -> list[tf.Tensor]:
 
 
 def _with_none(sums: BatchSums, tensors) -> list:
-    """The tensors, with `None` where `sums` has it."""
+    """Puts `None` among tensors where `sums` has it."""
     tensors = iter(tensors)
     return [None if t is None else next(tensors) for t in tree.flatten(sums)]
 
@@ -147,9 +147,9 @@ def as_clipped_gradients(
     """Packs clipped sums for the optimizer.
 
     Args:
-        plan: The plan of the step.
-        sums: The clipped sums of this replica.
-        regularization: The gradients of the regularisers.
+        plan: Plan of the step.
+        sums: Clipped sums of this replica.
+        regularization: Gradients of the regularisers.
         batch_size: Number of examples of the batch.
         replicas: Over how many replicas the batch was dealt.
 

@@ -1,4 +1,4 @@
-"""One loss per example, each a function of that example alone.
+"""Losses per example, each a function of that example alone.
 
 Keras losses are means over the batch, and some of their denominators (the
 number of unmasked tokens, the sum of the sample weights) belong to the whole
@@ -73,7 +73,7 @@ _EXAMPLE_WISE_FUNCTIONS = tuple(
 
 
 class PerExampleLoss(keras.losses.Loss):
-    """A Keras loss that returns one number per example.
+    """Keras loss that returns one number per example.
 
     Args:
         loss: A `keras.losses.Loss` or a function `(y_true, y_pred)`.
@@ -108,7 +108,7 @@ class PerExampleLoss(keras.losses.Loss):
         return self._one_by_one(y_true, y_pred, sample_weight)
 
     def call(self, y_true, y_pred):
-        """As Keras requires; the loss of each example, unweighted."""
+        """Returns the loss of each example, unweighted."""
         return self(y_true, y_pred)
 
     def _by_examples(self, y_true, y_pred, sample_weight):
@@ -186,7 +186,7 @@ def _at_least_examples(values: tf.Tensor) -> tf.Tensor:
 
 
 def _same_rank(y_true, y_pred):
-    """As Keras does for functions: labels may lack or have a last axis of 1."""
+    """Adapts labels as Keras does: they may lack a last axis of 1."""
     if y_true.shape.rank == y_pred.shape.rank - 1 and y_pred.shape[-1] == 1:
         y_true = y_true[..., None]
     elif y_true.shape.rank == y_pred.shape.rank + 1 and y_true.shape[-1] == 1:
@@ -220,8 +220,9 @@ def reduce_examples(
     Args:
         values: Tensor of shape `(batch, ...)`.
         sample_weight: Weights of shape `(batch,)` up to that of `values`.
-        mask: Which values count, of shape `(batch,)` up to that of `values`.
-        reduction: The reduction of the Keras loss. Means divide by the number
+        mask: True for the values that count, of shape `(batch,)` up to that of
+            `values`.
+        reduction: Reduction of the Keras loss. Means divide by the number
             of values, or of unmasked values, or by the sum of the weights of
             the example, never of the batch.
 
@@ -279,7 +280,7 @@ def per_example(loss: Any) -> Any:
 
 
 def has_weight(sample_weight: Any, batch_size) -> tf.Tensor:
-    """Which examples have any weight at all.
+    """Tells for each example if it has any weight.
 
     An example of zero weight contributes nothing and is counted nowhere:
     padding rows are marked so.

@@ -24,11 +24,11 @@ from tf_dpfp.step.plan import Plan
 
 
 class BatchSums(NamedTuple):
-    """What is added up over micro-batches.
+    """Sums that are added up over micro-batches.
 
     Attributes:
         clipped: Clipped sums and counts; private.
-        above: The gradient of each variable above released representations;
+        above: Gradient of each variable above released representations;
             `None` where there is none.
     """
 
@@ -38,10 +38,10 @@ class BatchSums(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MicrobatchResult:
-    """What one micro-batch gives.
+    """Result of one micro-batch.
 
     Attributes:
-        sums: What is added up; private.
+        sums: Sums of the micro-batch; private.
         losses: One loss per example, `(batch,)`.
         y_pred: Predictions.
     """
@@ -67,7 +67,7 @@ def clipped_microbatch(
     """Clipped sums of one physical batch.
 
     Args:
-        model: The model.
+        model: A built model.
         plan: Its plan.
         x: Inputs.
         y: Labels.

@@ -24,18 +24,18 @@ _FLOAT16_LOSS_SCALE = 2.0**10
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a step needs to know of a built model.
+    """Plan of the steps of a built model.
 
     Attributes:
-        units: The layers whose calls are recorded.
+        units: Layers whose calls are recorded.
         variables: The trainable variables; of a model that releases
             representations, those below them.
-        groups: Which of them are clipped together.
-        carriers: For each of them, the carriers of a reparametrised kernel,
+        groups: Groups of them that are clipped together.
+        carriers: For each variable, the carriers of a reparametrised kernel,
             or `None`.
         loss: Maps `(y, y_pred, sample_weight)` to one loss per example.
         loss_scale: The loss is multiplied by this in the backward pass.
-        above: The trainable variables above released representations.
+        above: Trainable variables above released representations.
         representations: Their release; `None` if the model releases none.
         on_traced: Called for every micro-batch that is traced in a graph,
             before anything is clipped.
@@ -54,10 +54,10 @@ class Plan:
     def step(
         self, noise: bool = True
     ) -> contextlib.AbstractContextManager[Sequence[tf.Tensor]]:
-        """Opens the forward pass, for representations to know of it.
+        """Opens the context that the forward pass runs in.
 
         Args:
-            noise: Whether representations get noise: not in a trial.
+            noise: Add noise to representations; not in a trial.
 
         Returns:
             A context; it gives a list that fills with the inputs of layers
@@ -73,7 +73,7 @@ class Below(NamedTuple):
 
     Attributes:
         representations: Their release.
-        positions: Which of the trainable variables are below.
+        positions: Indices of the trainable variables below.
     """
 
     representations: counting.GaussianRelease
@@ -88,8 +88,8 @@ def make_plan(
     Args:
         model: A built model.
         optimizer: A private optimizer.
-        loss: What `losses.per_example` and Keras made of the compiled loss.
-        below: What is trained below noised representations, if any.
+        loss: Compiled loss, as a function of each example.
+        below: Variables trained below noised representations, if any.
 
     Returns:
         The `Plan`.
@@ -132,7 +132,7 @@ def make_plan(
 def _owning(
     units: Sequence[per_example.Unit], variables: Sequence[keras.Variable]
 ) -> list[per_example.Unit]:
-    """The units that hold some of the variables."""
+    """Returns the units that hold some of the variables."""
     mine = {id(v) for v in variables}
     return [
         unit
@@ -164,7 +164,7 @@ def _check_placement(groups: Sequence[clipping_lib.Group]) -> None:
 def owned_variables(
     model: keras.Model,
 ) -> list[clipping_lib.OwnedVariable]:
-    """Every trainable variable with the layer that owns it."""
+    """Returns every trainable variable with the layer that owns it."""
     owners: dict[int, keras.layers.Layer] = {}
     for layer in keras_layers.all_layers(model):
         for variable in keras_layers.own_variables(layer):

@@ -19,7 +19,7 @@ class PrivacyBudget(keras.callbacks.Callback):
     included.
 
     Args:
-        epsilon: The budget. `None` or infinity shows epsilon and never stops.
+        epsilon: Budget. `None` or infinity shows epsilon and never stops.
         delta: Probability with which the guarantee may fail, in (0, 1).
         accountant: `"rdp"` or `"pld"`. With `"pld"`, which takes seconds to
             compute, epsilon is updated once per epoch.
@@ -47,10 +47,8 @@ class PrivacyBudget(keras.callbacks.Callback):
         if epsilon is None or epsilon == math.inf:
             self.epsilon = math.inf
         else:
-            accounting.check_epsilon(epsilon)
-            self.epsilon = float(epsilon)
-        accounting.check_delta(delta, accountant)
-        self.delta = delta
+            self.epsilon = accounting.check_epsilon(epsilon)
+        self.delta = accounting.check_delta(delta, accountant)
         self.accountant = accountant
         self._spent_before: list[accounting.LedgerEntry] = []
         self._started = False
@@ -143,7 +141,7 @@ class PrivacyBudget(keras.callbacks.Callback):
         return accounting.compute_epsilon(entries, self.delta, self.accountant)
 
     def get_config(self):
-        """The arguments."""
+        """Returns the arguments."""
         return {
             "epsilon": self.epsilon,
             "delta": self.delta,

@@ -43,13 +43,37 @@ def compile_private(model: keras.Model, args: tuple, kwargs: dict) -> None:
         if isinstance(model.optimizer, optimizers.PrivateOptimizer):
             gradients.check_same_model(model, model.optimizer)
         mechanism = mechanisms.choose(model, model.optimizer)
-        mechanism.take_over(before)
+        _take_over(mechanism, state.mechanism, before)
     except BaseException:
         # The ledger of the earlier optimizer must be there for the next try.
         model.optimizer = before
         raise
     state.mechanism = mechanism
     mechanism.check_compiled()
+
+
+def _take_over(
+    mechanism: mechanisms.Mechanism,
+    earlier: mechanisms.Mechanism | None,
+    before: Any,
+) -> None:
+    """Keeps counted what the model released before this `compile`.
+
+    Args:
+        mechanism: The new mechanism.
+        earlier: The one before; `None` if there was none.
+        before: The optimizer before, which may not be that of `earlier`: it
+            can be replaced without `compile`.
+    """
+    mechanism.take_over(before)
+    if earlier is None:
+        return
+    if earlier.optimizer is not before:
+        mechanism.take_over(earlier.optimizer)
+    lost = clip_layers.left_out(earlier.layers, mechanism.layers)
+    entries = [entry for layer in lost for entry in layer.ledger_entries]
+    if entries:
+        mechanism.absorb(entries)
 
 
 def _adds_no_noise(
@@ -84,7 +108,7 @@ def compile_loaded(model: keras.Model, config: dict) -> bool:
 
     Args:
         model: A model with a `compile` of its own.
-        config: As `get_compile_config` returned it.
+        config: Result of `get_compile_config`.
 
     Returns:
         Whether the file holds a private optimizer.

@@ -35,12 +35,21 @@ def _compile(self, *args, **kwargs) -> None:
 
 def _fit(self, *args, **kwargs) -> keras.callbacks.History:
     """Trains as `keras.Model.fit`, and counts how batches are drawn."""
-    return mechanisms.mechanism_of(self).fit(args, kwargs)
+    return _compiled_mechanism(self).fit(args, kwargs)
 
 
 def _train_on_batch(self, *args, **kwargs) -> Any:
     """Trains as `keras.Model.train_on_batch`, without amplification."""
-    return mechanisms.mechanism_of(self).train_on_batch(args, kwargs)
+    return _compiled_mechanism(self).train_on_batch(args, kwargs)
+
+
+def _compiled_mechanism(model: keras.Model) -> mechanisms.Mechanism:
+    if not getattr(model, "compiled", False):
+        raise ValueError(
+            f"Model '{model.name}' is not compiled. Call model.compile("
+            "optimizer=tf_dpfp.DPAdam(...), loss=...) first."
+        )
+    return mechanisms.mechanism_of(model)
 
 
 def _train_step(self, data: Any) -> dict[str, Any]:
@@ -117,4 +126,6 @@ def make_private(model: keras.Model) -> keras.Model:
     optimizer = getattr(model, "optimizer", None)
     if isinstance(optimizer, optimizers.PrivateOptimizer):
         gradients.check_same_model(model, optimizer)
+        # Remembered from here on, for the optimizer holds the ledger.
+        mechanisms.mechanism_of(model)
     return model

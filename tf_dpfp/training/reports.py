@@ -1,4 +1,4 @@
-"""What a model's training has cost: epsilon, and the statement in words."""
+"""Privacy cost of a model's training: epsilon, and a statement in words."""
 
 import math
 from collections.abc import Sequence

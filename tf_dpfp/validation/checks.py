@@ -1,4 +1,4 @@
-"""What can't be trained privately, and why: checks that read no data."""
+"""Checks of layers, which read no data: can they be trained privately?"""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -12,13 +12,13 @@ from tf_dpfp.keras_private import layers as keras_layers
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One reason why a model can't be trained privately.
+    """Reason why a model can't be trained privately.
 
     Attributes:
         where: Path of the layer, or the model's name.
-        reason: What is wrong.
-        fix: The way out.
-        fixable: Whether `tf_dpfp.fix` mends it.
+        reason: Fault of the layer.
+        fix: Way out.
+        fixable: True if `tf_dpfp.fix` mends it.
     """
 
     where: str
@@ -31,7 +31,7 @@ class Problem:
 
 
 def _classes(*names: str) -> tuple[type[keras.layers.Layer], ...]:
-    """Those Keras layer classes that this Keras has."""
+    """Returns the layer classes of these names that this Keras has."""
     return tuple(
         getattr(keras.layers, name)
         for name in names
@@ -201,7 +201,7 @@ def raise_if_invalid(
     """Refuses a model that can't be trained privately.
 
     Args:
-        model: The model.
+        model: A Keras model.
         checks: Checks that every layer must pass; `None` for
             `default_checks`.
 

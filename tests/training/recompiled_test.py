@@ -1,0 +1,78 @@
+"""Releases stay counted when an optimizer or a layer is exchanged."""
+
+import keras
+import numpy as np
+import pytest
+
+import tf_dpfp
+
+X = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+Y = np.arange(64) % 2
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+DELTA = 1e-3
+
+
+def _optimizer(noise_multiplier):
+    return tf_dpfp.DPSGD(0.1, noise_multiplier=noise_multiplier)
+
+
+@pytest.mark.parametrize("compiled_first", [False, True])
+def test_an_optimizer_that_was_replaced_stays_counted(compiled_first):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    if compiled_first:
+        model.compile(_optimizer(1.0), LOSS)
+    tf_dpfp.make_private(model)
+    if not compiled_first:
+        model.compile(_optimizer(1.0), LOSS)
+    model.train_on_batch(X[:8], Y[:8])
+    spent = tf_dpfp.compute_epsilon(model, DELTA)
+    other = _optimizer(50.0)
+    model.optimizer = other
+    with pytest.raises(tf_dpfp.errors.NotPrivateError, match="was replaced"):
+        model.train_on_batch(X[:8], Y[:8])
+    model.compile(other, LOSS)
+    assert tf_dpfp.compute_epsilon(model, DELTA) == spent
+    model.train_on_batch(X[:8], Y[:8])
+    assert [e.steps for e in tf_dpfp.ledger(model)] == [1, 1]
+
+
+def _clip():
+    return tf_dpfp.DPRepresentationClip(1.0, 2.0, labels="public")
+
+
+def test_a_layer_that_was_taken_out_stays_counted():
+    model = keras.Sequential([keras.Input((4,)), _clip()])
+    head = keras.layers.Dense(2)
+    model.add(head)
+    tf_dpfp.make_private(model)
+    model.compile("sgd", LOSS)
+    model.fit(X, Y, batch_size=16, verbose=0)
+    spent = tf_dpfp.compute_epsilon(model, DELTA)
+    model.pop()
+    model.pop()
+    model.add(head)
+    model.compile(_optimizer(1.0), LOSS)
+    assert tf_dpfp.compute_epsilon(model, DELTA) == spent > 0.0
+
+
+class _TakesAnother(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):  # noqa: ARG002
+        self.model.train_on_batch(X[:8], Y[:8])
+
+
+def test_a_step_that_a_callback_takes_is_no_draw():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(_clip()(inputs)))
+    tf_dpfp.make_private(model)
+    model.compile("sgd", LOSS)
+    batches = tf_dpfp.representations.stratified_batches(
+        X, Y, draw_size=8, labels="public", steps_per_epoch=3
+    )
+    model.fit(batches, callbacks=[_TakesAnother()], verbose=0)
+    amplified = [
+        e.steps
+        for e in tf_dpfp.ledger(model)
+        if isinstance(e.sampling, tf_dpfp.accounting.WithoutReplacement)
+    ]
+    # The rest of that `fit` claims nothing.
+    assert amplified == [1]

@@ -1,0 +1,124 @@
+"""Kinds of calls that a layer can be in: ordinary, joint, or a trial.
+
+In an ordinary call a `DPRepresentationClip` stops the gradient, adds noise and
+counts. In a joint step it lets the gradient through and leaves the counting to
+the optimizer, which releases the clipped gradient sums of the same examples. In
+a trial it neither adds noise nor counts: it notes its input and returns a
+constant, so that whatever still depends on the inputs did not come through it.
+"""
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class JointStep:
+    """Step that releases representations and gradient sums together.
+
+    Attributes:
+        noise: True if representations get noise; False in a trial of the
+            gradients.
+        inputs: Input of every call of such a layer, in their order.
+    """
+
+    noise: bool
+    inputs: list[tf.Tensor] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Trial:
+    """Calls of the layers in a trial.
+
+    Attributes:
+        inputs: Input of every call, in the order of the calls.
+        training: For every call, true if it was one of training.
+    """
+
+    inputs: list[tf.Tensor] = dataclasses.field(default_factory=list)
+    training: list[bool] = dataclasses.field(default_factory=list)
+
+    def stand_in(
+        self, inputs: tf.Tensor, dtype: str, training: bool
+    ) -> tf.Tensor:
+        """Notes a call and returns a constant in place of its output.
+
+        Args:
+            inputs: Input of the layer.
+            dtype: Type of the layer's output.
+            training: True for a call of training.
+
+        Returns:
+            Numbers that depend on nothing but the shape of the input. None is
+            zero or equal to another: a product or a difference would hide
+            what goes around the layer.
+        """
+        self.inputs.append(inputs)
+        self.training.append(training)
+        count = tf.cast(tf.size(inputs), tf.float32)
+        numbers = 0.5 + tf.range(count) / (2.0 * count + 1.0)
+        return tf.cast(tf.reshape(numbers, tf.shape(inputs)), dtype)
+
+
+class _Calling(threading.local):
+    """Kind of the calls that this thread makes; ordinary if both are `None`."""
+
+    joint: JointStep | None = None
+    trial: Trial | None = None
+
+
+_CALLING = _Calling()
+
+
+def current_joint_step() -> JointStep | None:
+    """Returns the joint step that this thread is in."""
+    return _CALLING.joint
+
+
+def current_trial() -> Trial | None:
+    """Returns the trial that this thread is in."""
+    return _CALLING.trial
+
+
+@contextlib.contextmanager
+def joint_step(noise: bool = True) -> Iterator[list[tf.Tensor]]:
+    """Makes the layer calls inside part of a joint step, in this thread.
+
+    The caller must clip and noise the gradients of all layers below, and count
+    the representations together with them.
+
+    Args:
+        noise: Add noise to representations.
+
+    Yields:
+        A list that fills with the inputs of the layers.
+    """
+    step = JointStep(noise)
+    with _replaced("joint", step):
+        yield step.inputs
+
+
+@contextlib.contextmanager
+def trial() -> Iterator[Trial]:
+    """Makes the layer calls inside part of a trial, in this thread.
+
+    Yields:
+        A `Trial`, which fills as layers are called.
+    """
+    running = Trial()
+    with _replaced("trial", running):
+        yield running
+
+
+@contextlib.contextmanager
+def _replaced(name: str, value: Any) -> Iterator[None]:
+    before = getattr(_CALLING, name)
+    setattr(_CALLING, name, value)
+    try:
+        yield
+    finally:
+        setattr(_CALLING, name, before)
