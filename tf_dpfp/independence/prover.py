@@ -3,13 +3,12 @@
 import contextlib
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.framework import function_def_to_graph
 
 from tf_dpfp.independence import arithmetic
 from tf_dpfp.independence import findings
+from tf_dpfp.independence import functions
 from tf_dpfp.independence import joins
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import rule_table
@@ -291,7 +290,7 @@ class Walk:
         graph = op.graph
         while graph is not None:
             with contextlib.suppress(ValueError, KeyError, AttributeError):
-                body = _graph_of(graph._get_function(name))
+                body = functions.graph_of(graph._get_function(name))
                 if body is not None:
                     self._bodies[name] = body
                     return body
@@ -363,7 +362,7 @@ class Walk:
     def _effects(self, op: tf.Operation) -> list[tf.Operation]:
         """Lists the operations with effects in a function."""
         found = []
-        for name in _functions(op):
+        for name in functions.names(op):
             for inner in self.body(op, name).get_operations():
                 if inner.type in _CONTROL_FLOW:
                     found += self._effects(inner)
@@ -374,29 +373,6 @@ class Walk:
     def _note(self, finding: Finding | None) -> None:
         if finding is not None:
             self.findings[finding.category, finding.name] = finding
-
-
-def _graph_of(function: Any) -> tf.Graph | None:
-    """Returns the graph of a function, read from its definition if need be."""
-    graph = getattr(function, "graph", None)
-    definition = getattr(function, "definition", None)
-    if graph is not None or definition is None:
-        return graph
-    with tf.init_scope():
-        return function_def_to_graph.function_def_to_graph(definition)
-
-
-def _functions(op: tf.Operation) -> list[str]:
-    """Lists the functions that an operation calls."""
-    if op.type in ("Case", "StatelessCase"):
-        return [branch.name for branch in op.get_attr("branches")]
-    kinds = {
-        "If": ("then_branch", "else_branch"),
-        "StatelessIf": ("then_branch", "else_branch"),
-        "While": ("cond", "body"),
-        "StatelessWhile": ("cond", "body"),
-    }
-    return [op.get_attr(k).name for k in kinds.get(op.type, ("f",))]
 
 
 def _hanging(value: Value) -> Value:

@@ -1,0 +1,29 @@
+"""Functions that operations of a graph call, and the graphs of these."""
+
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.framework import function_def_to_graph
+
+
+def graph_of(function: Any) -> tf.Graph | None:
+    """Returns the graph of a function, read from its definition if need be."""
+    graph = getattr(function, "graph", None)
+    definition = getattr(function, "definition", None)
+    if graph is not None or definition is None:
+        return graph
+    with tf.init_scope():
+        return function_def_to_graph.function_def_to_graph(definition)
+
+
+def names(op: tf.Operation) -> list[str]:
+    """Lists the functions that an operation calls."""
+    if op.type in ("Case", "StatelessCase"):
+        return [branch.name for branch in op.get_attr("branches")]
+    kinds = {
+        "If": ("then_branch", "else_branch"),
+        "StatelessIf": ("then_branch", "else_branch"),
+        "While": ("cond", "body"),
+        "StatelessWhile": ("cond", "body"),
+    }
+    return [op.get_attr(k).name for k in kinds.get(op.type, ("f",))]
