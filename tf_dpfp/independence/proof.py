@@ -160,21 +160,12 @@ def prove(
     captures = _assume_captures(graph, walk, names)
     for i, tensor in enumerate(examples):
         walk.assume(tensor, _example(tensor, i, batch))
-    found: list[Finding] = []
-    dependences = []
-    for item in released:
-        value = walk.value(item.tensor)
-        dependences.append(_dependence(value, batch))
-        finding = _finding(item, value, walk)
-        if finding is not None:
-            found.append(finding)
+    values = [walk.value(item.tensor) for item in released]
     walk.judge(graph.get_operations() if operations is None else operations)
-    found += walk.findings.values()
-    draws = [_draw(op, layers) for op in walk.random.values()]
     return Proof(
-        findings=tuple(found),
-        dependences=tuple(dependences),
-        draws=tuple(draws),
+        findings=(*_findings(released, values, walk), *walk.findings.values()),
+        dependences=tuple(_dependence(v, batch) for v in values),
+        draws=tuple(_draw(op, layers) for op in walk.random.values()),
         captures=tuple(captures),
         batch_size=int(batch) if batch.is_number else None,
         operations=walk.operations,
@@ -255,6 +246,17 @@ def _dependence(value: Value, batch: Size) -> Dependence:
         if known and not sizes_lib.hang_on_batch(value.sizes or ()):
             return Dependence.FREE
     return Dependence.UNPROVED
+
+
+def _findings(
+    released: Sequence[Released], values: Sequence[Value], walk: Walk
+) -> list[Finding]:
+    """Lists the tensors that are not proved."""
+    found = [
+        _finding(item, value, walk)
+        for item, value in zip(released, values, strict=True)
+    ]
+    return [f for f in found if f is not None]
 
 
 def _finding(item: Released, value: Value, walk: Walk) -> Finding | None:
