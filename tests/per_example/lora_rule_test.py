@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tests.per_example import oracle
 from tf_dpfp import per_example
+from tf_dpfp.keras_private import layers as keras_layers
 
 L = keras.layers
 NUM_ROWS, WIDTH, RANK = 11, 6, 2
@@ -160,4 +161,4 @@ def test_without_alpha_nothing_is_scaled():
     dense.build((None, 4))
     dense.enable_lora(RANK)
     dense.lora_alpha = None
-    assert per_example.keras_layers.lora_scale(dense) == 1.0
+    assert keras_layers.lora_scale(dense) == 1.0

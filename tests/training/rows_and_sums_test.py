@@ -406,13 +406,13 @@ def test_saved_and_loaded(tmp_path):
     model.fit(_batches(steps_per_epoch=2), verbose=0)
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
+    with pytest.raises(tf_dpfp.errors.NotPrivateError):
+        loaded.fit(X, Y, verbose=0)
+    tf_dpfp.make_private(loaded)
     assert tf_dpfp.ledger(loaded) == [_joint(DRAWN, 2)]
     assert tf_dpfp.compute_epsilon(loaded, DELTA) == tf_dpfp.compute_epsilon(
         model, DELTA
     )
-    with pytest.raises(tf_dpfp.errors.NotPrivateError):
-        loaded.fit(X, Y, verbose=0)
-    tf_dpfp.make_private(loaded)
     loaded.fit(_batches(steps_per_epoch=3), verbose=0)
     assert tf_dpfp.ledger(loaded) == [_joint(DRAWN, 5)]
 
@@ -513,7 +513,7 @@ def test_several_draws_of_a_batch_are_refused():
 
 def test_an_ordinary_optimizer_is_told_of_the_way_out():
     model = tf_dpfp.make_private(_model())
-    with pytest.raises(ValueError, match="compile it with a private"):
+    with pytest.raises(ValueError, match="compile the model with a private"):
         model.compile("adam", LOSS)
 
 

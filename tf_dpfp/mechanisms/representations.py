@@ -92,8 +92,8 @@ class Representations(Mechanism):
                 "These weights are trainable and below a DPRepresentationClip, "
                 "where the gradient stops: "
                 f"{clip_layers.listed(found.trainable_below)}. Freeze their "
-                "layers (`layer.trainable = False`), or compile the model "
-                "with a private optimizer, which noises their gradient."
+                "layers (`layer.trainable = False`), or compile the model with "
+                "a private optimizer, which noises their gradient."
             )
         return found
 
