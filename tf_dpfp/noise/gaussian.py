@@ -11,7 +11,9 @@ and replicas, so no two draws of one process share a stream. The counter is read
 and moved on by one operation, so that steps in several threads differ, too. The
 base key and the counter live in a variable that no checkpoint sees: a restored
 run draws new noise, and noise that was released can't be regenerated from a
-checkpoint.
+checkpoint. A process that is forked takes a key of its own: at its next eager
+step, and when a ledger is opened for data. A step that was compiled before
+the fork and runs in no `fit`, `train_on_batch` or `sampled_steps` can't.
 
 Neither generator is cryptographic, and float32 normals are rounded normals:
 attacks on floating-point noise (Mironov, 2012) are outside the guarantee.
@@ -229,6 +231,20 @@ def _read_and_skip(state: tf.Variable) -> tf.Tensor:
     )
 
 
+class _Process:
+    """This process, told from the one that it was forked from."""
+
+    token = object()
+
+    @classmethod
+    def begin(cls) -> None:
+        cls.token = object()
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows, which does not fork.
+    os.register_at_fork(after_in_child=_Process.begin)
+
+
 class NoiseSource:
     """Hands out a fresh key for every tensor of every step.
 
@@ -245,6 +261,7 @@ class NoiseSource:
         self.seed = seed
         # None until it is built: two words of a counter, and the key.
         self._state: tf.Variable = None
+        self._process: object = None
         self._lock = threading.Lock()
 
     @property
@@ -261,6 +278,7 @@ class NoiseSource:
         with self._lock, tf.init_scope():
             if self._state is not None:
                 return
+            self._process = _Process.token
             # int64, for uint64 variables lack kernels on some devices.
             self._state = tf.Variable(
                 [0, 0, self._new_key()],
@@ -268,6 +286,20 @@ class NoiseSource:
                 trainable=False,
                 aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
             )
+
+    def renew_after_fork(self) -> None:
+        """Takes another key in a process that was forked.
+
+        It has a copy of the key and of the counter, and would draw what the
+        process draws that it comes from. With a seed nothing changes: its noise
+        can be repeated anyway.
+        """
+        if self._state is None or self._process is _Process.token:
+            return
+        with self._lock, tf.init_scope():
+            if self.seed is None and self._process is not _Process.token:
+                self._state.assign([0, 0, self._new_key()])
+            self._process = _Process.token
 
     def _new_key(self) -> int:
         # Hashed, so that seeds next to each other share no keys.
@@ -291,6 +323,7 @@ class NoiseSource:
             int64 scalar to pass to `key_of`.
         """
         self.build()
+        self.renew_after_fork()
         if self.seed is not None and steps_before is not None:
             step, key = tf.cast(steps_before, tf.int64), self._key
         else:
