@@ -1,5 +1,7 @@
 """The private names of Keras variables: these fail when Keras changes them."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -36,3 +38,18 @@ def test_variables_that_restore_in_another_way_are_refused(monkeypatch):
     monkeypatch.setattr(variables, "_RESTORE", "_restore_by_some_other_name")
     with pytest.raises(RuntimeError, match=f"Keras {keras.__version__}"):
         variables.wrap_restores(variable, lambda restore: restore)
+
+
+def test_additions_of_threads_are_all_there():
+    variable = keras.Variable(np.zeros(3), dtype="float64")
+
+    def add():
+        for _ in range(500):
+            variables.add_atomically(variable, np.ones(3))
+
+    threads = [threading.Thread(target=add) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert variable.numpy().tolist() == [2000.0] * 3

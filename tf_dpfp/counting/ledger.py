@@ -10,9 +10,14 @@ never saved.
 The ledger knows no noise multiplier of its own: every row is written from the
 `Release` that the step draws its noise by, and a step that draws by another is
 refused.
+
+Steps of several threads add to the counts at any time, and Python threads open
+the ledger beside them. So the table is only ever added to, but by restores: a
+new row is the difference to an empty one, and rows stay where they are.
 """
 
 import dataclasses
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -66,6 +71,8 @@ class Ledger:
 
     def __init__(self, variable: keras.Variable):
         self._table = variable
+        # Of opening and of writing rows; steps don't wait for it.
+        self._lock = threading.RLock()
         self._opened: _Opened | None = None
         # Of the steps that were traced; a compiled one draws by it for good.
         self._drawn: Release | None = None
@@ -96,28 +103,26 @@ class Ledger:
         def restore_and_keep(*args, **kwargs):
             if not tf.executing_eagerly():
                 return restore(*args, **kwargs)
-            known = self.entries()
-            result = restore(*args, **kwargs)
-            try:
-                self.keep_greater(known)
-            except ValueError:
-                # The restored numbers are no ledger.
-                self._write(known)
-                raise
-            return result
+            with self._lock:
+                known = self.entries()
+                result = restore(*args, **kwargs)
+                try:
+                    self.keep_greater(known)
+                except ValueError:
+                    # The restored numbers are no ledger.
+                    self._assign(np.zeros(TABLE_SHAPE))
+                    self._write(self._values(), known)
+                    raise
+                return result
 
         return restore_and_keep
 
+    def _values(self) -> np.ndarray:
+        return self._table.numpy().astype(np.float64)
+
     def entries(self) -> list[accounting.LedgerEntry]:
         """Reads what ran so far; takes the counts from the device."""
-        values = self._table.numpy().astype(np.float64)
-        # Counts that are not finite become negative, and are refused.
-        with np.errstate(invalid="ignore"):
-            steps = values[:, _COUNT].astype(np.int64)
-        entries = table.decode_table(
-            np.ascontiguousarray(values[:, :_COUNT]), steps
-        )
-        return [entry for entry in entries if entry.steps]
+        return _decoded(self._values())
 
     def next_entry(self, release: Release) -> accounting.LedgerEntry:
         """Returns the entry that the next step adds to.
@@ -156,17 +161,20 @@ class Ledger:
             ValueError: If the table is full.
             RuntimeError: If steps draw another noise.
         """
-        _require_same(self._drawn, release)
-        self._opened = _Opened(release, sampling, seeded, draws, batch_size)
-        self._find_rows(self._opened)
+        with self._lock:
+            _require_same(self._drawn, release)
+            opened = _Opened(release, sampling, seeded, draws, batch_size)
+            self._opened = opened
+            self._find_rows(opened)
 
     def _find_rows(self, opened: _Opened) -> None:
         """Points the compiled step to the rows of what is opened."""
         otherwise = opened.of_other_sizes()
-        values = self._table.numpy().astype(np.float64)
+        values = self._values()
+        before = values.copy()
         current = self._row(values, opened.entry(0))
         other = self._row(values, otherwise.entry(0))
-        self._assign(values)
+        self._add(values - before)
         self._current.assign(
             [
                 current,
@@ -197,7 +205,7 @@ class Ledger:
         Args:
             entry: The release, with its count.
         """
-        self._write(table.merge([*self.entries(), entry]))
+        self.absorb([entry])
 
     def total_steps(self) -> tf.Tensor:
         """Adds up the steps of every kind; int64, for a graph."""
@@ -214,8 +222,10 @@ class Ledger:
         Args:
             release: The release of the steps that follow.
         """
-        if self._opened is None:
-            with tf.init_scope():
+        if self._opened is not None:
+            return
+        with self._lock, tf.init_scope():
+            if self._opened is None:  # No other thread was faster.
                 self.open(release, accounting.UnknownSampling())
 
     def _opened_for(self, release: Release) -> _Opened:
@@ -250,8 +260,9 @@ class Ledger:
         count = tf.where(as_opened, draws, other_draws)
         row = tf.one_hot(row, table.MAX_ROWS, dtype=tf.float64)
         column = tf.one_hot(_COUNT, table.WIDTH + 1, dtype=tf.float64)
-        self._table.assign_add(
-            row[:, None] * column[None, :] * tf.cast(count, tf.float64)
+        keras_variables.add_atomically(
+            self._table,
+            row[:, None] * column[None, :] * tf.cast(count, tf.float64),
         )
 
     def absorb(self, earlier: Iterable[accounting.LedgerEntry]) -> None:
@@ -260,7 +271,9 @@ class Ledger:
         Args:
             earlier: The other ledger's entries.
         """
-        self._write([*earlier, *self.entries()])
+        with self._lock:
+            values = self._values()
+            self._write(values, table.merge([*earlier, *_decoded(values)]))
 
     def keep_greater(self, known: Iterable[accounting.LedgerEntry]) -> None:
         """Raises counts to those that were known before.
@@ -271,19 +284,47 @@ class Ledger:
         Args:
             known: The entries before the checkpoint was loaded.
         """
-        counts = {_kind(e): e for e in self.entries()}
-        for entry in known:
-            key = _kind(entry)
-            if key not in counts or counts[key].steps < entry.steps:
-                counts[key] = entry
-        self._write(counts.values())
+        with self._lock:
+            values = self._values()
+            counts = {_kind(e): e for e in table.merge(_decoded(values))}
+            for entry in known:
+                key = _kind(entry)
+                if key not in counts or counts[key].steps < entry.steps:
+                    counts[key] = entry
+            self._write(values, counts.values())
 
-    def _write(self, entries: Iterable[accounting.LedgerEntry]) -> None:
-        rows, steps = table.encode_table(entries)
-        self._assign(np.concatenate([rows, steps[:, None]], axis=1))
-        # Rows may have moved: find the current one again.
+    def _write(
+        self, values: np.ndarray, entries: Iterable[accounting.LedgerEntry]
+    ) -> None:
+        """Brings counts to those of the entries; never takes a row away.
+
+        Args:
+            values: The table, as it was when the entries were made of it.
+            entries: The entries, one for each kind.
+        """
+        written = values.copy()
+        written[:, _COUNT] = 0.0
+        for entry in entries:
+            written[self._row(written, entry), _COUNT] = entry.steps
+        self._add(written - values)
+        # A restored table has rows in another order: find the current one.
         if self._opened is not None:
             self._find_rows(self._opened)
+
+    def _add(self, difference: np.ndarray) -> None:
+        if difference.any():
+            keras_variables.add_atomically(self._table, difference)
+
+
+def _decoded(values: np.ndarray) -> list[accounting.LedgerEntry]:
+    """Decodes the table; leaves out kinds of which no step ran."""
+    # Counts that are not finite become negative, and are refused.
+    with np.errstate(invalid="ignore"):
+        steps = values[:, _COUNT].astype(np.int64)
+    entries = table.decode_table(
+        np.ascontiguousarray(values[:, :_COUNT]), steps
+    )
+    return [entry for entry in entries if entry.steps]
 
 
 def _require_same(drawn: Release | None, counted: Release) -> None:

@@ -1,9 +1,11 @@
-"""Restores of a single variable, which Keras has no public hook for."""
+"""Restores of a Keras variable, and sums that no other thread undoes."""
 
 from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 # `tf.train.Checkpoint` writes a Keras variable by this method, past `assign`
 # and past `load_own_variables`.
@@ -33,3 +35,16 @@ def wrap_restores(
             f"tf_dpfp. Received: variable={variable.path!r}"
         )
     setattr(variable, _RESTORE, wrap(restore))
+
+
+def add_atomically(variable: keras.Variable, value: tf.Tensor | np.ndarray):
+    """Adds to a variable, so that no addition of another thread is lost.
+
+    `keras.Variable.assign_add` reads, adds and assigns: of two threads that
+    read the same value, one addition is lost.
+
+    Args:
+        variable: The variable.
+        value: The number to add; of the same type.
+    """
+    variable.value.assign_add(value)

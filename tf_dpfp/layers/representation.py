@@ -287,6 +287,8 @@ class DPRepresentationClip(keras.layers.Layer):
             info: Record of `stratified_batches`; `None` for anything
                 else, of which nothing is claimed.
         """
+        # A compiled step only reads the key.
+        self._noise_source.renew_after_fork()
         if info is None:
             self._drawn_size = None
             # One that is not built yet claims nothing from the start.

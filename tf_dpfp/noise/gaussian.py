@@ -7,9 +7,13 @@ half the time of TensorFlow's sampler. Small ones are drawn by TensorFlow's
 kernels from Philox bits, which need no compilation.
 
 Every draw has a key of its own: the base key plus a counter of steps, tensors
-and replicas, so no two draws of one process share a stream. The base key and
-the counter live in variables that no checkpoint sees: a restored run draws
-new noise, and noise that was released can't be regenerated from a checkpoint.
+and replicas, so no two draws of one process share a stream. The counter is read
+and moved on by one operation, so that steps in several threads differ, too. The
+base key and the counter live in a variable that no checkpoint sees: a restored
+run draws new noise, and noise that was released can't be regenerated from a
+checkpoint. A process that is forked takes a key of its own: at its next eager
+step, and when a ledger is opened for data. A step that was compiled before
+the fork and runs in no `fit`, `train_on_batch` or `sampled_steps` can't.
 
 Neither generator is cryptographic, and float32 normals are rounded normals:
 attacks on floating-point noise (Mironov, 2012) are outside the guarantee.
@@ -201,14 +205,44 @@ def _polynomial(x: tf.Tensor, coefficients: list[float]) -> tf.Tensor:
     return result
 
 
-def _variable(value: int) -> tf.Variable:
-    # int64, for uint64 variables lack kernels on some devices.
-    return tf.Variable(
-        value,
-        dtype=tf.int64,
-        trainable=False,
-        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+# The steps in which TensorFlow moves a generator's counter.
+_STRIDE = 256
+
+
+def _read_and_skip(state: tf.Variable) -> tf.Tensor:
+    """Returns a state and moves its counter on, as one operation.
+
+    `assign_add` and a read are two, and of two threads both may read the later
+    count: two steps with the same noise.
+
+    Args:
+        state: int64 of shape `(3,)`: two words of a counter, and a key.
+    """
+    copies = getattr(state, "values", None)
+    if copies is not None and tf.distribute.in_cross_replica_context():
+        if len(copies) > 1:
+            raise RuntimeError(
+                "Noise belongs to one replica. Draw it inside of "
+                f"`strategy.run`. Received: {len(copies)} replicas."
+            )
+        (state,) = copies
+    return tf.raw_ops.RngReadAndSkip(
+        resource=state.handle, alg=_PHILOX, delta=tf.constant(1, tf.uint64)
     )
+
+
+class _Process:
+    """This process, told from the one that it was forked from."""
+
+    token = object()
+
+    @classmethod
+    def begin(cls) -> None:
+        cls.token = object()
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows, which does not fork.
+    os.register_at_fork(after_in_child=_Process.begin)
 
 
 class NoiseSource:
@@ -225,30 +259,56 @@ class NoiseSource:
 
     def __init__(self, seed: int | None = None):
         self.seed = seed
-        # None until they are built.
-        self._key: tf.Variable = None
-        self._step: tf.Variable = None
+        # None until it is built: two words of a counter, and the key.
+        self._state: tf.Variable = None
+        self._process: object = None
         self._lock = threading.Lock()
 
+    @property
+    def _key(self) -> tf.Tensor:
+        return self._state[2]
+
     def build(self) -> None:
-        """Makes the variables; not in the second trace of a function.
+        """Makes the variable; not in the second trace of a function.
 
         Under a `tf.distribute` strategy, not from inside of a replica either.
         All replicas then have the same key and count, so that each must draw
         with a `replica` of its own in `key_of`.
         """
         with self._lock, tf.init_scope():
-            if self._key is not None:
+            if self._state is not None:
                 return
-            # Hashed, so that seeds next to each other share no keys.
-            raw = (
-                os.urandom(8)
-                if self.seed is None
-                else hashlib.sha256(str(self.seed).encode()).digest()[:8]
+            self._process = _Process.token
+            # int64, for uint64 variables lack kernels on some devices.
+            self._state = tf.Variable(
+                [0, 0, self._new_key()],
+                dtype=tf.int64,
+                trainable=False,
+                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
             )
-            value = int.from_bytes(raw, "little", signed=True)
-            self._step = _variable(0)
-            self._key = _variable(value)
+
+    def renew_after_fork(self) -> None:
+        """Takes another key in a process that was forked.
+
+        It has a copy of the key and of the counter, and would draw what the
+        process draws that it comes from. With a seed nothing changes: its noise
+        can be repeated anyway.
+        """
+        if self._state is None or self._process is _Process.token:
+            return
+        with self._lock, tf.init_scope():
+            if self.seed is None and self._process is not _Process.token:
+                self._state.assign([0, 0, self._new_key()])
+            self._process = _Process.token
+
+    def _new_key(self) -> int:
+        # Hashed, so that seeds next to each other share no keys.
+        raw = (
+            os.urandom(8)
+            if self.seed is None
+            else hashlib.sha256(str(self.seed).encode()).digest()[:8]
+        )
+        return int.from_bytes(raw, "little", signed=True)
 
     def next_step(self, steps_before: tf.Tensor | None = None) -> tf.Tensor:
         """Returns the base key of one logical step; call it once per step.
@@ -263,11 +323,13 @@ class NoiseSource:
             int64 scalar to pass to `key_of`.
         """
         self.build()
+        self.renew_after_fork()
         if self.seed is not None and steps_before is not None:
-            step = tf.cast(steps_before, tf.int64)
+            step, key = tf.cast(steps_before, tf.int64), self._key
         else:
-            step = self._step.assign_add(1, read_value=True)
-        return self._key + step * 2 ** (_TENSOR_BITS + _REPLICA_BITS)
+            count, _, key = tf.unstack(_read_and_skip(self._state))
+            step = count // _STRIDE
+        return key + step * 2 ** (_TENSOR_BITS + _REPLICA_BITS)
 
     @staticmethod
     def key_of(

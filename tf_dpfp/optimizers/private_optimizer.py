@@ -188,6 +188,8 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
             batch_size: The batch size for which the sampling holds; steps of
                 another are counted as of unknown sampling. `None`: any.
         """
+        # A compiled step only reads the key.
+        self._noise_source.renew_after_fork()
         released = self._settings.release
         self._ledger.open(
             released if kind is None else released.of_kind(kind),

@@ -1,0 +1,145 @@
+"""Forked processes draw noise of their own, and keep the ledger."""
+
+import copy
+import functools
+import json
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+import tf_dpfp
+from tests import helpers
+
+_FORKED = """
+import json, os, signal, sys
+import keras, numpy as np, tf_dpfp
+
+seed = json.loads(sys.argv[1])
+x, y = np.zeros((4, 3), "float32"), np.zeros((4, 5), "float32")
+model = keras.Sequential(
+    [keras.Input((3,)), keras.layers.Dense(5, use_bias=False)])
+tf_dpfp.make_private(model)
+model.compile(
+    tf_dpfp.DPSGD(
+        1.0, noise_multiplier=1.0, expected_batch_size=1, seed=seed),
+    loss="mse", run_eagerly=True)
+layer = tf_dpfp.DPRepresentationClip(1.0, 1.0, labels="public", seed=seed)
+
+def by_optimizer():
+    before = model.get_weights()[0]
+    model.optimizer.apply(tf_dpfp.loops.clipped_gradients(model, x, y))
+    return (model.get_weights()[0] - before).tolist()
+
+def by_layer():
+    return layer(x, training=True).numpy().tolist()
+
+def by_open_ledger():
+    '''A compiled step only reads the key.'''
+    source = model.optimizer._noise_source
+    model.optimizer.open_ledger(tf_dpfp.accounting.UnknownSampling())
+    return [int(source._key)]
+
+by_optimizer(), by_layer()
+read, write = os.pipe()
+pid = os.fork()
+signal.alarm(120)  # TensorFlow's threads do not come along.
+child = pid == 0 and os.fork()
+# The ledger first: the next step of the optimizer would take a new key itself.
+draws = {
+    "ledger": [by_open_ledger(), by_open_ledger()],
+    "optimizer": [by_optimizer(), by_optimizer()],
+    "layer": [by_layer(), by_layer()],
+}
+counts = [
+    one.ledger_entries[0].steps for one in (model.optimizer, layer)]
+seeded = model.optimizer.ledger_entries[0].seeded
+if pid == 0:
+    if child:
+        os.waitpid(child, 0)
+    os.write(write, (json.dumps([draws, counts, seeded]) + "\\n").encode())
+    os._exit(0)
+os.waitpid(pid, 0)
+os.close(write)
+print("FOUND")
+print(json.dumps([draws, counts, seeded]))
+print(os.fdopen(read).read())
+"""
+
+
+@functools.cache
+def _forked(seed):
+    """Draws in a process, in its child and in the child of that."""
+    root = os.path.dirname(os.path.dirname(tf_dpfp.__file__))
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent(_FORKED),
+            json.dumps(seed),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert result.returncode == 0, result.stderr
+    found = result.stdout.split("FOUND\n")[1].split("\n")
+    return [json.loads(line) for line in found if line.strip()]
+
+
+@pytest.mark.parametrize("what", ["optimizer", "layer"])
+def test_no_process_draws_what_another_draws(what):
+    found = _forked(None)
+    assert len(found) == 3
+    draws = np.array([draws[what] for draws, _, _ in found])
+    numbers = draws.astype(np.float32).ravel()
+    assert len(np.unique(numbers)) == len(numbers)
+    # The ledger of each has the steps before the fork, and its own.
+    assert all(counts == [3, 3] for _, counts, _ in found)
+    assert not any(seeded for _, _, seeded in found)
+
+
+def test_a_ledger_that_is_opened_gives_a_compiled_step_a_key():
+    keys = [draws["ledger"] for draws, _, _ in _forked(None)]
+    # Of one process it stays.
+    assert all(first == second for first, second in keys)
+    assert len({first[0] for first, _ in keys}) == 3
+
+
+def test_a_seed_stays_a_seed_and_is_told():
+    found = _forked(7)
+    assert len(found) == 3
+    draws = [np.array(draws["layer"]) for draws, _, _ in found]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    np.testing.assert_array_equal(draws[0], draws[2])
+    assert all(seeded for _, _, seeded in found)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_a_copy_keeps_the_ledger_and_has_a_key_of_its_own(copied):
+    model = helpers.private_line(
+        tf_dpfp.DPSGD(0.01, noise_multiplier=1.0, expected_batch_size=4)
+    )
+    model.train_on_batch(np.ones((4, 3)), np.ones((4, 1)))
+    layer = tf_dpfp.DPRepresentationClip(1.0, 1.0, labels="public")
+    layer(np.ones((4, 3), np.float32), training=True)
+    for original, twin in (
+        (model.optimizer, copied(model).optimizer),
+        (model.optimizer, copied(model.optimizer)),
+        (layer, copied(layer)),
+    ):
+        assert twin is not original
+        assert twin.ledger_entries == original.ledger_entries
+        (entry,) = twin.ledger_entries
+        assert entry.steps == 1
+        twin._noise_source.build()
+        assert int(twin._noise_source._key) != int(original._noise_source._key)
