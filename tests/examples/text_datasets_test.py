@@ -371,7 +371,9 @@ def test_without_tfds_the_error_says_what_to_install(monkeypatch):
         text_datasets.load("tfds:glue/sst2")
 
 
-@pytest.mark.parametrize("payload", [b"not an archive", _tar({})])
+@pytest.mark.parametrize(
+    "payload", [b"not an archive", _tar({})], ids=["text", "empty"]
+)
 def test_useless_archives(payload):
     with pytest.raises(packages.SourceError, match="a/file"):
         packages.read_from_tar(payload, "a/file")

@@ -59,7 +59,9 @@ def einsum(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         return _contract(op, values, specs, list(result), walk)
     static = walk.static(op.outputs[0])
     if static is None:
-        raise findings.Refusal("The number of axes of its result is not known.")
+        raise findings.Refusal(
+            "The number of axes of its result is not known.", is_definite=False
+        )
     return _contract(op, values, specs, _spelled(result, len(static)), walk)
 
 

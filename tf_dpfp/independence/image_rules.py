@@ -102,7 +102,9 @@ def _batched(
         )
         return values_lib.free(static, None, hangs)
     if static is None:
-        raise findings.Refusal("The number of axes of its result is not known.")
+        raise findings.Refusal(
+            "The number of axes of its result is not known.", is_definite=False
+        )
     size = layout.before * walk.batch * layout.after
     return values_lib.examples((size, *static[1:]), layout)
 
@@ -229,5 +231,7 @@ def batch_to_space(
 def _sizes(op: tf.Operation, walk: Walk, layout: Layout) -> Sizes:
     static = walk.static(op.outputs[0])
     if static is None:
-        raise findings.Refusal("The number of axes of its result is not known.")
+        raise findings.Refusal(
+            "The number of axes of its result is not known.", is_definite=False
+        )
     return (layout.before * walk.batch * layout.after, *static[1:])

@@ -49,7 +49,9 @@ def _name(walk: Walk) -> str:
 def _item(items: Value, output: tf.Tensor, walk: Walk) -> Value:
     """Returns an item; zeros, if none was ever set."""
     if items.kind is not Kind.LIST:
-        raise findings.Refusal("It reads a list that is not known.")
+        raise findings.Refusal(
+            "It reads a list that is not known.", is_definite=False
+        )
     if items.item is None:
         return values_lib.uniform(None)
     return walk.refined(items.item, output)
@@ -94,7 +96,9 @@ def length(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     del op, walk
     (items,) = values
     if items.kind is not Kind.LIST:
-        raise findings.Refusal("It reads a list that is not known.")
+        raise findings.Refusal(
+            "It reads a list that is not known.", is_definite=False
+        )
     return values_lib.free((), (items.length,), items.on_batch_size)
 
 
@@ -201,7 +205,9 @@ def stack(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     if item.kind is Kind.UNIFORM and sizes is None:
         return values_lib.uniform(None, item.hangs_on_batch)
     if sizes is None:
-        raise findings.Refusal("It stacks items of unknown sizes.")
+        raise findings.Refusal(
+            "It stacks items of unknown sizes.", is_definite=False
+        )
     return _stacked(item, (count, *sizes))
 
 
@@ -233,7 +239,9 @@ def from_tensor(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     del op
     value = values[0]
     if value.kind is Kind.SINGLE and value.sizes is None:
-        raise findings.Refusal("It makes a list of unknown sizes.")
+        raise findings.Refusal(
+            "It makes a list of unknown sizes.", is_definite=False
+        )
     count = value.shape[0]
     if value.is_examples and value.example_layout.axis == 0:
         if not value.example_layout.is_plain:

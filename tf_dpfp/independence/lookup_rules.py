@@ -118,7 +118,7 @@ def _gather_by_example(
     if own.before != 1 or bounds.step != own.after:
         raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
     if not bounds.within(own.after):
-        raise findings.Refusal(OUT_OF_RANGE, findings.IN_RANGE)
+        raise findings.Refusal(OUT_OF_RANGE, findings.IN_RANGE, False)
     return values_lib.examples(sizes, at.at(axis + at.axis))
 
 
@@ -158,7 +158,7 @@ def _gather_in_examples(
 def _check_in_range(index: Value, size: MaybeSize) -> None:
     bounds = arithmetic.bounds_of(index, tf.int64)
     if not bounds.within(size):
-        raise findings.Refusal(OUT_OF_RANGE, findings.IN_RANGE)
+        raise findings.Refusal(OUT_OF_RANGE, findings.IN_RANGE, False)
 
 
 def _gather_in_table(
@@ -185,7 +185,9 @@ def resource_gather(
     index = values[1]
     rows = walk.static(op.outputs[0])
     if rows is None or op.get_attr("batch_dims"):
-        raise findings.Refusal("It looks up a variable of unknown sizes.")
+        raise findings.Refusal(
+            "It looks up a variable of unknown sizes.", is_definite=False
+        )
     sizes = (*index.shape, *rows[index.rank :])
     if index.is_examples:
         return values_lib.examples(sizes, index.example_layout)
@@ -209,7 +211,9 @@ def gather_nd(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
     width = index.shape[-1]
     if width is None or not width.is_number:
-        raise findings.Refusal("It looks up by an unknown number of indices.")
+        raise findings.Refusal(
+            "It looks up by an unknown number of indices.", is_definite=False
+        )
     count = int(width)
     sizes = (*index.shape[:-1], *table.shape[count:])
     if not table.is_examples and not index.is_examples:
@@ -262,7 +266,7 @@ def check_own(
         elif bounds.numbers_examples:
             raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
         if not bounds.within(size):
-            raise findings.Refusal(OUT_OF_RANGE, findings.IN_RANGE)
+            raise findings.Refusal(OUT_OF_RANGE, findings.IN_RANGE, False)
 
 
 @registry.rule("OneHot")

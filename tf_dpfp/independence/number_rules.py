@@ -33,7 +33,9 @@ def broadcast_gradient_axes(
     del op, walk
     a, b = (v.numbers for v in values)
     if a is None or b is None:
-        raise findings.Refusal("The shapes of its operands are not known.")
+        raise findings.Refusal(
+            "The shapes of its operands are not known.", is_definite=False
+        )
     n = max(len(a), len(b))
     a = (ONE,) * (n - len(a)) + a
     b = (ONE,) * (n - len(b)) + b
@@ -63,7 +65,9 @@ def broadcast_shapes(
     del op, walk
     a, b = (v.numbers for v in values)
     if a is None or b is None:
-        raise findings.Refusal("The shapes of its operands are not known.")
+        raise findings.Refusal(
+            "The shapes of its operands are not known.", is_definite=False
+        )
     sizes = layouts.broadcast([a, b])
     return values_lib.free((Size.of(len(sizes)),), sizes)
 
@@ -169,9 +173,13 @@ def stitch(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     for place, part in zip(places, parts, strict=True):
         at = place.integers("index")
         if part.numbers is None or len(part.numbers) != len(at):
-            raise findings.Refusal("It joins numbers that are not known.")
+            raise findings.Refusal(
+                "It joins numbers that are not known.", is_definite=False
+            )
         found.update(zip(at, part.numbers, strict=True))
     if sorted(found) != list(range(len(found))):
-        raise findings.Refusal("It joins numbers that are not known.")
+        raise findings.Refusal(
+            "It joins numbers that are not known.", is_definite=False
+        )
     numbers = [found[i] for i in range(len(found))]
     return values_lib.free((Size.of(len(numbers)),), numbers, hangs)

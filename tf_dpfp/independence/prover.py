@@ -255,10 +255,11 @@ class Walk:
         try:
             return joins.join(a, b)
         except findings.Refusal as refusal:
+            found = self.finding(
+                op, Category.MIXED, refusal.reason, refusal.way_out
+            )
             return values_lib.mixed(
-                self.finding(
-                    op, Category.MIXED, refusal.reason, refusal.way_out
-                )
+                dataclasses.replace(found, is_definite=refusal.is_definite)
             )
 
     def finding(

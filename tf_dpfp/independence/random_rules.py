@@ -44,7 +44,9 @@ def random(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     if sizes is None:
         sizes = None if target.hangs_on_batch else walk.static(op.outputs[0])
     if sizes is None:
-        raise findings.Refusal("It draws numbers of an unknown shape.")
+        raise findings.Refusal(
+            "It draws numbers of an unknown shape.", is_definite=False
+        )
     # Memory that is not set holds anything at all, of other batches too.
     if op.type == "Empty" and not op.get_attr("init"):
         raise findings.Refusal("It reads memory that nothing was written to.")
@@ -104,7 +106,9 @@ def random_with_parameters(
     target = values[0]
     sizes = target.numbers
     if sizes is None:
-        raise findings.Refusal("It draws numbers of an unknown shape.")
+        raise findings.Refusal(
+            "It draws numbers of an unknown shape.", is_definite=False
+        )
     count = 2 if op.type == "StatelessRandomBinomial" else 1
     rest = values[-count:]
     if any(v.is_examples for v in values[1:-count]):

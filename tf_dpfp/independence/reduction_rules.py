@@ -225,7 +225,9 @@ def _outer(
     static = walk.static(output)
     front = main.shape[: main.rank - count]
     if static is None:
-        raise findings.Refusal("The number of axes of its result is not known.")
+        raise findings.Refusal(
+            "The number of axes of its result is not known.", is_definite=False
+        )
     sizes = (*front, *static[len(front) :])
     return values_lib.examples(sizes, main.example_layout)
 

@@ -60,7 +60,9 @@ def segment_sum(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     if total is None or total != walk.batch * step:
         raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
     if not bounds.within(step):
-        raise findings.Refusal(lookup_rules.OUT_OF_RANGE, findings.IN_RANGE)
+        raise findings.Refusal(
+            lookup_rules.OUT_OF_RANGE, findings.IN_RANGE, False
+        )
     return values_lib.examples(sizes, Layout(0, ONE, step))
 
 
@@ -80,7 +82,9 @@ def scatter(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     del op
     index, rows, target = values
     if target.numbers is None:
-        raise findings.Refusal("It adds to a tensor of unknown sizes.")
+        raise findings.Refusal(
+            "It adds to a tensor of unknown sizes.", is_definite=False
+        )
     return _scattered(index, rows, target.numbers, None, walk)
 
 
@@ -116,7 +120,9 @@ def _scattered(
         return values_lib.free(sizes, None, hangs)
     width = index.shape[-1]
     if width is None or not width.is_number:
-        raise findings.Refusal("It changes places by unknown indices.")
+        raise findings.Refusal(
+            "It changes places by unknown indices.", is_definite=False
+        )
     count = int(width)
     if not index.is_examples:
         return _scattered_alike(index, rows, sizes, table, count)

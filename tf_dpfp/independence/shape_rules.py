@@ -39,7 +39,9 @@ def _shape_of(value: Value) -> Value:
             return Value(Kind.SINGLE, (Size.of(len(sizes)),) if sizes else None)
         if value.kind is Kind.MIXED:
             return values_lib.mixed(value.finding)
-        raise findings.Refusal("The sizes of its operand are not known.")
+        raise findings.Refusal(
+            "The sizes of its operand are not known.", is_definite=False
+        )
     if None in sizes and value.hangs_on_batch:
         return values_lib.free((Size.of(len(sizes)),), None, True)
     return values_lib.free((Size.of(len(sizes)),), sizes)
@@ -148,7 +150,9 @@ def _target(op: tf.Operation, value: Value, target: Value, walk: Walk) -> Sizes:
     wanted = target.numbers
     if wanted is None:
         if static is None or target.hangs_on_batch:
-            raise findings.Refusal("It reshapes to a shape that is not known.")
+            raise findings.Refusal(
+                "It reshapes to a shape that is not known.", is_definite=False
+            )
         wanted = static
     sizes = list(wanted)
     open_axes = [i for i, s in enumerate(sizes) if s == -1]
@@ -208,6 +212,7 @@ def squeeze(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
             raise findings.Refusal(
                 "It drops axes of size 1, and sizes are not known.",
                 "Name the axis: `ops.squeeze(x, axis=...)`.",
+                is_definite=False,
             )
         axes = {i for i, s in enumerate(value.shape) if s == 1}
     array = value.array()
@@ -248,7 +253,9 @@ def broadcast_to(
     if sizes is None:
         sizes = None if target.hangs_on_batch else walk.static(op.outputs[0])
     if sizes is None:
-        raise findings.Refusal("It repeats to a shape that is not known.")
+        raise findings.Refusal(
+            "It repeats to a shape that is not known.", is_definite=False
+        )
     array = value.array()
     total = sizes_lib.product(sizes)
     if array is not None and total is not None and total.is_number:
@@ -287,7 +294,9 @@ def tile(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     del op
     value, multiples = values
     if multiples.numbers is None:
-        raise findings.Refusal("It repeats by a number that is not known.")
+        raise findings.Refusal(
+            "It repeats by a number that is not known.", is_definite=False
+        )
     array = value.array()
     if array is not None and all(
         m is not None and m.is_number for m in multiples.numbers

@@ -73,7 +73,9 @@ def _count(values: Sequence[Value]) -> int:
     for value in values:
         if value.sizes and value.sizes[0] is not None:
             return int(value.sizes[0])
-    raise findings.Refusal("It cuts along a number of axes that is not known.")
+    raise findings.Refusal(
+        "It cuts along a number of axes that is not known.", is_definite=False
+    )
 
 
 def _keeps_all(part: _Part, size: MaybeSize) -> bool:
@@ -275,7 +277,9 @@ def strided_slice_gradient(
     target, *limits, gradient = values
     sizes = target.numbers
     if sizes is None:
-        raise findings.Refusal("It cuts a tensor of unknown sizes.")
+        raise findings.Refusal(
+            "It cuts a tensor of unknown sizes.", is_definite=False
+        )
     parts = _parts(op, limits, len(sizes))
     rows = _rows_kept(parts, sizes)
     if not gradient.is_examples:

@@ -4,6 +4,7 @@ What a step writes, prints or hands to Python is released without noise. It
 must be free of data and of the batch size.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -200,14 +201,18 @@ def effect(
     if op.type in _ABORTS:
         stops = not _is_harmless(values[_ABORTS[op.type]])
         return abort(op, walk) if stops else None
-    if op.type in _PRINTS and all(_is_harmless(v) for v in values):
+    prints = op.type in _PRINTS
+    if prints and all(_is_harmless(v) for v in values):
         return None
-    return walk.finding(
+    found = walk.finding(
         op,
         Category.OUTPUT,
         "It writes, prints or keeps something outside of the model.",
         "Remove it while the model trains.",
     )
+    # Of any other operation with state nothing is known.
+    is_definite = prints or op.type.startswith("Write")
+    return dataclasses.replace(found, is_definite=is_definite)
 
 
 def _is_harmless(value: Value) -> bool:
