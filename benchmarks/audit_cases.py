@@ -94,7 +94,11 @@ def _report(
         np.arange(len(scores)) < len(projections[0]),
         method="many_runs",
         delta=DELTAS,
-        claimed_epsilon=lambda d: accounting.compute_epsilon([ran], d, "pld"),
+        # The canary's place is always taken: no other example moves.
+        claimed_epsilon=lambda d: accounting.compute_epsilon(
+            [ran], d, "pld", accounting.Adjacency.ZERO_OUT
+        ),
+        adjacency="zero_out",
     )
 
 

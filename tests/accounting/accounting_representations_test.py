@@ -231,7 +231,8 @@ def test_the_noise_multiplier_is_halved_for_a_replaced_row():
         False,
         PUBLIC,
     )
-    sums = accounting.LedgerEntry(accounting.UnknownSampling(), 4.0, 10)
+    # Everyone in every step, and sensitivity 1: the plain Gaussian.
+    sums = accounting.LedgerEntry(accounting.PoissonSampling(1.0), 4.0, 10)
     assert accounting.compute_epsilon(
         [unsampled], 1e-5
     ) == accounting.compute_epsilon([sums], 1e-5)

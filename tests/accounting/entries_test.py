@@ -54,6 +54,49 @@ class LedgerEntryTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "sampling"):
             entries_lib.LedgerEntry(sampling, 1.0, 1)
 
+    def test_a_removed_example_moves_others_between_fixed_batches(self):
+        fixed = entries_lib.LedgerEntry(samplings.UnknownSampling(), 1.0, 1)
+        drawn = entries_lib.LedgerEntry(_POISSON, 1.0, 1)
+        adjacency = releases.Adjacency
+        for entry, kind, expected in (
+            (fixed, adjacency.ADD_OR_REMOVE_ONE, 2.0),
+            (fixed, adjacency.REPLACE_ONE, 2.0),
+            (fixed, adjacency.ZERO_OUT, 1.0),
+            (drawn, adjacency.ADD_OR_REMOVE_ONE, 1.0),
+            (drawn, adjacency.REPLACE_ONE, 2.0),
+            (drawn, adjacency.ZERO_OUT, 1.0),
+        ):
+            self.assertEqual(entry.sensitivity(kind), expected)
+
+    @parameterized.parameters(releases.Representations, releases.Joint)
+    def test_representations_are_replaced_in_place_only(self, release):
+        entry = entries_lib.LedgerEntry(
+            samplings.UnknownSampling(), 1.0, 1, release=release("public")
+        )
+        adjacency = releases.Adjacency
+        self.assertEqual(entry.sensitivity(adjacency.REPLACE_ONE), 2.0)
+        for kind in (adjacency.ADD_OR_REMOVE_ONE, adjacency.ZERO_OUT):
+            with self.assertRaisesRegex(ValueError, "Nothing is proved"):
+                entry.sensitivity(kind)
+
+    @parameterized.product(
+        rows=(1, 4, 11, 12, 13), size=(1, 3, 4), shuffled=(False, True)
+    )
+    def test_batches_by_position_change_by_one_example_replaced(
+        self, rows, size, shuffled
+    ):
+        order = np.arange(rows)
+        if shuffled:
+            order = np.random.default_rng(rows).permutation(rows)
+        for left_out in range(rows):
+            # Deletion of one row from a uniform order leaves a uniform one.
+            shorter = order[order != left_out]
+            for start in range(0, rows, size):
+                one = set(order[start : start + size])
+                other = set(shorter[start : start + size])
+                self.assertLessEqual(len(one - other), 1)
+                self.assertLessEqual(len(other - one), 1)
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -15,6 +15,7 @@ from scipy import stats
 
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
+from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
 
 _EXAMPLES = hypothesis.settings(max_examples=20, deadline=None)
@@ -131,7 +132,8 @@ class ClosedFormTest(parameterized.TestCase):
     def test_exact_gaussian_is_below_pld_is_below_rdp(
         self, noise, steps, delta
     ):
-        exact = _gaussian_epsilon(delta, math.sqrt(steps) / noise)
+        # An example left out moves each fixed batch by two clip norms.
+        exact = _gaussian_epsilon(delta, 2.0 * math.sqrt(steps) / noise)
         by_pld = epsilon_lib.compute_epsilon(
             [_unknown(noise, steps)], delta, "pld"
         )
@@ -152,9 +154,11 @@ class ClosedFormTest(parameterized.TestCase):
 
     def test_analytic_gaussian_figures(self):
         # mu = 1: delta(1) = 0.1269367; and (1, 1e-6) needs sigma 4.2246789.
+        # Fixed batches have sensitivity 2, so noise of the multiplier's half.
         for entry, delta in (
-            (_unknown(math.sqrt(3.0), 3), 0.1269367),
-            (_unknown(4.2246789, 1), 1e-6),
+            (_unknown(2.0 * math.sqrt(3.0), 3), 0.1269367),
+            (_unknown(2.0 * 4.2246789, 1), 1e-6),
+            (_poisson(1.0, 4.2246789, 1), 1e-6),
         ):
             np.testing.assert_allclose(
                 epsilon_lib.compute_epsilon([entry], delta, "pld"),
@@ -169,16 +173,17 @@ class ClosedFormTest(parameterized.TestCase):
     ):
         # Canonne, Kamath and Steinke 2020, Proposition 12.
         orders = rdp.RdpAccountant().orders
+        # Sensitivity 2 of fixed batches: its square is 4.
         formula = (
-            orders * steps / (2 * noise**2)
+            4 * orders * steps / (2 * noise**2)
             + np.log1p(-1 / orders)
             - np.log(delta * orders) / (orders - 1)
         )
         computed = epsilon_lib.compute_epsilon([_unknown(noise, steps)], delta)
         self.assertLessEqual(computed, max(0.0, formula.min()) + 1e-9)
         exact = 0.0
-        if steps / noise**2 < 500:
-            exact = _gaussian_epsilon(delta, math.sqrt(steps) / noise)
+        if 4 * steps / noise**2 < 500:
+            exact = _gaussian_epsilon(delta, 2 * math.sqrt(steps) / noise)
         self.assertGreaterEqual(computed, exact - 1e-9)
 
     def test_split_noise_composes_like_one_release(self):
@@ -199,8 +204,9 @@ class ClosedFormTest(parameterized.TestCase):
                     ),
                     300,
                 ),
+                # Of fixed batches with noise multiplier 30, sensitivity 2.
                 dp_accounting.SelfComposedDpEvent(
-                    dp_accounting.GaussianDpEvent(30.0), 5
+                    dp_accounting.GaussianDpEvent(15.0), 5
                 ),
             ]
         )
@@ -213,6 +219,70 @@ class ClosedFormTest(parameterized.TestCase):
                 accountant.compose(event).get_epsilon(1e-5),
                 rtol=1e-7,
             )
+
+
+class AdjacencyTest(parameterized.TestCase):
+    def test_fixed_batches_by_hand(self):
+        # 100 Gaussians of multiplier 50: mu is 2 sqrt(100) / 50 where an
+        # example moves others, and half of that where it is zeroed out.
+        adjacency = releases.Adjacency
+        for kind, mu in (
+            (None, 0.4),
+            (adjacency.ADD_OR_REMOVE_ONE, 0.4),
+            (adjacency.ZERO_OUT, 0.2),
+        ):
+            np.testing.assert_allclose(
+                epsilon_lib.compute_epsilon(
+                    [_unknown(50.0, 100)], 1e-5, "pld", kind
+                ),
+                _gaussian_epsilon(1e-5, mu),
+                rtol=2e-3,
+            )
+        # By replacement, RDP alone; it is the same Gaussian.
+        self.assertEqual(
+            epsilon_lib.compute_epsilon(
+                [_unknown(50.0, 100)], 1e-5, "rdp", adjacency.REPLACE_ONE
+            ),
+            epsilon_lib.compute_epsilon([_unknown(50.0, 100)], 1e-5),
+        )
+
+    def test_zero_out_keeps_poisson_sampling(self):
+        for accountant in epsilon_lib.ACCOUNTANTS:
+            self.assertEqual(
+                epsilon_lib.compute_epsilon(
+                    [_poisson(0.1, 2.0, 50)],
+                    1e-5,
+                    accountant,
+                    releases.Adjacency.ZERO_OUT,
+                ),
+                epsilon_lib.compute_epsilon(
+                    [_poisson(0.1, 2.0, 50)], 1e-5, accountant
+                ),
+            )
+
+    def test_labels_are_replaced_only(self):
+        labels = entries_lib.LedgerEntry(
+            samplings.EveryLabel(3, 7), 1.0, 1, release=releases.Labels()
+        )
+        for kind in releases.Adjacency:
+            if kind is releases.Adjacency.REPLACE_ONE:
+                continue
+            with self.assertRaisesRegex(ValueError, "replace-one"):
+                epsilon_lib.compute_epsilon([labels], 1e-5, "rdp", kind)
+
+    @parameterized.parameters("zero_out", 1, True)
+    def test_bad_adjacency_is_refused(self, adjacency):
+        with self.assertRaisesRegex(ValueError, "adjacency"):
+            epsilon_lib.compute_epsilon([], 1e-5, "rdp", adjacency)
+
+    def test_steps_of_fixed_batches_cost_four_times_as_many(self):
+        # steps / noise^2 is what counts, and half the noise is four of it.
+        step = [_unknown(50.0, 1)]
+        plain = [_poisson(1.0, 50.0, 1)]
+        self.assertEqual(
+            epsilon_lib.max_steps([], step, 2.0, 1e-5),
+            epsilon_lib.max_steps([], plain, 2.0, 1e-5) // 4,
+        )
 
 
 class PropertiesTest(parameterized.TestCase):
@@ -269,8 +339,9 @@ class PropertiesTest(parameterized.TestCase):
         unproved = epsilon_lib.compute_epsilon(
             [entries_lib.LedgerEntry(ordinary, noise, steps)], delta
         )
+        # A fixed batch may lose an example and gain another: half the noise.
         everyone = epsilon_lib.compute_epsilon(
-            [_poisson(1.0, noise, steps)], delta
+            [_poisson(1.0, noise / 2.0, steps)], delta
         )
         self.assertEqual(unproved, everyone)
         self.assertLessEqual(proved, unproved)

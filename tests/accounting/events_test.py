@@ -3,6 +3,7 @@ from absl.testing import absltest
 
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import events
+from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
 
 _POISSON = samplings.PoissonSampling(0.1)
@@ -25,16 +26,34 @@ class EventsTest(absltest.TestCase):
         # Even though the sizes are known.
         self.assertEqual(
             events.entry_event(entries_lib.LedgerEntry(_UNKNOWN, 1.5, 7)),
+            # Sensitivity 2: an example left out moves others between batches.
+            dp_accounting.SelfComposedDpEvent(
+                dp_accounting.GaussianDpEvent(0.75), 7
+            ),
+        )
+
+    def test_zero_out_leaves_examples_in_place(self):
+        adjacency = releases.Adjacency.ZERO_OUT
+        self.assertEqual(
+            events.entry_event(
+                entries_lib.LedgerEntry(_UNKNOWN, 1.5, 7), adjacency
+            ),
             dp_accounting.SelfComposedDpEvent(
                 dp_accounting.GaussianDpEvent(1.5), 7
             ),
+        )
+        sampled = entries_lib.LedgerEntry(_POISSON, 1.5, 7)
+        self.assertEqual(
+            events.entry_event(sampled, adjacency), events.entry_event(sampled)
         )
 
     def test_rate_one_is_the_gaussian_itself(self):
         whole = samplings.PoissonSampling(1.0)
         self.assertEqual(
             events.entry_event(entries_lib.LedgerEntry(whole, 1.5, 7)),
-            events.entry_event(entries_lib.LedgerEntry(_UNKNOWN, 1.5, 7)),
+            dp_accounting.SelfComposedDpEvent(
+                dp_accounting.GaussianDpEvent(1.5), 7
+            ),
         )
 
     def test_no_noise_is_not_private(self):

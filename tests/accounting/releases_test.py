@@ -22,6 +22,7 @@ def test_sums_hide_presence_and_move_twice_as_far_by_replacement():
     sums = accounting.Sums()
     assert sums.adjacency is ADD_OR_REMOVE
     assert sums.sensitivity(ADD_OR_REMOVE) == 1.0
+    assert sums.sensitivity(accounting.Adjacency.ZERO_OUT) == 1.0
     assert sums.sensitivity(REPLACE) == 2.0
     assert not sums.has_representations
 

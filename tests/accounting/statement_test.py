@@ -12,6 +12,7 @@ from tf_dpfp.accounting import samplings
 from tf_dpfp.accounting import statement as statement_lib
 
 _ANY = "Epsilon without any assumption on the sampling:"
+_ZERO = "Epsilon under zero-out adjacency:"
 _POISSON = "Epsilon with the Poisson sampling above:"
 _ONCE = "Epsilon if each example occurred at most once per epoch:"
 _AS_IF = "Epsilon if the batches had been Poisson-sampled (*):"
@@ -86,29 +87,41 @@ class StatementTest(parameterized.TestCase):
     def test_unknown_sampling_of_unknown_sizes(self):
         text = statement_lib.statement([_unknown()], 1e-5)
         figures = _figures(text)
-        self.assertEqual(list(figures), [_ANY])
+        self.assertEqual(list(figures), [_ANY, _ZERO])
         self.assert_figure(figures[_ANY], [_unknown()])
+        # By hand: half the noise where others move, all of it where none does.
+        self.assert_figure(figures[_ANY], [_poisson(0.5, rate=1.0)])
+        self.assert_figure(figures[_ZERO], [_poisson(1.0, rate=1.0)])
         self.assertNotIn("Conditional", text)
         self.assertNotIn("It was performed", _words(text))
         self.assertIn("ordinary input pipeline", _words(text))
+        self.assertIn("its sum moves by twice the clip norm", _words(text))
+        self.assertIn(
+            "Another guarantee, with zero-out in place of add-or-remove-one",
+            _words(text),
+        )
 
     @parameterized.parameters((100, None), (None, 10))
     def test_one_size_gives_no_conditional_figure(self, population, batch_size):
         entry = _unknown(population=population, batch_size=batch_size)
         text = statement_lib.statement([entry], 1e-5)
-        self.assertEqual(list(_figures(text)), [_ANY])
+        self.assertEqual(list(_figures(text)), [_ANY, _ZERO])
 
     def test_conditional_figures_are_apart_from_the_proved_one(self):
         entry = _unknown(noise=2.0, steps=785, population=10_000, batch_size=64)
         text = statement_lib.statement([entry], 1e-5)
         figures = _figures(text)
-        self.assertEqual(list(figures), [_ANY, _ONCE, _AS_IF])
+        self.assertEqual(list(figures), [_ANY, _ZERO, _ONCE, _AS_IF])
         self.assert_figure(figures[_ANY], [_unknown(2.0, 785)])
-        # An epoch has at least 156 steps, so 785 begin at most six.
-        self.assert_figure(figures[_ONCE], [_unknown(2.0, 6)])
+        self.assert_figure(figures[_ZERO], [_poisson(2.0, 785, 1.0)])
+        # An epoch has at least 156 steps, so 785 begin at most six. Under
+        # zero-out: an example left out would move others in every step.
+        self.assert_figure(figures[_ONCE], [_poisson(2.0, 6, 1.0)])
         self.assert_figure(figures[_AS_IF], [_poisson(2.0, 785, 0.0064)])
         proved, conditional = text.split("Conditional figures, NOT proved")
         self.assertIn(_ANY, proved)
+        self.assertIn(_ZERO, proved)
+        self.assertIn("under zero-out adjacency", _words(conditional))
         for label in (_ONCE, _AS_IF):
             self.assertNotIn(label, proved)
             self.assertIn(label, conditional)
@@ -117,17 +130,18 @@ class StatementTest(parameterized.TestCase):
     def test_batch_of_everyone_is_no_condition(self):
         entry = _unknown(2.0, 5, population=10, batch_size=64)
         figures = _figures(statement_lib.statement([entry], 1e-2))
-        self.assertEqual(figures[_ONCE], figures[_ANY])
-        self.assertEqual(figures[_AS_IF], figures[_ANY])
+        self.assertEqual(figures[_ONCE], figures[_ZERO])
+        self.assertEqual(figures[_AS_IF], figures[_ZERO])
 
     def test_mixed_training_is_composed(self):
         entries = [_poisson(), _unknown(9.0, 10, 10_000, 100)]
         text = statement_lib.statement(entries, 1e-5)
         figures = _figures(text)
-        self.assertEqual(list(figures), [_POISSON, _ANY, _ONCE, _AS_IF])
+        self.assertEqual(list(figures), [_POISSON, _ANY, _ZERO, _ONCE, _AS_IF])
         self.assert_figure(figures[_POISSON], entries)
         self.assert_figure(figures[_ANY], [_unknown(), _unknown(9.0, 10)])
-        self.assert_figure(figures[_ONCE], [_poisson(), _unknown(9.0, 1)])
+        self.assert_figure(figures[_ZERO], [_poisson(), _poisson(9.0, 10, 1.0)])
+        self.assert_figure(figures[_ONCE], [_poisson(), _poisson(9.0, 1, 1.0)])
         self.assert_figure(
             figures[_AS_IF], [_poisson(), _poisson(9.0, 10, 0.01)]
         )

@@ -185,7 +185,7 @@ def test_dirac_audit_keeps_the_batch_size_and_counts_what_it_ran():
     assert report.adjacency == "add_or_remove" and len(report.scores) == 10
     # Two steps without sampling: a Gaussian mechanism of multiplier 1/sqrt 2.
     exact = accounting.compute_epsilon(
-        [accounting.LedgerEntry(accounting.UnknownSampling(), 0.5**0.5, 1)],
+        [accounting.LedgerEntry(accounting.PoissonSampling(1.0), 0.5**0.5, 1)],
         1e-3,
         "pld",
     )
@@ -210,3 +210,65 @@ def test_unused_features_are_zero_for_everybody_else():
     x, own = auditing.unused_features(np.ones((2, 3)), 2, scale=4.0)
     assert x.tolist() == [[1, 1, 1, 0, 0]] * 2
     assert own.tolist() == [[0, 0, 0, 4, 0], [0, 0, 0, 0, 4]]
+
+
+def fixed_batch_releases(signs, noise_multiplier, runs):
+    """Released sums of `runs` epochs over batches of two rows, unshuffled."""
+    model = keras.Sequential(
+        [keras.Input((1,)), keras.layers.Dense(1, use_bias=False)]
+    )
+    tf_dpfp.make_private(model)
+    # The gradient is minus the input, whatever the weight.
+    model.compile(
+        tf_dpfp.DPSGD(
+            1e-3,
+            l2_norm_clip=1.0,
+            noise_multiplier=noise_multiplier,
+            expected_batch_size=1.0,
+            seed=3,
+        ),
+        loss=lambda y_true, y_pred: -keras.ops.sum(y_pred, axis=-1),
+    )
+    recorder = auditing.ReleaseRecorder()
+    x = 10.0 * np.asarray(signs, np.float32)[:, None]
+    model.fit(
+        x,
+        x,
+        batch_size=2,
+        epochs=runs,
+        shuffle=False,
+        callbacks=[recorder],
+        verbose=0,
+    )
+    return -recorder.releases.reshape(runs, -1), tf_dpfp.ledger(model)
+
+
+def test_a_row_left_out_of_fixed_batches_moves_each_sum_by_two_clip_norms():
+    steps, runs, noise_multiplier = 4, 400, 2.8
+    signs = np.zeros(2 * steps)
+    signs[0::4], signs[2::4] = 1.0, -1.0
+    whole, ledger = fixed_batch_releases(signs, noise_multiplier, runs)
+    shifted, _ = fixed_batch_releases(signs[1:], noise_multiplier, runs)
+    assert whole.shape == shifted.shape == (runs, steps)
+    # Sums are +C, -C, ... with the first row, and -C, +C, ... without it,
+    # but for the last batch, of one row.
+    direction = np.where(np.arange(steps) % 2 == 0, 1.0, -1.0)
+    scores = np.concatenate([whole @ direction, shifted @ direction])
+    assert all(type(e.sampling) is accounting.UnknownSampling for e in ledger)
+    entry = accounting.LedgerEntry(ledger[0].sampling, noise_multiplier, steps)
+
+    def refuted(adjacency):
+        return auditing.audit_scores(
+            scores,
+            np.arange(2 * runs) < runs,
+            method="many_runs",
+            delta=0.1,
+            claimed_epsilon=lambda d: accounting.compute_epsilon(
+                [entry], d, "pld", adjacency
+            ),
+            adjacency="add_or_remove",
+        ).refuted
+
+    # Sensitivity C, which holds for a row that is zeroed out in its place.
+    assert refuted(accounting.Adjacency.ZERO_OUT)
+    assert not refuted(None)

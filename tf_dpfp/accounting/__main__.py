@@ -63,8 +63,11 @@ def report(
     described = _sampling(sampling, rate, num_examples, batch_size)
     lines = []
     if epsilon is not None:
-        noise_multiplier = calibration.calibrate_noise_multiplier(
-            epsilon, delta, described.proved_rate, steps, accountant
+        noise_multiplier = calibration.least_noise(
+            lambda noise: [entries_lib.LedgerEntry(described, noise, steps)],
+            epsilon,
+            delta,
+            accountant,
         )
         # All digits: a rounded multiplier could miss the budget.
         lines = [f"Noise multiplier: {noise_multiplier!r}", ""]

@@ -25,8 +25,8 @@ def calibrate_noise_multiplier(
     Args:
         epsilon: Budget, above 0.
         delta: Probability with which the guarantee may fail, in (0, 1).
-        sampling_rate: Rate of the Poisson sampling, in (0, 1]. Use 1 for
-            training on batches whose sampling is not proved.
+        sampling_rate: Rate of the Poisson sampling, in (0, 1]. Batches of an
+            ordinary pipeline take twice the noise multiplier of rate 1.
         steps: Number of optimizer updates, at least 1.
         accountant: `"rdp"`, or `"pld"` for less noise at the same budget.
         overflow_probability: Upper bound on the probability that a step drops

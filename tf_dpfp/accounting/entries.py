@@ -10,6 +10,8 @@ Rules for changes:
       mechanism is a new class, never a new meaning of an old one.
     - A release names its adjacency, its sensitivity and the kinds of sampling
       that a proof covers. No other module asks for its class to learn these.
+    - The sensitivity of a step is that of its entry: it depends on the
+      release and on the sampling.
     - Numbers that stand for classes exist in `table` only, and are part of
       saved models.
 """
@@ -89,6 +91,32 @@ class LedgerEntry:
     def is_bare(self) -> bool:
         """True if the entry protects nothing: epsilon is infinite."""
         return self.noise_multiplier == 0.0 or not self.release.is_private
+
+    def sensitivity(self, adjacency: releases.Adjacency) -> float:
+        """Returns how far one example moves the release of a step.
+
+        The noise multiplier of an entry is relative to the clip norm.
+        Division by the sensitivity gives the noise multiplier of a mechanism
+        of sensitivity 1.
+
+        An example removed from an ordered list moves each later one by one
+        place, so a batch formed by position loses one example and gains
+        another: to the batch, one example is replaced.
+
+        Args:
+            adjacency: Adjacency of the guarantee.
+
+        Returns:
+            The sensitivity in clip norms.
+
+        Raises:
+            ValueError: If nothing is proved under this adjacency.
+        """
+        own = self.release.sensitivity(adjacency)
+        added = adjacency is releases.Adjacency.ADD_OR_REMOVE_ONE
+        if added and self.sampling.by_position:
+            return self.release.sensitivity(releases.Adjacency.REPLACE_ONE)
+        return own
 
 
 def adjacency_of(entries: Iterable[LedgerEntry]) -> releases.Adjacency:

@@ -1,10 +1,11 @@
 r"""Epsilon of a ledger, and the number of steps that a budget still allows.
 
 Releases compose by their Renyi divergences (RDP), or by their privacy loss
-distributions (PLD) where all are sums under add-or-remove-one adjacency. Both
-are upper bounds. Only proved amplification counts: Poisson sampling for sums,
-sampling without replacement for representations, and none for unknown
-sampling.
+distributions (PLD) where all are sums under add-or-remove-one or zero-out
+adjacency. Both are upper bounds. Only proved amplification counts: Poisson
+sampling for sums, sampling without replacement for representations, and none
+for unknown sampling, which under add-or-remove-one counts with twice the
+sensitivity (`LedgerEntry.sensitivity`).
 
 **Overflow.** Steps of statically padded batches may drop surplus examples. Let
 `M` be the mechanism that never drops and `M'` the one that ran. Drawn with the
@@ -69,6 +70,7 @@ def compute_epsilon(
     entries: Iterable[entries_lib.LedgerEntry],
     delta: float,
     accountant: str = "rdp",
+    adjacency: releases.Adjacency | None = None,
 ) -> float:
     """Computes epsilon of everything that ran.
 
@@ -83,13 +85,16 @@ def compute_epsilon(
         delta: Probability with which the guarantee may fail, in (0, 1).
         accountant: `"rdp"` (fast enough for every batch) or `"pld"` (tighter,
             takes seconds). PLD never returns more than RDP.
+        adjacency: Adjacency of the guarantee; by default that of
+            `adjacency_of(entries)`.
 
     Returns:
         Epsilon: 0.0 if nothing ran, infinity if a step protects nothing
         (`LedgerEntry.is_bare`).
 
     Raises:
-        ValueError: If `delta` or `accountant` is out of range.
+        ValueError: If an argument is out of range, or nothing is proved about
+            a release under `adjacency`.
 
     Example:
 
@@ -100,11 +105,14 @@ def compute_epsilon(
     """
     delta = check_delta(delta, accountant)
     ran = tuple(entry for entry in table.merge(entries) if entry.steps)
+    adjacency = _check_adjacency(adjacency, ran)
     if not ran:
         return 0.0
     if any(entry.is_bare for entry in ran):
         return math.inf
-    curve = functools.partial(_epsilon_without_overflow, ran, accountant)
+    curve = functools.partial(
+        _epsilon_without_overflow, ran, accountant, adjacency
+    )
     tau = math.fsum(map(_overflow_probability, ran))
     return float(_add_overflow(curve, delta, tau) if tau else curve(delta))
 
@@ -137,7 +145,7 @@ def max_steps(
     >>> sampling = samplings.UnknownSampling()
     >>> step = entries_lib.LedgerEntry(sampling, noise_multiplier=50.0, steps=1)
     >>> max_steps([], [step], epsilon=2.0, delta=1e-5)
-    541
+    135
     """
     epsilon = check_epsilon(epsilon)
     delta = check_delta(delta, accountant)
@@ -205,6 +213,24 @@ def check_epsilon(epsilon: float) -> float:
     return arguments.number("epsilon", epsilon, above=0.0)
 
 
+def _check_adjacency(
+    adjacency: releases.Adjacency | None,
+    entries: Sequence[entries_lib.LedgerEntry],
+) -> releases.Adjacency:
+    """Checks an adjacency against entries, or chooses it by them."""
+    covering = entries_lib.adjacency_of(entries)
+    if adjacency is None:
+        return covering
+    arguments.one_of("adjacency", adjacency, list(releases.Adjacency))
+    replace_one = releases.Adjacency.REPLACE_ONE
+    if covering is replace_one and adjacency is not replace_one:
+        raise ValueError(
+            "Representations and labels are protected by replace-one "
+            f"adjacency only. Received: adjacency={adjacency}"
+        )
+    return adjacency
+
+
 def _greatest(allowed: Callable[[int], bool], low: int) -> int:
     """Finds the greatest allowed count of at least `low`, by bisection."""
     high = low
@@ -252,22 +278,23 @@ def _add_overflow(
 def _epsilon_without_overflow(
     entries: tuple[entries_lib.LedgerEntry, ...],
     accountant: str,
+    adjacency: releases.Adjacency,
     delta: float,
 ) -> float:
     """Computes epsilon as if no step had dropped surplus examples."""
-    adjacency = entries_lib.adjacency_of(entries)
     total = sum(
         entry.steps * _rdp_of_entry(entry, adjacency) for entry in entries
     )
     by_rdp = rdp.compute_epsilon(sums.orders(), total, delta)[0]
     if accountant == "rdp" or delta < MIN_PLD_DELTA or math.isinf(by_rdp):
         return by_rdp
-    if adjacency is not releases.Adjacency.ADD_OR_REMOVE_ONE:
+    if adjacency is releases.Adjacency.REPLACE_ONE:
         return by_rdp
     # Both are upper bounds, so the lesser is one, and RDP stands where PLD has
     # cut off the tail (infinity) or cannot be computed (extreme parameters).
     try:
-        composed = _compose_pld(entries, _pld_interval(entries, by_rdp))
+        interval = _pld_interval(entries, adjacency, by_rdp)
+        composed = _compose_pld(entries, adjacency, interval)
         return min(by_rdp, composed.get_epsilon(delta))
     except (ArithmeticError, ValueError):
         return by_rdp
@@ -282,13 +309,13 @@ def _rdp_of_entry(
         return representations.randomized_response_rdp(
             noise_multiplier, entry.sampling.num_classes, _order_tuple()
         )
-    noise_multiplier /= entry.release.sensitivity(adjacency)
+    noise_multiplier /= entry.sensitivity(adjacency)
     if entry.release.has_representations:
         return representations.sampled_rdp(
             rate, noise_multiplier, _order_tuple()
         )
-    if adjacency is not releases.Adjacency.ADD_OR_REMOVE_ONE:
-        # Amplification of sums is proved for examples added or removed only.
+    if adjacency is releases.Adjacency.REPLACE_ONE:
+        # Amplification of sums is proved for examples that are there or not.
         rate = 1.0
     return sums.sampled_rdp(rate, noise_multiplier)
 
@@ -300,15 +327,21 @@ def _order_tuple() -> tuple[float, ...]:
 
 @functools.lru_cache(maxsize=8)
 def _compose_pld(
-    entries: tuple[entries_lib.LedgerEntry, ...], interval: float
+    entries: tuple[entries_lib.LedgerEntry, ...],
+    adjacency: releases.Adjacency,
+    interval: float,
 ) -> pld.PLDAccountant:
+    # An example zeroed out is to its step one that is not there, so the pair
+    # of distributions is that of add-or-remove under both adjacencies.
     return pld.PLDAccountant(value_discretization_interval=interval).compose(
-        events.compose_events(entries)
+        events.compose_events(entries, adjacency)
     )
 
 
 def _pld_interval(
-    entries: Sequence[entries_lib.LedgerEntry], epsilon: float
+    entries: Sequence[entries_lib.LedgerEntry],
+    adjacency: releases.Adjacency,
+    epsilon: float,
 ) -> float:
     """Chooses a grid that is fine where epsilon matters.
 
@@ -316,7 +349,10 @@ def _pld_interval(
     fine one would need gigabytes for an epsilon in the thousands, or for next
     to no noise.
     """
-    least_noise = min(entry.noise_multiplier for entry in entries)
+    least_noise = min(
+        entry.noise_multiplier / entry.sensitivity(adjacency)
+        for entry in entries
+    )
     # Mean loss of one full step and ten standard deviations above it.
     widest_loss = 0.5 / least_noise / least_noise + 10.0 / least_noise
     interval = max(

@@ -41,7 +41,7 @@ def entry_event(
     if adjacency is None:
         adjacency = entry.release.adjacency
     gaussian = dp_accounting.GaussianDpEvent(
-        entry.noise_multiplier / entry.release.sensitivity(adjacency)
+        entry.noise_multiplier / entry.sensitivity(adjacency)
     )
     match entry.sampling:
         case samplings.WithoutReplacement() as sampling:
@@ -49,7 +49,7 @@ def entry_event(
                 sampling.population, sampling.sample_size, gaussian
             )
         case samplings.PoissonSampling(rate) if (
-            rate < 1.0 and adjacency is releases.Adjacency.ADD_OR_REMOVE_ONE
+            rate < 1.0 and adjacency is not releases.Adjacency.REPLACE_ONE
         ):
             gaussian = dp_accounting.PoissonSampledDpEvent(rate, gaussian)
     return dp_accounting.SelfComposedDpEvent(gaussian, entry.steps)
@@ -57,11 +57,14 @@ def entry_event(
 
 def compose_events(
     entries: Iterable[entries_lib.LedgerEntry],
+    adjacency: releases.Adjacency | None = None,
 ) -> dp_accounting.DpEvent:
     """Composes the events of all entries.
 
     Args:
         entries: Everything that ran, in any order.
+        adjacency: Adjacency of the guarantee; by default that of
+            `adjacency_of(entries)`.
 
     Returns:
         A `ComposedDpEvent`, or `NoOpDpEvent` if nothing ran.
@@ -76,7 +79,8 @@ def compose_events(
     ran = [entry for entry in entries if entry.steps > 0]
     if not ran:
         return dp_accounting.NoOpDpEvent()
-    adjacency = entries_lib.adjacency_of(ran)
+    if adjacency is None:
+        adjacency = entries_lib.adjacency_of(ran)
     return dp_accounting.ComposedDpEvent(
         [entry_event(entry, adjacency) for entry in ran]
     )

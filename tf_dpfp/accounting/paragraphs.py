@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
+from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
 
 _WIDTH = 80
@@ -32,6 +33,18 @@ _ORDINARY_PIPELINE = (
     "Batches came from an ordinary input pipeline. What is proved for them "
     "lets every example be in every step, at most once in each; a pipeline "
     "that repeats an example within a batch is not covered."
+)
+_MOVED = (
+    "Add-or-remove-one: an example left out moves all later ones by one place, "
+    "so each batch may lose one and gain another, and its sum moves by twice "
+    "the clip norm. This needs the same number of steps, batches that start "
+    "anew in every epoch, and an order that nobody can compute. Zero-out: the "
+    "example is replaced by one that contributes nothing, as one of weight 0, "
+    "and all others keep their places: once the clip norm."
+)
+_IN_PLACE = (
+    "Replace-one: the example is replaced in its place, and no other moves "
+    "between batches. Leaving one out of an ordinary pipeline is not covered."
 )
 _SEEDED = (
     "SEEDED: the randomness came from a seed chosen by the user. Anyone who "
@@ -79,10 +92,14 @@ def figures(
     cases: Iterable[tuple[str, Sequence[entries_lib.LedgerEntry]]],
     delta: float,
     accountant: str = "rdp",
+    adjacency: releases.Adjacency | None = None,
 ) -> str:
     """Writes a paragraph with the epsilons of labelled cases below it."""
     lines = [
-        figure(label, epsilon_lib.compute_epsilon(ran, delta, accountant))
+        figure(
+            label,
+            epsilon_lib.compute_epsilon(ran, delta, accountant, adjacency),
+        )
         for label, ran in cases
     ]
     return "\n".join([fill(head), *lines])
@@ -160,7 +177,31 @@ def guarantee(
     cases = [("Epsilon without any assumption on the sampling:", unsampled)]
     if any(isinstance(entry.sampling, _PROVED) for entry in entries):
         cases.insert(0, (label, list(entries)))
-    return [fill(_CHECKPOINTS), figures(head, cases, delta, accountant)]
+    proved = figures(head, cases, delta, accountant)
+    return [fill(_CHECKPOINTS), proved, *_zero_out(entries, delta, accountant)]
+
+
+def _zero_out(
+    entries: Sequence[entries_lib.LedgerEntry], delta: float, accountant: str
+) -> list[str]:
+    """Prints epsilon with every example in its place, where that differs."""
+    by_replacement = _is_by_replacement(entries)
+    if by_replacement or not any(e.sampling.by_position for e in entries):
+        return []
+    return [
+        figures(
+            "Another guarantee, with zero-out in place of add-or-remove-one "
+            "adjacency (explained below), proved for the same steps:",
+            [("Epsilon under zero-out adjacency:", entries)],
+            delta,
+            accountant,
+            releases.Adjacency.ZERO_OUT,
+        )
+    ]
+
+
+def _is_by_replacement(entries: Sequence[entries_lib.LedgerEntry]) -> bool:
+    return entries_lib.adjacency_of(entries) is releases.Adjacency.REPLACE_ONE
 
 
 def sampling(
@@ -171,7 +212,8 @@ def sampling(
     secret = "The figure needs the choice of examples to stay secret."
     described = [fill(f"{words} {secret}")] if kind in kinds else []
     if samplings.UnknownSampling in kinds:
-        described.append(fill(_ORDINARY_PIPELINE))
+        moved = _IN_PLACE if _is_by_replacement(entries) else _MOVED
+        described += [fill(_ORDINARY_PIPELINE), fill(moved)]
     return described
 
 

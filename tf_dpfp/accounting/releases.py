@@ -13,10 +13,18 @@ from tf_dpfp.accounting.samplings import WithoutReplacement
 
 
 class Adjacency(enum.Enum):
-    """Relation between neighbouring data sets, named as in `dp_accounting`."""
+    """Relation between neighbouring data sets, named as in `dp_accounting`.
+
+    Attributes:
+        ADD_OR_REMOVE_ONE: One data set has one example more.
+        REPLACE_ONE: One example is replaced by another, in its place.
+        ZERO_OUT: One example is replaced by one that contributes nothing, and
+            all others keep their places (`REPLACE_SPECIAL`).
+    """
 
     ADD_OR_REMOVE_ONE = "add_or_remove"
     REPLACE_ONE = "replace_one"
+    ZERO_OUT = "zero_out"
 
 
 LABELS_PUBLIC = "public"
@@ -33,7 +41,8 @@ class Release:
             there; representations and labels exist once for each example, so
             they can only hide what the example is.
         sensitivities: Greatest distance by which one example moves the
-            release, in clip norms, for each adjacency that has a proof.
+            release, in clip norms, for each adjacency that has a proof, while
+            all other examples stay in their steps.
         samplings: Kinds of sampling that a proof covers.
         has_representations: True if noised representations are released.
         is_private: False if a part of the release has no noise.
@@ -63,11 +72,10 @@ class Release:
         )
 
     def sensitivity(self, adjacency: Adjacency) -> float:
-        """Returns how far one example moves the release.
+        """Returns how far one example moves the release of its own step.
 
-        The noise multiplier of an entry is relative to the clip norm.
-        Division by the sensitivity gives the noise multiplier of a mechanism
-        of sensitivity 1.
+        `LedgerEntry.sensitivity` adds the examples that it moves between
+        steps.
 
         Args:
             adjacency: Adjacency of the guarantee.
@@ -93,6 +101,7 @@ class Sums(Release):
     adjacency = Adjacency.ADD_OR_REMOVE_ONE
     sensitivities = {
         Adjacency.ADD_OR_REMOVE_ONE: 1.0,
+        Adjacency.ZERO_OUT: 1.0,
         Adjacency.REPLACE_ONE: 2.0,
     }
     samplings = (PoissonSampling, UnknownSampling)

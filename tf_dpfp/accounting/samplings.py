@@ -1,6 +1,12 @@
-"""Kinds of sampling: how the examples of a step were chosen."""
+"""Kinds of sampling: how the examples of a step were chosen.
+
+A kind is `by_position` if the step of an example may depend on how many
+examples come before it. To add or remove one example then moves others from
+one step to the next.
+"""
 
 import dataclasses
+from typing import ClassVar
 
 from tf_dpfp import arguments
 
@@ -20,6 +26,8 @@ class PoissonSampling:
     Raises:
         ValueError: If a probability is outside its range.
     """
+
+    by_position: ClassVar[bool] = False
 
     sampling_rate: float
     overflow_probability: float = 0.0
@@ -51,7 +59,8 @@ class PoissonSampling:
 class UnknownSampling:
     """Batches of an ordinary pipeline, about which nothing is proved.
 
-    The accountant assumes every example in every step, at most once per step.
+    The accountant assumes every example in every step, at most once per step,
+    and that an example added or removed moves all others by one place.
     The two sizes change no guarantee; the privacy statement uses them for the
     figures that would hold under further conditions.
 
@@ -62,6 +71,8 @@ class UnknownSampling:
     Raises:
         ValueError: If a size is not a positive integer.
     """
+
+    by_position: ClassVar[bool] = True
 
     population: int | None = None
     batch_size: int | None = None
@@ -102,6 +113,8 @@ class WithoutReplacement:
     0.025
     """
 
+    by_position: ClassVar[bool] = False
+
     population: int
     sample_size: int
 
@@ -141,6 +154,8 @@ class EveryLabel:
         ValueError: If there are fewer than two classes, or a number is not an
             integer.
     """
+
+    by_position: ClassVar[bool] = False
 
     num_classes: int
     identity: int

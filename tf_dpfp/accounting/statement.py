@@ -22,8 +22,9 @@ _GIVEN = (
     "for a training that does exactly this."
 )
 _CONDITIONAL = (
-    "Conditional figures, NOT proved for this training. They hold only if the "
-    "condition is true of the input pipeline, which is not observed:"
+    "Conditional figures, NOT proved for this training, under zero-out "
+    "adjacency. They hold only if the condition is true of the input pipeline, "
+    "which is not observed:"
 )
 _AS_IF = (
     "(*) Poisson sampling is not usually done in training pipelines. Shuffling "
@@ -126,7 +127,16 @@ def _describe(
             "Epsilon with the Poisson sampling above:",
         ),
         *(
-            [text.figures(_CONDITIONAL, conditional, delta, accountant)]
+            [
+                text.figures(
+                    _CONDITIONAL,
+                    conditional,
+                    delta,
+                    accountant,
+                    # An example left out would move others in every step.
+                    releases.Adjacency.ZERO_OUT,
+                )
+            ]
             if conditional
             else []
         ),

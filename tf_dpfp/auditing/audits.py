@@ -20,6 +20,7 @@ from tf_dpfp.auditing import one_run
 ADJACENCIES = {
     "add_or_remove": "one example is added or removed",
     "replace_one": "one example is replaced by another",
+    "zero_out": "one example is replaced by one that contributes nothing",
 }
 _METHODS = {
     "many_runs": "runs with and without one canary, Clopper-Pearson",
@@ -56,8 +57,8 @@ class AuditReport:
 
     Attributes:
         method: `"many_runs"` or `"one_run"`.
-        adjacency: `"add_or_remove"` or `"replace_one"`: the decision of a
-            canary's coin.
+        adjacency: `"add_or_remove"`, `"replace_one"` or `"zero_out"`: the
+            decision of a canary's coin.
         confidence: Least probability with which all bounds hold together.
         points: An `AuditPoint` for each delta.
         scores: Score of each canary in each run.
@@ -151,7 +152,8 @@ def audit(
 
     The bound is on the epsilon of a whole run under the given adjacency,
     provided that `train_fn` follows the coins: with `"add_or_remove"` a canary
-    is in the data or not, with `"replace_one"` its content is one of two.
+    is in the data or not, with `"replace_one"` its content is one of two, with
+    `"zero_out"` it contributes something or nothing, in its place.
     Everything else that depends on the coins (the number of steps, for
     example) is audited as well.
 
@@ -166,7 +168,8 @@ def audit(
             Each gets its share of the error probability.
         claimed_epsilon: Claimed epsilon of one run, or a function from delta
             to it.
-        adjacency: `"add_or_remove"` or `"replace_one"`, as in the claim.
+        adjacency: `"add_or_remove"`, `"replace_one"` or `"zero_out"`, as in
+            the claim.
         confidence: Least probability with which all bounds hold together.
         rng: Randomness of the coins: a numpy generator, a seed, or `None`.
 
@@ -237,7 +240,8 @@ def audit_scores(
         delta: Delta, or several. Each gets its share of the error probability.
         claimed_epsilon: Claimed epsilon of one run, or a function from delta
             to it.
-        adjacency: `"add_or_remove"` or `"replace_one"`, as in the claim.
+        adjacency: `"add_or_remove"`, `"replace_one"` or `"zero_out"`, as in
+            the claim.
         confidence: Least probability with which all bounds hold together.
 
     Returns:
