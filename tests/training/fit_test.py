@@ -232,3 +232,18 @@ def test_an_optimizer_that_compile_did_not_see_is_refused():
             use(model)
     model.optimizer = first
     assert tf_dpfp.ledger(model) == counted
+
+
+def test_gradients_of_a_model_are_for_the_optimizer_that_counts_them():
+    model = _private()
+    x, y = _data()
+    clipped = tf_dpfp.loops.clipped_gradients(model, x, y)
+    before = model.get_weights()
+    other = tf_dpfp.DPSGD(0.5, noise_multiplier=0.0, expected_batch_size=len(x))
+    with pytest.raises(tf_dpfp.errors.NotPrivateError, match="whose ledger"):
+        other.apply(clipped)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    model.optimizer.set_expected_batch_size(len(x), "the test")
+    model.optimizer.apply(clipped)
+    assert [e.steps for e in tf_dpfp.ledger(model)] == [1]

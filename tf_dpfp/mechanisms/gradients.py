@@ -1,8 +1,9 @@
 """DP-SGD: clipped per-example gradients, released as noised sums.
 
 **Mechanism.** Each step releases the noised sums of clipped gradients.
-Adjacency: one example added or removed. Sensitivity: `l2_norm_clip`. The noise
-is added by `optimizers.release`.
+Adjacency: one example added or removed. Sensitivity: `l2_norm_clip` on Poisson
+batches; twice that on fixed ones, where a row that is left out moves all later
+rows. The noise is added by `optimizers.release`.
 """
 
 import contextlib

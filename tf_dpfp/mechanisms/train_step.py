@@ -1,5 +1,6 @@
 """One private step, from a batch to the optimizer and the logs."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -85,9 +86,10 @@ def clipped_gradients(
         after_microbatch,
     )
     _, regularization = step_lib.regularization_gradients(plan)
-    return step_lib.as_clipped_gradients(
+    clipped = step_lib.as_clipped_gradients(
         plan, sums, regularization, _batch_size(x), num_replicas
     )
+    return dataclasses.replace(clipped, owner=mechanism.optimizer)
 
 
 def _batch_size(x: Any) -> tf.Tensor | int:

@@ -40,6 +40,9 @@ class ClippedGradients:
             exactly one of them.
         joint: The gradients of the layers above noised representations, which
             need no noise; `None` where there are no such representations.
+        owner: The optimizer that the model of these gradients is compiled
+            with, and whose ledger the step belongs to; `None` if there is no
+            model.
     """
 
     sums: Sequence[tf.Tensor | None]
@@ -50,6 +53,7 @@ class ClippedGradients:
     carriers: Sequence[low_rank.Carriers | None] = ()
     replicas: int = 1
     joint: joint_release.JointGradients | None = None
+    owner: Any = None
 
     @property
     def all_variables(self) -> list[keras.Variable]:
@@ -97,6 +101,25 @@ def checked(
             "gradients belong to. Leave the argument out."
         )
     return gradients
+
+
+def check_owner(gradients: ClippedGradients, optimizer: Any) -> None:
+    """Refuses gradients of a model whose steps another optimizer counts.
+
+    Args:
+        gradients: Clipped gradients.
+        optimizer: The optimizer that is to apply them.
+
+    Raises:
+        NotPrivateError: If their model is compiled with another optimizer.
+    """
+    if gradients.owner is not None and gradients.owner is not optimizer:
+        raise NotPrivateError(
+            "These clipped gradients belong to a model that is compiled with "
+            "another optimizer, whose ledger would not count the step. Call "
+            "`model.optimizer.apply(...)`. Received: optimizer="
+            f"'{optimizer.name}'"
+        )
 
 
 def check_dealt(grads: ClippedGradients) -> None:

@@ -6,10 +6,11 @@ size, writes the step into the ledger, and only then lets the Keras optimizer
 see a gradient. Everything after the gate is post-processing.
 
 **Mechanism.** The release of a step is the vector of all clipped sums plus
-Gaussian noise. Adjacency: one example added or removed. Sensitivity: the
-clip bound `l2_norm_clip` (see `clipping`). Standard deviation on every
-coordinate: `noise_multiplier * l2_norm_clip`. With adaptive clip norms the
-counts that move them are released beside the sums, and the two share the
+Gaussian noise. Adjacency: one example added or removed. Sensitivity: the clip
+bound `l2_norm_clip` (see `clipping`), twice that on fixed batches, where a row
+that is left out moves all later rows (see `accounting`). Standard deviation on
+every coordinate: `noise_multiplier * l2_norm_clip`. With adaptive clip norms
+the counts that move them are released beside the sums, and the two share the
 multiplier (see `accounting.joint`).
 
 **Replicas.** Of R replicas, each adds its share of the noise to the clipped
@@ -328,6 +329,7 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         clipped_lib.check_dealt(clipped)
         joint_release.check_joint(settings.representations, clipped.joint)
         adaptation_lib.check_counts(clipped, settings.adaptive)
+        clipped_lib.check_owner(clipped, self)
         if not self.built:
             self.build(clipped.all_variables)
         carriers = self._carrier_state.carriers_of(clipped)

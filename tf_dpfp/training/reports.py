@@ -35,8 +35,10 @@ def compute_epsilon(
     Adjacency: one example added or removed; of a model with a
     `DPRepresentationClip`, one example replaced by another of the same label
     (of any label, if labels were randomised). The two can't be compared.
-    Only what is proved counts: steps on `poisson_batches`, or rows of
-    `stratified_batches`, are amplified by sampling, others are not.
+    Only what is proved counts: steps on `poisson_batches`, or representations
+    of `stratified_batches`, are amplified by sampling. Others are not, and an
+    example that is added to or removed from fixed batches moves each later sum
+    by up to twice the clip norm.
 
     Args:
         model: A private, compiled model.
