@@ -391,7 +391,8 @@ def _sampling_seed(seed: int | None, epochs_done: int) -> int | None:
     if seed is None or epochs_done == 0:
         return seed
     sequence = np.random.SeedSequence([seed, epochs_done])
-    return int(sequence.generate_state(1, np.uint64)[0])
+    # Seeds have 63 bits.
+    return int(sequence.generate_state(1, np.uint64)[0]) >> 1
 
 
 def _checkpoints(config: Config) -> pathlib.Path:
