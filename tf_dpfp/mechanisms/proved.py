@@ -11,6 +11,7 @@ from keras import tree
 from tf_dpfp import step as step_lib
 from tf_dpfp.independence import inputs
 from tf_dpfp.independence import step_proof
+from tf_dpfp.independence.findings import Category
 from tf_dpfp.independence.findings import Finding
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.mechanisms import state as state_lib
@@ -118,10 +119,27 @@ def findings_of_all_sizes(
     state = state_lib.state_of(model)
     kind = (settings(model), str(tree.map_structure(repr, specs)))
     if kind not in state.proved:
-        state.proved[kind] = tuple(
-            inputs.outside_of_graphs(_trace, model, plan, specs)
-        )
+        try:
+            found = inputs.outside_of_graphs(_trace, model, plan, specs)
+        except Exception as error:  # Of any code in a layer or a loss.
+            found = [_not_traced(error)]
+        state.proved[kind] = tuple(found)
     return state.proved[kind]
+
+
+def _not_traced(error: Exception) -> Finding:
+    """Describes a step that does not run on batches of unknown size."""
+    return Finding(
+        Category.MIXED,
+        layer="",
+        operation="trace",
+        name="trace",
+        reason="A step for batches of any size can't be traced "
+        f"({type(error).__name__}: {error}).",
+        way_out="Read sizes by `ops.shape(x)`, not by `x.shape`.",
+        subject="the step",
+        is_definite=False,
+    )
 
 
 def _trace(
