@@ -172,7 +172,9 @@ def test_eager_steps_clip_on_each_device():
 
     def noted(*args):
         norms = squared_norms(*args)
-        seen.append(crossings.short(norms.device))
+        # The proof traces the same pass in a graph that never runs.
+        if tf.executing_eagerly():
+            seen.append(crossings.short(norms.device))
         return norms
 
     gradients = common.gradients(common.mlp, model, x, y)
