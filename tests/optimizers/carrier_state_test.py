@@ -1,5 +1,7 @@
 """What carriers depend on, and that a resumed run goes on with the same."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -314,6 +316,10 @@ def test_gradients_made_under_other_marks_are_refused():
     clipped = tf_dpfp.loops.clipped_gradients(model, *_data())
     tf_dpfp.reparametrize(model, 2, include="hidden")
     _compile(model)
+    with pytest.raises(tf_dpfp.errors.NotPrivateError, match="make them anew"):
+        model.optimizer.apply(clipped)
+    # The marks are checked for themselves, too.
+    clipped = dataclasses.replace(clipped, owner=None)
     with pytest.raises(ValueError, match="Make them anew"):
         model.optimizer.apply(clipped)
     assert tf_dpfp.ledger(model) == []

@@ -138,7 +138,10 @@ def _measured_deviations(model, clipped) -> np.ndarray:
         clip_norm=1.0,
         estimate=None,
     )
-    plain = dataclasses.replace(clipped, groups=[whole], counts=None)
+    # No optimizer of the model's counts this one's steps.
+    plain = dataclasses.replace(
+        clipped, groups=[whole], counts=None, owner=None
+    )
     for _ in range(steps + 1):
         to_zero()
         of_unit = _noise_of_sums(unit, plain)

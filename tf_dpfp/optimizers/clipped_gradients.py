@@ -117,7 +117,8 @@ def check_owner(gradients: ClippedGradients, optimizer: Any) -> None:
         raise NotPrivateError(
             "These clipped gradients belong to a model that is compiled with "
             "another optimizer, whose ledger would not count the step. Call "
-            "`model.optimizer.apply(...)`. Received: optimizer="
+            "`model.optimizer.apply(...)`. If the model was compiled again "
+            "since, make them anew. Received: optimizer="
             f"'{optimizer.name}'"
         )
 
