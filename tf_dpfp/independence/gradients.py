@@ -59,7 +59,7 @@ class _Pass(NamedTuple):
 def _run(model, plan: Plan, data, batch_size: int) -> _Pass:
     x, y, sample_weight = data
     variables = [v.value for v in plan.variables]
-    with tf.GradientTape(persistent=True) as tape:
+    with tf.GradientTape() as tape:
         with (
             per_example.record_calls(plan.units) as calls,
             plan.step(noise=False),
@@ -67,9 +67,9 @@ def _run(model, plan: Plan, data, batch_size: int) -> _Pass:
             y_pred = forward(model, x)
         losses = plan.loss(y, y_pred, sample_weight)
         total = tf.reduce_sum(losses)
-    expected = tape.gradient(total, variables)
-    sources = tape.gradient(total, [call.sources for call in calls])
-    del tape
+    expected, sources = tape.gradient(
+        total, (variables, [call.sources for call in calls])
+    )
     gathered = clipping_lib.gather_gradients(
         calls, _dense(sources), plan.variables
     )
@@ -179,11 +179,15 @@ def _check(model: keras.Model, plan: Plan, data: Any) -> None:
         other_batch = inputs.followed_by(
             batch, inputs.made_up_batch(data, rng, _OTHER_BATCH_SIZE)
         )
-        # In a graph: what is vectorised over examples takes many times as
-        # long to differentiate outside of one.
-        result = tf.function(
-            lambda a, b: _try(model, plan, statistics, a, b), autograph=False
-        )(batch, other_batch)
+
+        def run(a, b):
+            return _try(model, plan, statistics, a, b)
+
+        # To run once costs less than to compile, but for what is vectorised
+        # over examples: that takes long to differentiate outside of a graph.
+        if any(isinstance(u.rule, per_example.GenericRule) for u in plan.units):
+            run = tf.function(run, autograph=False)
+        result = run(batch, other_batch)
     except (inputs.CannotTry, tf.errors.OpError) as error:
         warnings.warn(
             f"Model '{model.name}' could not be tried on made-up inputs "

@@ -129,6 +129,23 @@ class Walk:
                 return self._of_one(op, values)
         if rule is None:
             return self._without_rule(op, values)
+        results = self._by_rule(rule, op, values)
+        if not any(_hangs_with_rows(v) for v in results):
+            return results
+        # Rows of one number are per example, and stay so where the number
+        # changes along other axes.
+        promoted = [_as_examples(v) for v in values]
+        if promoted == values:
+            return results
+        try:
+            again = self._by_rule(rule, op, promoted)
+        except (findings.Refusal, *_RULE_ERRORS):
+            return results
+        return again
+
+    def _by_rule(
+        self, rule: registry.Rule, op: tf.Operation, values: list[Value]
+    ) -> list[Value]:
         hangs = self._check(rule, values)
         found = rule.apply(op, values, self)
         results = found if isinstance(found, list) else [found]
@@ -391,6 +408,35 @@ class Walk:
     def _note(self, finding: Finding | None) -> None:
         if finding is not None:
             self.findings[finding.category, finding.name] = finding
+
+
+def _hangs_with_rows(value: Value) -> bool:
+    """Tells a result with the batch in its sizes, but not per example."""
+    return (
+        value.kind is Kind.FREE
+        and value.hangs_on_batch
+        and value.sizes is not None
+        and sizes_lib.hang_on_batch(value.sizes)
+    )
+
+
+def _as_examples(value: Value) -> Value:
+    """Describes one number everywhere as rows of examples."""
+    if value.kind is not Kind.UNIFORM or value.hangs_on_batch:
+        return value
+    if value.sizes is None or value.numbers_examples:
+        return value
+    axes = [
+        i for i, s in enumerate(value.sizes) if sizes_lib.hang_on_batch([s])
+    ]
+    if len(axes) != 1:
+        return value
+    size = value.sizes[axes[0]]
+    after = size and size.divided_by(sizes_lib.BATCH)
+    if after is None or after.hangs_on_batch:
+        return value
+    layout = values_lib.Layout(axes[0], after=after)
+    return values_lib.examples(value.sizes, layout, value.ranges)
 
 
 def _hanging(value: Value) -> Value:
