@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tf_dpfp
 from tf_dpfp.keras_private import variables
 
 
@@ -53,3 +54,29 @@ def test_additions_of_threads_are_all_there():
     for thread in threads:
         thread.join()
     assert variable.numpy().tolist() == [2000.0] * 3
+
+
+@pytest.mark.parametrize("clipping", ["flat", "adaptive"])
+def test_a_first_step_that_makes_variables_is_traced_once(clipping):
+    traced = []
+
+    class Traced(keras.layers.Layer):
+        def call(self, inputs):
+            traced.append(inputs.shape)
+            return inputs
+
+    model = keras.Sequential(
+        [keras.Input((2,)), Traced(), keras.layers.Dense(1)]
+    )
+    tf_dpfp.make_private(model)
+    thresholds = tf_dpfp.clipping.Adaptive() if clipping != "flat" else "equal"
+    optimizer = tf_dpfp.DPAdam(
+        expected_batch_size=1e4,
+        noise_multiplier=1.0,
+        clipping=tf_dpfp.PerLayer(thresholds=thresholds),
+    )
+    model.compile(optimizer, loss="mse", metrics=["mae"])
+    traced.clear()
+    model.train_on_batch(np.ones((4, 2)), np.ones(4))
+    assert traced.count((4, 2)) == 1
+    assert optimizer.built and optimizer.iterations == 1

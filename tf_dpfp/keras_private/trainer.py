@@ -13,6 +13,8 @@ import keras
 import tensorflow as tf
 from keras.src.trainers import compile_utils
 
+from tf_dpfp.keras_private import variables
+
 
 def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
     """Returns the metric behind the `loss` entry of the logs."""
@@ -76,7 +78,8 @@ def update_metrics(
     if rows is None or metrics is None or not plain:
         return model.compute_metrics(x, y, y_pred, sample_weight)
     if not metrics.built:
-        metrics.build(y, y_pred)
+        with variables.made_eagerly():
+            metrics.build(y, y_pred)
     weights = tf.cast(rows, keras.config.floatx())
     flat_y, flat_y_pred = metrics._flatten_y(y), metrics._flatten_y(y_pred)
     flat_weights = [sample_weight] * len(flat_y)

@@ -1,6 +1,7 @@
 """Restores of a Keras variable, and sums that no other thread undoes."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -10,6 +11,22 @@ import tensorflow as tf
 # `tf.train.Checkpoint` writes a Keras variable by this method, past `assign`
 # and past `load_own_variables`.
 _RESTORE = "_restore_from_tensors"
+
+
+@contextlib.contextmanager
+def made_eagerly() -> Iterator[None]:
+    """Makes variables outside of the graph that is being traced.
+
+    Under `tf.init_scope` alone TensorFlow still takes them for variables that
+    the traced function created, and traces it a second time.
+    """
+
+    def create(next_creator, **kwargs):
+        kwargs["experimental_enable_variable_lifting"] = False
+        return next_creator(**kwargs)
+
+    with tf.init_scope(), tf.variable_creator_scope(create):
+        yield
 
 
 def wrap_restores(

@@ -35,6 +35,7 @@ from tf_dpfp import low_rank
 from tf_dpfp import noise as noise_lib
 from tf_dpfp.distribute import replicas
 from tf_dpfp.keras_private import optimizers as keras_optimizers
+from tf_dpfp.keras_private import variables as keras_variables
 from tf_dpfp.optimizers import adaptation as adaptation_lib
 from tf_dpfp.optimizers import carrier_state as carrier_state_lib
 from tf_dpfp.optimizers import clipped_gradients as clipped_lib
@@ -299,15 +300,15 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
             return
         # Create slots outside the traced graph, or they would not follow their
         # variables' devices.
-        with tf.init_scope():
+        with keras_variables.made_eagerly():
             super().build(variables)
-        self._noise_source.build()
-        adaptive = self._settings.adaptive
-        if adaptive is not None:
-            self._adaptation = adaptation_lib.Adaptation(
-                self, variables, adaptive
-            )
-        self._carrier_state.build(variables)
+            self._noise_source.build()
+            adaptive = self._settings.adaptive
+            if adaptive is not None:
+                self._adaptation = adaptation_lib.Adaptation(
+                    self, variables, adaptive
+                )
+            self._carrier_state.build(variables)
 
     @tf.autograph.experimental.do_not_convert
     def apply(self, grads, trainable_variables=None):
