@@ -287,6 +287,12 @@ class NoiseSource:
                 aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
             )
 
+    def handles(self) -> list[tf.Tensor]:
+        """Returns the handles of the variable's copies, one per replica."""
+        if self._state is None:
+            return []
+        return [v.handle for v in getattr(self._state, "values", [self._state])]
+
     def renew_after_fork(self) -> None:
         """Takes another key in a process that was forked.
 

@@ -113,6 +113,7 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
             )
         )
         self._noise_source = noise_lib.NoiseSource(settings.sums.seed)
+        self._layer_seeds = noise_lib.LayerSeeds(settings.sums.seed)
         self._adaptation: adaptation_lib.Adaptation | None = None
         self._carrier_state = carrier_state_lib.CarrierState(self)
 
@@ -189,8 +190,9 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
             batch_size: The batch size for which the sampling holds; steps of
                 another are counted as of unknown sampling. `None`: any.
         """
-        # A compiled step only reads the key.
+        # A compiled step only reads the keys.
         self._noise_source.renew_after_fork()
+        self._layer_seeds.renew_after_fork()
         released = self._settings.release
         self._ledger.open(
             released if kind is None else released.of_kind(kind),
@@ -226,6 +228,21 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
     def ensure_ledger_open(self) -> None:
         """Gets ready to count steps inside a replica."""
         self._ledger.ensure_open(self._settings.release)
+        self._layer_seeds.build()
+
+    def pass_seeds(self, piece: tf.Tensor | int = 0) -> noise_lib.PassSeeds:
+        """Returns secret seeds for the random layers of a forward pass.
+
+        Args:
+            piece: Number of the micro-batch in its step.
+        """
+        steps = None if self.seed is None else self._ledger.total_steps()
+        return self._layer_seeds.of_pass(piece, steps)
+
+    def secret_handles(self) -> list[tf.Tensor]:
+        """Returns handles of the variables that secret seeds come from."""
+        self._layer_seeds.build()
+        return self._layer_seeds.handles()
 
     def set_expected_batch_size(self, size: float, source: str) -> None:
         """Takes the expected batch size from a pipeline.
@@ -302,6 +319,7 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         with tf.init_scope():
             super().build(variables)
         self._noise_source.build()
+        self._layer_seeds.build()
         adaptive = self._settings.adaptive
         if adaptive is not None:
             self._adaptation = adaptation_lib.Adaptation(
