@@ -126,8 +126,8 @@ def test_without_a_seed_the_compiler_decides(target, is_secret):
 
 def test_of_two_draws_of_one_name_both_are_noted():
     def both(x):
-        x = _in_a_loop(lambda x: _uniform(x, [1, 2]))(x)
-        return _in_a_loop(_secret)(x)
+        x = tf.function(lambda x: _uniform(x, [1, 2]))(x)
+        return tf.function(_secret)(x)
 
     proof, _ = graphs.prove(both, X, secret_handles=SOURCE.handles())
     assert sorted(d.is_secret for d in proof.draws) == [False, True]

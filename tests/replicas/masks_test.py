@@ -13,6 +13,9 @@ pytestmark = pytest.mark.usefixtures("without_trial")
 
 PLACES, EXAMPLES = 24, 4
 X = np.kron(np.eye(EXAMPLES), np.ones(PLACES)).astype(np.float32)
+X = X.reshape(EXAMPLES, EXAMPLES, PLACES)
+# One mask for each example, the same wherever its ones are.
+NOISE_SHAPE = (None, 1, PLACES)
 Y = np.full((EXAMPLES, 1), 1e4, np.float32)
 
 
@@ -20,9 +23,9 @@ def _masks(seed, way):
     """Returns the mask of each example, two steps long."""
     keras.utils.set_random_seed(0)
     with common.strategy(2).scope():
-        inputs = keras.Input((EXAMPLES * PLACES,))
-        dropped = layers.Dropout(0.5, seed=7)(inputs)
-        outputs = layers.Dense(1, use_bias=False)(dropped)
+        inputs = keras.Input((EXAMPLES, PLACES))
+        dropped = layers.Dropout(0.5, NOISE_SHAPE, seed=7)(inputs)
+        outputs = layers.Dense(1, use_bias=False)(layers.Flatten()(dropped))
         model = tf_dpfp.make_private(keras.Model(inputs, outputs))
         optimizer = tf_dpfp.DPSGD(
             1.0,

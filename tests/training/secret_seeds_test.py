@@ -17,15 +17,20 @@ pytestmark = pytest.mark.usefixtures("without_trial")
 # its mask there.
 PLACES, EXAMPLES = 24, 4
 X = np.kron(np.eye(EXAMPLES), np.ones(PLACES)).astype(np.float32)
+X = X.reshape(EXAMPLES, EXAMPLES, PLACES)
+# One mask for each example, the same wherever its ones are.
+NOISE_SHAPE = (None, 1, PLACES)
 Y = np.full((EXAMPLES, 1), 1e4, np.float32)
 
 
 def _compiled(random_layer=None, seed=None, microbatch_size=None, **kwargs):
     # As most scripts begin.
     keras.utils.set_random_seed(0)
-    inputs = keras.Input((EXAMPLES * PLACES,))
-    dropped = (random_layer or layers.Dropout(0.5, seed=7))(inputs)
-    outputs = layers.Dense(1, use_bias=False, name="head")(dropped)
+    inputs = keras.Input((EXAMPLES, PLACES))
+    dropped = (random_layer or layers.Dropout(0.5, NOISE_SHAPE, seed=7))(inputs)
+    outputs = layers.Dense(1, use_bias=False, name="head")(
+        layers.Flatten()(dropped)
+    )
     model = tf_dpfp.make_private(keras.Model(inputs, outputs))
     optimizer = tf_dpfp.DPSGD(
         1.0,
@@ -156,15 +161,15 @@ class _Calls(layers.Layer):
 
 
 def _by_own_generator(layer, x):
-    return keras.random.dropout(x, 0.5, seed=layer.generator)
+    return keras.random.dropout(x, 0.5, NOISE_SHAPE, seed=layer.generator)
 
 
 def _by_no_seed(layer, x):  # noqa: ARG001
-    return keras.random.dropout(x, 0.5)
+    return keras.random.dropout(x, 0.5, NOISE_SHAPE)
 
 
 def _by_a_number(layer, x):  # noqa: ARG001
-    return keras.random.dropout(x, 0.5, seed=1)
+    return keras.random.dropout(x, 0.5, NOISE_SHAPE, seed=1)
 
 
 def _by_the_state(layer, x):
@@ -177,7 +182,7 @@ def _by_tensorflow(layer, x):  # noqa: ARG001
 
 
 def _by_one_mask_for_all(layer, x):  # noqa: ARG001
-    return x * keras.random.normal((1, x.shape[1]), seed=1)
+    return x * keras.random.normal((1, 1, PLACES), seed=1)
 
 
 @pytest.mark.parametrize("draw", [_by_own_generator, _by_no_seed])
@@ -218,7 +223,7 @@ def test_the_generic_rule_gives_every_example_a_secret_seed():
     class Scaled(layers.Layer):
         def build(self, shape):
             self.scale = self.add_weight(shape=shape[1:], initializer="ones")
-            self.dropout = layers.Dropout(0.5, seed=1)
+            self.dropout = layers.Dropout(0.5, NOISE_SHAPE, seed=1)
 
         def call(self, inputs, training=False):
             return self.dropout(inputs * self.scale, training=training)
@@ -235,11 +240,17 @@ def test_the_generic_rule_gives_every_example_a_secret_seed():
 def test_noised_representations_have_secret_masks_below(way):
     def released():
         keras.utils.set_random_seed(0)
-        encoder = layers.Dropout(0.5, seed=7)
+        encoder = layers.Dropout(0.5, NOISE_SHAPE, seed=7)
         clip = tf_dpfp.DPRepresentationClip(1e8, 0.0, labels="public")
         head = layers.Dense(1, use_bias=False, kernel_initializer="zeros")
         model = keras.Sequential(
-            [keras.Input((EXAMPLES * PLACES,)), encoder, clip, head]
+            [
+                keras.Input((EXAMPLES, PLACES)),
+                encoder,
+                layers.Flatten(),
+                clip,
+                head,
+            ]
         )
         tf_dpfp.make_private(model)
         batches = representations.stratified_batches(
@@ -257,7 +268,7 @@ def test_noised_representations_have_secret_masks_below(way):
             with tf_dpfp.loops.sampled_steps(model, batches):
                 for x, _ in batches:
                     model(x, training=True)
-                    released = clip(encoder(x, training=True))
+                    released = clip(layers.Flatten()(encoder(x, training=True)))
                     head.kernel.assign(tf.reduce_sum(released, 0)[:, None])
         np.testing.assert_array_equal(
             encoder.seed_generator.state.numpy(), state

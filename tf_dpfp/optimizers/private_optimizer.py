@@ -72,10 +72,16 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         seed: Integer that makes the noise reproducible, only for reproducing
             a run: who knows it can subtract the noise. `None` draws the
             noise's key from the operating system.
+        secure: Boolean. True draws the noise from a cryptographic stream, each
+            number as a sum of four, against attacks on generators and on
+            floating point; see `noise.secure`. It needs the `cryptography`
+            package and takes longer. Not under XLA, nor on a TPU, nor with a
+            `DPRepresentationClip`.
 
     Raises:
         ValueError: If an argument is out of its range, or
             `gradient_accumulation_steps` is given (use `microbatch_size`).
+        ImportError: If `secure` is true and `cryptography` is not installed.
     """
 
     def __init__(
@@ -87,6 +93,7 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         expected_batch_size: float | None = None,
         microbatch_size: int | None = None,
         seed: int | None = None,
+        secure: bool = False,
         **kwargs,
     ):
         args, kwargs, loss_scale = settings_lib.keras_arguments(args, kwargs)
@@ -98,6 +105,7 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
             microbatch_size=microbatch_size,
             seed=seed,
             loss_scale_factor=loss_scale,
+            secure=secure,
         )
         super().__init__(*args, **kwargs)
         # Noise and ledger read the same frozen object; see `counting.release`.
@@ -142,6 +150,11 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
     def seed(self) -> int | None:
         """Seed of the noise, or `None` for the operating system's."""
         return self._settings.sums.seed
+
+    @property
+    def secure(self) -> bool:
+        """True if noise is drawn from a cryptographic stream."""
+        return self._settings.secure
 
     @property
     def fixed_loss_scale(self) -> float | None:
@@ -210,8 +223,15 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
             representations: Their release, from which their noise is drawn.
 
         Raises:
-            ValueError: If the optimizer counts others already.
+            ValueError: If the optimizer counts others already, or its noise is
+                secure: that of representations is not.
         """
+        if self.secure:
+            raise ValueError(
+                "`secure=True` does not reach the noise of a "
+                "DPRepresentationClip, which is part of the release. Leave "
+                "`secure` out. Received: secure=True"
+            )
         known = self._settings.representations
         if known == representations:
             return
@@ -353,7 +373,9 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         carriers = self._carrier_state.carriers_of(clipped)
         divisor = self._batch_size.tensor()
         draws = release.draws_of(
-            self._noise_source.next_step(self._ledger.total_steps()), clipped
+            self._noise_source.next_step(self._ledger.total_steps()),
+            clipped,
+            settings.secure,
         )
         # Before anything is released: a step that fails half-way is counted.
         self._ledger.count_step(settings.release, clipped.counted_batch_size)
