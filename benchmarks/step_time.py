@@ -50,7 +50,8 @@ _MODES = flags.DEFINE_list(
     ["flat", "per_layer"],
     f"What to time, of {', '.join(clippings.CLIPPINGS)} and rgp (flat, with "
     "low-rank carriers; rgp_history_16 is rgp with another source and rank), "
-    "and dpfp (noise before the last layer, for workload frozen).",
+    "dpfp (noise before the last layer, for workload frozen), and secure "
+    "(flat, with secure=True).",
 )
 _RANK = flags.DEFINE_integer("rank", 4, "Of the carriers of the mode rgp.")
 _CARRIER_SOURCE = flags.DEFINE_enum(
@@ -84,6 +85,7 @@ _ORDINARY = "non_private"
 _CURVE = [(16, 128), (32, 128), (64, 128), (16, 256)]
 _LOW_RANK = "rgp"
 _REPRESENTATIONS = "dpfp"
+_SECURE = "secure"
 
 
 def _batch_size(workload: workloads.Workload) -> int:
@@ -107,6 +109,11 @@ def _carriers(mode: str) -> tuple[str, int] | None:
     return source, int(rank)
 
 
+def _clipping(mode: str) -> str:
+    flat = mode == _SECURE or _carriers(mode) is not None
+    return "flat" if flat else mode
+
+
 def _compiled_model(workload: workloads.Workload, mode: str) -> keras.Model:
     model = workload.make_model(**_sized(workload))
     optimizer = keras.optimizers.Adam(1e-4)
@@ -124,9 +131,10 @@ def _compiled_model(workload: workloads.Workload, mode: str) -> keras.Model:
             1e-4,
             l2_norm_clip=1.0,
             noise_multiplier=1.0,
-            clipping=clippings.CLIPPINGS["flat" if carriers else mode],
+            clipping=clippings.CLIPPINGS[_clipping(mode)],
             expected_batch_size=_batch_size(workload),
             microbatch_size=_MICROBATCH.value,
+            secure=mode == _SECURE,
         )
     arguments = {}
     if _JIT_COMPILE.value != "default":

@@ -115,12 +115,20 @@ def positive_integer(name: str, value: Any, *, hint: str = "") -> int:
     return integer(name, value, least=1, hint=hint)
 
 
-def seed(value: Any, name: str = "seed") -> int | None:
+def seed(
+    value: Any,
+    name: str = "seed",
+    *,
+    most: int = 2**63 - 1,
+    is_optional: bool = True,
+) -> int | None:
     """Checks a seed: `None`, or an integer from 0 to 2^63 - 1.
 
     Args:
-        value: The argument.
+        value: The argument. Floats, text and booleans are no seeds.
         name: Name of the argument, for the message.
+        most: Greatest seed allowed; another one if fewer bits are used.
+        is_optional: False if `None` is refused, too.
 
     Returns:
         A Python int, or `None`.
@@ -128,13 +136,15 @@ def seed(value: Any, name: str = "seed") -> int | None:
     Raises:
         ValueError: If `value` is neither.
     """
-    if value is None:
+    if value is None and is_optional:
         return None
     try:
-        return integer(name, value, least=0, most=2**63 - 1)
+        return integer(name, value, least=0, most=most)
     except ValueError:
+        words = "None or an integer" if is_optional else "an integer"
+        power = f"2**{(most + 1).bit_length() - 1}"
         raise ValueError(
-            _message(name, value, "None or an integer from 0 to 2**63 - 1", "")
+            _message(name, value, f"{words} from 0 to {power} - 1", "")
         ) from None
 
 

@@ -40,9 +40,11 @@ def by_layer():
 
 def by_open_ledger():
     '''A compiled step only reads the key.'''
-    source = model.optimizer._noise_source
+    seeds = model.optimizer._layer_seeds
+    seeds.build()
     model.optimizer.open_ledger(tf_dpfp.accounting.UnknownSampling())
-    return [int(source._key)]
+    sources = model.optimizer._noise_source, seeds._source
+    return [int(source._key) for source in sources]
 
 by_optimizer(), by_layer()
 read, write = os.pipe()
@@ -108,7 +110,8 @@ def test_a_ledger_that_is_opened_gives_a_compiled_step_a_key():
     keys = [draws["ledger"] for draws, _, _ in _forked(None)]
     # Of one process it stays.
     assert all(first == second for first, second in keys)
-    assert len({first[0] for first, _ in keys}) == 3
+    # Keys of the noise, and of the seeds of random layers.
+    assert len({key for first, _ in keys for key in first}) == 6
 
 
 def test_a_seed_stays_a_seed_and_is_told():
@@ -141,5 +144,9 @@ def test_a_copy_keeps_the_ledger_and_has_a_key_of_its_own(copied):
         assert twin.ledger_entries == original.ledger_entries
         (entry,) = twin.ledger_entries
         assert entry.steps == 1
-        twin._noise_source.build()
-        assert int(twin._noise_source._key) != int(original._noise_source._key)
+        for one, other in (
+            (twin._noise_source, original._noise_source),
+            (twin._layer_seeds._source, original._layer_seeds._source),
+        ):
+            one.build()
+            assert int(one._key) != int(other._key)

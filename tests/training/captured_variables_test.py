@@ -69,6 +69,15 @@ MODES = {
 }
 
 
+def _keys(model):
+    """Variables of noise keys and of secret seeds."""
+    found = []
+    for owner in [model.optimizer, *model.layers]:
+        if hasattr(owner, "_noise_source"):
+            found += [owner._noise_source, owner._layer_seeds._source]
+    return [source._state for source in found if source._state is not None]
+
+
 def _captured(model):
     """Every variable that the compiled step of a model reaches."""
     model.fit(X, Y, batch_size=8, verbose=0)
@@ -80,7 +89,7 @@ def _captured(model):
     known = {
         id(v.value.handle): v.value
         for v in [*model.variables, *model.optimizer.variables]
-    } | {id(v.handle): v for v in graph.variables}
+    } | {id(v.handle): v for v in [*graph.variables, *_keys(model)]}
     # A resource that no variable answers for would be unseen.
     return [
         known[id(outer)]

@@ -86,6 +86,8 @@ class LedgerEntry:
         object.__setattr__(self, "noise_multiplier", noise)
         steps = arguments.integer("steps", self.steps)
         object.__setattr__(self, "steps", steps)
+        seeded = arguments.boolean("seeded", self.seeded)
+        object.__setattr__(self, "seeded", seeded)
 
     @property
     def is_bare(self) -> bool:

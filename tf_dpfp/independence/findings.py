@@ -18,6 +18,8 @@ class Category(enum.Enum):
     PYTHON = "python"
     # Data can stop the step, which tells that they are there.
     ABORT = "abort"
+    # Random numbers go by the number of the row, from a seed that is known.
+    SEED = "seed"
 
 
 @dataclasses.dataclass(frozen=True)

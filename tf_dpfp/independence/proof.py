@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import tensorflow as tf
 
 from tf_dpfp.independence import findings
+from tf_dpfp.independence import seed_origins
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import state_rules
 from tf_dpfp.independence import values as values_lib
@@ -60,12 +61,15 @@ class RandomDraw:
         name: Name of the operation.
         seeds: Names of the variables that the seed is read from; empty if it
             is written down in the graph, where everyone can read it.
+        is_secret: True if it is made of a secret seed, or TensorFlow takes it
+            from the operating system; `None` if that can't be told.
     """
 
     layer: str
     operation: str
     name: str
     seeds: tuple[str, ...]
+    is_secret: bool | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +125,7 @@ def prove(
     layers: Collection[str] = (),
     variables: Mapping[str, tf.Variable] | None = None,
     least_rows: int = 1,
+    secret_handles: Sequence[tf.Tensor] = (),
 ) -> Proof:
     """Proves that every example stays by itself.
 
@@ -145,6 +150,7 @@ def prove(
         least_rows: Number of rows that every batch has at least, padding
             included. With 2, axes that are dropped if they have the size 1
             can't be the batch.
+        secret_handles: Handles of the variables with the keys of secret seeds.
 
     Returns:
         A `Proof`.
@@ -155,6 +161,7 @@ def prove(
     """
     started = time.perf_counter()
     batch = _batch_size(examples)
+    secrets = frozenset(map(id, secret_handles))
     walk = Walk(batch, layers, least_rows)
     names = {id(v.handle): name for name, v in (variables or {}).items()}
     captures = _assume_captures(graph, walk, names)
@@ -165,7 +172,7 @@ def prove(
     return Proof(
         findings=(*_findings(released, values, walk), *walk.findings.values()),
         dependences=tuple(_dependence(v, batch) for v in values),
-        draws=tuple(_draw(op, layers) for op in walk.random.values()),
+        draws=tuple(_draw(op, layers, secrets) for op in walk.random.values()),
         captures=tuple(captures),
         batch_size=int(batch) if batch.is_number else None,
         operations=walk.operations,
@@ -292,24 +299,14 @@ def _words(value: Value, dependence: Dependence) -> tuple[str, str]:
     return "It is not a tensor with a row for each example.", findings.APART
 
 
-def _draw(op: tf.Operation, layers: Collection[str]) -> RandomDraw:
+def _draw(
+    op: tf.Operation, layers: Collection[str], secret_handles: frozenset[int]
+) -> RandomDraw:
+    origin = seed_origins.origin_of(op, secret_handles)
     return RandomDraw(
-        findings.layer_of(op.name, layers), op.type, op.name, _seeds(op)
+        findings.layer_of(op.name, layers),
+        op.type,
+        op.name,
+        origin.variables,
+        origin.is_secret,
     )
-
-
-def _seeds(op: tf.Operation) -> tuple[str, ...]:
-    """Names the variables that a seed is read from."""
-    names: set[str] = set()
-    waiting, seen = list(op.inputs[1:]), set()
-    while waiting:
-        tensor = waiting.pop()
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        if tensor.op.type in ("ReadVariableOp", "Placeholder"):
-            source = tensor.op.inputs[0] if tensor.op.inputs else tensor
-            names.add(source.name)
-        else:
-            waiting += tensor.op.inputs
-    return tuple(sorted(names))

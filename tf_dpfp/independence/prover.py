@@ -57,7 +57,7 @@ class Walk:
         self.counting = False
         self.operations = 0
         self.findings: dict[tuple[Category, str], Finding] = {}
-        self.random: dict[str, tf.Operation] = {}
+        self.random: dict[int, tf.Operation] = {}
         self.layers = layers
         self._values: dict[int, Value] = {}
         self._judges = True
@@ -305,7 +305,7 @@ class Walk:
     def note_random(self, op: tf.Operation) -> None:
         """Notes numbers that are drawn by the number of the row."""
         if self._judges:
-            self.random[op.name] = op
+            self.random[id(op)] = op
 
     @contextlib.contextmanager
     def unjudged(self) -> Iterator[None]:

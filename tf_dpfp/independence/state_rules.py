@@ -79,6 +79,17 @@ def read(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     return values_lib.free(walk.static(op.outputs[0]))
 
 
+@registry.rule("RngReadAndSkip", takes_lists=True)
+def read_and_skip(
+    op: tf.Operation, values: Sequence[Value], walk: Walk
+) -> Value:
+    """Reads the state of a generator, and moves it on by a number."""
+    _check_resource(values[0])
+    if not all(map(_is_harmless, values)):
+        raise findings.Refusal("The data decide how far it skips.")
+    return values_lib.free(walk.static(op.outputs[0]))
+
+
 def _check_resource(value: Value) -> None:
     if value.kind is not Kind.RESOURCE:
         raise findings.Refusal("It reads a variable that data choose.")
@@ -137,7 +148,7 @@ READS = frozenset(
     """.split()
 )
 # Beginnings of operations that write to the variable that comes first.
-_WRITES = ("Assign", "Resource")
+_WRITES = ("Assign", "Resource", "Rng")
 _PRINTS = frozenset(
     """
     Print PrintV2 StringFormat WriteAudioSummary WriteHistogramSummary

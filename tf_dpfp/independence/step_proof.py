@@ -24,6 +24,10 @@ from tf_dpfp.step.traced import Traced
 # That a step fails for some data is said in the documentation.
 _ALLOWED = (Category.ABORT,)
 _MOST_LISTED = 5
+_KNOWN = {
+    False: "that can be known",
+    None: "of which it can't be told that it is secret",
+}
 
 
 def prove_step(traced: Traced, layers: Collection[str] = ()) -> proof_lib.Proof:
@@ -45,6 +49,7 @@ def prove_step(traced: Traced, layers: Collection[str] = ()) -> proof_lib.Proof:
         _released(traced),
         [op for op in traced.operations if not _tracks_a_loss(op)],
         layers,
+        secret_handles=traced.secret_handles,
     )
 
 
@@ -65,7 +70,28 @@ def _tracks_a_loss(op: tf.Operation) -> bool:
 def findings_of(model: keras.Model, traced: Traced) -> tuple[Finding, ...]:
     """Lists what is not proved of a step."""
     names = {layer.name for layer in keras_layers.all_layers(model)}
-    return prove_step(traced, names).refusals(_ALLOWED)
+    proof = prove_step(traced, names)
+    return (*proof.refusals(_ALLOWED), *_known_draws(proof))
+
+
+def _known_draws(proof: proof_lib.Proof) -> list[Finding]:
+    """Lists random numbers by row whose seed is not secret."""
+    return [
+        Finding(
+            Category.SEED,
+            draw.layer,
+            draw.operation,
+            draw.name,
+            "It draws random numbers by the number of the row, from a seed "
+            f"{_KNOWN[draw.is_secret]}: an example left out moves all later "
+            "ones to other numbers.",
+            "Draw with `keras.random` and a `keras.random.SeedGenerator`, as "
+            "the layers of Keras do: its seeds are secret in a private step.",
+            is_definite=draw.is_secret is not None,
+        )
+        for draw in proof.draws
+        if not draw.is_secret
+    ]
 
 
 def raise_or_warn(

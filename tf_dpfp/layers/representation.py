@@ -1,6 +1,5 @@
 """Private forward propagation: clipped representations plus noise."""
 
-import hashlib
 from typing import Any
 
 import keras
@@ -117,9 +116,11 @@ class DPRepresentationClip(keras.layers.Layer):
         )
         self.supports_masking = True
         # Two layers of one seed must not draw the same noise.
-        self._noise_source = noise_lib.NoiseSource(
-            None if self.seed is None else _mixed(self.seed, self.name)
-        )
+        seed = None
+        if self.seed is not None:
+            seed = noise_lib.mixed_seed(self.seed, self.name)
+        self._noise_source = noise_lib.NoiseSource(seed)
+        self._layer_seeds = noise_lib.LayerSeeds(seed)
         self._ledger: counting.Ledger | None = None
         self._drawn_size: int | None = None
 
@@ -177,6 +178,7 @@ class DPRepresentationClip(keras.layers.Layer):
         # Out of a graph that is being traced: the ledger is read from Python.
         with tf.init_scope():
             self._noise_source.build()
+            self._layer_seeds.build()
             table = self.add_weight(
                 shape=counting.TABLE_SHAPE,
                 initializer="zeros",
@@ -261,6 +263,10 @@ class DPRepresentationClip(keras.layers.Layer):
             noise_lib.NoiseSource.key_of(key, 0),
         )
 
+    def pass_seeds(self) -> noise_lib.PassSeeds:
+        """Returns secret seeds for the random layers of a forward pass."""
+        return self._layer_seeds.of_pass()
+
     @property
     def _built_ledger(self) -> counting.Ledger:
         if self._ledger is None:
@@ -287,8 +293,9 @@ class DPRepresentationClip(keras.layers.Layer):
             info: Record of `stratified_batches`; `None` for anything
                 else, of which nothing is claimed.
         """
-        # A compiled step only reads the key.
+        # A compiled step only reads the keys.
         self._noise_source.renew_after_fork()
+        self._layer_seeds.renew_after_fork()
         if info is None:
             self._drawn_size = None
             # One that is not built yet claims nothing from the start.
@@ -361,11 +368,6 @@ class DPRepresentationClip(keras.layers.Layer):
             "end_to_end": self.end_to_end,
             "seed": self.seed,
         }
-
-
-def _mixed(seed: int, name: str) -> int:
-    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    return int.from_bytes(digest[:8], "little")
 
 
 def _is_text(value) -> bool:

@@ -37,11 +37,13 @@ class Reparametrization:
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in (("rank", 1), ("warmup_steps", 0), ("seed", 0)):
+        for name, least in (("rank", 1), ("warmup_steps", 0)):
             value = arguments.integer(
                 name, getattr(self, name), least=least, most=_GREATEST
             )
             object.__setattr__(self, name, value)
+        seed = arguments.seed(self.seed, most=_GREATEST, is_optional=False)
+        object.__setattr__(self, "seed", seed)
         arguments.one_of("carrier_source", self.carrier_source, CARRIER_SOURCES)
         left_only = arguments.boolean("left_only", self.left_only)
         object.__setattr__(self, "left_only", left_only)

@@ -16,8 +16,10 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp import accounting
+from tf_dpfp import compilation
 from tf_dpfp import optimizers
 from tf_dpfp import replicas
+from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import step as step_lib
 from tf_dpfp.independence import gradients as gradient_trial
 from tf_dpfp.independence import inputs
@@ -184,7 +186,11 @@ class Gradients(Mechanism):
         self.check_ready()
         plan = self.plan(x, y, sample_weight)
         specs = proved.specs_of((x, y, sample_weight))
-        return proved.findings_of_all_sizes(self.model, plan, specs)
+        target = compilation.Target.KERNELS
+        if self.model.jit_compile:
+            target = compilation.Target.XLA
+        with compilation.tracing_for(target):
+            return proved.findings_of_all_sizes(self.model, plan, specs)
 
     @contextlib.contextmanager
     def counted(self, pipeline: pipelines.Pipeline) -> Iterator[None]:
@@ -223,6 +229,7 @@ class Gradients(Mechanism):
         if pipeline.is_dataset:
             # Keras would warn that it can't shuffle a data set.
             kwargs.setdefault("shuffle", False)
+        args, kwargs = _weighed(ordinary, args, kwargs)
         self.check_draws(arguments["x"], pipeline)
         with strategy.scope() if strategy else contextlib.nullcontext():
             build_optimizer(self.model, self.optimizer)
@@ -275,6 +282,20 @@ class Gradients(Mechanism):
         self._take_sizes(pipeline)
         with self.counted(pipeline):
             yield
+
+
+def _weighed(ordinary, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Makes sample weights of the class weights of a data set."""
+    arguments = state_lib.bound(ordinary, args, kwargs)
+    batches, class_weight = arguments["x"], arguments.get("class_weight")
+    if not class_weight or not isinstance(batches, tf.data.Dataset):
+        return args, kwargs
+    weighed = sampling_lib.weigh(batches, class_weight)
+    if weighed is batches:
+        return args, kwargs
+    return state_lib.replaced(
+        ordinary, args, kwargs, x=weighed, class_weight=None
+    )
 
 
 def check_same_model(

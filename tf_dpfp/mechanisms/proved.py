@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 from keras import tree
 
+from tf_dpfp import compilation
 from tf_dpfp import step as step_lib
 from tf_dpfp.independence import inputs
 from tf_dpfp.independence import step_proof
@@ -95,7 +96,8 @@ def prove_eager(model: keras.Model, plan: step_lib.Plan, batch: Any) -> None:
         ValueError: If examples meet, or data leave without noise.
     """
     specs = specs_of(batch)
-    found = findings_of_all_sizes(model, plan, specs)
+    with compilation.tracing_for(compilation.Target.KERNELS):
+        found = findings_of_all_sizes(model, plan, specs)
     warned = state_lib.state_of(model).warned
     step_proof.raise_or_warn(model, found, warned)
 
@@ -117,10 +119,11 @@ def findings_of_all_sizes(
         The findings.
     """
     state = state_lib.state_of(model)
-    kind = (settings(model), str(tree.map_structure(repr, specs)))
+    target = compilation.target()
+    kind = (settings(model), target, str(tree.map_structure(repr, specs)))
     if kind not in state.proved:
         try:
-            found = inputs.outside_of_graphs(_trace, model, plan, specs)
+            found = inputs.outside_of_graphs(_trace, model, plan, specs, target)
         except Exception as error:  # Of any code in a layer or a loss.
             found = [_not_traced(error)]
         state.proved[kind] = tuple(found)
@@ -143,7 +146,10 @@ def _not_traced(error: Exception) -> Finding:
 
 
 def _trace(
-    model: keras.Model, plan: step_lib.Plan, specs: Any
+    model: keras.Model,
+    plan: step_lib.Plan,
+    specs: Any,
+    target: compilation.Target,
 ) -> list[Finding]:
     found: list[Finding] = []
     plan = dataclasses.replace(
@@ -161,7 +167,8 @@ def _trace(
         )
 
     flat = [s for s in tree.flatten(specs) if s is not None]
-    tf.function(traced, autograph=False).get_concrete_function(*flat)
+    with compilation.tracing_for(target):
+        tf.function(traced, autograph=False).get_concrete_function(*flat)
     return found
 
 

@@ -19,6 +19,8 @@ from tf_dpfp import optimizers
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import validation
 from tf_dpfp.independence.representations import Findings
+from tf_dpfp.keras_private import lookups as keras_lookups
+from tf_dpfp.keras_private import random as keras_random
 from tf_dpfp.mechanisms import clip_layers
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.mechanisms.mechanism import Mechanism
@@ -129,7 +131,15 @@ class Representations(Mechanism):
         """Takes an ordinary step of a model that passed its trial."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         self.try_on(x)
-        return state_lib.ordinary(self.model, "train_step")(data)
+        # A representation that is not finite is replaced by zeros.
+        with self._secret_seeds(), keras_lookups.guarded(labels=False):
+            return state_lib.ordinary(self.model, "train_step")(data)
+
+    def _secret_seeds(self) -> contextlib.AbstractContextManager[None]:
+        """Gives random layers seeds of the source that noise comes from."""
+        seeded = [layer for layer in self.layers if layer.seed is not None]
+        (layer, *_) = seeded or self.layers
+        return keras_random.seeds_from(layer.pass_seeds())
 
     @contextlib.contextmanager
     def sampled_steps(self, batches: tf.data.Dataset) -> Iterator[None]:
@@ -143,7 +153,7 @@ class Representations(Mechanism):
                 f"Received: batches={batches!r}"
             )
         self._check_draws(batches, info)
-        with self._counted(info):
+        with self._counted(info), self._secret_seeds():
             yield
 
     def _check_draws(

@@ -103,6 +103,25 @@ def ordinary(model: keras.Model, name: str) -> types.MethodType:
     return types.MethodType(getattr(type(model), name), model)
 
 
+def replaced(
+    method, args: tuple, kwargs: dict, **changes: Any
+) -> tuple[tuple, dict]:
+    """Replaces some arguments of a call.
+
+    Args:
+        method: The method.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        **changes: New values, by the names of the arguments.
+
+    Returns:
+        The positional and the keyword arguments.
+    """
+    found = inspect.signature(method).bind(*args, **kwargs)
+    found.arguments.update(changes)
+    return found.args, found.kwargs
+
+
 def bound(method, args: tuple, kwargs: dict) -> dict[str, Any]:
     """Names the arguments of a call, defaults included.
 

@@ -4,16 +4,26 @@ from tf_dpfp.noise.allocation import ALLOCATIONS
 from tf_dpfp.noise.allocation import sensitivity
 from tf_dpfp.noise.allocation import standard_deviations
 from tf_dpfp.noise.gaussian import NoiseSource
+from tf_dpfp.noise.gaussian import SecureKey
 from tf_dpfp.noise.gaussian import gaussian as gaussian_noise
 from tf_dpfp.noise.gaussian import gaussian_like as gaussian_noise_like
 from tf_dpfp.noise.gaussian import gaussians as gaussian_noises
+from tf_dpfp.noise.secure import check_installed as check_secure
+from tf_dpfp.noise.seeds import LayerSeeds
+from tf_dpfp.noise.seeds import PassSeeds
+from tf_dpfp.noise.seeds import mixed as mixed_seed
 
 __all__ = [
     "ALLOCATIONS",
+    "LayerSeeds",
     "NoiseSource",
+    "PassSeeds",
+    "SecureKey",
+    "check_secure",
     "gaussian_noise",
     "gaussian_noise_like",
     "gaussian_noises",
+    "mixed_seed",
     "sensitivity",
     "standard_deviations",
 ]

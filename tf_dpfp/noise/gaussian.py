@@ -16,7 +16,8 @@ step, and when a ledger is opened for data. A step that was compiled before
 the fork and runs in no `fit`, `train_on_batch` or `sampled_steps` can't.
 
 Neither generator is cryptographic, and float32 normals are rounded normals:
-attacks on floating-point noise (Mironov, 2012) are outside the guarantee.
+attacks on floating-point noise (Mironov, 2012) are outside the guarantee. For
+noise against both, see `noise.secure`.
 
 Reference:
     Box and Muller, 1958; Salmon et al., 2011 (Philox, ThreeFry).
@@ -31,26 +32,35 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_dpfp import compilation
+from tf_dpfp.noise import box_muller
+from tf_dpfp.noise import secure
 
 _PHILOX, _THREEFRY = 1, 2
 _TENSOR_BITS, _REPLICA_BITS = 20, 12
 
 
+class SecureKey:
+    """Stands for a key: noise is drawn from a cryptographic stream."""
+
+
 def gaussian(
     shape: tf.TensorShape | list[int],
     standard_deviation: float | tf.Tensor,
-    key: tf.Tensor,
+    key: tf.Tensor | SecureKey,
 ) -> tf.Tensor:
     """Draws independent normals of mean zero.
 
     Args:
         shape: Static shape of the result.
         standard_deviation: Standard deviation of every number.
-        key: uint64 scalar. Equal keys give equal numbers.
+        key: uint64 scalar. Equal keys give equal numbers. Or a `SecureKey`:
+            see `noise.secure`.
 
     Returns:
         float32 tensor of the given shape.
     """
+    if isinstance(key, SecureKey):
+        return secure.gaussian(shape, standard_deviation)
     shape = tf.TensorShape(shape).as_list()
     size = math.prod(shape)
     deviation = tf.cast(standard_deviation, tf.float32)
@@ -95,7 +105,7 @@ def gaussian_like(
 def gaussians(
     shapes: Sequence[tf.TensorShape | list[int]],
     standard_deviations: Sequence[float | tf.Tensor],
-    key: tf.Tensor,
+    key: tf.Tensor | SecureKey,
 ) -> list[tf.Tensor]:
     """Draws independent normals of mean zero for several tensors at once.
 
@@ -105,7 +115,7 @@ def gaussians(
     Args:
         shapes: Static shape of each result.
         standard_deviations: The standard deviation of each.
-        key: uint64 scalar. Equal keys give equal numbers.
+        key: As in `gaussian`.
 
     Returns:
         float32 tensors of the given shapes.
@@ -134,33 +144,13 @@ def _bits(
     )
 
 
-def _radius_and_turns(
-    bits: tf.Tensor, deviation: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the radius, and the angle in half turns, in [-1, 1).
-
-    The angle takes 24 bits of its word, all that float32 holds; the other 8
-    are the last of the radius's 39: its logarithm reaches to 2^-40, and tails
-    to 7.4 standard deviations.
-    """
-    high = tf.cast(tf.bitwise.bitwise_and(bits[0], 0x7FFFFFFF), tf.float32)
-    low = tf.cast(tf.bitwise.bitwise_and(bits[1], 0xFF), tf.float32)
-    uniform = (high + (low + 0.5) * 2.0**-8) * 2.0**-31
-    # The square of a small deviation would be zero, and so the noise.
-    radius = tf.sqrt(tf.math.log(uniform) * -2.0) * deviation
-    turns = tf.cast(tf.bitwise.bitwise_and(bits[1], ~0xFF), tf.float32)
-    return radius, turns * 2.0**-31
-
-
 def _kernel_normals(half: int | tf.Tensor, deviation, key) -> tf.Tensor:
     bits = _bits(half, key, _PHILOX, tf.zeros([2], tf.uint64))
-    radius, turns = _radius_and_turns(bits, deviation)
-    angle = turns * math.pi
-    return tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], axis=0)
+    return box_muller.by_kernels(bits, deviation)
 
 
 def _fused_normals(half: int, deviation, key, piece) -> tf.Tensor:
-    """Draws normals for XLA, by polynomials: its sine and cosine are slow.
+    """Draws normals for XLA.
 
     Each piece of a tensor counts from a multiple of 2^32, far beyond where
     the piece before it ends.
@@ -168,20 +158,7 @@ def _fused_normals(half: int, deviation, key, piece) -> tf.Tensor:
     start = tf.cast(piece, tf.int64) * 2**32
     counter = tf.bitcast(tf.reshape(start, [1]), tf.uint64)
     bits = _bits(half, key, _THREEFRY, counter)
-    radius, turns = _radius_and_turns(bits, deviation)
-    # Sine and cosine of half the angle, in [-pi/2, pi/2], then doubled. The
-    # Taylor polynomials are exact to float32 there.
-    halved = turns * 0.5
-    square = tf.square(halved)
-    sine = halved * _polynomial(square, _SINE)
-    cosine = _polynomial(square, _COSINE)
-    return tf.concat(
-        [
-            radius * (tf.square(cosine) - tf.square(sine)),
-            radius * (2.0 * sine * cosine),
-        ],
-        axis=0,
-    )
+    return box_muller.by_polynomials(bits, deviation)
 
 
 _compiled_normals = tf.function(
@@ -189,22 +166,6 @@ _compiled_normals = tf.function(
 )
 
 _PIECE = 2**16
-_SINE = [
-    (-1) ** k * math.pi ** (2 * k + 1) / math.factorial(2 * k + 1)
-    for k in range(7)
-]
-_COSINE = [
-    (-1) ** k * math.pi ** (2 * k) / math.factorial(2 * k) for k in range(8)
-]
-
-
-def _polynomial(x: tf.Tensor, coefficients: list[float]) -> tf.Tensor:
-    result = tf.fill(tf.shape(x), coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        result = result * x + coefficient
-    return result
-
-
 # The steps in which TensorFlow moves a generator's counter.
 _STRIDE = 256
 
@@ -286,6 +247,12 @@ class NoiseSource:
                 trainable=False,
                 aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
             )
+
+    def handles(self) -> list[tf.Tensor]:
+        """Returns the handles of the variable's copies, one per replica."""
+        if self._state is None:
+            return []
+        return [v.handle for v in getattr(self._state, "values", [self._state])]
 
     def renew_after_fork(self) -> None:
         """Takes another key in a process that was forked.

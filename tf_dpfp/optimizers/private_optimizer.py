@@ -73,10 +73,16 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         seed: Integer that makes the noise reproducible, only for reproducing
             a run: who knows it can subtract the noise. `None` draws the
             noise's key from the operating system.
+        secure: Boolean. True draws the noise from a cryptographic stream, each
+            number as a sum of four, against attacks on generators and on
+            floating point; see `noise.secure`. It needs the `cryptography`
+            package and takes longer. Not under XLA, nor on a TPU, nor with a
+            `DPRepresentationClip`.
 
     Raises:
         ValueError: If an argument is out of its range, or
             `gradient_accumulation_steps` is given (use `microbatch_size`).
+        ImportError: If `secure` is true and `cryptography` is not installed.
     """
 
     def __init__(
@@ -88,6 +94,7 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         expected_batch_size: float | None = None,
         microbatch_size: int | None = None,
         seed: int | None = None,
+        secure: bool = False,
         **kwargs,
     ):
         args, kwargs, loss_scale = settings_lib.keras_arguments(args, kwargs)
@@ -99,6 +106,7 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
             microbatch_size=microbatch_size,
             seed=seed,
             loss_scale_factor=loss_scale,
+            secure=secure,
         )
         super().__init__(*args, **kwargs)
         # Noise and ledger read the same frozen object; see `counting.release`.
@@ -114,6 +122,7 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
             )
         )
         self._noise_source = noise_lib.NoiseSource(settings.sums.seed)
+        self._layer_seeds = noise_lib.LayerSeeds(settings.sums.seed)
         self._adaptation: adaptation_lib.Adaptation | None = None
         self._carrier_state = carrier_state_lib.CarrierState(self)
 
@@ -142,6 +151,11 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
     def seed(self) -> int | None:
         """Seed of the noise, or `None` for the operating system's."""
         return self._settings.sums.seed
+
+    @property
+    def secure(self) -> bool:
+        """True if noise is drawn from a cryptographic stream."""
+        return self._settings.secure
 
     @property
     def fixed_loss_scale(self) -> float | None:
@@ -190,8 +204,9 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
             batch_size: The batch size for which the sampling holds; steps of
                 another are counted as of unknown sampling. `None`: any.
         """
-        # A compiled step only reads the key.
+        # A compiled step only reads the keys.
         self._noise_source.renew_after_fork()
+        self._layer_seeds.renew_after_fork()
         released = self._settings.release
         self._ledger.open(
             released if kind is None else released.of_kind(kind),
@@ -209,8 +224,15 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
             representations: Their release, from which their noise is drawn.
 
         Raises:
-            ValueError: If the optimizer counts others already.
+            ValueError: If the optimizer counts others already, or its noise is
+                secure: that of representations is not.
         """
+        if self.secure:
+            raise ValueError(
+                "`secure=True` does not reach the noise of a "
+                "DPRepresentationClip, which is part of the release. Leave "
+                "`secure` out. Received: secure=True"
+            )
         known = self._settings.representations
         if known == representations:
             return
@@ -227,6 +249,21 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
     def ensure_ledger_open(self) -> None:
         """Gets ready to count steps inside a replica."""
         self._ledger.ensure_open(self._settings.release)
+        self._layer_seeds.build()
+
+    def pass_seeds(self, piece: tf.Tensor | int = 0) -> noise_lib.PassSeeds:
+        """Returns secret seeds for the random layers of a forward pass.
+
+        Args:
+            piece: Number of the micro-batch in its step.
+        """
+        steps = None if self.seed is None else self._ledger.total_steps()
+        return self._layer_seeds.of_pass(piece, steps)
+
+    def secret_handles(self) -> list[tf.Tensor]:
+        """Returns handles of the variables that secret seeds come from."""
+        self._layer_seeds.build()
+        return self._layer_seeds.handles()
 
     def set_expected_batch_size(self, size: float, source: str) -> None:
         """Takes the expected batch size from a pipeline.
@@ -303,6 +340,7 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         with keras_variables.made_eagerly():
             super().build(variables)
             self._noise_source.build()
+            self._layer_seeds.build()
             adaptive = self._settings.adaptive
             if adaptive is not None:
                 self._adaptation = adaptation_lib.Adaptation(
@@ -336,7 +374,9 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         carriers = self._carrier_state.carriers_of(clipped)
         divisor = self._batch_size.tensor()
         draws = release.draws_of(
-            self._noise_source.next_step(self._ledger.total_steps()), clipped
+            self._noise_source.next_step(self._ledger.total_steps()),
+            clipped,
+            settings.secure,
         )
         # Before anything is released: a step that fails half-way is counted.
         self._ledger.count_step(settings.release, clipped.counted_batch_size)

@@ -31,19 +31,25 @@ class Draws:
         step_key: The key of the step, the same on every replica.
         replica: Number of this replica.
         share: Share of this replica in the standard deviation of all noise.
+        secure: Draw from a cryptographic stream; the key is not used.
     """
 
     step_key: tf.Tensor
     replica: tf.Tensor | int
     share: float
+    secure: bool = False
 
-    def key(self, tensor: int) -> tf.Tensor:
+    def key(self, tensor: int) -> tf.Tensor | noise_lib.SecureKey:
         """Returns the key of one tensor's noise on this replica."""
+        if self.secure:
+            return noise_lib.SecureKey()
         return noise_lib.NoiseSource.key_of(self.step_key, tensor, self.replica)
 
 
 def draws_of(
-    step_key: tf.Tensor, clipped: clipped_lib.ClippedGradients
+    step_key: tf.Tensor,
+    clipped: clipped_lib.ClippedGradients,
+    secure: bool = False,
 ) -> Draws:
     """Returns this replica's noise in a step.
 
@@ -53,11 +59,13 @@ def draws_of(
     Args:
         step_key: The key of the step, the same on every replica.
         clipped: The clipped sums of this replica.
+        secure: Draw from a cryptographic stream.
     """
     return Draws(
         step_key,
         replicas.index() if clipped.replicas > 1 else 0,
         1.0 / math.sqrt(clipped.replicas),
+        secure,
     )
 
 
@@ -131,15 +139,17 @@ def _noised_together(
 
 
 def _noised(
-    total: tf.Tensor, deviation, key: tf.Tensor, early: bool
+    total: tf.Tensor,
+    deviation,
+    key: tf.Tensor | noise_lib.SecureKey,
+    early: bool,
 ) -> tf.Tensor:
     # Early noise does not wait for the sum: a core that is idle during the
     # backward pass draws it. If all of it were early, a large model would be
     # in memory once more.
-    if not early:
-        with tf.control_dependencies([total]):
-            key = tf.identity(key)
-    return _plus(total, noise_lib.gaussian_noise(total.shape, deviation, key))
+    with tf.control_dependencies([] if early else [total]):
+        noise = noise_lib.gaussian_noise(total.shape, deviation, key)
+    return _plus(total, noise)
 
 
 def _plus(total: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:

@@ -8,6 +8,7 @@ import keras
 from tf_dpfp import arguments
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import counting
+from tf_dpfp import noise as noise_lib
 
 # Squares of shorter gradients may vanish in float32, and with them the norm.
 _LEAST_CLIP = 1e-10
@@ -26,6 +27,7 @@ class PrivacySettings:
         expected_batch_size: Divisor of the noised sums; `None`: from the data.
         microbatch_size: Physical batch inside a step, or `None`.
         loss_scale_factor: Factor of the loss in the backward pass, or `None`.
+        secure: True if noise is drawn from a cryptographic stream.
     """
 
     release: counting.Release
@@ -33,6 +35,7 @@ class PrivacySettings:
     expected_batch_size: float | None
     microbatch_size: int | None
     loss_scale_factor: float | None
+    secure: bool
 
     @property
     def sums(self) -> counting.GaussianRelease:
@@ -78,6 +81,7 @@ class PrivacySettings:
             "microbatch_size": self.microbatch_size,
             "seed": self.sums.seed,
             "loss_scale_factor": self.loss_scale_factor,
+            "secure": self.secure,
         }
 
 
@@ -90,6 +94,7 @@ def checked_settings(
     microbatch_size: int | None,
     seed: int | None,
     loss_scale_factor: float | None,
+    secure: bool,
 ) -> PrivacySettings:
     """Checks the arguments of a private optimizer.
 
@@ -101,12 +106,14 @@ def checked_settings(
         microbatch_size: A positive integer, or `None`.
         seed: An integer, or `None`.
         loss_scale_factor: A positive number, or `None`.
+        secure: A boolean.
 
     Returns:
         The settings.
 
     Raises:
         ValueError: If an argument is out of its range.
+        ImportError: If noise is to be secure and the package is missing.
     """
     if noise_multiplier is None:
         raise ValueError(
@@ -135,7 +142,22 @@ def checked_settings(
             "microbatch_size", microbatch_size, hint="Or None: the whole batch."
         ),
         loss_scale_factor=_positive("loss_scale_factor", loss_scale_factor),
+        secure=_checked_secure(secure, seed),
     )
+
+
+def _checked_secure(secure: bool, seed: int | None) -> bool:
+    secure = arguments.boolean("secure", secure)
+    if not secure:
+        return False
+    if seed is not None:
+        raise ValueError(
+            "`seed` makes noise that can be repeated, and `secure=True` noise "
+            "that nobody can repeat. Leave one of them out. Received: "
+            f"seed={seed}, secure=True"
+        )
+    noise_lib.check_secure()
+    return True
 
 
 def _positive(name: str, value: Any) -> float | None:

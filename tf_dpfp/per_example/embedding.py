@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tf_dpfp.keras_private import kernels
 from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.keras_private import lookups as keras_lookups
 from tf_dpfp.per_example import dense
 from tf_dpfp.per_example import gradients
 from tf_dpfp.per_example import rules
@@ -16,7 +17,11 @@ from tf_dpfp.per_example import sums
 def _lookups(table, ids, gradient: tf.Tensor) -> gradients.EmbeddingRows:
     """The rows that the ids name; whatever is not the batch is positions."""
     values = dense.rows(gradient)
-    ids = tf.reshape(tf.cast(ids, tf.int32), tf.shape(values)[:2])
+    rows, is_valid = keras_lookups.rows_of(ids, table.shape[0])
+    ids = tf.reshape(tf.cast(rows, tf.int32), tf.shape(values)[:2])
+    # An id without a row moves none.
+    is_valid = tf.reshape(is_valid, tf.concat([tf.shape(ids), [1]], 0))
+    values = tf.where(is_valid, values, tf.zeros_like(values))
     ids.set_shape(values.shape[:2])
     return gradients.EmbeddingRows(ids, values, table.shape[0])
 
@@ -33,7 +38,7 @@ def _lora_lookups(layer, ids, gradient: tf.Tensor):
     gradient = tf.cast(gradient, gradients.accumulation_dtype(gradient))
     gradient *= keras_layers.lora_scale(layer)
     a, b = _lora_factors(layer, gradient.dtype)
-    thin = tf.gather(a, tf.cast(ids, tf.int32))
+    thin = tf.gather(a, keras_lookups.rows_of(ids, a.shape[0])[0])
     return [
         (
             layer.lora_embeddings_a,

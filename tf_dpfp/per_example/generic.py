@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.keras_private import random as keras_random
 from tf_dpfp.per_example import gradients
 from tf_dpfp.per_example import rules
 
@@ -46,15 +47,17 @@ def _copies(variable: keras.Variable, batch_size) -> tf.Tensor:
 
 def _example_seeds(variable: keras.Variable, batch_size) -> tf.Tensor:
     """A seed for each example; the generator moves on by one draw."""
+    secret = keras_random.drawn_seed()
     state = tf.convert_to_tensor(variable.value)
     spread = tf.random.stateless_uniform(
         tf.stack([batch_size, 2]),
-        seed=tf.cast(state, tf.int64),
+        seed=tf.cast(state if secret is None else secret, tf.int64),
         minval=0,
         maxval=2**31 - 1,
         dtype=tf.int32,
     )
-    variable.assign(state + tf.constant([0, 1], dtype=state.dtype))
+    if secret is None:
+        variable.assign(state + tf.constant([0, 1], dtype=state.dtype))
     return tf.cast(spread, state.dtype)
 
 

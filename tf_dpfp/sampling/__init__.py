@@ -1,6 +1,7 @@
 """Batch sampling with a known distribution, and static padding."""
 
 from tf_dpfp.sampling.calibration import calibrate_representation
+from tf_dpfp.sampling.class_weights import weigh
 from tf_dpfp.sampling.dealing import deal
 from tf_dpfp.sampling.dealing import piece_of
 from tf_dpfp.sampling.labels import RandomizedLabels
@@ -32,4 +33,5 @@ __all__ = [
     "shuffled_batches",
     "split_microbatches",
     "stratified_batches",
+    "weigh",
 ]

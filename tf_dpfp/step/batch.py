@@ -6,6 +6,7 @@ from keras import tree
 
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import sampling as sampling_lib
+from tf_dpfp.keras_private import lookups as keras_lookups
 from tf_dpfp.optimizers import ClippedGradients
 from tf_dpfp.optimizers import JointGradients
 from tf_dpfp.step.microbatch import BatchSums
@@ -44,6 +45,7 @@ def regularization_gradients(
     return total, backward(tape, total, values, plan)
 
 
+@keras_lookups.guarded()
 def clipped_batch(
     model: keras.Model,
     plan: Plan,
@@ -92,7 +94,7 @@ def clipped_batch(
         piece, piece_is_example = at(index)
         x, y, sample_weight = piece
         result = clipped_microbatch(
-            model, plan, x, y, sample_weight, piece_is_example
+            model, plan, x, y, sample_weight, piece_is_example, index
         )
         after_microbatch(*piece, piece_is_example, result)
         return result.sums

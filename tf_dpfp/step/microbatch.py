@@ -17,6 +17,7 @@ from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import low_rank
 from tf_dpfp import per_example
 from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.keras_private import random as keras_random
 from tf_dpfp.keras_private import trainer as keras_trainer
 from tf_dpfp.step import losses as losses_lib
 from tf_dpfp.step import traced as traced_lib
@@ -62,7 +63,13 @@ def forward(model: keras.Model, x):
 
 
 def clipped_microbatch(
-    model: keras.Model, plan: Plan, x, y, sample_weight, is_example: tf.Tensor
+    model: keras.Model,
+    plan: Plan,
+    x,
+    y,
+    sample_weight,
+    is_example: tf.Tensor,
+    piece: tf.Tensor | int = 0,
 ) -> MicrobatchResult:
     """Clipped sums of one physical batch.
 
@@ -73,6 +80,7 @@ def clipped_microbatch(
         y: Labels.
         sample_weight: Sample weights, or `None`.
         is_example: Boolean, `(batch,)`: false for padding.
+        piece: Number of the micro-batch in its step.
 
     Returns:
         A `MicrobatchResult`.
@@ -84,7 +92,7 @@ def clipped_microbatch(
     before = traced_lib.count_operations()
     data = (x, y, sample_weight, is_example)
     data = x, y, sample_weight, is_example = traced_lib.as_examples(data)
-    with tf.GradientTape() as tape:
+    with tf.GradientTape() as tape, keras_random.seeds_from(plan.seeds(piece)):
         with (
             per_example.record_calls(plan.units) as calls,
             plan.step() as representations,
@@ -92,9 +100,9 @@ def clipped_microbatch(
             y_pred = forward(model, x)
         losses = plan.loss(y, y_pred, sample_weight)
         losses = _one_per_example(losses, is_example)
-        total = tf.reduce_sum(
-            tf.where(is_example, losses, tf.zeros_like(losses))
-        )
+        # One that is not finite takes no part, above representations either.
+        counts = is_example & tf.math.is_finite(losses)
+        total = tf.reduce_sum(tf.where(counts, losses, tf.zeros_like(losses)))
         total *= tf.cast(plan.loss_scale, total.dtype)
     _check_no_added_losses(model)
     source_gradients, above = _source_gradients(plan, tape, total, calls)
@@ -119,6 +127,7 @@ def clipped_microbatch(
                 representations,
                 gradients,
                 [v.path for v in plan.variables],
+                plan.secret_handles(),
             )
         )
     clipped = clipping_lib.clip_and_sum(gradients, plan.groups, present)

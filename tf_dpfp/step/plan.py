@@ -37,6 +37,9 @@ class Plan:
         loss_scale: The loss is multiplied by this in the backward pass.
         above: Trainable variables above released representations.
         representations: Their release; `None` if the model releases none.
+        seeds: Returns secret seeds for the random layers of a forward pass,
+            given the number of the micro-batch.
+        secret_handles: Returns handles of the variables that they come from.
         on_traced: Called for every micro-batch that is traced in a graph,
             before anything is clipped.
     """
@@ -47,6 +50,8 @@ class Plan:
     carriers: Sequence[low_rank.Carriers | None]
     loss: Any
     loss_scale: float
+    seeds: Callable[[tf.Tensor | int], Callable[[], tf.Tensor]]
+    secret_handles: Callable[[], Sequence[tf.Tensor]]
     above: Sequence[keras.Variable] = ()
     representations: counting.GaussianRelease | None = None
     on_traced: Callable[[Traced], None] | None = None
@@ -124,6 +129,8 @@ def make_plan(
         carriers=optimizer.carriers(variables),
         loss=loss,
         loss_scale=scale,
+        seeds=optimizer.pass_seeds,
+        secret_handles=optimizer.secret_handles,
         above=above,
         representations=None if below is None else below.representations,
     )

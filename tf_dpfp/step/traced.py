@@ -23,6 +23,7 @@ class Traced:
         representations: Tensors that a layer releases with noise.
         gradients: What is clipped, one entry per variable.
         paths: Path of each variable.
+        secret_handles: Handles of the variables that secret seeds come from.
     """
 
     graph: tf.Graph
@@ -33,6 +34,7 @@ class Traced:
     representations: Sequence[tf.Tensor]
     gradients: Sequence[per_example.PerExampleGradient | None]
     paths: Sequence[str]
+    secret_handles: Sequence[tf.Tensor] = ()
 
 
 def as_examples(data: Any) -> Any:

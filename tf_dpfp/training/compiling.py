@@ -42,6 +42,7 @@ def compile_private(model: keras.Model, args: tuple, kwargs: dict) -> None:
         # A model's own `compile` may have put another optimizer in its place.
         if isinstance(model.optimizer, optimizers.PrivateOptimizer):
             gradients.check_same_model(model, model.optimizer)
+            _check_secure(model)
         mechanism = mechanisms.choose(model, model.optimizer)
         _take_over(mechanism, state.mechanism, before)
     except BaseException:
@@ -93,7 +94,17 @@ def _suits_xla(optimizer: optimizers.PrivateOptimizer) -> bool:
     """Tells if XLA is left on where Keras itself turns it on."""
     # Private steps are slower with it on CPU, and it compiles for one device.
     per_device = isinstance(optimizer.clipping, clipping.PerDevice)
-    return _has_accelerator() and not per_device
+    return _has_accelerator() and not per_device and not optimizer.secure
+
+
+def _check_secure(model: keras.Model) -> None:
+    """Refuses secure noise in a step that XLA compiles."""
+    if model.optimizer.secure and model.jit_compile:
+        raise ValueError(
+            "With `secure=True` Python draws the bits of the noise, and XLA "
+            "can't compile that. Compile the model with jit_compile=False. "
+            f"Received: jit_compile={model.jit_compile}"
+        )
 
 
 def _has_accelerator() -> bool:

@@ -1,0 +1,119 @@
+"""Origins of the seeds of random draws: secret, known, or not told."""
+
+import dataclasses
+from collections.abc import Collection, Iterator
+
+import tensorflow as tf
+
+from tf_dpfp import compilation
+
+_READS = ("ReadVariableOp", "RngReadAndSkip")
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where the seed of a draw is from.
+
+    Attributes:
+        variables: Names of the variables that it is read from; empty if it is
+            written down in the graph, where everyone can read it.
+        is_secret: True if nobody can know it; `None` if it can't be told.
+    """
+
+    variables: tuple[str, ...]
+    is_secret: bool | None
+
+
+def origin_of(op: tf.Operation, secret_handles: Collection[int]) -> Origin:
+    """Follows the seed of a draw back to where it is from.
+
+    Args:
+        op: An operation that draws random numbers.
+        secret_handles: Identities of handles of variables with secret keys.
+
+    Returns:
+        The `Origin`. A seed that is made of a secret one is secret.
+    """
+    names: set[str] = set()
+    secrets = [_own_seed(op)] if _has_own_seed(op) else []
+    for source in _sources([] if secrets else list(op.inputs[1:])):
+        if _has_own_seed(source.op):
+            secrets.append(_own_seed(source.op))
+        elif source.op.type in _READS:
+            handle = source.op.inputs[0]
+            names.add(handle.name)
+            secrets.append(id(_outside(handle)) in secret_handles)
+        elif source.op.type == "Placeholder":
+            names.add(source.name)
+            # A tensor that Python code computed before; or a variable of a
+            # loop, or an argument, of which nothing is known here.
+            outside = _outside(source)
+            secrets.append(None if outside is source else False)
+    return Origin(tuple(sorted(names)), _any_of(secrets))
+
+
+def _any_of(secrets: Collection[bool | None]) -> bool | None:
+    if True in secrets:
+        return True
+    return None if None in secrets else False
+
+
+def _sources(waiting: list[tf.Tensor]) -> Iterator[tf.Tensor]:
+    """Yields the tensors that are computed of nothing else in the graph."""
+    seen: set[int] = set()
+    kept = []
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        kept.append(tensor)  # Known by their identity, they must live on.
+        outside = _captured(tensor)
+        if outside is not None and not _is_eager(outside):
+            waiting.append(outside)
+            continue
+        reads = tensor.op.type in _READS
+        if reads or not tensor.op.inputs or _has_own_seed(tensor.op):
+            yield tensor
+        else:
+            waiting += tensor.op.inputs
+
+
+def _captured(tensor: tf.Tensor) -> tf.Tensor | None:
+    """Returns what a placeholder of a function stands for, if it is known."""
+    for external, inner in getattr(tensor.graph, "captures", ()):
+        if inner is tensor:
+            return external
+    return None
+
+
+def _is_eager(tensor: tf.Tensor) -> bool:
+    return hasattr(tensor, "numpy")
+
+
+def _outside(tensor: tf.Tensor) -> tf.Tensor:
+    """Follows a placeholder out of all functions."""
+    while not _is_eager(tensor):
+        found = _captured(tensor)
+        if found is None:
+            return tensor
+        tensor = found
+    return tensor
+
+
+def _has_own_seed(op: tf.Operation) -> bool:
+    """Tells if an operation draws from a generator of TensorFlow's own."""
+    return op.op_def.is_stateful and "seed2" in op.node_def.attr
+
+
+def _own_seed(op: tf.Operation) -> bool | None:
+    """Tells if the seed of an operation of TensorFlow's own is secret.
+
+    Without one its kernels take a seed from the operating system. XLA does not:
+    its numbers are the same in every process.
+    """
+    if op.get_attr("seed") or op.get_attr("seed2"):
+        return False
+    if compilation.target() is compilation.Target.UNKNOWN:
+        return None
+    return compilation.target() is compilation.Target.KERNELS
