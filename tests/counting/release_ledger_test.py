@@ -80,23 +80,24 @@ def test_a_joint_release_is_counted_as_both_parts(seeded):
 )
 def test_a_step_that_draws_by_another_release_is_refused(drawn):
     ledger = _ledger()
-    ledger.open(SUMS, UNKNOWN)
     ledger.count_step(SUMS)
     with pytest.raises(RuntimeError, match="must come from the same release"):
         ledger.count_step(drawn)
     with pytest.raises(RuntimeError, match="must come from the same release"):
         ledger.next_entry(drawn)
-    # Nor can the ledger be opened for what the steps do not draw.
+    # Nor can anything be claimed of what the steps do not draw.
     with pytest.raises(RuntimeError, match="must come from the same release"):
-        ledger.open(drawn, UNKNOWN)
+        with counting.announced(None, {ledger: counting.Claim(drawn)}):
+            pass
     assert _counts(ledger) == {(UNKNOWN, NOISE): 1}
 
 
 def test_another_declaration_of_labels_is_not_another_noise():
     ledger = _ledger()
     randomized = accounting.Representations("randomized")
-    ledger.open(ROWS.of_kind(randomized), UNKNOWN)
-    ledger.count_step(ROWS)
+    claim = counting.Claim(ROWS.of_kind(randomized))
+    with counting.announced(None, {ledger: claim}, drawn=True):
+        ledger.count_step(ROWS, ledger.stamp(ROWS))
     (entry,) = ledger.entries()
     assert entry.release == randomized
 

@@ -34,7 +34,6 @@ class State:
         populations: Numbers of examples of all data sets so far.
         dealt_to: Number of replicas that the batches of `fit` are dealt to;
             1 outside of `fit`.
-        in_fit: True inside of a `fit` whose layers count its batches.
     """
 
     def __init__(self) -> None:
@@ -47,7 +46,6 @@ class State:
         self.tried_with: tuple[bool, ...] = ()
         self.populations: set[int] = set()
         self.dealt_to = 1
-        self.in_fit = False
 
 
 def is_private(model: keras.Model) -> bool:

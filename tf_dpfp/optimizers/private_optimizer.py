@@ -171,14 +171,14 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         """Takes over the ledger of an earlier optimizer of the same model."""
         self._ledger.absorb(entries)
 
-    def open_ledger(
+    def claims(
         self,
         sampling: accounting.Sampling,
         seeded: bool = False,
         kind: accounting.Release | None = None,
         batch_size: int | None = None,
-    ) -> None:
-        """Tells the ledger how the examples of the next steps are chosen.
+    ) -> dict[counting.Ledger, counting.Claim]:
+        """Returns the claim of steps on batches that are chosen in one way.
 
         Args:
             sampling: The sampling.
@@ -188,16 +188,24 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
                 was told.
             batch_size: The batch size for which the sampling holds; steps of
                 another are counted as of unknown sampling. `None`: any.
+
+        Returns:
+            The claim, by ledger; announce it (`counting.announced`).
         """
         # A compiled step only reads the key.
         self._noise_source.renew_after_fork()
         released = self._settings.release
-        self._ledger.open(
+        claim = counting.Claim(
             released if kind is None else released.of_kind(kind),
             sampling,
             seeded,
             batch_size=batch_size,
         )
+        return {self._ledger: claim}
+
+    def stamp(self) -> counting.Stamp:
+        """Stamps a batch with the claim of the thread that steps on it."""
+        return self._ledger.stamp(self._settings.release)
 
     def release_jointly(
         self, representations: counting.GaussianRelease
@@ -220,8 +228,7 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
                 "model: its ledger belongs to one."
             )
         self._settings = self._settings.joint_with(representations)
-        with tf.init_scope():
-            self.open_ledger(accounting.UnknownSampling())
+        self.ensure_ledger_open()
 
     def ensure_ledger_open(self) -> None:
         """Gets ready to count steps inside a replica."""
@@ -338,7 +345,9 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
             self._noise_source.next_step(self._ledger.total_steps()), clipped
         )
         # Before anything is released: a step that fails half-way is counted.
-        self._ledger.count_step(settings.release, clipped.counted_batch_size)
+        self._ledger.count_step(
+            settings.release, clipped.stamp, clipped.counted_batch_size
+        )
         noise_multiplier, counts = settings.sums.noise_multiplier, None
         adaptation = self._adaptation
         if adaptation is not None:
