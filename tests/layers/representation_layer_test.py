@@ -10,8 +10,8 @@ from scipy import stats
 import tf_dpfp
 from tests import helpers
 from tf_dpfp import accounting
-from tf_dpfp import counting
 from tf_dpfp import clipping
+from tf_dpfp import counting
 from tf_dpfp import sampling
 
 CLIP, NOISE = 2.0, 1.5

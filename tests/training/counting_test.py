@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 
 import tf_dpfp
-from tf_dpfp import counting
 from tests import helpers
+from tf_dpfp import counting
 
 X = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 Y = X.sum(axis=1, keepdims=True)

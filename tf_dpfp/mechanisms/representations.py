@@ -49,10 +49,16 @@ class Representations(Mechanism):
 
     def objections(self) -> list[str]:
         """Tells if the optimizer took steps that no layer counted."""
-        counted = sum(
+        return clip_layers.uncounted_steps(self.model, self._counted())
+
+    def keep_uncounted(self) -> None:
+        """Keeps in mind steps that no layer counted, before `compile`."""
+        clip_layers.keep_uncounted(self.model, self._counted())
+
+    def _counted(self) -> int:
+        return sum(
             e.steps for e in self.entries() if e.release.has_representations
         )
-        return clip_layers.uncounted_steps(self.model, counted)
 
     def absorb(self, entries: Sequence[accounting.LedgerEntry]) -> None:
         """Adds entries to the ledger of the first layer."""

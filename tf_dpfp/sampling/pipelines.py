@@ -108,8 +108,8 @@ def _describe_unknown(
         raise ValueError(
             "A batch must be one draw: an example that is in it several times "
             "moves the clipped sums by as many clip norms. Use "
-            "`poisson_batches`, or `stratified_batches` with draws=1. Received: "
-            f"a data set made of batches of {draws} draws"
+            "`poisson_batches`, or `stratified_batches` with draws=1. "
+            f"Received: a data set made of batches of {draws} draws"
         )
     if isinstance(x, tf.data.Dataset):
         size = _dataset_batch_size(x) if need_batch_size else None
