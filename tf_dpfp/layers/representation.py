@@ -286,8 +286,7 @@ class DPRepresentationClip(keras.layers.Layer):
         """Returns the claim of calls on the batches of a sampler.
 
         Args:
-            info: Record of `stratified_batches`; `None` for anything
-                else, of which nothing is claimed.
+            info: Record of `stratified_batches`; `None` for anything else.
             draws: Number of draws that such other batches are made of.
 
         Returns:
@@ -295,19 +294,15 @@ class DPRepresentationClip(keras.layers.Layer):
         """
         # A compiled step only reads the key.
         self._noise_source.renew_after_fork()
+        if info is None and self._ledger is None:
+            return {}  # It claims nothing from the start.
         if info is None:
-            # One that is not built yet claims nothing from the start.
-            if self._ledger is None:
-                return {}
-            return {self._ledger: counting.Claim(self._release, draws=draws)}
+            claim = counting.Claim(self._release, draws=draws)
+            return {self._built_ledger: claim}
         self.count_labels(info)
-        claim = counting.Claim(
-            self._release.of_kind(self.kind_of(info)),
-            info.sampling,
-            info.seeded,
-            info.draws,
-            info.capacity,
-        )
+        released = self._release.of_kind(self.kind_of(info))
+        how = info.sampling, info.seeded, info.draws, info.capacity
+        claim = counting.Claim(released, *how)
         return {self._built_ledger: claim}
 
     def kind_of(

@@ -184,10 +184,8 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
             sampling: The sampling.
             seeded: True if it follows a seed.
             kind: Kind of the representations that are released jointly, if
-                anything else is declared of the labels than `release_jointly`
-                was told.
-            batch_size: The batch size for which the sampling holds; steps of
-                another are counted as of unknown sampling. `None`: any.
+                other than what `release_jointly` was told.
+            batch_size: The batch size for which that holds; `None`: any.
 
         Returns:
             The claim, by ledger; announce it (`counting.announced`).
@@ -195,12 +193,9 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         # A compiled step only reads the key.
         self._noise_source.renew_after_fork()
         released = self._settings.release
-        claim = counting.Claim(
-            released if kind is None else released.of_kind(kind),
-            sampling,
-            seeded,
-            batch_size=batch_size,
-        )
+        if kind is not None:
+            released = released.of_kind(kind)
+        claim = counting.Claim(released, sampling, seeded, 1, batch_size)
         return {self._ledger: claim}
 
     def stamp(self) -> counting.Stamp:
