@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -80,23 +81,24 @@ def test_a_joint_release_is_counted_as_both_parts(seeded):
 )
 def test_a_step_that_draws_by_another_release_is_refused(drawn):
     ledger = _ledger()
-    ledger.open(SUMS, UNKNOWN)
     ledger.count_step(SUMS)
     with pytest.raises(RuntimeError, match="must come from the same release"):
         ledger.count_step(drawn)
     with pytest.raises(RuntimeError, match="must come from the same release"):
         ledger.next_entry(drawn)
-    # Nor can the ledger be opened for what the steps do not draw.
+    # Nor can anything be claimed of what the steps do not draw.
     with pytest.raises(RuntimeError, match="must come from the same release"):
-        ledger.open(drawn, UNKNOWN)
+        with counting.announced(None, {ledger: counting.Claim(drawn)}):
+            pass
     assert _counts(ledger) == {(UNKNOWN, NOISE): 1}
 
 
 def test_another_declaration_of_labels_is_not_another_noise():
     ledger = _ledger()
     randomized = accounting.Representations("randomized")
-    ledger.open(ROWS.of_kind(randomized), UNKNOWN)
-    ledger.count_step(ROWS)
+    claim = counting.Claim(ROWS.of_kind(randomized))
+    with counting.announced(None, {ledger: claim}, drawn=True):
+        ledger.count_step(ROWS, ledger.stamp(ROWS))
     (entry,) = ledger.entries()
     assert entry.release == randomized
 
@@ -266,6 +268,76 @@ def test_what_is_no_ledger_is_refused_and_undone(way, tmp_path):
         assert _counts(ledger) == {(UNKNOWN, NOISE): 3}
     ledger.count_step(SUMS)
     assert _counts(ledger) == {(UNKNOWN, NOISE): 4}
+
+
+@WAYS
+def test_a_table_of_32_rows_is_read(way, tmp_path):
+    """Of files that earlier versions wrote."""
+    older, _ = _counted(2)
+    other, ledger = _counted(0)
+    sampling = accounting.PoissonSampling(0.5)
+    with counting.announced(None, {ledger: counting.Claim(SUMS, sampling)}):
+        pass
+    way(other, older.numpy()[:32], tmp_path)()
+    assert _counts(ledger) == {(UNKNOWN, NOISE): 2}
+    for rows in (31, 33):
+        with pytest.raises(ValueError, match="ledger"):
+            way(other, older.numpy()[:rows], tmp_path)()
+    assert _counts(ledger) == {(UNKNOWN, NOISE): 2}
+
+
+@WAYS
+def test_a_thousand_kinds_come_back(way, tmp_path):
+    variable, ledger = _counted(3)
+    ledger.absorb(
+        accounting.LedgerEntry(
+            accounting.PoissonSampling(kind / 2000), NOISE, kind
+        )
+        for kind in range(1, 1001)
+    )
+    other, restored = _counted(1)
+    way(other, variable.numpy(), tmp_path)()
+    assert len(restored.entries()) == 1001
+    assert _counts(restored) == _counts(ledger)
+
+
+def _shortened(path):
+    """Turns a file into one of an earlier version, with tables of 32 rows."""
+    found = []
+    with h5py.File(path, "r+") as file:
+        file.visit(
+            lambda name: (
+                found.append(name)
+                if getattr(file[name], "shape", ()) == counting.TABLE_SHAPE
+                else None
+            )
+        )
+        for name in found:
+            table = file[name][()]
+            del file[name]
+            file[name] = table[:32]
+    return len(found)
+
+
+def test_files_of_earlier_versions_are_read(tmp_path):
+    file = tmp_path / "earlier.weights.h5"
+    inputs = keras.Input((300,))
+    clip = tf_dpfp.DPRepresentationClip(CLIP, NOISE, labels="public")
+    model = keras.Model(inputs, clip(inputs))
+    model(X, training=True)
+    model.save_weights(file)
+    assert _shortened(file) == 1
+    model = keras.models.clone_model(model)
+    model.load_weights(file)
+    assert [e.steps for e in model.layers[-1].ledger_entries] == [1]
+    model = _sums_model()
+    model.train_on_batch(X, Y)
+    model.save_weights(file)
+    assert _shortened(file) == 1
+    model = _sums_model()
+    model.optimizer.build(model.trainable_variables)
+    model.load_weights(file)
+    assert [e.steps for e in tf_dpfp.ledger(model)] == [1]
 
 
 def test_an_optimizer_keeps_counts_that_are_written_past_assign(tmp_path):

@@ -11,6 +11,7 @@ import tf_dpfp
 from tests import helpers
 from tf_dpfp import accounting
 from tf_dpfp import clipping
+from tf_dpfp import counting
 from tf_dpfp import sampling
 
 CLIP, NOISE = 2.0, 1.5
@@ -174,20 +175,21 @@ def test_draws_are_counted_for_batches_of_their_size_only():
         return layer(x, training=True)
 
     call(tf.zeros([12, 3]))
-    layer.open_ledger(info)
-    call(tf.zeros([12, 3]))
-    # Not a batch of the sampler: counted, and without its claim.
-    call(tf.zeros([11, 3]))
-    layer.open_ledger(None)
-    call(tf.zeros([12, 3]))
+    with counting.announced(None, layer.claims(info), drawn=True):
+        call(tf.zeros([12, 3]))
+        # Not a batch of the sampler: counted without its claim, and an example
+        # may be in it once for every draw.
+        call(tf.zeros([11, 3]))
+    with counting.announced(None, layer.claims(None), drawn=True):
+        call(tf.zeros([12, 3]))
     counts = {e.sampling: e.steps for e in layer.ledger_entries}
     assert counts == {
-        accounting.UnknownSampling(): 3,
+        accounting.UnknownSampling(): 1 + 3 + 1,
         accounting.WithoutReplacement(10, 2): 3,
     }
-    layer.open_ledger(info)
-    with pytest.raises(ValueError, match="called with 11 rows"):
-        layer(tf.zeros([11, 3]), training=True)
+    with counting.announced(None, layer.claims(info), drawn=True):
+        with pytest.raises(ValueError, match="called with 11 rows"):
+            layer(tf.zeros([11, 3]), training=True)
 
 
 def test_no_way_of_writing_weights_lowers_a_count(tmp_path):
@@ -208,14 +210,14 @@ def test_no_way_of_writing_weights_lowers_a_count(tmp_path):
         lambda: model.set_weights([np.zeros_like(w) for w in weights]),
         lambda: model.load_weights(tmp_path / "w.weights.h5"),
         lambda: checkpoint.restore(saved),
-        lambda: layer.set_weights([np.zeros((32, 9))]),
+        lambda: layer.set_weights([np.zeros(counting.TABLE_SHAPE)]),
     ):
         restore()
         assert _count(layer) == 3
     model(x, training=True)
     assert _count(layer) == 4
     with pytest.raises(ValueError):
-        layer.set_weights([np.full((32, 9), 7.0)])
+        layer.set_weights([np.full(counting.TABLE_SHAPE, 7.0)])
     assert _count(layer) == 4
     # A greater count comes back.
     fresh = keras.Sequential(

@@ -38,11 +38,11 @@ def by_optimizer():
 def by_layer():
     return layer(x, training=True).numpy().tolist()
 
-def by_open_ledger():
+def by_claims():
     '''A compiled step only reads the key.'''
     seeds = model.optimizer._layer_seeds
     seeds.build()
-    model.optimizer.open_ledger(tf_dpfp.accounting.UnknownSampling())
+    model.optimizer.claims(tf_dpfp.accounting.UnknownSampling())
     sources = model.optimizer._noise_source, seeds._source
     return [int(source._key) for source in sources]
 
@@ -51,9 +51,9 @@ read, write = os.pipe()
 pid = os.fork()
 signal.alarm(120)  # TensorFlow's threads do not come along.
 child = pid == 0 and os.fork()
-# The ledger first: the next step of the optimizer would take a new key itself.
+# Claims first: the next step of the optimizer would take a new key itself.
 draws = {
-    "ledger": [by_open_ledger(), by_open_ledger()],
+    "claims": [by_claims(), by_claims()],
     "optimizer": [by_optimizer(), by_optimizer()],
     "layer": [by_layer(), by_layer()],
 }
@@ -106,8 +106,8 @@ def test_no_process_draws_what_another_draws(what):
     assert not any(seeded for _, _, seeded in found)
 
 
-def test_a_ledger_that_is_opened_gives_a_compiled_step_a_key():
-    keys = [draws["ledger"] for draws, _, _ in _forked(None)]
+def test_a_claim_gives_a_compiled_step_a_key():
+    keys = [draws["claims"] for draws, _, _ in _forked(None)]
     # Of one process it stays.
     assert all(first == second for first, second in keys)
     # Keys of the noise, and of the seeds of random layers.

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 import tf_dpfp
 from tests import helpers
+from tf_dpfp import counting
 
 X = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 Y = X.sum(axis=1, keepdims=True)
@@ -377,14 +378,21 @@ def test_a_saved_model_needs_nothing_of_this_package(tmp_path):
     )
 
 
-def test_the_ledger_holds_32_kinds_and_refuses_the_next():
+def _claim(model, rate):
+    """A claim of the optimizer, announced."""
+    sampling = tf_dpfp.accounting.PoissonSampling(rate)
+    claims = model.optimizer.claims(sampling)
+    return counting.announced(None, claims, drawn=True)
+
+
+def test_the_ledger_holds_1024_kinds_and_refuses_the_next():
     model = _model(_optimizer(expected_batch_size=8))
-    for kind in range(1, 32):
-        model.optimizer.open_ledger(
-            tf_dpfp.accounting.PoissonSampling(kind / 100)
-        )
-    # And unknown sampling makes 32.
+    for kind in range(1, 1024):
+        with _claim(model, kind / 2000):
+            pass
+    # And unknown sampling makes 1024.
     model.train_on_batch(X[:8], Y[:8])
     with pytest.raises(ValueError, match="is full"):
-        model.optimizer.open_ledger(tf_dpfp.accounting.PoissonSampling(0.5))
+        with _claim(model, 0.9):
+            pass
     assert _counts(model)[1] == 1

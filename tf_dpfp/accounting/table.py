@@ -21,7 +21,9 @@ _CODE, _NOISE_MULTIPLIER, _FIRST, _SECOND, _SEEDED, _RELEASE = range(6)
 
 # Most descriptions of one training: a new one begins only when the noise
 # multiplier, the sampling or the release changes.
-MAX_ROWS = 32
+MAX_ROWS = 1024
+# Of tables that earlier versions saved.
+_EARLIER_ROWS = 32
 
 # Codes are part of saved models: never reuse or renumber one.
 # 0 stands for a row that is not in use.
@@ -132,8 +134,9 @@ def decode_table(
     """Decodes a ledger that `encode_table` wrote.
 
     Args:
-        rows: float64 of shape `(MAX_ROWS, WIDTH)`.
-        steps: Integers of shape `(MAX_ROWS,)`.
+        rows: float64 of shape `(MAX_ROWS, WIDTH)`, or `(32, WIDTH)` from an
+            earlier version.
+        steps: Integers, one for each row.
 
     Returns:
         The entries of the rows in use, in their order.
@@ -143,20 +146,16 @@ def decode_table(
             were counted in a row that describes nothing.
     """
     rows, steps = np.asarray(rows), np.asarray(steps)
-    if rows.shape != (MAX_ROWS, WIDTH) or steps.shape != (MAX_ROWS,):
+    known = [(count, WIDTH) for count in (MAX_ROWS, _EARLIER_ROWS)]
+    if rows.shape not in known or steps.shape != rows.shape[:1]:
         raise ValueError(
             f"A ledger table must have rows of shape ({MAX_ROWS}, {WIDTH}) and "
             f"steps of shape ({MAX_ROWS},). Received: {rows.shape} and "
             f"{steps.shape}."
         )
-    entries = []
-    for row, count in zip(rows, steps, strict=True):
-        # Skip rows without any number only: damage must not make steps
-        # disappear.
-        if count == 0 and not np.any(row):
-            continue
-        entries.append(decode(row, count))
-    return entries
+    # Skip rows without any number only: damage must not make steps disappear.
+    used = np.flatnonzero((steps != 0) | (rows != 0.0).any(axis=1))
+    return [decode(rows[index], steps[index]) for index in used]
 
 
 def merge(

@@ -1,5 +1,10 @@
 """Counting what a compiled step releases, in a Keras variable."""
 
+from tf_dpfp.counting.claims import Claim
+from tf_dpfp.counting.claims import Stamp
+from tf_dpfp.counting.claims import announced
+from tf_dpfp.counting.claims import on_drawn_batch
+from tf_dpfp.counting.claims import passed_to_replicas
 from tf_dpfp.counting.ledger import TABLE_SHAPE
 from tf_dpfp.counting.ledger import Ledger
 from tf_dpfp.counting.release import GaussianRelease
@@ -8,8 +13,13 @@ from tf_dpfp.counting.release import Release
 
 __all__ = [
     "TABLE_SHAPE",
+    "Claim",
     "GaussianRelease",
     "JointRelease",
     "Ledger",
     "Release",
+    "Stamp",
+    "announced",
+    "on_drawn_batch",
+    "passed_to_replicas",
 ]

@@ -3,17 +3,18 @@
 What ran is a small table: one row for each kind of step (sampling, noise
 multiplier, kind of release) with a count of its steps. It is one variable of
 an optimizer or a layer, so every way of saving these saves the ledger, and
-nothing restores half of it. The compiled step only adds to the count of the
-current row. The current row is set from Python before training starts and is
-never saved.
+nothing restores half of it. The compiled step only adds to the count of one
+row: that of the claim that came with its batch (`claims`), else that of
+unknown sampling.
 
 The ledger knows no noise multiplier of its own: every row is written from the
 `Release` that the step draws its noise by, and a step that draws by another is
 refused.
 
-Steps of several threads add to the counts at any time, and Python threads open
-the ledger beside them. So the table is only ever added to, but by restores: a
-new row is the difference to an empty one, and rows stay where they are.
+Steps of several threads add to the counts at any time, and Python threads write
+rows beside them. So the table is only ever added to: a new row is the
+difference to an empty one, what is restored is the difference to what is
+known, and a row stays where it is.
 """
 
 import dataclasses
@@ -27,39 +28,15 @@ import tensorflow as tf
 
 from tf_dpfp import accounting
 from tf_dpfp.accounting import table
+from tf_dpfp.counting import claims
 from tf_dpfp.counting.release import Release
+from tf_dpfp.keras_private import call_time
 from tf_dpfp.keras_private import variables as keras_variables
 
 # The count stands behind the description; float64 counts exactly to 2^53.
 _COUNT = table.WIDTH
 TABLE_SHAPE = (table.MAX_ROWS, table.WIDTH + 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Opened:
-    """The arguments of `Ledger.open`."""
-
-    release: Release
-    sampling: accounting.Sampling
-    seeded: bool = False
-    draws: int = 1
-    batch_size: int | None = None
-
-    def entry(self, steps: int) -> accounting.LedgerEntry:
-        """Returns the ledger entry of the steps."""
-        return accounting.LedgerEntry(
-            self.sampling,
-            self.release.noise_multiplier,
-            steps,
-            self.seeded or self.release.seeded,
-            self.release.kind,
-        )
-
-    def of_other_sizes(self) -> "_Opened":
-        """Returns what batches of any other size are counted as."""
-        if self.batch_size is None:
-            return self
-        return _Opened(self.release, accounting.UnknownSampling(), self.seeded)
+_ROWS = tf.TensorSpec([5], tf.int64)
 
 
 class Ledger:
@@ -71,22 +48,12 @@ class Ledger:
 
     def __init__(self, variable: keras.Variable):
         self._table = variable
-        # Of opening and of writing rows; steps don't wait for it.
+        # Of writing rows; steps don't wait for it.
         self._lock = threading.RLock()
-        self._opened: _Opened | None = None
+        # By release: where steps of which nothing is claimed are counted.
+        self._unclaimed: dict[Release, claims.Located] = {}
         # Of the steps that were traced; a compiled one draws by it for good.
         self._drawn: Release | None = None
-        with tf.init_scope():
-            # The current row, the one for batches of other sizes, what is
-            # counted for a step in each, and the size (0: any). TensorFlow
-            # keeps int32 variables on the CPU, where a step that XLA compiles
-            # for a GPU can't reach them.
-            self._current = tf.Variable(
-                [-1, -1, 1, 1, 0],
-                trainable=False,
-                dtype=tf.int64,
-                name="privacy_row",
-            )
         self._watch_restores()
 
     def _watch_restores(self) -> None:
@@ -95,27 +62,39 @@ class Ledger:
         `set_weights` and Keras files use `assign`; `tf.train.Checkpoint` has a
         way of its own.
         """
-        self._assign = self._table.assign
-        self._table.assign = self._keeping_greater(self._assign)
-        keras_variables.wrap_restores(self._table, self._keeping_greater)
+        write = self._table.assign
 
-    def _keeping_greater(self, restore: Callable[..., Any]):
-        def restore_and_keep(*args, **kwargs):
+        def assign(value):
             if not tf.executing_eagerly():
-                return restore(*args, **kwargs)
-            with self._lock:
-                known = self.entries()
-                result = restore(*args, **kwargs)
-                try:
-                    self.keep_greater(known)
-                except ValueError:
-                    # The restored numbers are no ledger.
-                    self._assign(np.zeros(TABLE_SHAPE))
-                    self._write(self._values(), known)
-                    raise
-                return result
+                return write(value)
+            self._restore(value)
+            return value
 
-        return restore_and_keep
+        def wrap(restore: Callable[..., Any]) -> Callable[..., Any]:
+            def restore_from_tensors(restored_tensors):
+                if not tf.executing_eagerly() or len(restored_tensors) != 1:
+                    return restore(restored_tensors)
+                (value,) = restored_tensors.values()
+                self._restore(value)
+                return self._table.value
+
+            return restore_from_tensors
+
+        self._table.assign = assign
+        keras_variables.wrap_restores(self._table, wrap)
+
+    def _restore(self, value: Any) -> None:
+        """Adds what a saved table has beyond what is known.
+
+        Args:
+            value: The table, also of an earlier version.
+
+        Raises:
+            ValueError: If the numbers are no ledger; nothing is changed.
+        """
+        if keras.ops.is_tensor(value) or isinstance(value, keras.Variable):
+            value = keras.ops.convert_to_numpy(value)
+        self.keep_greater(_decoded(np.asarray(value, np.float64)))
 
     def _values(self) -> np.ndarray:
         return self._table.numpy().astype(np.float64)
@@ -134,70 +113,55 @@ class Ledger:
             The entry; its count is that of one step.
 
         Raises:
-            RuntimeError: If the ledger is open for another noise.
+            RuntimeError: If the ledger counts another noise.
         """
-        opened = self._opened_for(release)
-        return opened.entry(opened.draws)
+        _require_same(self._drawn, release)
+        claim = claims.to_come(self) or claims.Claim(release)
+        _require_same(release, claim.release)
+        return claim.entry(claim.draws)
 
-    def open(
-        self,
-        release: Release,
-        sampling: accounting.Sampling,
-        seeded: bool = False,
-        draws: int = 1,
-        batch_size: int | None = None,
-    ) -> None:
-        """Sets the kind of the steps that follow.
+    def locate(self, claim: claims.Claim) -> claims.Located:
+        """Finds the rows of the steps of a claim; writes those that are new.
 
         Args:
-            release: Release of a step, with its noise.
-            sampling: Sampling of the examples of a step.
-            seeded: True if they are chosen by a seed.
-            draws: Number of draws in a step.
-            batch_size: The batch size for which that holds. Batches of another
-                are counted once, as of unknown sampling. `None`: any size.
+            claim: The claim.
+
+        Returns:
+            The claim with its rows, which stay where they are.
 
         Raises:
             ValueError: If the table is full.
             RuntimeError: If steps draw another noise.
         """
+        _require_same(self._drawn, claim.release)
+        otherwise = claim.of_other_sizes()
         with self._lock:
-            _require_same(self._drawn, release)
-            opened = _Opened(release, sampling, seeded, draws, batch_size)
-            self._opened = opened
-            self._find_rows(opened)
-
-    def _find_rows(self, opened: _Opened) -> None:
-        """Points the compiled step to the rows of what is opened."""
-        otherwise = opened.of_other_sizes()
-        values = self._values()
-        before = values.copy()
-        current = self._row(values, opened.entry(0))
-        other = self._row(values, otherwise.entry(0))
-        self._add(values - before)
-        self._current.assign(
-            [
-                current,
-                other,
-                opened.draws,
-                otherwise.draws,
-                opened.batch_size or 0,
+            values = self._values()
+            before = values.copy()
+            rows = [
+                self._row(values, claim.entry(0)),
+                self._row(values, otherwise.entry(0)),
             ]
-        )
+            self._add(values - before)
+        rows += [claim.draws, otherwise.draws, claim.batch_size or 0]
+        return claims.Located(claim, tf.constant(rows, tf.int64))
 
     @staticmethod
     def _row(values: np.ndarray, kind: accounting.LedgerEntry) -> int:
         """Finds the row of a kind of step; writes it if it is a new one."""
         wanted = table.encode(kind)
-        for index, row in enumerate(values[:, :_COUNT]):
-            if np.array_equal(row, wanted) or not row.any():
-                values[index, :_COUNT] = wanted
-                return index
-        raise ValueError(
-            f"The privacy ledger holds {table.MAX_ROWS} kinds of steps "
-            "and is full. Use the same sampling and noise multiplier for "
-            "longer, or start with a new model."
-        )
+        rows = values[:, :_COUNT]
+        found = np.flatnonzero((rows == wanted).all(axis=1))
+        if not len(found):
+            found = np.flatnonzero(~rows.any(axis=1))
+        if not len(found):
+            raise ValueError(
+                f"The privacy ledger holds {table.MAX_ROWS} kinds of steps "
+                "and is full. Use the same sampling and noise multiplier for "
+                "longer, or start with a new model."
+            )
+        values[found[0], :_COUNT] = wanted
+        return int(found[0])
 
     def add(self, entry: accounting.LedgerEntry) -> None:
         """Counts a release outside of a step.
@@ -215,54 +179,79 @@ class Ledger:
         )
 
     def ensure_open(self, release: Release) -> None:
-        """Opens the ledger for unknown sampling, if it is not open.
+        """Writes the row of steps of which nothing is claimed.
 
         One replica of several can't: it writes to all of them.
 
         Args:
             release: The release of the steps that follow.
         """
-        if self._opened is not None:
+        if release in self._unclaimed:
             return
         with self._lock, tf.init_scope():
-            if self._opened is None:  # No other thread was faster.
-                self.open(release, accounting.UnknownSampling())
+            self._unclaimed[release] = self.locate(claims.Claim(release))
 
-    def _opened_for(self, release: Release) -> _Opened:
-        """Returns what is opened; refuses another noise than is counted."""
-        if self._opened is None:
-            return _Opened(release, accounting.UnknownSampling())
-        _require_same(release, self._opened.release)
-        return self._opened
+    def claimed_batch_size(self) -> int | None:
+        """Returns the batch size of the claim that this thread has now."""
+        located = claims.of_thread(self)
+        return None if located is None else located.claim.batch_size
+
+    def stamp(self, release: Release) -> claims.Stamp:
+        """Stamps a batch with the claim of the thread that steps on it.
+
+        In a compiled step that is the thread that calls it, in every call.
+
+        Args:
+            release: The release of the step.
+
+        Returns:
+            The stamp; pass it to `count_step`.
+        """
+        self.ensure_open(release)
+
+        def rows() -> tf.Tensor:
+            located = claims.of_thread(self) or self._unclaimed[release]
+            return located.rows
+
+        return claims.Stamp(
+            self, call_time.value(rows, _ROWS, key=(self, release))
+        )
 
     def count_step(
-        self, release: Release, batch_size: tf.Tensor | int = 0
+        self,
+        release: Release,
+        stamp: claims.Stamp | None = None,
+        batch_size: tf.Tensor | int = 0,
     ) -> None:
-        """Adds one step of the current kind; part of the compiled step.
+        """Adds one step; part of the compiled step.
 
         Args:
             release: The release that the noise of this step is drawn by.
-            batch_size: The size of its batch, where `open` was given one.
+            stamp: The claim of its batch; `None`, or one that was used: none.
+            batch_size: The size of its batch, where a claim has one.
 
         Raises:
-            RuntimeError: If the ledger is open for another noise.
+            RuntimeError: If the ledger counts another noise.
         """
+        _require_same(self._drawn, release)
+        located = claims.of_thread(self)
+        if located is not None:
+            _require_same(release, located.claim.release)
         self.ensure_open(release)
-        self._opened_for(release)
         self._drawn = release
-        row, other, draws, other_draws, expected = tf.unstack(
-            tf.convert_to_tensor(self._current)
-        )
+        rows = None if stamp is None else stamp.take(self)
+        if rows is None:
+            rows = self._unclaimed[release].rows
+        row, other, draws, other_draws, expected = tf.unstack(rows)
         if tf.is_tensor(batch_size):
             batch_size = tf.cast(batch_size, tf.int64)
-        as_opened = (expected == 0) | (expected == batch_size)
-        row = tf.where(as_opened, row, other)
-        count = tf.where(as_opened, draws, other_draws)
-        row = tf.one_hot(row, table.MAX_ROWS, dtype=tf.float64)
-        column = tf.one_hot(_COUNT, table.WIDTH + 1, dtype=tf.float64)
-        keras_variables.add_atomically(
+        as_claimed = (expected == 0) | (expected == batch_size)
+        row = tf.where(as_claimed, row, other)
+        count = tf.where(as_claimed, draws, other_draws)
+        keras_variables.add_at(
             self._table,
-            row[:, None] * column[None, :] * tf.cast(count, tf.float64),
+            tf.stack([row, tf.constant(_COUNT, tf.int64)]),
+            tf.cast(count, tf.float64),
         )
 
     def absorb(self, earlier: Iterable[accounting.LedgerEntry]) -> None:
@@ -276,18 +265,18 @@ class Ledger:
             self._write(values, table.merge([*earlier, *_decoded(values)]))
 
     def keep_greater(self, known: Iterable[accounting.LedgerEntry]) -> None:
-        """Raises counts to those that were known before.
+        """Raises counts to those that are known otherwise.
 
         Loading an older checkpoint takes weights back in time; what was
         released since then stays released.
 
         Args:
-            known: The entries before the checkpoint was loaded.
+            known: Entries of the same training.
         """
         with self._lock:
             values = self._values()
             counts = {_kind(e): e for e in table.merge(_decoded(values))}
-            for entry in known:
+            for entry in table.merge(known):
                 key = _kind(entry)
                 if key not in counts or counts[key].steps < entry.steps:
                     counts[key] = entry
@@ -307,9 +296,6 @@ class Ledger:
         for entry in entries:
             written[self._row(written, entry), _COUNT] = entry.steps
         self._add(written - values)
-        # A restored table has rows in another order: find the current one.
-        if self._opened is not None:
-            self._find_rows(self._opened)
 
     def _add(self, difference: np.ndarray) -> None:
         if difference.any():
@@ -318,6 +304,11 @@ class Ledger:
 
 def _decoded(values: np.ndarray) -> list[accounting.LedgerEntry]:
     """Decodes the table; leaves out kinds of which no step ran."""
+    if values.ndim != 2 or values.shape[1] != _COUNT + 1:
+        raise ValueError(
+            f"A privacy ledger has {_COUNT + 1} columns. Received: a table of "
+            f"shape {values.shape}"
+        )
     # Counts that are not finite become negative, and are refused.
     with np.errstate(invalid="ignore"):
         steps = values[:, _COUNT].astype(np.int64)

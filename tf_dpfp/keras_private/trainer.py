@@ -6,6 +6,7 @@ when Keras changes it.
 
 import functools
 import inspect
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +98,23 @@ def update_metrics(
                     y_t, y_p, weights if weight is None else weight
                 )
     return model.get_metrics_result()
+
+
+_LOOP = inspect.unwrap(keras.Model.fit).__code__
+
+
+def is_fit_loop(frame: types.FrameType) -> bool:
+    """Tells the frame of Keras's own loop over the batches of a `fit`."""
+    return frame.f_code is _LOOP
+
+
+def fit_loops(frame: types.FrameType | None) -> int:
+    """Counts the loops of `fit` that a frame is in, itself included."""
+    found = 0
+    while frame is not None:
+        found += is_fit_loop(frame)
+        frame = frame.f_back
+    return found
 
 
 def takes_training(model: keras.Model) -> bool:

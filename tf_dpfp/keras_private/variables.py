@@ -65,3 +65,29 @@ def add_atomically(variable: keras.Variable, value: tf.Tensor | np.ndarray):
         value: The number to add; of the same type.
     """
     variable.value.assign_add(value)
+
+
+def add_at(variable: keras.Variable, index: tf.Tensor, number: tf.Tensor):
+    """Adds to one number of a variable, so that no addition is lost.
+
+    Args:
+        variable: The variable.
+        index: Index of the number, one for each axis, int64.
+        number: The number to add; of the same type.
+    """
+    value = variable.value
+    if isinstance(value, tf.Variable) and not _is_distributed(value):
+        value.scatter_nd_add([index], [number])
+        return
+    hot = [
+        tf.one_hot(at, size, dtype=number.dtype)
+        for at, size in zip(tf.unstack(index), variable.shape, strict=True)
+    ]
+    outer = hot[0]
+    for axis in hot[1:]:
+        outer = outer[..., None] * axis
+    value.assign_add(outer * number)
+
+
+def _is_distributed(value: tf.Variable) -> bool:
+    return isinstance(value, tf.distribute.DistributedValues)

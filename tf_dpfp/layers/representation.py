@@ -122,7 +122,6 @@ class DPRepresentationClip(keras.layers.Layer):
         self._noise_source = noise_lib.NoiseSource(seed)
         self._layer_seeds = noise_lib.LayerSeeds(seed)
         self._ledger: counting.Ledger | None = None
-        self._drawn_size: int | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _READ_ONLY:
@@ -242,17 +241,18 @@ class DPRepresentationClip(keras.layers.Layer):
     def _count(self, clipped: tf.Tensor) -> None:
         """Counts before the noise: a step that fails half-way is counted."""
         size = clipped.shape[0]
-        if self._drawn_size is not None and size not in (
-            None,
-            self._drawn_size,
-        ):
+        ledger = self._built_ledger
+        drawn_size = ledger.claimed_batch_size()
+        if drawn_size is not None and size not in (None, drawn_size):
             raise ValueError(
                 f"Layer '{self.name}' was called with {size} rows and the "
-                f"sampler draws {self._drawn_size}: one row for each example, "
+                f"sampler draws {drawn_size}: one row for each example, "
                 "in one call. Keep the batch in the first axis, whole."
             )
-        self._built_ledger.count_step(
-            self._release, tf.shape(clipped)[0] if size is None else size
+        ledger.count_step(
+            self._release,
+            ledger.stamp(self._release),
+            tf.shape(clipped)[0] if size is None else size,
         )
 
     def _noise(self, clipped: tf.Tensor) -> tf.Tensor:
@@ -286,31 +286,31 @@ class DPRepresentationClip(keras.layers.Layer):
         """Entry that the next call adds to the ledger."""
         return self._built_ledger.next_entry(self._release)
 
-    def open_ledger(self, info: "sampling_lib.SamplingInfo | None") -> None:
-        """Tells the ledger how the batches of the next calls are drawn.
+    def claims(
+        self, info: "sampling_lib.SamplingInfo | None", draws: int = 1
+    ) -> dict[counting.Ledger, counting.Claim]:
+        """Returns the claim of calls on the batches of a sampler.
 
         Args:
-            info: Record of `stratified_batches`; `None` for anything
-                else, of which nothing is claimed.
+            info: Record of `stratified_batches`; `None` for anything else.
+            draws: Number of draws that such other batches are made of.
+
+        Returns:
+            The claim, by ledger; announce it (`counting.announced`).
         """
         # A compiled step only reads the keys.
         self._noise_source.renew_after_fork()
         self._layer_seeds.renew_after_fork()
+        if info is None and self._ledger is None:
+            return {}  # It claims nothing from the start.
         if info is None:
-            self._drawn_size = None
-            # One that is not built yet claims nothing from the start.
-            if self._ledger is not None:
-                self._ledger.open(self._release, accounting.UnknownSampling())
-            return
-        self._drawn_size = info.capacity
+            claim = counting.Claim(self._release, draws=draws)
+            return {self._built_ledger: claim}
         self.count_labels(info)
-        self._built_ledger.open(
-            self._release.of_kind(self.kind_of(info)),
-            info.sampling,
-            info.seeded,
-            info.draws,
-            info.capacity,
-        )
+        released = self._release.of_kind(self.kind_of(info))
+        how = info.sampling, info.seeded, info.draws, info.capacity
+        claim = counting.Claim(released, *how)
+        return {self._built_ledger: claim}
 
     def kind_of(
         self, info: "sampling_lib.SamplingInfo | None"

@@ -99,7 +99,9 @@ def listed(paths: Sequence[str]) -> str:
 
 
 def uncounted_steps(model: keras.Model, counted: int) -> list[str]:
-    """Compares the steps of an optimizer with the releases of its layers.
+    """Compares the steps of optimizers with the releases of layers.
+
+    A step that was not counted once stays so, whichever optimizer comes next.
 
     Args:
         model: A model with such a layer.
@@ -108,10 +110,51 @@ def uncounted_steps(model: keras.Model, counted: int) -> list[str]:
     Returns:
         One sentence if more steps were taken than counted, else nothing.
     """
-    taken = int(getattr(getattr(model, "optimizer", None), "iterations", 0))
+    state = state_lib.state_of(model)
+    earlier, _ = state.taken_before
+    taken = earlier + _steps_of(getattr(model, "optimizer", None))
     if taken <= counted:
-        return []
+        if not state.uncounted:
+            return []
+        return [
+            f"An earlier optimizer took {state.uncounted} steps that "
+            "DPRepresentationClip did not count: they were without its noise."
+        ]
     return [
         f"The optimizer took {taken} steps and DPRepresentationClip counted "
         f"{counted} releases: some steps were without its noise."
     ]
+
+
+def keep_uncounted(model: keras.Model, counted: int) -> None:
+    """Keeps in mind what the optimizer did before another one is compiled.
+
+    Args:
+        model: A model with such a layer, and still its optimizer.
+        counted: Number of releases of representations in its ledgers.
+    """
+    state = state_lib.state_of(model)
+    earlier, at_first = state.taken_before
+    now = _steps_of(model.optimizer)
+    # Steps that it took elsewhere, before, are no steps of this model.
+    own = now - at_first
+    uncounted = min(own, earlier + now - counted)
+    state.uncounted = max(state.uncounted, uncounted)
+
+
+def begin_with(model: keras.Model, before: Any) -> None:
+    """Notes the steps of the optimizers when one is compiled.
+
+    Args:
+        model: A model with such a layer and its optimizer.
+        before: The optimizer that it had before, or `None`.
+    """
+    state = state_lib.state_of(model)
+    earlier, at_first = state.taken_before
+    if before is not model.optimizer:
+        earlier += _steps_of(before) - at_first
+        state.taken_before = earlier, _steps_of(model.optimizer)
+
+
+def _steps_of(optimizer: Any) -> int:
+    return int(getattr(optimizer, "iterations", 0))

@@ -11,6 +11,7 @@ from keras import tree
 from tf_dpfp import replicas
 from tf_dpfp import step as step_lib
 from tf_dpfp.keras_private import distribution as keras_distribution
+from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.sampling import pipelines
 
@@ -54,7 +55,7 @@ def fit(
     )
     with (
         _dealt_to(mechanism, strategy),
-        mechanism.counted(pipeline),
+        fit_steps.announced(mechanism.state, mechanism.claims(pipeline)),
         replicas.fitting(strategy, model),
     ):
         return state_lib.ordinary(model, "fit")(

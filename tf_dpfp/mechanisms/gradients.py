@@ -17,6 +17,7 @@ from keras import tree
 
 from tf_dpfp import accounting
 from tf_dpfp import compilation
+from tf_dpfp import counting
 from tf_dpfp import optimizers
 from tf_dpfp import replicas
 from tf_dpfp import sampling as sampling_lib
@@ -27,6 +28,7 @@ from tf_dpfp.independence.findings import Finding
 from tf_dpfp.keras_private import trainer as keras_trainer
 from tf_dpfp.mechanisms import clip_layers
 from tf_dpfp.mechanisms import dealt
+from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import proved
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.mechanisms import train_step
@@ -192,25 +194,21 @@ class Gradients(Mechanism):
         with compilation.tracing_for(target):
             return proved.findings_of_all_sizes(self.model, plan, specs)
 
-    @contextlib.contextmanager
-    def counted(self, pipeline: pipelines.Pipeline) -> Iterator[None]:
-        """Opens the ledger for the data of the steps inside.
+    def claims(
+        self, pipeline: pipelines.Pipeline
+    ) -> dict[counting.Ledger, counting.Claim]:
+        """Returns the claim of steps on a pipeline, by ledger.
 
         Args:
             pipeline: Description of the data.
         """
         drawn = pipeline.drawn
-        self.optimizer.open_ledger(
+        return self.optimizer.claims(
             pipeline.sampling,
             pipeline.seeded,
             self.kind(pipeline),
             None if drawn is None else drawn.capacity,
         )
-        try:
-            yield
-        finally:
-            # Steps taken outside `fit` must not inherit its claim.
-            self.optimizer.open_ledger(accounting.UnknownSampling())
 
     def fit(self, args: tuple, kwargs: dict) -> keras.callbacks.History:
         """Runs Keras's `fit` with the ledger open for the data."""
@@ -233,7 +231,7 @@ class Gradients(Mechanism):
         self.check_draws(arguments["x"], pipeline)
         with strategy.scope() if strategy else contextlib.nullcontext():
             build_optimizer(self.model, self.optimizer)
-        with self.counted(pipeline):
+        with fit_steps.announced(self.state, self.claims(pipeline)):
             return ordinary(*args, **kwargs)
 
     def _take_sizes(self, pipeline: pipelines.Pipeline) -> None:
@@ -259,7 +257,7 @@ class Gradients(Mechanism):
             self.optimizer.set_expected_batch_size(
                 len(tree.flatten(arguments["x"])[0]), "the first batch"
             )
-        with self.counted(pipelines.UNKNOWN):
+        with counting.announced(None, self.claims(pipelines.UNKNOWN)):
             if replicas.deals(strategy):
                 return dealt.train_on_batch(self, strategy, arguments)
             return ordinary(*args, **kwargs)
@@ -280,7 +278,7 @@ class Gradients(Mechanism):
             )
         self.check_draws(batches, pipeline)
         self._take_sizes(pipeline)
-        with self.counted(pipeline):
+        with counting.announced(None, self.claims(pipeline), drawn=True):
             yield
 
 

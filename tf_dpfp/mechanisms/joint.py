@@ -44,10 +44,16 @@ class Joint(Gradients):
 
     def objections(self) -> list[str]:
         """Tells if the optimizer took steps without the layer's noise."""
-        counted = sum(
+        return clip_layers.uncounted_steps(self.model, self._counted())
+
+    def keep_uncounted(self) -> None:
+        """Keeps in mind steps that no layer counted, before `compile`."""
+        clip_layers.keep_uncounted(self.model, self._counted())
+
+    def _counted(self) -> int:
+        return sum(
             e.steps for e in self.entries() if e.release.has_representations
         )
-        return clip_layers.uncounted_steps(self.model, counted)
 
     def check_compiled(self) -> None:
         """Checks the layer, and tries a functional model at once."""

@@ -67,6 +67,9 @@ class Mechanism(abc.ABC):
         """Lists reasons why epsilon is infinite; empty if there are none."""
         return []
 
+    def keep_uncounted(self) -> None:  # noqa: B027
+        """Keeps in mind steps that no ledger counted, before `compile`."""
+
     @abc.abstractmethod
     def absorb(self, entries: Sequence[accounting.LedgerEntry]) -> None:
         """Adds entries of an earlier ledger of the model to its ledger.

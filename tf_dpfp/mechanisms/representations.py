@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from tf_dpfp import accounting
+from tf_dpfp import counting
 from tf_dpfp import optimizers
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import validation
@@ -22,6 +23,7 @@ from tf_dpfp.independence.representations import Findings
 from tf_dpfp.keras_private import lookups as keras_lookups
 from tf_dpfp.keras_private import random as keras_random
 from tf_dpfp.mechanisms import clip_layers
+from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.mechanisms.mechanism import Mechanism
 
@@ -49,10 +51,16 @@ class Representations(Mechanism):
 
     def objections(self) -> list[str]:
         """Tells if the optimizer took steps that no layer counted."""
-        counted = sum(
+        return clip_layers.uncounted_steps(self.model, self._counted())
+
+    def keep_uncounted(self) -> None:
+        """Keeps in mind steps that no layer counted, before `compile`."""
+        clip_layers.keep_uncounted(self.model, self._counted())
+
+    def _counted(self) -> int:
+        return sum(
             e.steps for e in self.entries() if e.release.has_representations
         )
-        return clip_layers.uncounted_steps(self.model, counted)
 
     def absorb(self, entries: Sequence[accounting.LedgerEntry]) -> None:
         """Adds entries to the ledger of the first layer."""
@@ -106,26 +114,13 @@ class Representations(Mechanism):
             self._check_draws(x, info)
             # Keras would warn that it can't shuffle a data set.
             kwargs.setdefault("shuffle", False)
-        with self._counted(info), self._fitting():
+        claims = self._claims(info, sampling_lib.draws_of(x))
+        with fit_steps.announced(self.state, claims):
             return ordinary(*args, **kwargs)
-
-    @contextlib.contextmanager
-    def _fitting(self) -> Iterator[None]:
-        """Tells steps that a callback takes from those of `fit`."""
-        before, self.state.in_fit = self.state.in_fit, True
-        try:
-            yield
-        finally:
-            self.state.in_fit = before
 
     def train_on_batch(self, args: tuple, kwargs: dict) -> Any:
         """Runs Keras's `train_on_batch`; the layers count it."""
-        ordinary = state_lib.ordinary(self.model, "train_on_batch")
-        if not self.state.in_fit:
-            return ordinary(*args, **kwargs)
-        # In a callback: the claim is that of the batches of `fit` alone.
-        with self._counted(None):
-            return ordinary(*args, **kwargs)
+        return state_lib.ordinary(self.model, "train_on_batch")(*args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Takes an ordinary step of a model that passed its trial."""
@@ -153,7 +148,9 @@ class Representations(Mechanism):
                 f"Received: batches={batches!r}"
             )
         self._check_draws(batches, info)
-        with self._counted(info), self._secret_seeds():
+        claims = self._claims(info)
+        announced = counting.announced(None, claims, drawn=True)
+        with announced, self._secret_seeds():
             yield
 
     def _check_draws(
@@ -170,19 +167,14 @@ class Representations(Mechanism):
             )
         self.state.populations.add(info.population)
 
-    @contextlib.contextmanager
-    def _counted(
-        self, info: sampling_lib.SamplingInfo | None
-    ) -> Iterator[None]:
-        """Opens the ledgers of the layers for the draws of a data set."""
+    def _claims(
+        self, info: sampling_lib.SamplingInfo | None, draws: int = 1
+    ) -> dict[counting.Ledger, counting.Claim]:
+        """Returns the claims of the layers on the batches of a data set."""
+        found: dict[counting.Ledger, counting.Claim] = {}
         for layer in self.layers:
-            layer.open_ledger(info)
-        try:
-            yield
-        finally:
-            # Steps taken outside must not inherit the claim.
-            for layer in self.layers:
-                layer.open_ledger(None)
+            found |= layer.claims(info, draws)
+        return found
 
 
 def _draws_of(batches: Any) -> sampling_lib.SamplingInfo | None:

@@ -32,9 +32,12 @@ class State:
         findings: Result of the trial of a model with noised representations.
         tried_with: Trainability of all layers at that trial.
         populations: Numbers of examples of all data sets so far.
+        taken_before: Steps of ordinary optimizers before this one, and of this
+            one before it was compiled into the model (second number).
+        uncounted: Greatest number of steps so far that no layer with noised
+            representations counted.
         dealt_to: Number of replicas that the batches of `fit` are dealt to;
             1 outside of `fit`.
-        in_fit: True inside of a `fit` whose layers count its batches.
     """
 
     def __init__(self) -> None:
@@ -46,8 +49,9 @@ class State:
         self.findings: Findings | None = None
         self.tried_with: tuple[bool, ...] = ()
         self.populations: set[int] = set()
+        self.taken_before = (0, 0)
+        self.uncounted = 0
         self.dealt_to = 1
-        self.in_fit = False
 
 
 def is_private(model: keras.Model) -> bool:

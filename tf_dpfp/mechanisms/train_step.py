@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 from keras import tree
 
+from tf_dpfp import counting
 from tf_dpfp import optimizers
 from tf_dpfp import step as step_lib
 from tf_dpfp.keras_private import trainer as keras_trainer
@@ -59,6 +60,7 @@ def clipped_gradients(
     batch: tuple,
     num_replicas: int = 1,
     after_microbatch: Callable[..., None] = lambda *_: None,
+    stamp: counting.Stamp | None = None,
 ) -> optimizers.ClippedGradients:
     """Computes clipped gradients of a batch, or of one replica's piece.
 
@@ -67,6 +69,7 @@ def clipped_gradients(
         batch: `(x, y, sample_weight)`.
         num_replicas: Number of replicas that the batch was dealt to.
         after_microbatch: Function called for every micro-batch: metrics.
+        stamp: Claim of the batch; `None`: that of the steps of this thread.
 
     Returns:
         `ClippedGradients`; private until the optimizer adds noise.
@@ -89,7 +92,11 @@ def clipped_gradients(
     clipped = step_lib.as_clipped_gradients(
         plan, sums, regularization, _batch_size(x), num_replicas
     )
-    return dataclasses.replace(clipped, owner=mechanism.optimizer)
+    return dataclasses.replace(
+        clipped,
+        owner=mechanism.optimizer,
+        stamp=mechanism.optimizer.stamp() if stamp is None else stamp,
+    )
 
 
 def _batch_size(x: Any) -> tf.Tensor | int:

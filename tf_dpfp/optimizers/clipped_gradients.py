@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tf_dpfp import clipping as clipping_lib
+from tf_dpfp import counting
 from tf_dpfp import low_rank
 from tf_dpfp.distribute import replicas
 from tf_dpfp.optimizers import joint_release
@@ -43,6 +44,8 @@ class ClippedGradients:
         owner: The optimizer that the model of these gradients is compiled
             with, and whose ledger the step belongs to; `None` if there is no
             model.
+        stamp: The claim of the batch, for one step; `None`: of unknown
+            sampling.
     """
 
     sums: Sequence[tf.Tensor | None]
@@ -54,6 +57,7 @@ class ClippedGradients:
     replicas: int = 1
     joint: joint_release.JointGradients | None = None
     owner: Any = None
+    stamp: counting.Stamp | None = None
 
     @property
     def all_variables(self) -> list[keras.Variable]:

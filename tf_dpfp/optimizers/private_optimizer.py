@@ -186,34 +186,37 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         """Takes over the ledger of an earlier optimizer of the same model."""
         self._ledger.absorb(entries)
 
-    def open_ledger(
+    def claims(
         self,
         sampling: accounting.Sampling,
         seeded: bool = False,
         kind: accounting.Release | None = None,
         batch_size: int | None = None,
-    ) -> None:
-        """Tells the ledger how the examples of the next steps are chosen.
+    ) -> dict[counting.Ledger, counting.Claim]:
+        """Returns the claim of steps on batches that are chosen in one way.
 
         Args:
             sampling: The sampling.
             seeded: True if it follows a seed.
             kind: Kind of the representations that are released jointly, if
-                anything else is declared of the labels than `release_jointly`
-                was told.
-            batch_size: The batch size for which the sampling holds; steps of
-                another are counted as of unknown sampling. `None`: any.
+                other than what `release_jointly` was told.
+            batch_size: The batch size for which that holds; `None`: any.
+
+        Returns:
+            The claim, by ledger; announce it (`counting.announced`).
         """
         # A compiled step only reads the keys.
         self._noise_source.renew_after_fork()
         self._layer_seeds.renew_after_fork()
         released = self._settings.release
-        self._ledger.open(
-            released if kind is None else released.of_kind(kind),
-            sampling,
-            seeded,
-            batch_size=batch_size,
-        )
+        if kind is not None:
+            released = released.of_kind(kind)
+        claim = counting.Claim(released, sampling, seeded, 1, batch_size)
+        return {self._ledger: claim}
+
+    def stamp(self) -> counting.Stamp:
+        """Stamps a batch with the claim of the thread that steps on it."""
+        return self._ledger.stamp(self._settings.release)
 
     def release_jointly(
         self, representations: counting.GaussianRelease
@@ -243,8 +246,7 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
                 "model: its ledger belongs to one."
             )
         self._settings = self._settings.joint_with(representations)
-        with tf.init_scope():
-            self.open_ledger(accounting.UnknownSampling())
+        self.ensure_ledger_open()
 
     def ensure_ledger_open(self) -> None:
         """Gets ready to count steps inside a replica."""
@@ -379,7 +381,9 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
             settings.secure,
         )
         # Before anything is released: a step that fails half-way is counted.
-        self._ledger.count_step(settings.release, clipped.counted_batch_size)
+        self._ledger.count_step(
+            settings.release, clipped.stamp, clipped.counted_batch_size
+        )
         noise_multiplier, counts = settings.sums.noise_multiplier, None
         adaptation = self._adaptation
         if adaptation is not None:

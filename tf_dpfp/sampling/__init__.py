@@ -11,6 +11,7 @@ from tf_dpfp.sampling.padding import pad_to_multiple
 from tf_dpfp.sampling.padding import split_microbatches
 from tf_dpfp.sampling.poisson import poisson_batches
 from tf_dpfp.sampling.registry import SamplingInfo
+from tf_dpfp.sampling.registry import draws_of
 from tf_dpfp.sampling.registry import examples_digest
 from tf_dpfp.sampling.registry import sampled_shard
 from tf_dpfp.sampling.registry import sampling_of
@@ -22,6 +23,7 @@ __all__ = [
     "SamplingInfo",
     "calibrate_representation",
     "deal",
+    "draws_of",
     "examples_digest",
     "keep_probability",
     "pad_to_multiple",

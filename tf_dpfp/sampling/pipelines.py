@@ -103,6 +103,14 @@ def _describe_unknown(
 ) -> Pipeline:
     """Describes an ordinary pipeline: each example may be in every step."""
     x = arguments["x"]
+    draws = registry.draws_of(x)
+    if draws != 1:
+        raise ValueError(
+            "A batch must be one draw: an example that is in it several times "
+            "moves the clipped sums by as many clip norms. Use "
+            "`poisson_batches`, or `stratified_batches` with draws=1. "
+            f"Received: a data set made of batches of {draws} draws"
+        )
     if isinstance(x, tf.data.Dataset):
         size = _dataset_batch_size(x) if need_batch_size else None
         return Pipeline("the data set", accounting.UnknownSampling(), size)

@@ -11,6 +11,7 @@ from tf_dpfp import arguments
 from tf_dpfp.accounting import LedgerEntry
 from tf_dpfp.accounting import PoissonSampling
 from tf_dpfp.accounting import WithoutReplacement
+from tf_dpfp.keras_private import datasets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,27 @@ def sampling_of(dataset: Any) -> SamplingInfo | None:
     if not isinstance(dataset, tf.data.Dataset):
         return None
     return _KNOWN.get(dataset, (None, None))[0]
+
+
+def draws_of(dataset: Any) -> int:
+    """Returns how many draws a batch of a data set may be made of.
+
+    A data set that was derived from one of several draws proves nothing, and
+    yet an example may be in each of its batches once for every draw.
+
+    Args:
+        dataset: Anything that `fit` takes.
+
+    Returns:
+        The greatest number of draws of what it was derived from; 1 if that
+        is unknown.
+    """
+    if not isinstance(dataset, tf.data.Dataset):
+        return 1
+    info = sampling_of(dataset)
+    if info is not None:
+        return info.draws
+    return max(map(draws_of, datasets.made_of(dataset)), default=1)
 
 
 def refuse_drawn(x: Any) -> None:

@@ -37,6 +37,8 @@ def compile_private(model: keras.Model, args: tuple, kwargs: dict) -> None:
     elif not clip_layers.layers_of(model):
         # Before anything is changed.
         raise _adds_no_noise(model, given)
+    if before is not None and clip_layers.layers_of(model):
+        mechanisms.choose(model, before).keep_uncounted()
     try:
         ordinary(*args, **kwargs)
         # A model's own `compile` may have put another optimizer in its place.
@@ -50,6 +52,7 @@ def compile_private(model: keras.Model, args: tuple, kwargs: dict) -> None:
         model.optimizer = before
         raise
     state.mechanism = mechanism
+    clip_layers.begin_with(model, before)
     mechanism.check_compiled()
 
 

@@ -88,9 +88,15 @@ def distributed_step(model: keras.Model, x, y, sample_weight=None) -> None:
     count = strategy.num_replicas_in_sync
     dealt.build(mechanism, strategy, batch)
 
+    stamp = optimizer.stamp()  # Replicas may be threads of their own.
+
     def of_replica():
         piece = sampling_lib.piece_of(batch, replica.index(), count)
-        optimizer.apply(train_step.clipped_gradients(mechanism, piece, count))
+        optimizer.apply(
+            train_step.clipped_gradients(
+                mechanism, piece, count, stamp=stamp.copy()
+            )
+        )
 
     strategy.run(of_replica)
 
@@ -101,10 +107,12 @@ def sampled_steps(
 ) -> Iterator[None]:
     """Counts the steps of a custom loop as drawn from `batches`.
 
-    The claim is the caller's: inside, every step must use the next batch of
-    `batches`, whole and unchanged, once. With a `DPRepresentationClip` in the
-    model, `fit` may be inside: every batch must be one forward pass in
-    training.
+    The claim is the caller's, for the thread that enters: inside, each of its
+    steps must use the next batch of `batches`, whole and unchanged, once. Steps
+    of other threads, those of `train_on_batch` with a private optimizer, and
+    those that callbacks of a `fit` inside take, claim nothing. With a
+    `DPRepresentationClip` in the model, the `fit` of another model that holds
+    the layer may be inside: every batch must be one forward pass in training.
 
     Args:
         model: A private model, compiled with a private optimizer; or one with

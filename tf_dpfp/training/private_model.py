@@ -19,6 +19,7 @@ from tf_dpfp import replicas
 from tf_dpfp import validation
 from tf_dpfp.independence import representations as trial
 from tf_dpfp.mechanisms import clip_layers
+from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import gradients
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.training import compiling
@@ -61,9 +62,21 @@ def _train_step(self, data: Any) -> dict[str, Any]:
         return mechanisms.mechanism_of(self).train_step(data)
 
 
+def _make_train_function(self, force: bool = False) -> Any:
+    """Makes Keras's training function, whose steps in `fit` have its claim."""
+    before = None if force else self.train_function
+    made = state_lib.ordinary(self, "make_train_function")(force)
+    if self.train_function is not None and self.train_function is not before:
+        self.train_function = fit_steps.with_claims(
+            self, state_lib.state_of(self), self.train_function
+        )
+    return made
+
+
 _METHODS: dict[str, Callable[..., Any]] = {
     "compile": _compile,
     "fit": _fit,
+    "make_train_function": _make_train_function,
     "train_on_batch": _train_on_batch,
     "train_step": _train_step,
 }

@@ -1,0 +1,228 @@
+"""Random interleavings of everything that takes steps: each is counted right.
+
+By hand, for many more than the suite tries:
+
+    TF_DPFP_INTERLEAVINGS=10000 pytest tests/mechanisms/interleavings_test.py
+"""
+
+import collections
+import os
+import threading
+
+import hypothesis
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import strategies as st
+from keras import layers
+
+import tf_dpfp
+from tf_dpfp.independence import gradients as trial_lib
+
+EXAMPLES = int(os.environ.get("TF_DPFP_INTERLEAVINGS", "12"))
+STEPS = 3
+X = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+Y = X.sum(axis=1, keepdims=True)
+SIZES = 20, 40
+
+
+class _Stop(Exception):
+    pass
+
+
+class _Machine:
+    """One model, what can be done with it, and what was done so far."""
+
+    def __init__(self, folder):
+        self.model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+        tf_dpfp.make_private(self.model)
+        optimizer = tf_dpfp.DPSGD(
+            0.01, noise_multiplier=1.0, expected_batch_size=4
+        )
+        self.model.compile(optimizer, loss="mse")
+        self.step = tf.function(self._step, reduce_retracing=True)
+        self.data = {
+            size: tf_dpfp.poisson_batches(
+                X[:size], Y[:size], expected_batch_size=4, steps_per_epoch=STEPS
+            )
+            for size in SIZES
+        }
+        self.truth = collections.Counter()
+        self.lock = threading.Lock()
+        self.file = str(folder / "older.weights.h5")
+
+    def _step(self, x, y):
+        self.model.optimizer.apply(
+            tf_dpfp.loops.clipped_gradients(self.model, x, y)
+        )
+
+    def count(self, kind, steps=1):
+        with self.lock:
+            self.truth[kind] += steps
+
+    def counted(self):
+        counts = collections.Counter()
+        for entry in tf_dpfp.ledger(self.model):
+            rate = getattr(entry.sampling, "sampling_rate", None)
+            counts[rate and round(4 / rate)] += entry.steps
+        return counts
+
+    def run(self, actions):
+        for name, *arguments in actions:
+            getattr(self, name)(*arguments)
+
+    # Everything that an interleaving is made of.
+
+    def custom(self):
+        self.step(X[:4], Y[:4])
+        self.count(None)
+
+    def eager(self):
+        self._step(X[:4], Y[:4])
+        self.count(None)
+
+    def on_batch(self):
+        self.model.train_on_batch(X[:4], Y[:4])
+        self.count(None)
+
+    def plain(self):
+        self.model.fit(X[:8], Y[:8], batch_size=4, verbose=0)
+        self.count(None, 2)
+
+    def past(self):
+        keras.Model.fit(self.model, X[:4], Y[:4], verbose=0)
+        self.count(None)
+
+    def fit(self, size, when, actions, fails):
+        machine = self
+
+        class At(keras.callbacks.Callback):
+            batches = 0
+
+            def on_train_batch_begin(self, batch, logs=None):
+                if (batch, when) == (1, "begin"):
+                    machine.run(actions)
+
+            def on_train_batch_end(self, batch, logs=None):
+                machine.count(size)
+                if (batch, when) == (1, "end"):
+                    machine.run(actions)
+                if fails and batch == 1:
+                    raise _Stop
+
+        try:
+            self.model.fit(self.data[size], verbose=0, callbacks=[At()])
+        except _Stop:
+            pass
+
+    def sampled(self, size, actions):
+        batches = self.data[size]
+        with tf_dpfp.loops.sampled_steps(self.model, batches):
+            for index, (x, y) in enumerate(batches):
+                self.step(x, y)
+                self.count(size)
+                if index == 1:
+                    self.run(actions)
+
+    def threads(self, programs):
+        errors = []
+
+        def run(actions):
+            try:
+                self.run(actions)
+            except BaseException as error:  # noqa: BLE001
+                errors.append(error)
+
+        started = [
+            threading.Thread(target=run, args=(actions,))
+            for actions in programs
+        ]
+        for thread in started:
+            thread.start()
+        for thread in started:
+            thread.join()
+        assert not errors, errors
+
+    def save(self):
+        self.model.save_weights(self.file)
+
+    def restore(self):
+        if os.path.exists(self.file):
+            self.model.load_weights(self.file)
+
+    def renew(self):
+        """An older ledger, written past Keras's files."""
+        table = self.model.optimizer._ledger._table
+        table.assign(np.zeros(table.shape))
+
+
+# `sampled` claims what its own thread does inside, so it holds no plain steps
+# of this thread; those of `fit` and `train_on_batch` have claims of their own.
+_PLAIN = [("custom",), ("eager",), ("on_batch",), ("plain",), ("past",)]
+_FILES = [("save",), ("restore",), ("renew",)]
+_LEAVES = st.sampled_from(_PLAIN + _FILES)
+
+
+def _compound(inner):
+    few = st.lists(inner, max_size=2)
+    many = st.lists(few, min_size=2, max_size=3)
+    size = st.sampled_from(SIZES)
+    fit = st.tuples(
+        st.just("fit"),
+        size,
+        st.sampled_from(["begin", "end"]),
+        few,
+        st.booleans(),
+    )
+    return fit | st.tuples(st.just("threads"), many.map(_without_files))
+
+
+def _without_files(programs):
+    """Files are written and read by one thread at a time."""
+    return [[a for a in actions if not _has_files(a)] for actions in programs]
+
+
+def _has_files(action):
+    if isinstance(action, (tuple, list)):
+        return any(map(_has_files, action))
+    return action in ("save", "restore")
+
+
+_ACTIONS = st.recursive(_LEAVES, _compound, max_leaves=6)
+_OF_OTHERS = st.lists(
+    st.sampled_from(
+        [
+            ("on_batch",),
+            ("plain",),
+            ("threads", [[("custom",), ("on_batch",)]]),
+            ("fit", 20, "end", [("custom",), ("eager",)], False),
+            ("fit", 40, "begin", [("past",)], True),
+        ]
+    ),
+    max_size=2,
+)
+_PROGRAMS = st.lists(
+    _ACTIONS
+    | st.tuples(st.just("sampled"), st.sampled_from(SIZES), _OF_OTHERS),
+    min_size=1,
+    max_size=5,
+)
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial_lib, "check", lambda *_: None)
+        made = _Machine(tmp_path_factory.mktemp("interleavings"))
+        # Traced by one thread, once.
+        made.run([("custom",), ("plain",), ("on_batch",)])
+        made.run([("fit", size, "end", [], False) for size in SIZES])
+        yield made
+
+
+@hypothesis.settings(max_examples=EXAMPLES, database=None)
+@hypothesis.given(program=_PROGRAMS)
+def test_every_interleaving_is_counted_as_it_was(machine, program):
+    machine.run(program)
+    assert machine.counted() == machine.truth

@@ -1,0 +1,232 @@
+"""Claims: how the batches of the steps of a thread are drawn.
+
+A claim belongs to a batch that a sampler drew, not to the time at which a step
+is taken. So a claim is announced for one thread, and holds for those of its
+steps that are taken on such a batch: `fit` says of each of its own steps that
+it is one. A step of a callback, or of another thread, has no claim, though
+`fit` is running.
+
+A compiled step asks for the claim of its thread at each call.
+"""
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from tf_dpfp import accounting
+from tf_dpfp.counting.release import Release
+from tf_dpfp.keras_private import call_time
+
+if TYPE_CHECKING:
+    from tf_dpfp.counting.ledger import Ledger
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """Kind of the steps on the batches of one sampler.
+
+    Attributes:
+        release: Release of a step, with its noise.
+        sampling: Sampling of the examples of a step.
+        seeded: True if they are chosen by a seed.
+        draws: Number of draws in a batch.
+        batch_size: The batch size for which that holds; steps on batches of
+            another are of unknown sampling. `None`: any size.
+    """
+
+    release: Release
+    sampling: accounting.Sampling = accounting.UnknownSampling()
+    seeded: bool = False
+    draws: int = 1
+    batch_size: int | None = None
+
+    def entry(self, steps: int) -> accounting.LedgerEntry:
+        """Returns the ledger entry of the steps."""
+        return accounting.LedgerEntry(
+            self.sampling,
+            self.release.noise_multiplier,
+            steps,
+            self.seeded or self.release.seeded,
+            self.release.kind,
+        )
+
+    def of_other_sizes(self) -> "Claim":
+        """Returns what batches of any other size are counted as.
+
+        They may be made of a batch of the sampler, and hold an example once
+        for every draw.
+        """
+        if self.batch_size is None:
+            return self
+        return Claim(
+            self.release,
+            accounting.UnknownSampling(),
+            self.seeded,
+            self.draws,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Located:
+    """A claim, and the rows of a ledger that its steps are counted in.
+
+    Attributes:
+        claim: The claim.
+        rows: int64: the row, the row for batches of other sizes, what is
+            counted for a step in each, and the batch size (0: any).
+    """
+
+    claim: Claim
+    rows: tf.Tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Announced:
+    """Claims that steps of a thread may have.
+
+    Attributes:
+        owner: Names the loop that draws the batches.
+        claims: Claim by ledger.
+        drawn: True if all steps of the thread are on drawn batches.
+    """
+
+    owner: Any
+    claims: Mapping["Ledger", Located]
+    drawn: bool
+
+
+class _Thread(threading.local):
+    """What is announced in this thread, and which of it holds now."""
+
+    def __init__(self) -> None:
+        self.announced: list[_Announced] = []
+        self.on_drawn: _Announced | None = None
+
+
+_THREAD = _Thread()
+
+
+@contextlib.contextmanager
+def announced(
+    owner: Any, claims: Mapping["Ledger", Claim], drawn: bool = False
+) -> Iterator[None]:
+    """Announces claims of steps that this thread takes inside.
+
+    Args:
+        owner: Names the loop that draws the batches; see `on_drawn_batch`.
+        claims: Claim by ledger.
+        drawn: True if all steps inside are on batches that were drawn.
+
+    Raises:
+        ValueError: If a ledger is full.
+        RuntimeError: If steps draw another noise than is claimed.
+    """
+    located = {ledger: ledger.locate(claims[ledger]) for ledger in claims}
+    new = _Announced(owner, located, drawn)
+    _THREAD.announced.append(new)
+    try:
+        yield
+    finally:
+        _THREAD.announced.remove(new)
+
+
+@contextlib.contextmanager
+def on_drawn_batch(owner: Any) -> Iterator[None]:
+    """Says that the steps inside are on the batch that a loop drew.
+
+    Args:
+        owner: Name of the loop. Nothing is claimed unless its announcement is
+            the last one of this thread.
+    """
+    last = _THREAD.announced[-1] if _THREAD.announced else None
+    before = _THREAD.on_drawn
+    _THREAD.on_drawn = last if last and last.owner == owner else None
+    try:
+        yield
+    finally:
+        _THREAD.on_drawn = before
+
+
+@contextlib.contextmanager
+def passed_to_replicas() -> Iterator[None]:
+    """Hands what holds in this thread to the threads of eager replicas."""
+    on_drawn = _THREAD.on_drawn
+    with call_time.passed_to_replicas(on_drawn):
+        yield
+
+
+def _last(ledger: "Ledger") -> tuple[Located | None, bool]:
+    """Returns the last claim of this thread, and if it holds now."""
+    for last in reversed(_THREAD.announced):
+        if ledger in last.claims:
+            return last.claims[ledger], last.drawn or last is _THREAD.on_drawn
+    given = None if _THREAD.announced else call_time.passed()
+    if given is not None and ledger in given.claims:
+        return given.claims[ledger], True
+    return None, False
+
+
+def of_thread(ledger: "Ledger") -> Located | None:
+    """Returns the claim of a step that this thread takes now.
+
+    Args:
+        ledger: The ledger that counts it.
+
+    Returns:
+        `None` if nothing is claimed.
+    """
+    located, holds = _last(ledger)
+    return located if holds else None
+
+
+def to_come(ledger: "Ledger") -> Claim | None:
+    """Returns the claim of the next step on a drawn batch of this thread.
+
+    Args:
+        ledger: The ledger that counts it.
+
+    Returns:
+        `None` if none is announced.
+    """
+    located, _ = _last(ledger)
+    return None if located is None else located.claim
+
+
+class Stamp:
+    """Claim of one batch, which travels with what was computed of it.
+
+    It is good for one release: a second one of the same batch would not be of
+    a second draw.
+
+    Args:
+        ledger: The ledger whose rows it names.
+        rows: Rows of the ledger; see `Located`.
+    """
+
+    def __init__(self, ledger: "Ledger", rows: tf.Tensor):
+        self._ledger = ledger
+        self._rows: tf.Tensor | None = rows
+
+    def copy(self) -> "Stamp":
+        """Returns the stamp of another replica's piece of the batch."""
+        if self._rows is None:
+            raise ValueError("The stamp was used already.")
+        return Stamp(self._ledger, self._rows)
+
+    def take(self, ledger: "Ledger") -> tf.Tensor | None:
+        """Returns the rows, once.
+
+        Args:
+            ledger: The ledger that counts the step.
+
+        Returns:
+            The rows; `None` if the stamp was used or is of another ledger.
+        """
+        if ledger is not self._ledger:
+            return None
+        rows, self._rows = self._rows, None
+        return rows
