@@ -34,6 +34,8 @@ class State:
         populations: Numbers of examples of all data sets so far.
         dealt_to: Number of replicas that the batches of `fit` are dealt to;
             1 outside of `fit`.
+        ordinary_steps: Number of ordinary steps that the model showed when it
+            was made private.
         in_fit: True inside of a `fit` whose layers count its batches.
     """
 
@@ -48,6 +50,7 @@ class State:
         self.populations: set[int] = set()
         self.dealt_to = 1
         self.in_fit = False
+        self.ordinary_steps = 0
 
 
 def is_private(model: keras.Model) -> bool:
