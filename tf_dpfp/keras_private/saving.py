@@ -210,7 +210,7 @@ def keep_optimizers_in_configuration(
         try:
             return ordinary(model, *args, **kwargs)
         finally:
-            if chosen(before.get("optimizer")):
+            if compiled is not None and chosen(before.get("optimizer")):
                 compiled.config.update(before)
 
     saving_utils.model_metadata = model_metadata

@@ -96,6 +96,11 @@ def update_metrics(
     return model.get_metrics_result()
 
 
+def start_at(model: keras.Model, epoch: int) -> None:
+    """Lets the `fit` that is about to run begin at a later epoch."""
+    model._initial_epoch = epoch
+
+
 def takes_training(model: keras.Model) -> bool:
     """Tells if the model's `call` has a `training` argument."""
     return "training" in inspect.signature(type(model).call).parameters
