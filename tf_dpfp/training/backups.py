@@ -109,9 +109,9 @@ class BackupAndRestore(keras.callbacks.Callback):
             mechanism.absorb(lacking)
         if lacking and not found:
             warnings.warn(
-                f"The backup in '{self._folder}' is gone, and the journal "
-                f"beside it counts {sum(e.steps for e in lacking)} steps of "
-                "its training. They stay counted.",
+                f"There is no backup in '{self._folder}', and the journal "
+                f"beside it counts {sum(e.steps for e in lacking)} steps of a "
+                "training that did not end. They stay counted.",
                 UserWarning,
                 stacklevel=2,
             )
