@@ -49,6 +49,7 @@ from tf_dpfp.optimizers import DPLion
 from tf_dpfp.optimizers import DPRMSprop
 from tf_dpfp.optimizers import private_optimizer_class
 from tf_dpfp.sampling import poisson_batches
+from tf_dpfp.training import BackupAndRestore
 from tf_dpfp.training import PrivacyBudget
 from tf_dpfp.training import clip_norms
 from tf_dpfp.training import compute_epsilon
@@ -63,6 +64,7 @@ if _typing.TYPE_CHECKING:
     from tf_dpfp import auditing
 
 __all__ = [
+    "BackupAndRestore",
     "DPAdagrad",
     "DPAdam",
     "DPAdamW",

@@ -14,6 +14,10 @@ from tf_dpfp.accounting.joint import BudgetSplit
 from tf_dpfp.accounting.joint import joint_noise_multiplier
 from tf_dpfp.accounting.joint import other_noise_multiplier
 from tf_dpfp.accounting.joint import split_budget
+from tf_dpfp.accounting.ledger_rows import decode_rows
+from tf_dpfp.accounting.ledger_rows import encode_rows
+from tf_dpfp.accounting.ledger_rows import greater
+from tf_dpfp.accounting.ledger_rows import missing
 from tf_dpfp.accounting.releases import Adjacency
 from tf_dpfp.accounting.releases import EndToEnd
 from tf_dpfp.accounting.releases import Joint

@@ -217,6 +217,21 @@ def sampling(
     return described
 
 
+def trained_before(steps: int) -> list[str]:
+    """Warns of ordinary training before the private one, if there was any."""
+    if not steps:
+        return []
+    return [
+        fill(
+            f"TRAINED BEFORE: the model took {count(steps, 'ordinary step')} "
+            "before it was made private. No figure here counts them. If they "
+            "were on the data of this training, its weights give these data "
+            "away, whatever is said above; data that only those steps saw have "
+            "no guarantee at all."
+        )
+    ]
+
+
 def warnings_and_limits(seeded: bool) -> list[str]:
     """Warns of randomness from a seed, and lists what is never covered."""
     limits = bullets("This guarantee does not cover:", _NOT_COVERED)

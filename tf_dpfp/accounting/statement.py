@@ -41,6 +41,7 @@ def statement(
     seeded: bool = False,
     recorded: bool = True,
     objections: Sequence[str] = (),
+    ordinary_steps: int = 0,
 ) -> str:
     """Writes the privacy statement of a training.
 
@@ -56,6 +57,8 @@ def statement(
             record. The statement then claims nothing about what ran.
         objections: Reasons why the entries do not cover all that was released,
             so that epsilon is infinite.
+        ordinary_steps: Number of steps of ordinary training that the model
+            took before, of which no entry knows.
 
     Returns:
         Plain text in paragraphs of 80 columns. Epsilons are rounded up.
@@ -83,6 +86,7 @@ def statement(
         )
     if is_private:
         seeded = seeded or any(entry.seeded for entry in ran)
+        said += text.trained_before(ordinary_steps)
         said += text.warnings_and_limits(seeded)
     return "\n\n".join(said) + "\n"
 

@@ -117,6 +117,11 @@ def fit_loops(frame: types.FrameType | None) -> int:
     return found
 
 
+def start_at(model: keras.Model, epoch: int) -> None:
+    """Lets the `fit` that is about to run begin at a later epoch."""
+    model._initial_epoch = epoch
+
+
 def takes_training(model: keras.Model) -> bool:
     """Tells if the model's `call` has a `training` argument."""
     return "training" in inspect.signature(type(model).call).parameters

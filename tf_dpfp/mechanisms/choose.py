@@ -6,6 +6,7 @@ import keras
 
 from tf_dpfp import optimizers
 from tf_dpfp.mechanisms import clip_layers
+from tf_dpfp.mechanisms import loaded
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.mechanisms.gradients import Gradients
 from tf_dpfp.mechanisms.joint import Joint
@@ -70,6 +71,7 @@ def mechanism_of(model: keras.Model) -> Mechanism:
         if optimizer is not None:
             # Compiled before it was private: its ledger is the model's.
             state.mechanism = found
+            loaded.absorb_loaded(found)
         return found
     if clip_layers.left_out(chosen.layers, found.layers):
         raise optimizers.NotPrivateError(
@@ -77,6 +79,7 @@ def mechanism_of(model: keras.Model) -> Mechanism:
             "after `compile`, and what it released would not be counted. Call "
             "`model.compile` again."
         )
+    loaded.absorb_loaded(found)
     # Others may be there since: a layer that was built may have made them.
     return found if found != chosen else chosen
 

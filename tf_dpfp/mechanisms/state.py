@@ -38,6 +38,8 @@ class State:
             representations counted.
         dealt_to: Number of replicas that the batches of `fit` are dealt to;
             1 outside of `fit`.
+        ordinary_steps: Number of ordinary steps that the model showed when it
+            was made private.
     """
 
     def __init__(self) -> None:
@@ -52,6 +54,7 @@ class State:
         self.taken_before = (0, 0)
         self.uncounted = 0
         self.dealt_to = 1
+        self.ordinary_steps = 0
 
 
 def is_private(model: keras.Model) -> bool:

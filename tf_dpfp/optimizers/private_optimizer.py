@@ -418,7 +418,7 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
-        restoring.mark(store)
+        restoring.mark(store, self.ledger_entries)
 
     def load_own_variables(self, store):
         """Restores the state; never forgets steps, and never in silence.

@@ -3,26 +3,61 @@
 A store without the marker was written by an ordinary optimizer, and Keras
 decides what to do with it. State of a private optimizer holds a privacy
 ledger, so whatever would drop it in silence is refused.
+
+The marker is the ledger once more, under a name of its own. So a file tells
+what its weights cost also where the optimizer is not restored from it: loaded
+with `compile=False`, with an ordinary optimizer in its configuration, or with
+`skip_mismatch=True`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
+from tf_dpfp import accounting
+from tf_dpfp import counting
 from tf_dpfp.optimizers.carrier_state import CarrierState
 
-_MARKER = "tf_dpfp_ledger"
+MARKER = "tf_dpfp_ledger"
 
 
-def mark(store: Any) -> None:
+def mark(store: Any, entries: Iterable[accounting.LedgerEntry]) -> None:
     """Marks a store as a private optimizer's.
 
     Args:
         store: The store that `save_own_variables` fills.
+        entries: Entries of the optimizer's ledger.
     """
-    store[_MARKER] = np.ones((), np.int64)
+    store[MARKER] = accounting.encode_rows(entries)
+
+
+def marked_entries(store: Mapping[str, Any]) -> list[accounting.LedgerEntry]:
+    """Reads the ledger of a marked store.
+
+    Args:
+        store: A store with a marker.
+
+    Returns:
+        The entries.
+
+    Raises:
+        ValueError: If the store holds no ledger that can be read.
+    """
+    rows = np.asarray(store[MARKER])
+    if rows.ndim == 2:
+        return accounting.decode_rows(rows)
+    # A bare marker: the first variable of this shape, for those of the
+    # weights come later.
+    for key in sorted((k for k in store if k.isdigit()), key=int):
+        values = np.asarray(store[key])
+        if values.shape == counting.TABLE_SHAPE and values.dtype == np.float64:
+            return accounting.decode_rows(values)
+    raise ValueError(
+        "The saved state is marked as a private optimizer's and holds no "
+        "privacy ledger."
+    )
 
 
 def checked_variables(
@@ -43,8 +78,8 @@ def checked_variables(
     Raises:
         ValueError: If the state is a private optimizer's and does not fit.
     """
-    variables = {k: store[k] for k in store.keys() if k != _MARKER}
-    if _MARKER not in store.keys():
+    variables = {k: store[k] for k in store.keys() if k != MARKER}
+    if MARKER not in store.keys():
         return variables
     mine = optimizer.variables
     position = [id(v) for v in mine].index(id(carrier_state.variable))

@@ -1,6 +1,7 @@
 """Private training of Keras models."""
 
 from tf_dpfp.mechanisms.state import is_private
+from tf_dpfp.training.backups import BackupAndRestore
 from tf_dpfp.training.callbacks import PrivacyBudget
 from tf_dpfp.training.custom_loops import clipped_gradients
 from tf_dpfp.training.custom_loops import distributed_step
@@ -13,6 +14,7 @@ from tf_dpfp.training.reports import privacy_statement
 from tf_dpfp.training.validating import validate
 
 __all__ = [
+    "BackupAndRestore",
     "PrivacyBudget",
     "clipped_gradients",
     "distributed_step",

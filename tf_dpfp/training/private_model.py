@@ -21,6 +21,7 @@ from tf_dpfp.independence import representations as trial
 from tf_dpfp.mechanisms import clip_layers
 from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import gradients
+from tf_dpfp.mechanisms import ordinary_steps
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.training import compiling
 
@@ -102,6 +103,9 @@ def make_private(model: keras.Model) -> keras.Model:
     model.fit(tf_dpfp.poisson_batches(x, y, expected_batch_size=256))
     ```
 
+    Warns of a model that an ordinary optimizer trained before: no epsilon
+    counts its steps.
+
     Args:
         model: A Keras model: functional, sequential, subclassed or a KerasHub
             task, built or not.
@@ -131,6 +135,8 @@ def make_private(model: keras.Model) -> keras.Model:
         findings = trial.raise_if_unprotected(model, inputs)
     state = state_lib.make_state(model)
     state.findings = findings
+    state.ordinary_steps = ordinary_steps.ordinary_steps(model)
+    ordinary_steps.warn_of(model, state.ordinary_steps)
     state.tried_with = clip_layers.trained_layers(model)
     for name, function in _METHODS.items():
         object.__setattr__(model, name, types.MethodType(function, model))

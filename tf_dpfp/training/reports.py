@@ -83,6 +83,7 @@ def privacy_statement(
         accountant=accountant,
         population=max(mechanism.state.populations, default=None),
         objections=mechanism.objections(),
+        ordinary_steps=mechanism.state.ordinary_steps,
     )
 
 

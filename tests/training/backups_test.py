@@ -1,0 +1,245 @@
+"""Backups outlive kills, and the count outlives the backups."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import tf_dpfp
+from tests.training import killed_saves
+from tf_dpfp.training import backups
+from tf_dpfp.training import journal as journal_lib
+
+STEPS = killed_saves.STEPS
+
+
+class _Stop(keras.callbacks.Callback):
+    """Interrupts in the middle of an epoch."""
+
+    def __init__(self, epoch, batch):
+        super().__init__()
+        self._at = epoch, batch
+        self._epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self._epoch, batch) == self._at:
+            raise killed_saves.Killed
+
+
+def _killed(folder, *stop, **kwargs):
+    with pytest.raises(killed_saves.Killed):
+        killed_saves.train(folder, callbacks=[_Stop(*stop)], **kwargs)
+
+
+@pytest.mark.parametrize("double_checkpoint", [False, True])
+def test_kills_inside_of_saves_lose_no_step_and_no_backup(
+    tmp_path, double_checkpoint
+):
+    kills = 20 if not double_checkpoint else 6
+    for point in range(kills):
+        kill = killed_saves.KillInSave(point % killed_saves.POINTS, point % 2)
+        with pytest.raises(killed_saves.Killed):
+            killed_saves.train(
+                tmp_path,
+                kill,
+                strict=True,
+                double_checkpoint=double_checkpoint,
+            )
+    model, truth = killed_saves.train(
+        tmp_path, epochs=1, double_checkpoint=double_checkpoint
+    )
+    assert truth.at_start[0] == truth.at_start[1] >= kills * STEPS
+    assert killed_saves.counted(model) == truth.steps()
+
+
+def test_all_points_of_a_save_are_tried(tmp_path):
+    killed_saves.train(tmp_path, epochs=1, delete_checkpoint=False)
+    for point in (killed_saves.POINTS - 1, killed_saves.POINTS):
+        kill = killed_saves.KillInSave(point)
+        reached = contextlib.nullcontext()
+        if point < killed_saves.POINTS:
+            reached = pytest.raises(killed_saves.Killed)
+        with reached:
+            killed_saves.train(
+                tmp_path, kill, epochs=2, delete_checkpoint=False
+            )
+
+
+def _run(folder, kills):
+    root = os.path.dirname(os.path.dirname(tf_dpfp.__file__))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.killed_saves", folder, kills],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": root},
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["kills"] == int(kills), done.stdout
+    counted, ran = result["at start"]
+    assert counted == ran >= STEPS
+
+
+def test_three_real_kills(tmp_path):
+    _run(tmp_path, "3")
+
+
+@pytest.mark.slow
+def test_a_hundred_real_kills(tmp_path):
+    _run(tmp_path, "100")
+
+
+def test_a_lost_backup_loses_no_step(tmp_path):
+    _killed(tmp_path, 1, 0)
+    shutil.rmtree(tmp_path / "backup")
+    with pytest.warns(UserWarning, match="counts 3 steps"):
+        model, truth = killed_saves.train(tmp_path, epochs=1)
+    assert truth.at_start == (3, 3)
+    assert killed_saves.counted(model) == truth.steps() == 3 + STEPS
+
+
+def test_steps_of_an_epoch_that_was_not_saved_are_counted(tmp_path):
+    _killed(tmp_path, 1, 0)
+    model, truth = killed_saves.train(tmp_path, epochs=2)
+    assert truth.at_start == (3, 3)
+    # The epoch that was interrupted runs again.
+    assert killed_saves.counted(model) == truth.steps() == 3 + STEPS
+    [entry] = tf_dpfp.ledger(model)
+    assert entry.sampling.sampling_rate == 8 / 64
+
+
+def test_a_machine_that_crashed_counts_what_was_reserved(tmp_path, monkeypatch):
+    _killed(tmp_path, 1, 0)
+    monkeypatch.setattr(journal_lib, "_boot", lambda: "another")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        _, truth = killed_saves.train(tmp_path, epochs=1)
+    assert truth.at_start == (2 * STEPS, 3)
+
+
+def test_budgets_hold_over_kills(tmp_path):
+    delta = 1e-3
+    model = killed_saves.make_model()
+    batches = tf_dpfp.poisson_batches(
+        killed_saves.X, killed_saves.Y, expected_batch_size=8
+    )
+    model.fit(batches, epochs=1, steps_per_epoch=7, verbose=0)
+    allowed = tf_dpfp.compute_epsilon(model, delta)
+    for epoch in range(10):
+        budget = tf_dpfp.PrivacyBudget(allowed, delta)
+        stop = _Stop(epoch, 0)
+        try:
+            killed_saves.train(
+                tmp_path, callbacks=[budget, stop], delete_checkpoint=False
+            )
+        except killed_saves.Killed:
+            continue
+        except ValueError as error:
+            assert "does not allow" in str(error)
+        break
+    assert (tmp_path / "truth").stat().st_size == 7
+
+
+def test_the_end_of_a_training_deletes_both(tmp_path):
+    killed_saves.train(tmp_path, epochs=1)
+    assert os.listdir(tmp_path) == ["truth"]
+    _, truth = killed_saves.train(tmp_path, epochs=1)
+    assert truth.at_start == (0, STEPS)
+    killed_saves.train(tmp_path, epochs=1, delete_checkpoint=False)
+    _, truth = killed_saves.train(tmp_path, epochs=1, delete_checkpoint=False)
+    # Everything was done already.
+    assert truth.at_start[0] == STEPS and truth.steps() == 3 * STEPS
+
+
+@pytest.mark.parametrize("save_freq, saves", [(1, 4), (3, 1), (False, 0)])
+def test_save_freq_counts_batches(tmp_path, save_freq, saves):
+    kill = killed_saves.KillInSave(None)
+    killed_saves.train(tmp_path, kill, epochs=2, save_freq=save_freq)
+    assert kill.saves == saves
+
+
+def test_weights_and_epoch_are_restored(tmp_path):
+    _killed(tmp_path, 2, 0)
+    seen = []
+
+    class See(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            seen.append((epoch, int(self.model.optimizer.iterations)))
+            raise killed_saves.Killed
+
+    with pytest.raises(killed_saves.Killed):
+        killed_saves.train(tmp_path, callbacks=[See()])
+    assert seen == [(2, 2 * STEPS)]
+
+
+@pytest.mark.parametrize("double_checkpoint", [False, True])
+def test_a_backup_that_cannot_be_read_is_said(tmp_path, double_checkpoint):
+    kwargs = {"double_checkpoint": double_checkpoint}
+    _killed(tmp_path, 2, 0, **kwargs)
+    latest = tmp_path / "backup" / "latest.weights.h5"
+    latest.write_bytes(latest.read_bytes()[:100])
+    if double_checkpoint:
+        _, truth = killed_saves.train(tmp_path, epochs=1, **kwargs)
+        assert truth.at_start == (2 * STEPS + 1, 2 * STEPS + 1)
+    else:
+        with pytest.raises(ValueError, match="keeps the count"):
+            killed_saves.train(tmp_path, **kwargs)
+
+
+def test_a_journal_that_cannot_be_read_is_said(tmp_path):
+    _killed(tmp_path, 0, 0)
+    (tmp_path / "backup.ledger" / "journal.json").write_text("{")
+    with pytest.raises(ValueError, match="can't be read"):
+        killed_saves.train(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"backup_dir": ""},
+        {"backup_dir": "gs://bucket/backup"},
+        {"backup_dir": "a", "save_freq": "batch"},
+        {"backup_dir": "a", "save_freq": -1},
+        {"backup_dir": "a", "save_freq": True},
+    ],
+)
+def test_arguments_are_checked(arguments):
+    with pytest.raises(ValueError, match="Received"):
+        backups.BackupAndRestore(**arguments)
+
+
+def test_representations_are_counted_in_their_layer(tmp_path):
+    x = np.ones((8, 3), np.float32)
+
+    def run(*callbacks):
+        clip = tf_dpfp.DPRepresentationClip(1.0, 2.0, labels="public")
+        model = keras.Sequential(
+            [keras.Input((3,)), clip, keras.layers.Dense(1)]
+        )
+        tf_dpfp.make_private(model)
+        model.compile("sgd", loss="mse")
+        backup = tf_dpfp.BackupAndRestore(tmp_path / "backup")
+        model.fit(
+            x,
+            x[:, :1],
+            batch_size=4,
+            epochs=2,
+            verbose=0,
+            callbacks=[*callbacks, backup],
+        )
+        return killed_saves.counted(model)
+
+    with pytest.raises(killed_saves.Killed):
+        run(_Stop(1, 0))
+    assert run() == 3 + 2
