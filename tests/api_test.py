@@ -13,10 +13,9 @@ from tf_dpfp import sampling
 
 FIRST_ROW = """
 BackupAndRestore DPAdagrad DPAdam DPAdamW DPLion DPRMSprop DPRepresentationClip
-DPSGD Flat
-PerLayer PrivacyBudget RGPDense calibrate_noise_multiplier clip_norms
-compute_epsilon fix ledger make_private poisson_batches privacy_statement
-private_optimizer_class reparametrize validate
+DPSGD Flat PerExample PerLayer PrivacyBudget RGPDense calibrate_noise_multiplier
+clip_norms compute_epsilon fix ledger make_private poisson_batches
+privacy_statement private_optimizer_class reparametrize validate
 """.split()
 
 SUBMODULES = {

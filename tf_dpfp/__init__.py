@@ -39,6 +39,7 @@ from tf_dpfp.accounting import calibrate_noise_multiplier
 from tf_dpfp.clipping import Flat
 from tf_dpfp.clipping import PerLayer
 from tf_dpfp.layers import DPRepresentationClip
+from tf_dpfp.layers import PerExample
 from tf_dpfp.low_rank import RGPDense
 from tf_dpfp.low_rank import reparametrize
 from tf_dpfp.optimizers import DPSGD
@@ -73,6 +74,7 @@ __all__ = [
     "DPRepresentationClip",
     "DPSGD",
     "Flat",
+    "PerExample",
     "PerLayer",
     "PrivacyBudget",
     "RGPDense",

@@ -136,6 +136,37 @@ CASES = [
         (3, 5, 4, 5, 2),
     ),
     case("conv3d-gram", of(L.Conv3D, 24, 2), (2, 3, 3, 3, 16)),
+    case("conv1d-transpose", of(L.Conv1DTranspose, 3, 3), (3, 5, 2)),
+    case(
+        "conv1d-transpose-padded",
+        of(L.Conv1DTranspose, 3, 4, strides=3, output_padding=1),
+        (3, 5, 2),
+    ),
+    case(
+        "conv2d-transpose",
+        of(L.Conv2DTranspose, 3, 3, strides=2, padding="same"),
+        (3, 4, 5, 2),
+    ),
+    case(
+        "conv2d-transpose-valid",
+        of(L.Conv2DTranspose, 3, (2, 3), strides=(3, 1), activation="tanh"),
+        (3, 4, 5, 2),
+    ),
+    case(
+        "conv2d-transpose-short-kernel",
+        of(L.Conv2DTranspose, 12, 1, strides=2, use_bias=False),
+        (3, 3, 4, 2),
+    ),
+    case(
+        "conv2d-transpose-gram",
+        of(L.Conv2DTranspose, 32, 3, strides=2, padding="same"),
+        (2, 2, 3, 64),
+    ),
+    case(
+        "conv3d-transpose",
+        of(L.Conv3DTranspose, 2, 2, strides=2),
+        (2, 2, 3, 2, 3),
+    ),
     case(
         "depthwise2d",
         of(
@@ -216,6 +247,7 @@ COMPILED = _short(
     "conv2d-same-strided-slices",
     "conv2d-gram",
     "conv2d-groups",
+    "conv2d-transpose",
     "depthwise2d",
     "separable2d",
     "layernorm",
@@ -317,6 +349,11 @@ def test_empty_batch_and_batch_of_one(make, shape, kind, rule, size):
             id="depthwise",
         ),
         pytest.param(of(L.SeparableConv2D, 4, 3), (3, 2, 5, 7), id="separable"),
+        pytest.param(
+            of(L.Conv2DTranspose, 4, 3, strides=2),
+            (3, 2, 5, 7),
+            id="transposed",
+        ),
     ],
 )
 def test_channels_first(make, shape):

@@ -1,14 +1,16 @@
-"""Layers that are private by themselves: forward-pass perturbation."""
+"""Layers: noised representations, and calls on one example at a time."""
 
 from tf_dpfp.layers.calling import Trial
 from tf_dpfp.layers.calling import joint_step
 from tf_dpfp.layers.calling import trial
 from tf_dpfp.layers.label_loss import DebiasedCrossentropy
+from tf_dpfp.layers.per_example import PerExample
 from tf_dpfp.layers.representation import DPRepresentationClip
 
 __all__ = [
     "DPRepresentationClip",
     "DebiasedCrossentropy",
+    "PerExample",
     "Trial",
     "joint_step",
     "trial",

@@ -12,6 +12,7 @@ from tf_dpfp.per_example import einsum_dense as _einsum_dense
 from tf_dpfp.per_example import embedding as _embedding
 from tf_dpfp.per_example import keras_hub_layers as _keras_hub_layers
 from tf_dpfp.per_example import normalization as _normalization
+from tf_dpfp.per_example import recurrent as _recurrent
 from tf_dpfp.per_example import scale as _scale
 from tf_dpfp.per_example.generic import GenericRule
 from tf_dpfp.per_example.gradients import EmbeddingRows
@@ -28,7 +29,7 @@ from tf_dpfp.per_example.rules import rule_for
 from tf_dpfp.per_example.sums import add
 
 del _convolution, _dense, _depthwise_convolution, _einsum_dense, _embedding
-del _keras_hub_layers, _normalization, _scale
+del _keras_hub_layers, _normalization, _recurrent, _scale
 
 __all__ = [
     "GenericRule",

@@ -311,3 +311,42 @@ for _layer_type in (
     keras.layers.Conv3D,
 ):
     rules.register_gradient_rule(_layer_type)(ConvolutionRule)
+
+
+class TransposedConvolutionRule(rules.GradientRule):
+    """The kernel's gradient is that of a convolution the other way round.
+
+    A transposed convolution takes its input to where a convolution with the
+    same kernel would take its output from. So patches of the output's gradient
+    meet the input.
+    """
+
+    def supports(self, layer):
+        # TensorFlow's CPU kernels have none with dilation to compare with.
+        return set(layer.dilation_rate) == {1}
+
+    def record(self, layer, call, args, kwargs):
+        return rules.record_before_activation(self, layer, call, args, kwargs)
+
+    def gradients(self, call, output_gradients):
+        layer, (gradient,) = call.layer, output_gradients
+        dtype = gradients.accumulation_dtype(call.inputs, gradient)
+        inputs = tf.cast(channels_last(layer, call.inputs), dtype)
+        gradient = tf.cast(channels_last(layer, gradient), dtype)
+        product = _ConvolutionKernel(
+            gradient, inputs, geometry_of(layer), layer.kernel.shape
+        )
+        result: list[tuple[keras.Variable, gradients.PerExampleGradient]]
+        result = [(layer.kernel, product)]
+        if layer.bias is not None:
+            bias = gradients.PerExampleTensor(dense.sum_positions(gradient))
+            result.append((layer.bias, bias))
+        return result
+
+
+for _layer_type in (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+):
+    rules.register_gradient_rule(_layer_type)(TransposedConvolutionRule)

@@ -36,16 +36,17 @@ def _is_per_example(leaf, reference: tf.Tensor) -> bool:
     return leaf.shape[0] == reference.shape[0]
 
 
-def _copies(variable: keras.Variable, batch_size) -> tf.Tensor:
+def copies(variable: keras.Variable, batch_size) -> tf.Tensor:
+    """Returns a copy of a weight for each example."""
     value = tf.convert_to_tensor(variable.value)
     shape = tf.concat([[batch_size], tf.shape(value)], axis=0)
-    copies = tf.broadcast_to(value[None], shape)
-    copies.set_shape([None, *value.shape])
+    spread = tf.broadcast_to(value[None], shape)
+    spread.set_shape([None, *value.shape])
     # A tensor of its own, so that the tape stops here.
-    return tf.identity(copies)
+    return tf.identity(spread)
 
 
-def _example_seeds(variable: keras.Variable, batch_size) -> tf.Tensor:
+def example_seeds(variable: keras.Variable, batch_size) -> tf.Tensor:
     """A seed for each example; the generator moves on by one draw."""
     secret = keras_random.drawn_seed()
     state = tf.convert_to_tensor(variable.value)
@@ -73,12 +74,12 @@ class GenericRule(rules.GradientRule):
         reference = _batch_of(args, kwargs)
         batch_size = tf.shape(reference)[0]
         trainable = self.variables(layer)
-        copies = tuple(_copies(v, batch_size) for v in trainable)
+        sources = tuple(copies(v, batch_size) for v in trainable)
         is_seed = keras_layers.is_seed_variable
         others = [v for v in layer.variables if not v.trainable]
         seed_states = [v for v in others if is_seed(v)]
         statistics = [v for v in others if not is_seed(v)]
-        seeds = [_example_seeds(v, batch_size) for v in seed_states]
+        seeds = [example_seeds(v, batch_size) for v in seed_states]
         flat = tree.flatten((args, kwargs))
         mapped = [_is_per_example(leaf, reference) for leaf in flat]
 
@@ -96,8 +97,8 @@ class GenericRule(rules.GradientRule):
                 state_mapping=mapping, collect_losses=True
             ) as scope:
                 outputs = call(*one_args, **one_kwargs)
-            _refuse_statistics(layer, statistics, scope)
-            _refuse_added_losses(layer, scope)
+            refuse_statistics(layer, statistics, scope)
+            refuse_added_losses(layer, scope)
             # What is no tensor (`None`) can't be vectorised, nor need be.
             structure.append(outputs)
             return [
@@ -108,7 +109,7 @@ class GenericRule(rules.GradientRule):
         found = tf.vectorized_map(
             call_one,
             (
-                copies,
+                sources,
                 seeds,
                 [f for f, m in zip(flat, mapped, strict=True) if m],
             ),
@@ -122,7 +123,7 @@ class GenericRule(rules.GradientRule):
             ],
         )
         return outputs, rules.LayerCall(
-            layer, self, rules.first(args, kwargs), copies, trainable
+            layer, self, rules.first(args, kwargs), sources, trainable
         )
 
     def gradients(self, call, output_gradients):
@@ -139,7 +140,8 @@ class GenericRule(rules.GradientRule):
         ]
 
 
-def _refuse_statistics(layer, variables, scope) -> None:
+def refuse_statistics(layer, variables, scope) -> None:
+    """Raises ValueError if a layer updates any of the variables."""
     for variable in variables:
         if scope.get_current_value(variable) is not None:
             raise ValueError(
@@ -150,7 +152,8 @@ def _refuse_statistics(layer, variables, scope) -> None:
             )
 
 
-def _refuse_added_losses(layer, scope) -> None:
+def refuse_added_losses(layer, scope) -> None:
+    """Raises ValueError if a layer adds a loss of its own."""
     if scope.losses:
         raise ValueError(
             f"Layer '{layer.name}' ({type(layer).__name__}) or one it holds "
