@@ -10,6 +10,7 @@
 # ARGS= goes to the command behind the target, for example
 #   make train ARGS="--dataset=fashion_mnist --epochs=5"
 #   make test ARGS="tests/accounting -x"
+#   make test ARGS="-m slow"
 # WORKERS= is how many processes share the tests, each file in one of them.
 # PYTHON= names the interpreter (3.11 to 3.13), VENV= the environment's folder.
 

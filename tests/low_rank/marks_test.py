@@ -205,7 +205,3 @@ def test_the_fingerprint_is_that_of_saved_states():
     assert low_rank.fingerprint(variables) == 40639648787762947
     tf_dpfp.reparametrize(model, 3)
     assert low_rank.fingerprint(variables) == 42539489106272913
-
-
-def test_carriers_are_removed_under_the_earlier_name_too():
-    assert low_rank.restore is low_rank.remove_carriers

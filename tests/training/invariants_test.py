@@ -109,16 +109,44 @@ def test_one_example_moves_the_sums_by_at_most_the_bound(
 ):
     sums, groups = subject
     x, y = _batch(1)
-    # A second nasty example that stays, and a duplicate of an ordinary one.
+    # Another nasty example that stays, and a duplicate of an ordinary one.
     for index, values in (((position + 1) % 4, other), (position, row)):
         x[index], y[index] = values[:FEATURES], values[FEATURES:]
     x[(position + 2) % 4] = x[(position + 3) % 4]
     weights = np.ones(4, np.float32)
     weights[position] = weight
-    kept = np.arange(4) != position
-    moved = _difference(
-        sums(x, y, weights), sums(x[kept], y[kept], weights[kept])
+    # Padding in its place: kernels round the others in the same order.
+    others = np.arange(4) != position
+    emptied = tuple(
+        np.where(np.reshape(others, (-1,) + (1,) * (v.ndim - 1)), v, 0.0)
+        for v in (x, y, weights)
     )
+    _check_moved(groups, sums(x, y, weights), sums(*emptied))
+
+
+@settings(max_examples=75)
+@given(
+    row=nasty_rows,
+    position=st.integers(0, 3),
+    weight=st.sampled_from([1.0, 0.0, -2.0, 1e30, np.nan, np.inf]),
+)
+def test_one_example_left_out_moves_the_sums_by_at_most_the_bound(
+    subject, row, position, weight
+):
+    sums, groups = subject
+    x, y = _batch(1)
+    x[position], y[position] = row[:FEATURES], row[FEATURES:]
+    x[(position + 2) % 4] = x[(position + 3) % 4]
+    weights = np.ones(4, np.float32)
+    weights[position] = weight
+    kept = np.arange(4) != position
+    _check_moved(
+        groups, sums(x, y, weights), sums(x[kept], y[kept], weights[kept])
+    )
+
+
+def _check_moved(groups, with_it, without):
+    moved = _difference(with_it, without)
     assert all(np.all(np.isfinite(m)) for m in moved)
     assert _length(moved) <= CLIP * (1 + 1e-6)
     for group in groups:
