@@ -36,6 +36,25 @@ def _wild(x):
     return tf.cast(x, tf.int32)
 
 
+def _size(x):
+    return tf.cast(tf.shape(x)[0], x.dtype)
+
+
+def _counted(x):
+    """Counts from one along an axis, in every row."""
+    return tf.cumsum(tf.ones_like(x, tf.int32), 1)
+
+
+def _wrapped(index):
+    """Counts negative indices from the end, as Keras does."""
+    return tf.where(index < 0, index + 3, index)
+
+
+def _tiled(x, index):
+    index = tf.tile(index[None], [tf.shape(x)[0], 1])
+    return tf.gather(x, index, batch_dims=1)
+
+
 def _gradient(function):
     def gradient(x):
         with tf.GradientTape() as tape:
@@ -173,6 +192,11 @@ KEEPS = [
     ("Max", lambda x: tf.reduce_max(x, -1), X),
     ("ArgMax", lambda x: tf.argmax(x, -1), X),
     ("Cumsum", lambda x: tf.cumsum(x, 1), X),
+    # Free of data, with a row for each example.
+    ("Cumsum", lambda x: x + tf.cumsum(tf.ones_like(x), 1), X),
+    ("Cumsum", lambda x: tf.gather(x, _counted(x) - 1, batch_dims=1), X),
+    ("Less", lambda x: tf.gather(x, _wrapped(_own(x)), batch_dims=1), XT),
+    ("Tile", lambda x: _tiled(x, tf.range(4)), XT),
     ("ReverseV2", lambda x: tf.reverse(x, [1]), X),
     ("Roll", lambda x: tf.roll(x, 1, 1), X),
     ("Softmax", lambda x: tf.nn.softmax(x), X),
@@ -390,6 +414,11 @@ MIXES = [
     ("Max", lambda x: x - tf.reduce_max(x), X),
     ("ArgMax", lambda x: tf.argmax(x, 0), X),
     ("Cumsum", lambda x: tf.cumsum(x), X),
+    ("AddV2", lambda x: x + tf.cumsum(tf.ones_like(x)), X),
+    ("AddV2", lambda x: x + tf.cumsum(tf.ones_like(x) * _size(x), 1), X),
+    ("GatherV2", lambda x: tf.gather(x, _counted(x), batch_dims=1), X),
+    ("GatherV2", lambda x: tf.gather(x, _wrapped(_wild(x)), batch_dims=1), X),
+    ("GatherV2", lambda x: _tiled(x, tf.range(1, 5)), XT),
     ("ReverseV2", lambda x: tf.reverse(x, [0]), X),
     ("Roll", lambda x: tf.roll(x, 1, 0), X),
     ("Softmax", lambda x: tf.nn.softmax(tf.transpose(x)), X),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_dpfp.independence import arithmetic
+from tf_dpfp.independence import bounds as bounds_lib
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import layouts
 from tf_dpfp.independence import registry
@@ -101,7 +102,7 @@ def _broadcast(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         sizes = tuple(
             t if s is None else s for s, t in zip(sizes, static, strict=True)
         )
-    bounds = arithmetic.bounds(op, values)
+    bounds = bounds_lib.of_result(op, values)
     ranges = None if bounds.is_unbounded else (bounds,)
     if any(v.is_examples for v in values):
         layout = layouts.meet(values, len(sizes))

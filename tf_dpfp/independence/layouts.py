@@ -185,3 +185,58 @@ def words(sizes: Sizes) -> str:
     """Writes sizes as Keras does."""
     written = ", ".join("?" if s is None else str(s) for s in sizes)
     return f"({written},)" if len(sizes) == 1 else f"({written})"
+
+
+def hangs_with_rows(value: Value) -> bool:
+    """Tells a result with the batch in its sizes, but not per example."""
+    return (
+        value.kind is Kind.FREE
+        and value.hangs_on_batch
+        and value.sizes is not None
+        and sizes_lib.hang_on_batch(value.sizes)
+    )
+
+
+def as_examples(value: Value) -> Value:
+    """Describes one number everywhere as rows of examples."""
+    if value.kind is not Kind.UNIFORM or value.hangs_on_batch:
+        return value
+    if value.sizes is None or value.numbers_examples:
+        return value
+    axes = [
+        i for i, s in enumerate(value.sizes) if sizes_lib.hang_on_batch([s])
+    ]
+    if len(axes) != 1:
+        return value
+    size = value.sizes[axes[0]]
+    after = size and size.divided_by(sizes_lib.BATCH)
+    if after is None or after.hangs_on_batch:
+        return value
+    layout = Layout(axes[0], after=after)
+    return values_lib.examples(value.sizes, layout, value.ranges)
+
+
+def checked(value: Value, batch: Size) -> Value:
+    """Checks what must hold of every result.
+
+    Args:
+        value: The result.
+        batch: The batch size.
+
+    Returns:
+        The result.
+
+    Raises:
+        Refusal: If the batch size occurs where examples do not lie.
+    """
+    if not value.is_examples:
+        return value
+    layout = value.example_layout
+    size = layout.before * batch * layout.after
+    others = [s for i, s in enumerate(value.shape) if i != layout.axis]
+    parts = [*others, layout.before, layout.after]
+    if value.shape[layout.axis] != size or sizes_lib.hang_on_batch(parts):
+        raise findings.Refusal(
+            "The batch size occurs in more than one axis of its result."
+        )
+    return value

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tf_dpfp.independence import arithmetic
+from tf_dpfp.independence import bounds as bounds_lib
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import image_rules
 from tf_dpfp.independence import layouts
@@ -156,7 +156,7 @@ def _gather_in_examples(
 
 
 def _check_in_range(index: Value, size: MaybeSize) -> None:
-    bounds = arithmetic.bounds_of(index, tf.int64)
+    bounds = bounds_lib.of(index, tf.int64)
     if not bounds.within(size):
         raise findings.Refusal(OUT_OF_RANGE, findings.IN_RANGE, False)
 
@@ -239,7 +239,7 @@ def gather_nd(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
 
 def bounds_by_column(index: Value, count: int) -> list[Range]:
     """Returns bounds for each of several indices."""
-    ranges = index.ranges or (arithmetic.UNBOUNDED,)
+    ranges = index.ranges or (bounds_lib.UNBOUNDED,)
     if len(ranges) == count:
         return list(ranges)
     return [values_lib.hull(ranges)] * count

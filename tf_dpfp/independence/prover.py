@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterator, Sequence
 
 import tensorflow as tf
 
-from tf_dpfp.independence import arithmetic
+from tf_dpfp.independence import bounds as bounds_lib
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import functions
 from tf_dpfp.independence import joins
+from tf_dpfp.independence import layouts
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import rule_table
 from tf_dpfp.independence import sizes as sizes_lib
@@ -104,7 +105,7 @@ class Walk:
         self.operations += 1
         try:
             found = self._apply(op, values)
-            return [self._checked(v) for v in found]
+            return [layouts.checked(v, self.batch) for v in found]
         except findings.Refusal as refusal:
             reason, way_out = refusal.reason, refusal.way_out
             is_definite = refusal.is_definite and all(
@@ -130,11 +131,11 @@ class Walk:
         if rule is None:
             return self._without_rule(op, values)
         results = self._by_rule(rule, op, values)
-        if not any(_hangs_with_rows(v) for v in results):
+        if not any(layouts.hangs_with_rows(v) for v in results):
             return results
         # Rows of one number are per example, and stay so where the number
         # changes along other axes.
-        promoted = [_as_examples(v) for v in values]
+        promoted = [layouts.as_examples(v) for v in values]
         if promoted == values:
             return results
         try:
@@ -157,7 +158,7 @@ class Walk:
         self, op: tf.Operation, values: Sequence[Value], finding: Finding
     ) -> list[Value]:
         """Describes what is computed from something that is not proved."""
-        clipped = arithmetic.clipped(op, values)
+        clipped = bounds_lib.clipped(op, values)
         if clipped is not None:
             return [clipped]
         return [values_lib.mixed(finding, self.static(o)) for o in op.outputs]
@@ -192,20 +193,6 @@ class Walk:
                 "It computes with the batch size.", findings.BATCH_SIZE
             )
         return hangs
-
-    def _checked(self, value: Value) -> Value:
-        """Checks what must hold of every result."""
-        if not value.is_examples:
-            return value
-        layout = value.example_layout
-        size = layout.before * self.batch * layout.after
-        others = [s for i, s in enumerate(value.shape) if i != layout.axis]
-        parts = [*others, layout.before, layout.after]
-        if value.shape[layout.axis] != size or sizes_lib.hang_on_batch(parts):
-            raise findings.Refusal(
-                "The batch size occurs in more than one axis of its result."
-            )
-        return value
 
     def _without_rule(
         self, op: tf.Operation, values: Sequence[Value]
@@ -408,35 +395,6 @@ class Walk:
     def _note(self, finding: Finding | None) -> None:
         if finding is not None:
             self.findings[finding.category, finding.name] = finding
-
-
-def _hangs_with_rows(value: Value) -> bool:
-    """Tells a result with the batch in its sizes, but not per example."""
-    return (
-        value.kind is Kind.FREE
-        and value.hangs_on_batch
-        and value.sizes is not None
-        and sizes_lib.hang_on_batch(value.sizes)
-    )
-
-
-def _as_examples(value: Value) -> Value:
-    """Describes one number everywhere as rows of examples."""
-    if value.kind is not Kind.UNIFORM or value.hangs_on_batch:
-        return value
-    if value.sizes is None or value.numbers_examples:
-        return value
-    axes = [
-        i for i, s in enumerate(value.sizes) if sizes_lib.hang_on_batch([s])
-    ]
-    if len(axes) != 1:
-        return value
-    size = value.sizes[axes[0]]
-    after = size and size.divided_by(sizes_lib.BATCH)
-    if after is None or after.hangs_on_batch:
-        return value
-    layout = values_lib.Layout(axes[0], after=after)
-    return values_lib.examples(value.sizes, layout, value.ranges)
 
 
 def _hanging(value: Value) -> Value:

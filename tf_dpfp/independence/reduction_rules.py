@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from tf_dpfp.independence import bounds as bounds_lib
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import image_rules
 from tf_dpfp.independence import registry
@@ -121,11 +122,12 @@ def along(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     if any(v.is_examples for v in values[1:]):
         raise findings.Refusal("It moves by a number that the data decide.")
     axes = {a % value.rank for a in axes_value.integers("axis")}
+    summed = _bounds_of_sums(op, value, axes)
     if not value.is_examples:
         hangs = value.hangs_on_batch
         if value.kind is Kind.UNIFORM and op.type in ("ReverseV2", "Roll"):
             return values_lib.uniform(value.sizes, hangs)
-        return values_lib.free(value.sizes, None, hangs)
+        return values_lib.free(value.sizes, None, hangs, summed)
     if value.example_layout.axis in axes:
         raise findings.Refusal(
             "It runs along the examples: later ones see earlier ones."
@@ -134,8 +136,29 @@ def along(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     return values_lib.examples(
         value.shape,
         value.example_layout,
-        (values_lib.hull(value.ranges),) if keeps and value.ranges else None,
+        values_lib.one_range(value) if keeps else summed,
     )
+
+
+def _bounds_of_sums(
+    op: tf.Operation, value: Value, axes: set[int]
+) -> tuple[Range] | None:
+    """Returns bounds of cumulative sums of whole numbers from zero on."""
+    dtype = op.outputs[0].dtype
+    ranges = values_lib.one_range(value)
+    if op.type != "Cumsum" or not dtype.is_integer or not ranges:
+        return None
+    (each,) = ranges
+    count = sizes_lib.product(value.shape[a] for a in axes)
+    if each.low is None or each.high is None or count is None:
+        return None
+    if each.numbers_examples or not values_lib.at_least(
+        each.low, sizes_lib.ZERO
+    ):
+        return None
+    low = sizes_lib.ZERO if op.get_attr("exclusive") else each.low
+    found = Range(low, each.high * count)
+    return (found,) if bounds_lib.fits(found, dtype) else None
 
 
 # For each operation the number of last axes that it works on, and its inputs

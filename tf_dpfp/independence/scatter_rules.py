@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tf_dpfp.independence import arithmetic
+from tf_dpfp.independence import bounds as bounds_lib
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import lookup_rules
 from tf_dpfp.independence import registry
@@ -49,7 +49,7 @@ def segment_sum(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         raise findings.Refusal(
             "It adds up rows of different examples that have the same index."
         )
-    bounds = arithmetic.bounds_of(index, tf.int64)
+    bounds = bounds_lib.of(index, tf.int64)
     at = index.example_layout
     step = bounds.step
     if rows.is_examples:

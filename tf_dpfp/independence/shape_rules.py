@@ -284,7 +284,7 @@ def spread(value: Value, sizes: Sizes, walk: Walk) -> Value:
         found.sizes,
         found.layout,
         on_batch_size=found.on_batch_size,
-        ranges=value.ranges if len(value.ranges or ()) == 1 else None,
+        ranges=values_lib.one_range(value),
     )
 
 
@@ -341,5 +341,6 @@ def _tiled_rows(
         before = None if before is None else before.divided_by(walk.batch)
         if after is not None and before is not None:
             layout = values_lib.Layout(axis, before, after)
-            return values_lib.examples(sizes, layout)
-    return values_lib.free(sizes, None, hangs, value.ranges)
+            ranges = values_lib.one_range(value)
+            return values_lib.examples(sizes, layout, ranges)
+    return values_lib.free(sizes, None, hangs, values_lib.one_range(value))

@@ -292,9 +292,7 @@ def like(value: Value, sizes: Sizes, layout: Layout | None = None) -> Value:
     Returns:
         A `Value` of the same kind, with bounds that hold for all elements.
     """
-    ranges = value.ranges
-    if ranges is not None and len(ranges) > 1:
-        ranges = (hull(ranges),)
+    ranges = one_range(value)
     if value.is_examples:
         return examples(sizes, layout or value.example_layout, ranges)
     if value.kind is Kind.UNIFORM:
@@ -305,6 +303,20 @@ def like(value: Value, sizes: Sizes, layout: Layout | None = None) -> Value:
             ranges=ranges,
         )
     return free(sizes, None, value.on_batch_size, ranges)
+
+
+def one_range(value: Value) -> tuple[Range] | None:
+    """Returns bounds of all elements as one range, if there are any.
+
+    Raises:
+        Refusal: If they number examples in different ways.
+    """
+    ranges = value.ranges
+    if ranges is None and value.numbers and None not in value.numbers:
+        ranges = tuple(Range(n, n) for n in value.numbers)
+    if not ranges:
+        return None
+    return (ranges[0],) if len(ranges) == 1 else (hull(ranges),)
 
 
 def mixed(

@@ -4,6 +4,8 @@ Found by name: KerasHub need not be installed, and is not imported here. Most
 of its layers are made of Keras layers and need no rule.
 """
 
+import keras
+
 from tf_dpfp.per_example import dense
 from tf_dpfp.per_example import generic
 from tf_dpfp.per_example import gradients
@@ -60,6 +62,14 @@ class MaskedLMHeadRule(rules.GradientRule):
         return layer.token_embedding is not None
 
     def record(self, layer, call, args, kwargs):
+        # A position past the end would land in another example.
+        last = keras.ops.shape(rules.first(args, kwargs))[1] - 1
+        if "mask_positions" in kwargs:
+            positions = keras.ops.clip(kwargs["mask_positions"], 0, last)
+            kwargs = {**kwargs, "mask_positions": positions}
+        else:
+            inputs, positions, *others = args
+            args = inputs, keras.ops.clip(positions, 0, last), *others
         return rules.record_before_activation(self, layer, call, args, kwargs)
 
     def gradients(self, call, output_gradients):
