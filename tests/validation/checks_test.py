@@ -347,11 +347,10 @@ def test_labels_out_of_range_do_no_damage():
         tf_dpfp.DPSGD(1.0, noise_multiplier=1.0),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    before = model.get_weights()
-    # On CPU TensorFlow refuses the label before anything is released.
-    with pytest.raises(tf.errors.InvalidArgumentError, match="label value"):
-        model.fit(X, np.array([0, 1, 0, 1, 0, 7, 1, 1]), verbose=0)
-    np.testing.assert_array_equal(before[0], model.get_weights()[0])
+    # A step that stopped would tell that the example was in the batch.
+    model.fit(X, np.array([0, 1, 0, 1, 0, 7, 1, 1]), verbose=0)
+    assert all(np.all(np.isfinite(w)) for w in model.get_weights())
+    assert [entry.steps for entry in tf_dpfp.ledger(model)] == [1]
 
 
 def test_reports_refuse_models_that_are_not_private():

@@ -157,4 +157,6 @@ def begin_with(model: keras.Model, before: Any) -> None:
 
 
 def _steps_of(optimizer: Any) -> int:
-    return int(getattr(optimizer, "iterations", 0))
+    iterations = getattr(optimizer, "iterations", None)
+    # A variable of replicas has no `int`.
+    return 0 if iterations is None else int(iterations.value.numpy())

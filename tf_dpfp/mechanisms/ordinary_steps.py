@@ -26,7 +26,7 @@ def ordinary_steps(model: keras.Model) -> int:
     """
     parts = keras_layers.all_layers(model)
     found = {
-        id(part.optimizer): int(part.optimizer.iterations)
+        id(part.optimizer): int(part.optimizer.iterations.value.numpy())
         for part in parts
         if isinstance(getattr(part, "optimizer", None), keras.Optimizer)
         and not isinstance(part.optimizer, optimizers.PrivateOptimizer)
