@@ -81,7 +81,7 @@ class Refusal(Exception):
 
 APART = (
     "Replace it by something that works on each example alone: along every "
-    "axis but the first."
+    "axis but the first; or wrap its layer: `tf_dpfp.PerExample(layer)`."
 )
 ROW_NUMBER = "Use the examples' own values instead of their place in the batch."
 BATCH_SIZE = (
@@ -90,8 +90,8 @@ BATCH_SIZE = (
 )
 IN_RANGE = "Clip the indices before: `ops.clip(indices, 0, size - 1)`."
 NO_RULE = (
-    "Compute it with other operations, or use a layer of Keras that does the "
-    "same."
+    "Compute it with other operations, use a layer of Keras that does the "
+    "same, or wrap the layer: `tf_dpfp.PerExample(layer)`."
 )
 RULE_OUT = "Decide by a number that is the same for all batches."
 
