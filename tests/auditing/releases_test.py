@@ -21,6 +21,7 @@ def linear_model(**settings):
     return model
 
 
+LEARNING_RATE = 1e-3
 X = np.array([[1.0, 2.0], [0.5, -1.0], [0.0, 0.0]], np.float32)
 Y = np.array([[0.0], [3.0], [0.5]], np.float32)
 
@@ -221,7 +222,7 @@ def fixed_batch_releases(signs, noise_multiplier, runs):
     # The gradient is minus the input, whatever the weight.
     model.compile(
         tf_dpfp.DPSGD(
-            1e-3,
+            LEARNING_RATE,
             l2_norm_clip=1.0,
             noise_multiplier=noise_multiplier,
             expected_batch_size=1.0,
@@ -229,27 +230,33 @@ def fixed_batch_releases(signs, noise_multiplier, runs):
         ),
         loss=lambda y_true, y_pred: -keras.ops.sum(y_pred, axis=-1),
     )
-    recorder = auditing.ReleaseRecorder()
     x = 10.0 * np.asarray(signs, np.float32)[:, None]
-    model.fit(
-        x,
-        x,
-        batch_size=2,
-        epochs=runs,
-        shuffle=False,
-        callbacks=[recorder],
-        verbose=0,
-    )
-    return -recorder.releases.reshape(runs, -1), tf_dpfp.ledger(model)
+    batches = [x[i : i + 2] for i in range(0, len(x), 2)]
+    (weight,) = model.trainable_variables
+    model.train_on_batch(x[:1], x[:1])
+
+    @tf.function(autograph=False)
+    def epoch():
+        released = []
+        for batch in batches:
+            before = tf.identity(weight.value)
+            with tf.control_dependencies([before]):
+                model.train_step((tf.constant(batch), tf.constant(batch)))
+            released.append((weight.value - before) / LEARNING_RATE)
+        return tf.reshape(tf.stack(released), [-1])
+
+    releases = np.stack([epoch().numpy() for _ in range(runs)])
+    return releases, tf_dpfp.ledger(model)
 
 
 def test_a_row_left_out_of_fixed_batches_moves_each_sum_by_two_clip_norms():
-    steps, runs, noise_multiplier = 4, 400, 2.8
+    steps, runs, noise_multiplier = 4, 800, 2.8
     signs = np.zeros(2 * steps)
     signs[0::4], signs[2::4] = 1.0, -1.0
     whole, ledger = fixed_batch_releases(signs, noise_multiplier, runs)
     shifted, _ = fixed_batch_releases(signs[1:], noise_multiplier, runs)
     assert whole.shape == shifted.shape == (runs, steps)
+    assert ledger[0].steps == 1 + runs * steps
     # Sums are +C, -C, ... with the first row, and -C, +C, ... without it,
     # but for the last batch, of one row.
     direction = np.where(np.arange(steps) % 2 == 0, 1.0, -1.0)
