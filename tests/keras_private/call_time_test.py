@@ -32,7 +32,7 @@ def _in_thread(function):
 
 
 def test_a_function_asks_at_each_call_in_the_thread_of_the_call():
-    plain = tf.function(_value)
+    plain, inner = tf.function(_value), tf.function(_value)
     xla = tf.function(_value, jit_compile=True)
 
     @tf.function
@@ -40,7 +40,7 @@ def test_a_function_asks_at_each_call_in_the_thread_of_the_call():
         total = tf.constant(0, tf.int64)
         for _ in tf.range(3):
             if total >= 0:
-                total += plain()
+                total += inner()
         return total
 
     for value in (1, 5):
@@ -78,8 +78,11 @@ def test_the_training_function_is_called_by_the_loop_of_fit():
 
     class Noting(keras.Sequential):
         def make_train_function(self, force=False):
+            before = None if force else self.train_function
             super().make_train_function(force)
             made = self.train_function
+            if made is before:
+                return
 
             def noting(iterator):
                 frame = sys._getframe(1)

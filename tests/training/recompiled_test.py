@@ -74,5 +74,6 @@ def test_a_step_that_a_callback_takes_is_no_draw():
         for e in tf_dpfp.ledger(model)
         if isinstance(e.sampling, tf_dpfp.accounting.WithoutReplacement)
     ]
-    # The rest of that `fit` claims nothing.
-    assert amplified == [1]
+    # Those of `fit`; a step of the callback after each claims nothing.
+    assert amplified == [3]
+    assert sum(e.steps for e in tf_dpfp.ledger(model)) == 6

@@ -16,7 +16,9 @@ def value(
 
     A `tf.function` captures a tensor once, when it is traced. A value of call
     time is an argument that TensorFlow fills by calling `read` in the thread
-    that calls the function.
+    that calls the function. In a loop or a branch of another function the
+    function must not have been called before: TensorFlow then leaves the
+    argument empty, and the call fails.
 
     Args:
         read: Function that returns an eager tensor.

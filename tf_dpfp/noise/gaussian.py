@@ -32,6 +32,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_dpfp import compilation
+from tf_dpfp.keras_private import variables as keras_variables
 from tf_dpfp.noise import box_muller
 from tf_dpfp.noise import secure
 
@@ -236,7 +237,7 @@ class NoiseSource:
         All replicas then have the same key and count, so that each must draw
         with a `replica` of its own in `key_of`.
         """
-        with self._lock, tf.init_scope():
+        with self._lock, keras_variables.made_eagerly():
             if self._state is not None:
                 return
             self._process = _Process.token
