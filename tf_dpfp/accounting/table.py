@@ -22,8 +22,8 @@ _CODE, _NOISE_MULTIPLIER, _FIRST, _SECOND, _SEEDED, _RELEASE = range(6)
 # Most descriptions of one training: a new one begins only when the noise
 # multiplier, the sampling or the release changes.
 MAX_ROWS = 1024
-# Of tables that earlier versions saved.
-_EARLIER_ROWS = 32
+# Of tables that this version saves, and of those that earlier ones did.
+KNOWN_ROWS = (MAX_ROWS, 32)
 
 # Codes are part of saved models: never reuse or renumber one.
 # 0 stands for a row that is not in use.
@@ -146,7 +146,7 @@ def decode_table(
             were counted in a row that describes nothing.
     """
     rows, steps = np.asarray(rows), np.asarray(steps)
-    known = [(count, WIDTH) for count in (MAX_ROWS, _EARLIER_ROWS)]
+    known = [(count, WIDTH) for count in KNOWN_ROWS]
     if rows.shape not in known or steps.shape != rows.shape[:1]:
         raise ValueError(
             f"A ledger table must have rows of shape ({MAX_ROWS}, {WIDTH}) and "

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from tf_dpfp import accounting
-from tf_dpfp import counting
+from tf_dpfp.accounting import table
 from tf_dpfp.optimizers.carrier_state import CarrierState
 
 MARKER = "tf_dpfp_ledger"
@@ -50,9 +50,10 @@ def marked_entries(store: Mapping[str, Any]) -> list[accounting.LedgerEntry]:
         return accounting.decode_rows(rows)
     # A bare marker: the first variable of this shape, for those of the
     # weights come later.
+    shapes = [(count, table.WIDTH + 1) for count in table.KNOWN_ROWS]
     for key in sorted((k for k in store if k.isdigit()), key=int):
         values = np.asarray(store[key])
-        if values.shape == counting.TABLE_SHAPE and values.dtype == np.float64:
+        if values.dtype == np.float64 and values.shape in shapes:
             return accounting.decode_rows(values)
     raise ValueError(
         "The saved state is marked as a private optimizer's and holds no "
