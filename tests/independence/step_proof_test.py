@@ -246,3 +246,21 @@ def test_validate_lists_what_the_proof_finds():
     assert tf_dpfp.validate(_compiled(), specs) == []
     batches = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)
     assert tf_dpfp.validate(_compiled(), batches) == []
+
+
+def test_a_name_like_that_of_a_loss_tracker_hides_no_statistic():
+    total = tf.Variable(0.0)  # Of no layer, so that no trial sees it.
+
+    class Keeps(keras.Model):
+        def __init__(self):
+            super().__init__(name="compile_loss")
+            self.dense = keras.layers.Dense(2)
+
+        def call(self, x):
+            total.assign(tf.reduce_sum(x))
+            return self.dense(x)
+
+    model = tf_dpfp.make_private(Keeps())
+    model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), "mse")
+    with pytest.raises(ValueError, match="AssignVariableOp"):
+        model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)

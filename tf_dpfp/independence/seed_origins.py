@@ -42,13 +42,13 @@ def origin_of(op: tf.Operation, secret_handles: Collection[int]) -> Origin:
         elif source.op.type in _READS:
             handle = source.op.inputs[0]
             names.add(handle.name)
-            secrets.append(id(_outside(handle)) in secret_handles)
+            secrets.append(id(outside(handle)) in secret_handles)
         elif source.op.type == "Placeholder":
             names.add(source.name)
             # A tensor that Python code computed before; or a variable of a
             # loop, or an argument, of which nothing is known here.
-            outside = _outside(source)
-            secrets.append(None if outside is source else False)
+            origin = outside(source)
+            secrets.append(None if origin is source else False)
     return Origin(tuple(sorted(names)), _any_of(secrets))
 
 
@@ -91,7 +91,7 @@ def _is_eager(tensor: tf.Tensor) -> bool:
     return hasattr(tensor, "numpy")
 
 
-def _outside(tensor: tf.Tensor) -> tf.Tensor:
+def outside(tensor: tf.Tensor) -> tf.Tensor:
     """Follows a placeholder out of all functions."""
     while not _is_eager(tensor):
         found = _captured(tensor)

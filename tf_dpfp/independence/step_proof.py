@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tf_dpfp import per_example
 from tf_dpfp.independence import proof as proof_lib
+from tf_dpfp.independence import seed_origins
 from tf_dpfp.independence.findings import Category
 from tf_dpfp.independence.findings import Finding
 from tf_dpfp.independence.proof import Released
@@ -30,7 +31,10 @@ _KNOWN = {
 }
 
 
-def prove_step(traced: Traced, layers: Collection[str] = ()) -> proof_lib.Proof:
+def prove_step(
+    traced: Traced,
+    layers: Collection[str] = (),
+) -> proof_lib.Proof:
     """Proves the forward and backward pass of a micro-batch.
 
     With a batch size that is known while it is traced, the size is a number
@@ -43,28 +47,26 @@ def prove_step(traced: Traced, layers: Collection[str] = ()) -> proof_lib.Proof:
     Returns:
         The `Proof`.
     """
+    copies = [c for v in traced.trackers for c in getattr(v, "values", [v])]
+    handles = frozenset(id(copy.handle) for copy in copies)
     return proof_lib.prove(
         traced.graph,
         traced.examples,
         _released(traced),
-        [op for op in traced.operations if not _tracks_a_loss(op)],
+        [o for o in traced.operations if not _tracks_a_loss(o, handles)],
         layers,
         secret_handles=traced.secret_handles,
     )
 
 
-def _tracks_a_loss(op: tf.Operation) -> bool:
+def _tracks_a_loss(op: tf.Operation, trackers: Collection[int]) -> bool:
     """Tells the metrics that Keras keeps of the loss of each output.
 
-    It updates them as it adds up the losses, in the scope of the compiled loss
-    itself. Training metrics are not private, and nothing in a step reads them.
+    It updates them as it adds up the losses. Training metrics are not private,
+    and nothing in a step reads them.
     """
-    scopes = op.name.split("/")
-    return (
-        op.type == "AssignVariableOp"
-        and len(scopes) == 2
-        and scopes[0].startswith("compile_loss")
-    )
+    writes = op.type in ("AssignVariableOp", "AssignAddVariableOp")
+    return writes and id(seed_origins.outside(op.inputs[0])) in trackers
 
 
 def findings_of(model: keras.Model, traced: Traced) -> tuple[Finding, ...]:

@@ -58,6 +58,15 @@ def track_output_losses(model: keras.Model, y, y_pred, sample_weight) -> None:
         model._compile_loss(y, y_pred, sample_weight)
 
 
+def loss_trackers(loss: Any) -> list:
+    """Returns the variables in which a compiled loss keeps that of outputs."""
+    return [
+        variable.value
+        for metric in getattr(loss, "metrics", ())
+        for variable in metric.variables
+    ]
+
+
 def update_metrics(
     model: keras.Model, x, y, y_pred, sample_weight, rows: tf.Tensor | None
 ) -> dict:

@@ -128,6 +128,7 @@ def clipped_microbatch(
                 gradients,
                 [v.path for v in plan.variables],
                 plan.secret_handles(),
+                keras_trainer.loss_trackers(plan.loss),
             )
         )
     clipped = clipping_lib.clip_and_sum(gradients, plan.groups, present)

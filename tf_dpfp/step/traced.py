@@ -24,6 +24,7 @@ class Traced:
         gradients: What is clipped, one entry per variable.
         paths: Path of each variable.
         secret_handles: Handles of the variables that secret seeds come from.
+        trackers: Variables of Keras's metrics of the loss of each output.
     """
 
     graph: tf.Graph
@@ -35,6 +36,7 @@ class Traced:
     gradients: Sequence[per_example.PerExampleGradient | None]
     paths: Sequence[str]
     secret_handles: Sequence[tf.Tensor] = ()
+    trackers: Sequence[tf.Variable] = ()
 
 
 def as_examples(data: Any) -> Any:
