@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 
 import keras
@@ -107,6 +108,40 @@ def test_a_lost_backup_loses_no_step(tmp_path):
         model, truth = killed_saves.train(tmp_path, epochs=1)
     assert truth.at_start == (3, 3)
     assert killed_saves.counted(model) == truth.steps() == 3 + STEPS
+
+
+def test_steps_of_callbacks_and_threads_are_counted_after_a_kill(tmp_path):
+    """They are on the disk before they run, though no save follows."""
+    x, y = killed_saves.X[:4], killed_saves.Y[:4]
+
+    def step(model):
+        clipped = tf_dpfp.loops.clipped_gradients(model, x, y)
+        model.optimizer.apply(clipped)
+
+    class Steps(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            step(self.model)
+            thread = threading.Thread(target=step, args=(self.model,))
+            thread.start()
+            thread.join()
+            raise killed_saves.Killed
+
+    with pytest.raises(killed_saves.Killed):
+        killed_saves.train(tmp_path, callbacks=[Steps()])
+    seen = []
+
+    class See(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            seen.extend(tf_dpfp.ledger(self.model))
+            raise killed_saves.Killed
+
+    with (
+        pytest.warns(UserWarning, match="counts 3 steps"),
+        pytest.raises(killed_saves.Killed),
+    ):
+        killed_saves.train(tmp_path, callbacks=[See()])
+    kinds = {type(e.sampling).__name__: e.steps for e in seen}
+    assert kinds == {"PoissonSampling": 1, "UnknownSampling": 2}
 
 
 def test_steps_of_an_epoch_that_was_not_saved_are_counted(tmp_path):
