@@ -44,13 +44,16 @@ TESTS: dict[str, tuple[str, ...]] = {
     "accounting/epsilon.py": ("accounting/epsilon_test.py",),
     "accounting/events.py": ("accounting/events_test.py",),
     "accounting/joint.py": ("accounting/joint_test.py",),
-    "accounting/ledger_rows.py": ("accounting/table_test.py",),
+    "accounting/ledger_rows.py": ("accounting/ledger_rows_test.py",),
     "accounting/releases.py": ("accounting/releases_test.py",),
     "accounting/representations.py": (
         "accounting/accounting_representations_test.py",
     ),
     "accounting/samplings.py": ("accounting/samplings_test.py",),
-    "accounting/sums.py": ("accounting/sums_test.py",),
+    "accounting/sums.py": (
+        "accounting/sums_test.py",
+        "accounting/many_kinds_test.py",
+    ),
     "accounting/table.py": ("accounting/table_test.py",),
     "clipping/adaptive.py": ("clipping/adaptive_test.py",),
     "clipping/representations.py": ("clipping/clip_representations_test.py",),
