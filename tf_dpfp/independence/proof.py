@@ -164,9 +164,7 @@ def prove(
     secrets = frozenset(map(id, secret_handles))
     walk = Walk(batch, layers, least_rows)
     names = {id(v.handle): name for name, v in (variables or {}).items()}
-    captures = _assume_captures(graph, walk, names)
-    for i, tensor in enumerate(examples):
-        walk.assume(tensor, _example(tensor, i, batch))
+    captures = _begin(walk, graph, examples, names)
     values = [walk.value(item.tensor) for item in released]
     walk.judge(graph.get_operations() if operations is None else operations)
     return Proof(
@@ -178,6 +176,26 @@ def prove(
         operations=walk.operations,
         seconds=time.perf_counter() - started,
     )
+
+
+def walk_of(graph: tf.Graph, examples: Sequence[tf.Tensor]) -> Walk:
+    """Returns a walk that knows the examples and has not begun."""
+    walk = Walk(_batch_size(examples))
+    _begin(walk, graph, examples, {})
+    return walk
+
+
+def _begin(
+    walk: Walk,
+    graph: tf.Graph,
+    examples: Sequence[tf.Tensor],
+    names: Mapping[int, str],
+) -> list[Capture]:
+    """Tells a walk of the examples and of what the graph captures."""
+    captures = _assume_captures(graph, walk, names)
+    for i, tensor in enumerate(examples):
+        walk.assume(tensor, _example(tensor, i, walk.batch))
+    return captures
 
 
 def _batch_size(examples: Sequence[tf.Tensor]) -> Size:

@@ -158,16 +158,16 @@ class Gradients(Mechanism):
                 getattr(model, "output_names", None),
             )
             state.tried_for = None
-            state.proved = {}
-            state.warned = set()
+            state.traces = {}
         below = self.below(x)
         plan = step_lib.make_plan(model, self.optimizer, state.loss, below)
+        plan = proved.with_proof(model, plan, (x, y, sample_weight))
         if state.tried_for != proved.settings(model):
             self.check_layers()
             gradient_trial.check(model, plan, (x, y, sample_weight))
             # Calls may set attributes of layers.
             state.tried_for = proved.settings(model)
-        return proved.with_proof(model, plan, (x, y, sample_weight))
+        return plan
 
     def findings(
         self, x: Any, y: Any, sample_weight: Any = None
@@ -192,7 +192,7 @@ class Gradients(Mechanism):
         if self.model.jit_compile:
             target = compilation.Target.XLA
         with compilation.tracing_for(target):
-            return proved.findings_of_all_sizes(self.model, plan, specs)
+            return proved.trace(self.model, plan, specs).findings
 
     def claims(
         self, pipeline: pipelines.Pipeline
