@@ -231,6 +231,22 @@ def _judge(model, plan: Plan, statistics, result: _Result) -> None:
     )
     _check_mixing(result, tolerance)
     _check_gradients(plan, result.sums, tolerance)
+    if not any(found.scale > 0.0 for found in result.sums):
+        _warn_of_silence(model)
+
+
+def _warn_of_silence(model: keras.Model) -> None:
+    """Warns that nothing but noise would train the model."""
+    warnings.warn(
+        f"Model '{model.name}': on made-up inputs, no example has a finite "
+        "gradient other than zero, so that noise alone would train it. A loss "
+        "that compares the examples of a batch (contrastive or triplet losses, "
+        "scores over the batch) is constant, or not a number, on one example "
+        "alone, and a private step takes the loss of each example alone. "
+        "Give each example what it is compared with, as further inputs, or "
+        "use a loss that is defined on one example.",
+        stacklevel=2,
+    )
 
 
 def _check_batch_sizes(plan: Plan, gathered, expected: int) -> None:
@@ -249,7 +265,9 @@ def _check_batch_sizes(plan: Plan, gathered, expected: int) -> None:
 
 def _check_shapes(recorded: Any, ordinary: Any) -> None:
     """Refuses another use of what is the same for all examples."""
-    for a, b in zip(tree.flatten(recorded), tree.flatten(ordinary), strict=True):
+    for a, b in zip(
+        tree.flatten(recorded), tree.flatten(ordinary), strict=True
+    ):
         if tf.is_tensor(a) and not a.shape.is_compatible_with(b.shape):
             raise ValueError(
                 "A layer is called on what is the same for all examples, and "

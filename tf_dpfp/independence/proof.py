@@ -126,6 +126,7 @@ def prove(
     variables: Mapping[str, tf.Variable] | None = None,
     least_rows: int = 1,
     secret_handles: Sequence[tf.Tensor] = (),
+    free: Sequence[tf.Tensor] = (),
 ) -> Proof:
     """Proves that every example stays by itself.
 
@@ -151,6 +152,8 @@ def prove(
             included. With 2, axes that are dropped if they have the size 1
             can't be the batch.
         secret_handles: Handles of the variables with the keys of secret seeds.
+        free: Tensors from outside of the graph that are free of data, such as
+            the number of a micro-batch.
 
     Returns:
         A `Proof`.
@@ -165,6 +168,8 @@ def prove(
     walk = Walk(batch, layers, least_rows)
     names = {id(v.handle): name for name, v in (variables or {}).items()}
     captures = _begin(walk, graph, examples, names)
+    for tensor in free:
+        walk.assume(tensor, values_lib.free(walk.static(tensor)))
     values = [walk.value(item.tensor) for item in released]
     walk.judge(graph.get_operations() if operations is None else operations)
     return Proof(

@@ -55,6 +55,7 @@ def prove_step(
         [o for o in traced.operations if not _tracks_a_loss(o, handles)],
         layers,
         secret_handles=traced.secret_handles,
+        free=[traced.piece] if tf.is_tensor(traced.piece) else (),
     )
 
 
@@ -95,9 +96,7 @@ def _known_draws(proof: proof_lib.Proof) -> list[Finding]:
     ]
 
 
-def raise_unless_proved(
-    model: keras.Model, found: Sequence[Finding]
-) -> None:
+def raise_unless_proved(model: keras.Model, found: Sequence[Finding]) -> None:
     """Raises for what is not proved.
 
     Args:

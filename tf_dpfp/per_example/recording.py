@@ -120,9 +120,7 @@ def _patched_call(unit: Unit):
         if known and not any(known.values()):
             # The same for all examples, as positions are; a gradient of each
             # example needs a row of each.
-            args, kwargs = batched.spread(
-                (args, kwargs), _RECORDER.batch_size
-            )
+            args, kwargs = batched.spread((args, kwargs), _RECORDER.batch_size)
             known = None
             _RECORDER.spread += (unit.layer.name,)
         # A unit's own sublayers are the rule's affair, unless it says not.

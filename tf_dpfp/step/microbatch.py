@@ -129,6 +129,7 @@ def clipped_microbatch(
                 [v.path for v in plan.variables],
                 plan.secret_handles(),
                 keras_trainer.loss_trackers(plan.loss),
+                piece,
             )
         )
     clipped = clipping_lib.clip_and_sum(gradients, plan.groups, present)

@@ -25,6 +25,7 @@ class Traced:
         paths: Path of each variable.
         secret_handles: Handles of the variables that secret seeds come from.
         trackers: Variables of Keras's metrics of the loss of each output.
+        piece: Number of the micro-batch.
     """
 
     graph: tf.Graph
@@ -37,6 +38,7 @@ class Traced:
     paths: Sequence[str]
     secret_handles: Sequence[tf.Tensor] = ()
     trackers: Sequence[tf.Variable] = ()
+    piece: tf.Tensor | int = 0
 
 
 def as_examples(data: Any) -> Any:
