@@ -125,13 +125,17 @@ def findings_of_all_sizes(
         try:
             found = inputs.outside_of_graphs(_trace, model, plan, specs, target)
         except Exception as error:  # Of any code in a layer or a loss.
-            found = [_not_traced(error)]
+            found = [not_traced(error)]
         state.proved[kind] = tuple(found)
     return state.proved[kind]
 
 
-def _not_traced(error: Exception) -> Finding:
-    """Describes a step that does not run on batches of unknown size."""
+def not_traced(error: Exception) -> Finding:
+    """Describes a step that does not run on batches of unknown size.
+
+    Args:
+        error: The reason.
+    """
     return Finding(
         Category.MIXED,
         layer="",
