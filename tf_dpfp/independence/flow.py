@@ -25,7 +25,9 @@ class Flow:
         outer: The flow of the graph that calls this one.
     """
 
-    def __init__(self, free: set[int] | None = None, outer: "Flow | None" = None):
+    def __init__(
+        self, free: set[int] | None = None, outer: "Flow | None" = None
+    ):
         self._free = set() if free is None else free
         self._outer = outer
 

@@ -50,9 +50,7 @@ class Given:
         added_to = known[id(self._noises[id(tensor)][1])]
         if added_to.is_examples:
             # Each example has numbers of its own.
-            return values_lib.examples(
-                added_to.shape, added_to.example_layout
-            )
+            return values_lib.examples(added_to.shape, added_to.example_layout)
         if added_to.is_free:
             return values_lib.free(added_to.sizes, None, on_batch_size=True)
         return added_to

@@ -272,7 +272,8 @@ class Walk:
         found = self.finding(op, Category.MIXED, reason, way_out)
         # `tf.vectorized_map` writes formulas with the number of the row, for
         # which there are not enough rules.
-        is_definite = is_definite and "pfor" not in op.name.split("/")
+        if "pfor" in op.name.split("/") and way_out != findings.IN_RANGE:
+            is_definite = False
         found = dataclasses.replace(found, is_definite=is_definite)
         return values_lib.mixed(found, self.static(output))
 

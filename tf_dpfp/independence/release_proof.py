@@ -8,7 +8,7 @@ is no secret.
 """
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -16,11 +16,11 @@ import tensorflow as tf
 from tf_dpfp import layers as layers_lib
 from tf_dpfp.independence import proof as proof_lib
 from tf_dpfp.independence import step_proof
-from tf_dpfp.independence.findings import Category
 from tf_dpfp.independence.findings import Finding
 from tf_dpfp.independence.given import Given
 from tf_dpfp.independence.proof import Released
 from tf_dpfp.keras_private import layers as keras_layers
+
 
 @dataclasses.dataclass(frozen=True)
 class TracedRelease:
