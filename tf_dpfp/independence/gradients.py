@@ -35,6 +35,10 @@ from tf_dpfp.step.plan import Plan
 _OTHER_BATCH_SIZE = 5
 
 
+class ExamplesMeetError(ValueError):
+    """Raised if an example depends on others of its batch."""
+
+
 class _Pass(NamedTuple):
     """Forward and backward pass on one batch.
 
@@ -61,6 +65,7 @@ def _run(model, plan: Plan, data, batch_size: int) -> _Pass:
     variables = [v.value for v in plan.variables]
     with tf.GradientTape() as tape:
         with (
+            plan.arguments_found(data),
             per_example.record_calls(plan.units) as calls,
             plan.step(noise=False),
         ):
@@ -155,7 +160,7 @@ def _is_nan(value) -> tf.Tensor:
     return tf.zeros_like(value, tf.bool)
 
 
-def check(model: keras.Model, plan: Plan, data: Any) -> None:
+def check(model: keras.Model, plan: Plan, data: Any) -> bool:
     """Tries a model on made-up inputs.
 
     Args:
@@ -164,14 +169,17 @@ def check(model: keras.Model, plan: Plan, data: Any) -> None:
         data: `(x, y, sample_weight)` of a real batch; only shapes and types
             are looked at.
 
+    Returns:
+        False if it could not be tried, of which a warning tells.
+
     Raises:
         ValueError: If examples influence each other, gradients are missed or
             wrong, or statistics are kept.
     """
-    inputs.outside_of_graphs(_check, model, plan, data)
+    return inputs.outside_of_graphs(_check, model, plan, data)
 
 
-def _check(model: keras.Model, plan: Plan, data: Any) -> None:
+def _check(model: keras.Model, plan: Plan, data: Any) -> bool:
     rng = np.random.default_rng(0)
     statistics = inputs.statistics_of(model)
     try:
@@ -191,11 +199,11 @@ def _check(model: keras.Model, plan: Plan, data: Any) -> None:
     except (inputs.CannotTry, tf.errors.OpError) as error:
         warnings.warn(
             f"Model '{model.name}' could not be tried on made-up inputs "
-            f"({error}); whether its own layers keep examples apart was not "
-            "checked.",
+            f"({error}); whether its per-example gradients add up to its "
+            "gradient was not checked.",
             stacklevel=2,
         )
-        return
+        return False
     result = tree.map_structure(lambda t: t.numpy(), result)
     tolerance = tolerance_of(model)
     _check_statistics(
@@ -207,6 +215,7 @@ def _check(model: keras.Model, plan: Plan, data: Any) -> None:
     )
     _check_mixing(result, tolerance)
     _check_gradients(plan, result.sums, tolerance)
+    return True
 
 
 def _check_batch_sizes(plan: Plan, gathered, expected: int) -> None:
@@ -237,7 +246,7 @@ def _check_mixing(result: _Result, tolerance: float) -> None:
     # Each output by itself: one of them may be small.
     apart = [far_apart([d], tolerance)[0] for d in result.outputs]
     if any(apart + far_apart(result.contribution, tolerance)):
-        raise ValueError(
+        raise ExamplesMeetError(
             "What the model computes for one example depends on the other "
             "examples of the batch, or on their number, so clipping one "
             "example's gradient "

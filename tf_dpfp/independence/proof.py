@@ -189,6 +189,38 @@ def prove(
     )
 
 
+def have_examples(
+    examples: Sequence[tf.Tensor], tensors: Sequence[tf.Tensor]
+) -> list[bool]:
+    """Tells which tensors have a row for each example along their first axis.
+
+    Args:
+        examples: Tensors of the batch.
+        tensors: Tensors of the same graph, with a first axis as long as the
+            batch, as far as sizes are known.
+
+    Returns:
+        False for each that is the same for all batches. One of which nothing
+        is proved is taken to have rows.
+    """
+    batch = _batch_size(examples)
+    walk = Walk(batch)
+    _assume_captures(tensors[0].graph, walk, {})
+    for i, tensor in enumerate(examples):
+        walk.assume(tensor, _example(tensor, i, batch))
+    with walk.unjudged():
+        return [_has_rows(walk.value(t), batch) for t in tensors]
+
+
+def _has_rows(value: Value, batch: Size) -> bool:
+    if not value.is_free or not value.sizes:
+        return True
+    if batch.is_number:
+        # One number everywhere: it makes no difference.
+        return value.kind is Kind.UNIFORM
+    return value.hangs_on_batch or value.sizes[0] == batch
+
+
 def _batch_size(examples: Sequence[tf.Tensor]) -> Size:
     if not examples:
         raise ValueError(

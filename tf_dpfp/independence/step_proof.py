@@ -107,19 +107,24 @@ def _known_draws(proof: proof_lib.Proof) -> list[Finding]:
 
 
 def raise_or_warn(
-    model: keras.Model, found: Sequence[Finding], warned: set[str]
+    model: keras.Model,
+    found: Sequence[Finding],
+    warned: set[str],
+    is_tried: bool = True,
 ) -> None:
     """Raises for definite findings, and warns of others, once of each.
 
     Where too little is known to tell, the trial on made-up inputs decides.
+    Without a trial, all are refused.
 
     Args:
         model: The model.
         found: The findings.
         warned: Names of operations that were warned of; is added to.
+        is_tried: False if the model could not be tried.
 
     Raises:
-        ValueError: If a finding is definite.
+        ValueError: If a finding is definite, or there was no trial.
     """
     definite = [f for f in found if f.is_definite]
     if definite:
@@ -128,6 +133,13 @@ def raise_or_warn(
             "are not independent of each other, or their data leave without "
             f"noise, so clipping does not bound the influence of one:\n"
             f"{_listed(definite)}"
+        )
+    if found and not is_tried:
+        raise ValueError(
+            f"Model '{model.name}' can't be trained privately: it is not "
+            "proved that its examples are independent of each other, and it "
+            f"could not be tried on made-up inputs. Not proved:\n"
+            f"{_listed(found)}"
         )
     new = [f for f in found if f.name not in warned]
     if not new:
@@ -139,6 +151,19 @@ def raise_or_warn(
         f"dependence. Not proved:\n{_listed(new)}",
         stacklevel=2,
     )
+
+
+def named(message: str, found: Sequence[Finding]) -> str:
+    """Adds to the message of a trial what a proof says of it.
+
+    Args:
+        message: The message.
+        found: Findings of a proof.
+    """
+    definite = [f for f in found if f.is_definite]
+    if not definite:
+        return message
+    return f"{message} The proof found:\n{_listed(definite)}"
 
 
 def _listed(found: Sequence[Finding]) -> str:

@@ -1,7 +1,7 @@
 """Proofs of steps: of every graph that is traced, and of eager steps."""
 
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import keras
@@ -66,8 +66,7 @@ class _Judge:
         if found and traced.examples[0].shape[0] is not None:
             # A size that is known can't be told from other numbers.
             found = findings_of_all_sizes(self.model, self.plan, self.specs)
-        warned = state_lib.state_of(self.model).warned
-        step_proof.raise_or_warn(self.model, found, warned)
+        raise_or_warn(self.model, found)
 
 
 def with_proof(
@@ -98,8 +97,21 @@ def prove_eager(model: keras.Model, plan: step_lib.Plan, batch: Any) -> None:
     specs = specs_of(batch)
     with compilation.tracing_for(compilation.Target.KERNELS):
         found = findings_of_all_sizes(model, plan, specs)
-    warned = state_lib.state_of(model).warned
-    step_proof.raise_or_warn(model, found, warned)
+    raise_or_warn(model, found)
+
+
+def raise_or_warn(model: keras.Model, found: Sequence[Finding]) -> None:
+    """Raises for what is not proved; see `step_proof.raise_or_warn`.
+
+    Args:
+        model: A private model.
+        found: The findings of a proof.
+
+    Raises:
+        ValueError: If one is definite, or the model could not be tried.
+    """
+    state = state_lib.state_of(model)
+    step_proof.raise_or_warn(model, found, state.warned, state.is_tried)
 
 
 def findings_of_all_sizes(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from tf_dpfp import optimizers
+from tf_dpfp.independence.argument_finder import ArgumentFinder
 from tf_dpfp.independence.findings import Finding
 from tf_dpfp.independence.representations import Findings
 
@@ -26,6 +27,8 @@ class State:
             the first step.
         tried_for: Weights, layers and settings for which the per-example
             gradients passed their trial; `None` before.
+        is_tried: False if that trial could not be made.
+        arguments: Knows the arguments of layers that are of examples.
         proved: Findings of proofs for batches of any size, by the settings of
             the model and the kind of the batch.
         warned: Operations of which a warning says that they are not proved.
@@ -46,6 +49,8 @@ class State:
         self.mechanism: Mechanism | None = None
         self.loss: Any = None
         self.tried_for: tuple[Hashable, ...] | None = None
+        self.is_tried = True
+        self.arguments = ArgumentFinder()
         self.proved: dict[Hashable, tuple[Finding, ...]] = {}
         self.warned: set[str] = set()
         self.findings: Findings | None = None

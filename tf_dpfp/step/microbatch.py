@@ -94,6 +94,7 @@ def clipped_microbatch(
     data = x, y, sample_weight, is_example = traced_lib.as_examples(data)
     with tf.GradientTape() as tape, keras_random.seeds_from(plan.seeds(piece)):
         with (
+            plan.arguments_found(data),
             per_example.record_calls(plan.units) as calls,
             plan.step() as representations,
         ):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
+from keras import tree
 
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import compilation
@@ -40,6 +41,8 @@ class Plan:
         seeds: Returns secret seeds for the random layers of a forward pass,
             given the number of the micro-batch.
         secret_handles: Returns handles of the variables that they come from.
+        arguments: Given the tensors of a batch, returns what tells which
+            arguments of a layer have a row for each example.
         on_traced: Called for every micro-batch that is traced in a graph,
             before anything is clipped.
     """
@@ -54,7 +57,24 @@ class Plan:
     secret_handles: Callable[[], Sequence[tf.Tensor]]
     above: Sequence[keras.Variable] = ()
     representations: counting.GaussianRelease | None = None
+    arguments: (
+        Callable[[Sequence[tf.Tensor]], per_example.ArgumentsFinder] | None
+    ) = None
     on_traced: Callable[[Traced], None] | None = None
+
+    def arguments_found(
+        self, data: Any
+    ) -> contextlib.AbstractContextManager[None]:
+        """Opens the context in which layers know their arguments.
+
+        Args:
+            data: A batch, nested; leaves may be `None`.
+        """
+        finder = None
+        if self.arguments is not None:
+            leaves = [t for t in tree.flatten(data) if t is not None]
+            finder = self.arguments(leaves)
+        return per_example.arguments_found_by(finder)
 
     def step(
         self, noise: bool = True
