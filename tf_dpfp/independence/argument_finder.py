@@ -30,12 +30,21 @@ class ArgumentFinder:
         """
 
         def find(
-            layer: keras.layers.Layer, leaves: Sequence[tf.Tensor]
-        ) -> Sequence[bool] | None:
-            kind = (id(layer), *((t.shape.rank, t.dtype) for t in leaves))
+            layer: keras.layers.Layer,
+            tensors: Sequence[tf.Tensor],
+            alike: list[bool],
+        ) -> list[bool]:
+            kind = (id(layer), *((t.shape.rank, t.dtype) for t in tensors))
             if tf.executing_eagerly():
-                return self._remembered(layer, kind)
-            found = proof_lib.have_examples(examples, leaves)
+                return self._remembered(layer, kind, alike)
+            found = list(alike)
+            if alike.count(True) > 1:
+                places = [i for i, is_alike in enumerate(alike) if is_alike]
+                have = proof_lib.have_examples(
+                    examples, [tensors[i] for i in places]
+                )
+                for place, has in zip(places, have, strict=True):
+                    found[place] = has
             # A batch size that is known may be the size of anything.
             if examples[0].shape[0] is None:
                 self._known.setdefault(kind, set()).add(tuple(found))
@@ -44,11 +53,11 @@ class ArgumentFinder:
         return find
 
     def _remembered(
-        self, layer: keras.layers.Layer, kind: tuple
-    ) -> Sequence[bool] | None:
+        self, layer: keras.layers.Layer, kind: tuple, alike: list[bool]
+    ) -> list[bool]:
         found = self._known.get(kind)
         if found is None:
-            return None
+            return alike
         if len(found) > 1:
             raise ValueError(
                 f"Layer '{layer.name}' is called on arguments of which some "
@@ -57,4 +66,4 @@ class ArgumentFinder:
                 "the model with `run_eagerly=False`."
             )
         (only,) = found
-        return only
+        return list(only)

@@ -21,6 +21,9 @@ from tf_dpfp.independence.given import Given
 from tf_dpfp.independence.proof import Released
 from tf_dpfp.keras_private import layers as keras_layers
 
+# Name of what the layers release, in findings.
+RELEASED = "the representations"
+
 
 @dataclasses.dataclass(frozen=True)
 class TracedRelease:
@@ -58,7 +61,7 @@ def findings_of(
     names = {layer.name for layer in keras_layers.all_layers(model)}
     outputs = [release.output for release in traced.releases]
     released = [
-        Released(release.clipped, "the representations", False)
+        Released(release.clipped, RELEASED, False)
         for release in traced.releases
     ]
     released += [

@@ -35,16 +35,19 @@ _WORD_BY_WORD = frozenset(
 
 
 @registry.rule("RaggedTensorToTensor", takes_mixed=True)
-def padded(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+def padded(
+    op: tf.Operation, values: Sequence[Value], walk: Walk
+) -> Value | list[Value]:
     """Pads the words of each text, and cuts them off, at a fixed length."""
     if any(v.kind is Kind.SINGLE for v in values):
-        return without_rules.of_one(op, values, walk)[0]
+        return without_rules.of_one(op, values, walk)
     shape, default, *_ = values[0], values[2]
     kinds = [k.decode() for k in op.get_attr("row_partition_types")]
     if kinds != ["FIRST_DIM_SIZE", "VALUE_ROWIDS"]:
         raise findings.Refusal(_OF_SPLIT_TEXT, is_definite=False)
     split = _split_of_rows(op.inputs[4])
-    if split is None or _split_of_count(op.inputs[3]) is not split:
+    counted = _split_of_count(op.inputs[3])
+    if split is None or counted is None or counted.name != split.name:
         raise findings.Refusal(_OF_SPLIT_TEXT, is_definite=False)
     if not _is_word_by_word(op.inputs[1], split, walk):
         raise findings.Refusal(_OF_SPLIT_TEXT, is_definite=False)

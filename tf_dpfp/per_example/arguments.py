@@ -8,10 +8,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# Given a layer and the tensors that it is called with, tells for each if it has
-# a row for each example; `None` if that can't be told.
+# Given a layer, the tensors that it is called with, and for each whether its
+# first axis is as long as the batch, tells for each if it is the batch.
 Finder = Callable[
-    [keras.layers.Layer, Sequence[tf.Tensor]], Sequence[bool] | None
+    [keras.layers.Layer, Sequence[tf.Tensor], list[bool]], list[bool]
 ]
 
 
@@ -51,19 +51,11 @@ def have_examples(
         leaves: Its arguments, flat.
         reference: The one whose first axis is the batch.
     """
-    alike = [
-        tf.is_tensor(leaf)
-        and bool(leaf.shape.rank)
-        and leaf.shape[0] == reference.shape[0]
-        for leaf in leaves
+    tensors = [
+        leaf for leaf in leaves if tf.is_tensor(leaf) and leaf.shape.rank
     ]
-    if _CURRENT.finder is None or alike.count(True) < 2:
-        return alike
-    chosen = [
-        leaf for leaf, is_alike in zip(leaves, alike, strict=True) if is_alike
-    ]
-    found = _CURRENT.finder(layer, chosen)
-    if found is None:
-        return alike
-    remaining = iter(found)
-    return [is_alike and next(remaining) for is_alike in alike]
+    alike = [t.shape[0] == reference.shape[0] for t in tensors]
+    if _CURRENT.finder is not None:
+        alike = _CURRENT.finder(layer, tensors, alike)
+    found = {id(t): has for t, has in zip(tensors, alike, strict=True)}
+    return [found.get(id(leaf), False) for leaf in leaves]
