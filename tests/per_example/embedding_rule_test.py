@@ -307,3 +307,13 @@ def test_positions_of_few_examples(size):
         total = found[index].weighted_sum(tf.ones([size]))
         assert total.shape == variable.shape
         assert np.any(total != 0) == bool(size)
+
+
+def test_an_id_without_a_row_moves_none():
+    """In the norm, and in the sum."""
+    ids, gradient = tf.constant([[1, 7, -9]]), tf.ones([1, 3, 2])
+    found = embedding._lookups(tf.Variable(tf.zeros([3, 2])), ids, gradient)
+    assert found.squared_norms().numpy() == pytest.approx([2.0])
+    np.testing.assert_array_equal(
+        found.weighted_sum(tf.ones([1])), [[0, 0], [1, 1], [0, 0]]
+    )
