@@ -250,6 +250,41 @@ def test_a_new_size_is_proved_anew():
         model.train_on_batch(X[:5], Y[:5])
 
 
+class Table(layers.Layer):
+    """A lookup of its own, under the generic rule."""
+
+    def __init__(self, take):
+        super().__init__()
+        self.take = take
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(5, 2), initializer="ones")
+
+    def call(self, ids):
+        return self.take(self.table, ids)
+
+    def compute_output_spec(self, ids):
+        return keras.KerasTensor((*ids.shape, 2))
+
+
+@pytest.mark.parametrize("is_safe", [False, True])
+def test_a_lookup_of_its_own_lands_in_no_other_example(is_safe):
+    def gather(table, ids):
+        return tf.gather(tf.convert_to_tensor(table), ids)
+
+    take = (lambda t, i: keras.ops.take(t, i, axis=0)) if is_safe else gather
+    ids = keras.Input((3,), dtype="int32")
+    h = layers.Flatten()(Table(take)(ids))
+    model = tf_dpfp.make_private(keras.Model(ids, layers.Dense(2)(h)))
+    model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), "mse")
+    x = np.array([[0, 1, 2], [3, 4, 9], [5, 10, -9]])
+    if is_safe:
+        _fit(model, x, Y[:3])
+    else:
+        with pytest.raises(ValueError, match="out of range"):
+            _fit(model, x, Y[:3])
+
+
 class Masked(layers.Layer):
     """Takes a mask of positions beside the examples; of no rule's own."""
 
