@@ -36,6 +36,10 @@ from tf_dpfp.step.plan import Plan
 _OTHER_BATCH_SIZE = 5
 
 
+class ExamplesMeetError(ValueError):
+    """Raised if an example depends on others of its batch."""
+
+
 class _Pass(NamedTuple):
     """Forward and backward pass on one batch.
 
@@ -68,8 +72,9 @@ def _run(model, plan: Plan, data, batch_size: int) -> _Pass:
             y_pred = forward(model, x)
         losses = plan.loss(y, y_pred, sample_weight)
         total = tf.reduce_sum(losses)
-    if not tf.executing_eagerly():
-        _check_shapes(y_pred, forward(model, x))
+    if any(call.is_spread for call in calls):
+        with plan.step(noise=False):
+            _check_shapes(y_pred, forward(model, x))
     expected, sources = tape.gradient(
         total, (variables, [call.sources for call in calls])
     )
@@ -292,7 +297,7 @@ def _check_mixing(result: _Result, tolerance: float) -> None:
     # Each output by itself: one of them may be small.
     apart = [far_apart([d], tolerance)[0] for d in result.outputs]
     if any(apart + far_apart(result.contribution, tolerance)):
-        raise ValueError(
+        raise ExamplesMeetError(
             "What the model computes for one example depends on the other "
             "examples of the batch, or on their number, so clipping one "
             "example's gradient "

@@ -148,13 +148,17 @@ def trace(model: keras.Model, plan: step_lib.Plan, specs: Any) -> Trace:
         try:
             found = inputs.outside_of_graphs(_trace, model, plan, specs, target)
         except Exception as error:  # Of any code in a layer or a loss.
-            found = Trace((_not_traced(error),))
+            found = Trace((not_traced(error),))
         state.traces[kind] = found
     return state.traces[kind]
 
 
-def _not_traced(error: Exception) -> Finding:
-    """Describes a step that does not run on batches of unknown size."""
+def not_traced(error: Exception) -> Finding:
+    """Describes a step that does not run on batches of unknown size.
+
+    Args:
+        error: The reason.
+    """
     return Finding(
         Category.MIXED,
         layer="",

@@ -117,7 +117,8 @@ def _patched_call(unit: Unit):
                 "(tf_dpfp.gradient_rules.GenericRule)`."
             )
         known = batched.asked(_RECORDER.is_batched, args, kwargs)
-        if known and not any(known.values()):
+        is_spread = bool(known) and not any((known or {}).values())
+        if is_spread:
             # The same for all examples, as positions are; a gradient of each
             # example needs a row of each.
             args, kwargs = batched.spread((args, kwargs), _RECORDER.batch_size)
@@ -133,6 +134,7 @@ def _patched_call(unit: Unit):
                 )
         finally:
             _RECORDER.calls = calls
+        recorded.is_spread = is_spread
         calls.append(recorded)
         return outputs
 

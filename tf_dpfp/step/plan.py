@@ -85,15 +85,15 @@ class Plan:
 
     def step(
         self, noise: bool = True
-    ) -> contextlib.AbstractContextManager[Sequence[tf.Tensor]]:
+    ) -> contextlib.AbstractContextManager[Sequence[layers_lib.Release]]:
         """Opens the context that the forward pass runs in.
 
         Args:
             noise: Add noise to representations; not in a trial.
 
         Returns:
-            A context; it gives a list that fills with the inputs of layers
-            that release representations.
+            A context; it gives a list that fills with the representations
+            that layers release.
         """
         if self.representations is None:
             return contextlib.nullcontext(())

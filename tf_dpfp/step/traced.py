@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 from keras import tree
 
+from tf_dpfp import layers as layers_lib
 from tf_dpfp import per_example
 
 
@@ -20,7 +21,7 @@ class Traced:
         examples: Tensors of the micro-batch, one row for each example.
         losses: One loss per example.
         present: Boolean, `(batch,)`: true for examples that take part.
-        representations: Tensors that a layer releases with noise.
+        representations: Representations that a layer releases with noise.
         gradients: What is clipped, one entry per variable.
         paths: Path of each variable.
         secret_handles: Handles of the variables that secret seeds come from.
@@ -33,7 +34,7 @@ class Traced:
     examples: Sequence[tf.Tensor]
     losses: tf.Tensor
     present: tf.Tensor
-    representations: Sequence[tf.Tensor]
+    representations: Sequence[layers_lib.Release]
     gradients: Sequence[per_example.PerExampleGradient | None]
     paths: Sequence[str]
     secret_handles: Sequence[tf.Tensor] = ()
