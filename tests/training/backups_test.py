@@ -12,6 +12,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tf_dpfp
 from tests.training import killed_saves
@@ -272,6 +273,51 @@ def test_representations_are_counted_in_their_layer(tmp_path):
             epochs=2,
             verbose=0,
             callbacks=[*callbacks, backup],
+        )
+        return killed_saves.counted(model)
+
+    with pytest.raises(killed_saves.Killed):
+        run(_Stop(1, 0))
+    assert run() == 3 + 2
+
+
+def _mirrored():
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.mark.parametrize("kind", ["joint", "replicas"])
+def test_other_ways_to_train_are_counted_over_a_kill(
+    tmp_path, without_trial, kind
+):
+    del without_trial
+    x = np.ones((8, 3), np.float32)
+    is_joint = kind == "joint"
+
+    def run(*callbacks):
+        scope = contextlib.nullcontext() if is_joint else _mirrored().scope()
+        with scope:
+            middle = []
+            if is_joint:
+                clip = tf_dpfp.DPRepresentationClip(1.0, 2.0, labels="public")
+                middle = [keras.layers.Dense(2), clip]
+            model = keras.Sequential(
+                [keras.Input((3,)), *middle, keras.layers.Dense(1)]
+            )
+            tf_dpfp.make_private(model)
+            optimizer = tf_dpfp.DPSGD(
+                0.1, noise_multiplier=1.0, expected_batch_size=4
+            )
+            model.compile(optimizer, loss="mse")
+        model.fit(
+            x,
+            x[:, :1],
+            batch_size=4,
+            epochs=2,
+            verbose=0,
+            callbacks=[
+                *callbacks,
+                tf_dpfp.BackupAndRestore(tmp_path / "backup"),
+            ],
         )
         return killed_saves.counted(model)
 
