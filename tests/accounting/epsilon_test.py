@@ -6,7 +6,6 @@ import time
 import dp_accounting
 import hypothesis
 import numpy as np
-from absl.testing import absltest
 from absl.testing import parameterized
 from dp_accounting import rdp
 from hypothesis import strategies as st
@@ -587,7 +586,3 @@ class MaxStepsTest(parameterized.TestCase):
     def test_bad_noise_is_refused(self):
         with self.assertRaisesRegex(ValueError, "noise_multiplier"):
             _max_steps([], samplings.PoissonSampling(0.01), -1.0, 1.0, 1e-5)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -114,8 +114,9 @@ def _forward(model, h):
     return h
 
 
-@pytest.mark.parametrize("microbatch_size", [None, 4])
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    ("microbatch_size", "jit_compile"), [(None, False), (4, True)]
+)
 def test_a_step_without_noise_is_that_of_a_loop(microbatch_size, jit_compile):
     # 10 is no multiple of 4: the last piece is padded.
     x, y = 3.0 * X[:10], Y[:10]
@@ -566,7 +567,7 @@ def _images(below):
 
 
 @pytest.mark.parametrize("optimizer", [_optimizer, keras.optimizers.Adam])
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_mixing_below_is_refused_whatever_the_draw(optimizer, seed):
     # In half of all calls MixUp mixes nothing, so a trial can miss it.
     with pytest.raises(ValueError, match="MixUp mixes the examples"):
