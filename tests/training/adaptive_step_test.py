@@ -324,6 +324,7 @@ def test_each_group_finds_its_own_median():
     )
     norms = np.linspace(0.0, 10.0, 21)
     model = _norms_model(adaptive, 2, 21.0)
+    model.run_eagerly = False  # Of so many steps, that takes longer.
     found = _norms_trajectory(model, [norms, 100.0 * norms[::-1]], 40)
     assert abs(found[-1, 0] - 5.0) < 0.25
     assert abs(found[-1, 1] - 500.0) < 25.0
