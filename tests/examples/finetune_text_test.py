@@ -149,7 +149,7 @@ def test_each_method_trains_what_it_says_within_the_budget(
         preset,
         method=method,
         clipping="per_layer",
-        microbatch_size=8,
+        microbatch_size=8 if method == "full" else None,
         output_dir=str(tmp_path),
     )
     prepared = finetuning.prepare(config)
