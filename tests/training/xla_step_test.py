@@ -92,12 +92,12 @@ def _operations(function, data):
 def test_the_step_is_xlas_own_from_end_to_end(kwargs):
     function, data = _step(**kwargs)
     lacking = {
-        node.op
-        for node in _operations(function, data)
+        op
+        for op in {node.op for node in _operations(function, data)}
         if "XLA_CPU_JIT"
         not in {
             kernel.device_type
-            for kernel in kernels.get_registered_kernels_for_op(node.op).kernel
+            for kernel in kernels.get_registered_kernels_for_op(op).kernel
         }
     }
     assert lacking <= {"Placeholder"}  # Where the batch comes in.
