@@ -287,10 +287,10 @@ class AdjacencyTest(parameterized.TestCase):
 class PropertiesTest(parameterized.TestCase):
     @_EXAMPLES
     @hypothesis.given(
-        _RATES,
-        _NOISES,
-        _STEPS,
-        _DELTAS,
+        rate=_RATES,
+        noise=_NOISES,
+        steps=_STEPS,
+        delta=_DELTAS,
         by=st.floats(1.0, 3.0),
         share=st.floats(0.01, 1.0),
         more=_STEPS,
