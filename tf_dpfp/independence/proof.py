@@ -173,9 +173,7 @@ def prove(
     secrets = frozenset(map(id, secret_handles))
     walk = Walk(batch, layers, least_rows, given, follows_data)
     names = {id(v.handle): name for name, v in (variables or {}).items()}
-    captures = _assume_captures(graph, walk, names)
-    for i, tensor in enumerate(examples):
-        walk.assume(tensor, _example(tensor, i, batch))
+    captures = _begin(walk, graph, examples, names)
     values = [walk.value(item.tensor) for item in released]
     walk.judge(graph.get_operations() if operations is None else operations)
     return Proof(
@@ -189,36 +187,24 @@ def prove(
     )
 
 
-def have_examples(
-    examples: Sequence[tf.Tensor], tensors: Sequence[tf.Tensor]
-) -> list[bool]:
-    """Tells which tensors have a row for each example along their first axis.
+def walk_of(graph: tf.Graph, examples: Sequence[tf.Tensor]) -> Walk:
+    """Returns a walk that knows the examples and has not begun."""
+    walk = Walk(_batch_size(examples))
+    _begin(walk, graph, examples, {})
+    return walk
 
-    Args:
-        examples: Tensors of the batch.
-        tensors: Tensors of the same graph, with a first axis as long as the
-            batch, as far as sizes are known.
 
-    Returns:
-        False for each that is the same for all batches. One of which nothing
-        is proved is taken to have rows.
-    """
-    batch = _batch_size(examples)
-    walk = Walk(batch)
-    _assume_captures(tensors[0].graph, walk, {})
+def _begin(
+    walk: Walk,
+    graph: tf.Graph,
+    examples: Sequence[tf.Tensor],
+    names: Mapping[int, str],
+) -> list[Capture]:
+    """Tells a walk of the examples and of what the graph captures."""
+    captures = _assume_captures(graph, walk, names)
     for i, tensor in enumerate(examples):
-        walk.assume(tensor, _example(tensor, i, batch))
-    with walk.unjudged():
-        return [_has_rows(walk.value(t), batch) for t in tensors]
-
-
-def _has_rows(value: Value, batch: Size) -> bool:
-    if not value.is_free or not value.sizes:
-        return True
-    if batch.is_number:
-        # One number everywhere: it makes no difference.
-        return value.kind is Kind.UNIFORM
-    return value.hangs_on_batch or value.sizes[0] == batch
+        walk.assume(tensor, _example(tensor, i, walk.batch))
+    return captures
 
 
 def _batch_size(examples: Sequence[tf.Tensor]) -> Size:

@@ -7,7 +7,6 @@ a layer that releases representations. What the pass writes, prints or hands to
 Python must be free of data.
 """
 
-import warnings
 from collections.abc import Collection, Iterator, Sequence
 
 import keras
@@ -58,7 +57,10 @@ def prove_step(
         [o for o in traced.operations if not _tracks_a_loss(o, handles)],
         layers,
         secret_handles=traced.secret_handles,
-        given=Given(noises=_noises(traced.representations)),
+        given=Given(
+            public=[traced.piece] if tf.is_tensor(traced.piece) else (),
+            noises=_noises(traced.representations),
+        ),
     )
 
 
@@ -106,25 +108,15 @@ def _known_draws(proof: proof_lib.Proof) -> list[Finding]:
     ]
 
 
-def raise_or_warn(
-    model: keras.Model,
-    found: Sequence[Finding],
-    warned: set[str],
-    is_tried: bool = True,
-) -> None:
-    """Raises for definite findings, and warns of others, once of each.
-
-    Where too little is known to tell, the trial on made-up inputs decides.
-    Without a trial, all are refused.
+def raise_unless_proved(model: keras.Model, found: Sequence[Finding]) -> None:
+    """Raises for what is not proved.
 
     Args:
         model: The model.
         found: The findings.
-        warned: Names of operations that were warned of; is added to.
-        is_tried: False if the model could not be tried.
 
     Raises:
-        ValueError: If a finding is definite, or there was no trial.
+        ValueError: If there is one.
     """
     definite = [f for f in found if f.is_definite]
     if definite:
@@ -134,23 +126,13 @@ def raise_or_warn(
             f"noise, so clipping does not bound the influence of one:\n"
             f"{_listed(definite)}"
         )
-    if found and not is_tried:
+    if found:
         raise ValueError(
             f"Model '{model.name}' can't be trained privately: it is not "
-            "proved that its examples are independent of each other, and it "
-            f"could not be tried on made-up inputs. Not proved:\n"
-            f"{_listed(found)}"
+            "proved that its examples are independent of each other. Not "
+            f"proved:\n{_listed(found)}\nA layer can run one example at a "
+            "time, which needs no proof: `tf_dpfp.PerExample(layer)`."
         )
-    new = [f for f in found if f.name not in warned]
-    if not new:
-        return
-    warned.update(f.name for f in new)
-    warnings.warn(
-        f"Model '{model.name}': it is not proved that its examples are "
-        "independent of each other. A trial on made-up inputs found no "
-        f"dependence. Not proved:\n{_listed(new)}",
-        stacklevel=2,
-    )
 
 
 def named(message: str, found: Sequence[Finding]) -> str:

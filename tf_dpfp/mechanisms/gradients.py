@@ -159,26 +159,25 @@ class Gradients(Mechanism):
                 getattr(model, "output_names", None),
             )
             state.tried_for = None
-            state.proved = {}
-            state.warned = set()
+            state.traces = {}
         below = self.below(x)
         plan = step_lib.make_plan(model, self.optimizer, state.loss, below)
-        plan = dataclasses.replace(plan, arguments=state.arguments.in_step)
+        plan = proved.with_proof(model, plan, (x, y, sample_weight))
         if state.tried_for != proved.settings(model):
             self.check_layers()
-            state.is_tried = self._try(plan, (x, y, sample_weight))
+            self._try(plan, (x, y, sample_weight))
             # Calls may set attributes of layers.
             state.tried_for = proved.settings(model)
-        return proved.with_proof(model, plan, (x, y, sample_weight))
+        return plan
 
-    def _try(self, plan: step_lib.Plan, batch: Any) -> bool:
+    def _try(self, plan: step_lib.Plan, batch: Any) -> None:
         """Tries the model; the proof names what the trial only notices."""
         try:
-            return gradient_trial.check(self.model, plan, batch)
+            gradient_trial.check(self.model, plan, batch)
         except gradient_trial.ExamplesMeetError as error:
             specs = proved.specs_of(batch)
             with compilation.tracing_for(compilation.Target.KERNELS):
-                found = proved.findings_of_all_sizes(self.model, plan, specs)
+                found = proved.trace(self.model, plan, specs).findings
             raise ValueError(step_proof.named(str(error), found)) from None
 
     def findings(
@@ -204,7 +203,7 @@ class Gradients(Mechanism):
         if self.model.jit_compile:
             target = compilation.Target.XLA
         with compilation.tracing_for(target):
-            return proved.findings_of_all_sizes(self.model, plan, specs)
+            return proved.trace(self.model, plan, specs).findings
 
     def claims(
         self, pipeline: pipelines.Pipeline

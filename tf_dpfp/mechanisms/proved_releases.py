@@ -60,13 +60,7 @@ def train_step(
             _tensors(results),
         ),
     )
-    examples = _tensors(batch[0])
-    if found and examples and examples[0].shape[0] is not None:
-        # A size that is known can't be told from other numbers, below the
-        # noise. What no data flow into hangs on no size.
-        found = tuple(f for f in found if f.subject != release_proof.RELEASED)
-        check(model, x)
-    step_proof.raise_or_warn(model, found, state_lib.state_of(model).warned)
+    step_proof.raise_unless_proved(model, found)
     return results
 
 
@@ -86,13 +80,13 @@ def check(model: keras.Model, x: Any) -> None:
     state = state_lib.state_of(model)
     specs = proved.specs_of(x)
     kind = ("forward", proved.settings(model), str(specs))
-    if kind not in state.proved:
+    if kind not in state.traces:
         try:
             found = inputs.outside_of_graphs(_trace, model, specs)
         except Exception as error:  # Of any code in a layer.
             found = (proved.not_traced(error),)
-        state.proved[kind] = found
-    step_proof.raise_or_warn(model, state.proved[kind], state.warned)
+        state.traces[kind] = proved.Trace(tuple(found))
+    step_proof.raise_unless_proved(model, state.traces[kind].findings)
 
 
 def _trace(model: keras.Model, specs: Any) -> tuple[Finding, ...]:

@@ -14,8 +14,7 @@ from tf_dpfp.per_example import keras_hub_layers as _keras_hub_layers
 from tf_dpfp.per_example import normalization as _normalization
 from tf_dpfp.per_example import recurrent as _recurrent
 from tf_dpfp.per_example import scale as _scale
-from tf_dpfp.per_example.arguments import Finder as ArgumentsFinder
-from tf_dpfp.per_example.arguments import found_by as arguments_found_by
+from tf_dpfp.per_example.batched import IsBatched
 from tf_dpfp.per_example.generic import GenericRule
 from tf_dpfp.per_example.gradients import EmbeddingRows
 from tf_dpfp.per_example.gradients import OuterProduct
@@ -34,10 +33,9 @@ del _convolution, _dense, _depthwise_convolution, _einsum_dense, _embedding
 del _keras_hub_layers, _normalization, _recurrent, _scale
 
 __all__ = [
-    "ArgumentsFinder",
-    "arguments_found_by",
     "GenericRule",
     "GradientRule",
+    "IsBatched",
     "LayerCall",
     "PerExampleTensor",
     "OuterProduct",

@@ -18,14 +18,14 @@ from keras import tree
 
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.keras_private import random as keras_random
-from tf_dpfp.per_example import arguments
+from tf_dpfp.per_example import batched
 from tf_dpfp.per_example import gradients
 from tf_dpfp.per_example import rules
 
 
 def _batch_of(args: tuple, kwargs: dict) -> tf.Tensor:
     for leaf in tree.flatten((args, kwargs)):
-        if tf.is_tensor(leaf) and leaf.shape.rank:
+        if batched.is_batched(leaf):
             return leaf
     raise ValueError("expected a tensor among the layer's arguments")
 
@@ -75,7 +75,7 @@ class GenericRule(rules.GradientRule):
         statistics = [v for v in others if not is_seed(v)]
         seeds = [example_seeds(v, batch_size) for v in seed_states]
         flat = tree.flatten((args, kwargs))
-        mapped = arguments.have_examples(layer, flat, reference)
+        mapped = [batched.is_batched(leaf, reference) for leaf in flat]
 
         def call_one(elements):
             weights, example_seeds, leaves = elements

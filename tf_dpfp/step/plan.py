@@ -41,10 +41,10 @@ class Plan:
         seeds: Returns secret seeds for the random layers of a forward pass,
             given the number of the micro-batch.
         secret_handles: Returns handles of the variables that they come from.
-        arguments: Given the tensors of a batch, returns what tells which
-            arguments of a layer have a row for each example.
         on_traced: Called for every micro-batch that is traced in a graph,
             before anything is clipped.
+        first_axes: Given the tensors of a micro-batch, returns a function that
+            tells which arguments of layers have the batch in them.
     """
 
     units: Sequence[per_example.Unit]
@@ -57,24 +57,31 @@ class Plan:
     secret_handles: Callable[[], Sequence[tf.Tensor]]
     above: Sequence[keras.Variable] = ()
     representations: counting.GaussianRelease | None = None
-    arguments: (
-        Callable[[Sequence[tf.Tensor]], per_example.ArgumentsFinder] | None
-    ) = None
     on_traced: Callable[[Traced], None] | None = None
+    first_axes: (
+        Callable[[Sequence[tf.Tensor]], per_example.IsBatched] | None
+    ) = None
 
-    def arguments_found(
+    def record(
         self, data: Any
-    ) -> contextlib.AbstractContextManager[None]:
-        """Opens the context in which layers know their arguments.
+    ) -> contextlib.AbstractContextManager[list[per_example.LayerCall]]:
+        """Opens the context that records the calls of layers.
 
         Args:
-            data: A batch, nested; leaves may be `None`.
+            data: A micro-batch, nested.
+
+        Returns:
+            A context; it gives the list of the calls.
         """
-        finder = None
-        if self.arguments is not None:
-            leaves = [t for t in tree.flatten(data) if t is not None]
-            finder = self.arguments(leaves)
-        return per_example.arguments_found_by(finder)
+        if self.first_axes is None:
+            return per_example.record_calls(self.units)
+        tensors = [t for t in tree.flatten(data) if t is not None]
+        size = tensors[0].shape[0]
+        return per_example.record_calls(
+            self.units,
+            self.first_axes(tensors),
+            tf.shape(tensors[0])[0] if size is None else size,
+        )
 
     def step(
         self, noise: bool = True
