@@ -8,7 +8,8 @@ but example i.
 
 Losses that Keras defines row by row are called once for the batch and reduced
 within each row. Anything else, a user's function first of all, is called on
-batches of one, vectorised: whatever it does, it never sees two examples.
+batches of one: vectorised, or in a loop where it branches or loops itself, which
+is slower and can be proved. Whatever it does, it never sees two examples.
 """
 
 import math
@@ -20,15 +21,15 @@ from keras import tree
 
 from tf_dpfp.keras_private import layers as keras_layers
 
-# Row i of what these return depends on row i of their arguments alone. Hinge
-# and SquaredHinge are not among them: they ask whether all labels of the batch
-# are 0 or 1.
+# Row i of what these return depends on row i of their arguments alone, and
+# nothing in their code looks at the batch. Hinge and SquaredHinge ask whether
+# all labels of the batch are 0 or 1, and have a form of their own below; CTC
+# loops for as long as the longest example.
 _EXAMPLE_WISE = {
     name
     for name in (
         "BinaryCrossentropy",
         "BinaryFocalCrossentropy",
-        "CTC",
         "CategoricalCrossentropy",
         "CategoricalFocalCrossentropy",
         "CategoricalGeneralizedCrossEntropy",
@@ -46,6 +47,11 @@ _EXAMPLE_WISE = {
     )
     if hasattr(keras.losses, name)
 }
+_CONTROL_FLOW = frozenset(
+    """
+    Case If StatelessCase StatelessIf StatelessWhile While
+    """.split()
+)
 _EXAMPLE_WISE_CLASSES = tuple(
     getattr(keras.losses, name) for name in _EXAMPLE_WISE
 )
@@ -70,6 +76,35 @@ _EXAMPLE_WISE_FUNCTIONS = tuple(
     )
     if hasattr(keras.losses, name)
 )
+
+
+def _hinge(y_true, y_pred):
+    """Hinge of each row; labels 0 and 1 mean -1 and 1, row by row."""
+    y_true = tf.cast(y_true, y_pred.dtype)
+    is_binary = tf.reduce_all(
+        tf.equal(y_true, 0.0) | tf.equal(y_true, 1.0),
+        axis=list(range(1, y_true.shape.rank)),
+        keepdims=True,
+    )
+    y_true = tf.where(is_binary, 2.0 * y_true - 1.0, y_true)
+    return tf.maximum(1.0 - y_true * y_pred, 0.0)
+
+
+def _mean_hinge(y_true, y_pred):
+    return tf.reduce_mean(_hinge(y_true, y_pred), -1)
+
+
+def _mean_squared_hinge(y_true, y_pred):
+    return tf.reduce_mean(tf.square(_hinge(y_true, y_pred)), -1)
+
+
+# What they are called by; for a class, its type.
+_HINGES = {
+    keras.losses.Hinge: _mean_hinge,
+    keras.losses.hinge: _mean_hinge,
+    keras.losses.SquaredHinge: _mean_squared_hinge,
+    keras.losses.squared_hinge: _mean_squared_hinge,
+}
 
 
 class PerExampleLoss(keras.losses.Loss):
@@ -97,7 +132,8 @@ class PerExampleLoss(keras.losses.Loss):
             )
         self._loss = loss
         self._is_loss = isinstance(loss, keras.losses.Loss)
-        self._example_wise = _is_example_wise(loss)
+        self._hinge = _hinge_of(loss)
+        self._example_wise = self._hinge or _is_example_wise(loss)
         self._loss_reduction = (
             loss.reduction if self._is_loss else "sum_over_batch_size"
         )
@@ -121,7 +157,9 @@ class PerExampleLoss(keras.losses.Loss):
             # Keras would take the mean over the last axis: the batch.
             y_pred, y_true = y_pred[:, None], tf.reshape(y_true, [-1, 1])
         self._check_axis(y_pred.shape.rank)
-        if self._is_loss:
+        if self._hinge is not None:
+            values = self._hinge(*_same_rank(y_true, y_pred))
+        elif self._is_loss:
             values = self._loss.call(y_true, y_pred)
         else:
             values = self._loss(*_same_rank(y_true, y_pred))
@@ -171,7 +209,28 @@ class PerExampleLoss(keras.losses.Loss):
                 )
             return tf.reduce_sum(tf.cast(value, keras.config.floatx()))
 
+        if _branches(loss_of_one, given):
+            return tf.map_fn(
+                loss_of_one,
+                given,
+                fn_output_signature=keras.config.floatx(),
+            )
         return tf.vectorized_map(loss_of_one, given)
+
+
+def _branches(function, elements) -> bool:
+    """Tells if a function of one element branches or loops."""
+    specs = tree.map_structure(
+        lambda t: tf.TensorSpec(t.shape[1:], t.dtype), elements
+    )
+    traced = tf.function(function, autograph=False).get_concrete_function(specs)
+    return any(op.type in _CONTROL_FLOW for op in traced.graph.get_operations())
+
+
+def _hinge_of(loss: Any) -> Any:
+    return _HINGES.get(type(loss)) or next(
+        (form for key, form in _HINGES.items() if key is loss), None
+    )
 
 
 def _is_example_wise(loss: Any) -> bool:
