@@ -24,7 +24,11 @@ def _data():
 
 def _batches(**kwargs):
     return tf_dpfp.poisson_batches(
-        *_data(), expected_batch_size=16, steps_per_epoch=STEPS, seed=1, **kwargs
+        *_data(),
+        expected_batch_size=16,
+        steps_per_epoch=STEPS,
+        seed=1,
+        **kwargs,
     )
 
 

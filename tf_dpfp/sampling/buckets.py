@@ -114,4 +114,3 @@ def _size_for(drawn: tf.Tensor, sizes: Sequence[int]) -> tf.Tensor:
     smallest = tf.reduce_min(tf.where(holds, sizes, tf.int32.max))
     beyond = -(-drawn // sizes[-1]) * sizes[-1]
     return tf.where(tf.reduce_any(holds), smallest, beyond)
-
