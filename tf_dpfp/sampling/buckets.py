@@ -2,7 +2,8 @@
 
 XLA compiles a step anew for every size of a batch, and Poisson batches have
 another one in nearly every step. Here a batch is padded to the smallest of at
-most four sizes that holds it, so a step is compiled at most four times.
+most four sizes that holds it, so a step is compiled at most four times. For
+large batches, one or two sizes are enough.
 
 The size of a padded batch tells about the size of the draw, which is secret,
 as the size of a batch without padding does: neither leaves the step.
@@ -27,6 +28,9 @@ _MOST = 4
 # Probability per step of a draw beyond the largest size. It is padded, too,
 # to a multiple of that size, for one more compilation: nothing is cut off.
 _BEYOND = 1e-6
+# Mean size, as a multiple of the mean draw, below which no further compilation
+# pays.
+_ENOUGH = 1.15
 # Candidates begin where this part of the draws is smaller.
 _BELOW = 0.05
 _CANDIDATES = 32
@@ -35,7 +39,10 @@ _CANDIDATES = 32
 def bucket_sizes(
     population: int, rate: float, multiple: int = 1
 ) -> tuple[int, ...]:
-    """Chooses the batch sizes of which the mean, over draws, is least.
+    """Chooses few batch sizes with little padding.
+
+    As few as keep the mean size, over draws, below 1.15 times that of a draw,
+    for each of them is compiled; of so many, those of the least mean.
 
     Args:
         population: Number of examples.
@@ -62,9 +69,13 @@ def bucket_sizes(
             below = at_most[size]
         return total + sizes[-1] * (1.0 - below)
 
-    count = min(_MOST - 1, len(smaller))
-    chosen = itertools.combinations(sorted(smaller), count)
-    return min(((*sizes, largest) for sizes in chosen), key=mean_size)
+    sizes: tuple[int, ...] = ()
+    for count in range(min(_MOST, len(candidates))):
+        chosen = itertools.combinations(sorted(smaller), count)
+        sizes = min(((*least, largest) for least in chosen), key=mean_size)
+        if mean_size(sizes) <= _ENOUGH * population * rate:
+            break
+    return sizes
 
 
 def in_buckets(
