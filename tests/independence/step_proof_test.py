@@ -20,7 +20,7 @@ Y = RANDOM.normal(size=(8, 2)).astype("float32")
 @pytest.fixture(autouse=True)
 def _no_trial(monkeypatch):
     """Leaves everything to the proof."""
-    monkeypatch.setattr(gradient_trial, "check", lambda *_: None)
+    monkeypatch.setattr(gradient_trial, "check", lambda *_: True)
 
 
 class Calls(layers.Layer):
@@ -43,6 +43,13 @@ class Statistics(layers.Layer):
     def call(self, inputs):
         self.mean.assign(tf.reduce_mean(inputs, 0))
         return inputs
+
+
+class ForOneSize(layers.Layer):
+    """Mixes batches of one size only, which no trial can guess."""
+
+    def call(self, inputs):
+        return tf.roll(inputs, 1, 0) if inputs.shape[0] == 8 else inputs
 
 
 class Switch(layers.Layer):
@@ -101,7 +108,20 @@ MIXING = {
     "statistics": (Statistics, "AssignVariableOp"),
     "printing": (lambda: Calls(_print), "PrintV2"),
     "Python": (lambda: Calls(_python), "Python code"),
+    "no rule": (lambda: Calls(_without_a_rule), "Unique"),
+    "a name of vectorised code": (lambda: _named("pfor"), "Roll"),
 }
+
+
+def _named(name):
+    layer = Calls(lambda x: tf.roll(x, 1, 0))
+    layer.name = name
+    return layer
+
+
+def _without_a_rule(x):
+    number = tf.unique(tf.reshape(x, [-1])).idx[0]
+    return x * tf.cast(number, x.dtype)
 
 
 def _compiled(*inner, loss="mse", microbatch_size=None, **kwargs):
@@ -133,6 +153,18 @@ def test_a_layer_that_mixes_is_refused_before_a_step_is_counted(name, eager):
         _fit(model)
     assert reason in str(refusal.value)
     assert sum(e.steps for e in model.optimizer.ledger_entries) == 0
+
+
+def test_a_layer_that_mixes_one_size_of_batch_never_sees_it():
+    model, plain = _compiled(ForOneSize()), _compiled()
+    plain.set_weights(model.get_weights())
+
+    @tf.function
+    def sums(of):
+        return tf_dpfp.loops.clipped_gradients(of, X, Y).sums
+
+    for found, expected in zip(sums(model), sums(plain), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_a_micro_batch_is_proved_like_a_batch():
@@ -236,6 +268,135 @@ def test_ordinary_models_are_proved_without_a_warning(name, way):
         else:
             weights = np.ones(8, "float32") if way == "weights" else None
             _fit(model, x, sample_weight=weights)
+
+
+def test_a_new_size_is_proved_anew():
+    """The proof of a trace is good for that trace alone."""
+
+    def all_but_eights(x):
+        return x if x.shape[0] == 8 else x - tf.reduce_mean(x, 0)
+
+    model = _compiled(Calls(all_but_eights))
+    model.train_on_batch(X, Y)
+    with pytest.raises(ValueError, match=MEET):
+        model.train_on_batch(X[:5], Y[:5])
+
+
+class Table(layers.Layer):
+    """A lookup of its own, under the generic rule."""
+
+    def __init__(self, take):
+        super().__init__()
+        self.take = take
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(5, 2), initializer="ones")
+
+    def call(self, ids):
+        return self.take(self.table, ids)
+
+    def compute_output_spec(self, ids):
+        return keras.KerasTensor((*ids.shape, 2))
+
+
+@pytest.mark.parametrize("is_safe", [False, True])
+def test_a_lookup_of_its_own_lands_in_no_other_example(is_safe):
+    def gather(table, ids):
+        return tf.gather(tf.convert_to_tensor(table), ids)
+
+    take = (lambda t, i: keras.ops.take(t, i, axis=0)) if is_safe else gather
+    ids = keras.Input((3,), dtype="int32")
+    h = layers.Flatten()(Table(take)(ids))
+    model = tf_dpfp.make_private(keras.Model(ids, layers.Dense(2)(h)))
+    model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), "mse")
+    x = np.array([[0, 1, 2], [3, 4, 9], [5, 10, -9]])
+    if is_safe:
+        _fit(model, x, Y[:3])
+    else:
+        with pytest.raises(ValueError, match="out of range"):
+            _fit(model, x, Y[:3])
+
+
+class Masked(layers.Layer):
+    """Takes a mask of positions beside the examples; of no rule's own."""
+
+    def build(self, shape, mask_shape=None):
+        self.query = self.add_weight(shape=(shape[-1], shape[-1]))
+
+    def call(self, x, allowed):
+        scores = keras.ops.matmul(
+            keras.ops.matmul(x, self.query), keras.ops.transpose(x, (0, 2, 1))
+        )
+        scores = keras.ops.where(allowed, scores, -1e9)
+        return keras.ops.matmul(keras.ops.softmax(scores), x)
+
+
+class Causal(layers.Layer):
+    """Lets each position see those before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.masked = Masked()
+
+    def build(self, shape):
+        self.masked.build(shape)
+
+    def call(self, x):
+        length = keras.ops.shape(x)[1]
+        mask = keras.ops.tril(keras.ops.ones((length, length)))
+        return self.masked(x, keras.ops.cast(mask, "bool"))
+
+
+@pytest.mark.parametrize("way", ["graph", "unknown", "eager"])
+def test_a_mask_of_as_many_positions_as_examples_is_the_same_for_all(way):
+    x = RANDOM.normal(size=(4, 4, 2)).astype("float32")
+    y = np.zeros((4, 2), "float32")
+    model = keras.Sequential(
+        [keras.Input((None, 2)), Causal(), layers.GlobalAveragePooling1D()]
+    )
+    losses = keras.losses.MeanSquaredError()
+    variable = model.trainable_variables[0]
+    want = 0.0
+    for i in range(4):
+        with tf.GradientTape() as tape:
+            loss = losses(y[i : i + 1], model(x[i : i + 1]))
+        want += np.asarray(tape.gradient(loss, variable.value))
+    before = variable.numpy()
+    tf_dpfp.make_private(model)
+    optimizer = tf_dpfp.DPSGD(
+        1.0, l2_norm_clip=1e6, noise_multiplier=0.0, expected_batch_size=1
+    )
+    model.compile(optimizer, "mse", run_eagerly=way == "eager")
+    sizes = None if way == "unknown" else 4
+    spec = tf.TensorSpec((sizes, sizes, 2)), tf.TensorSpec((sizes, 2))
+    batches = tf.data.Dataset.from_generator(
+        lambda: iter([(x, y)]), output_signature=spec
+    )
+    model.fit(batches, verbose=0)
+    np.testing.assert_allclose(before - variable.numpy(), want, rtol=1e-3)
+
+
+def _texts(**kwargs):
+    words = layers.TextVectorization(vocabulary=list("abcdef"), **kwargs)
+    texts = keras.Input((1,), dtype="string")
+    h = layers.GlobalAveragePooling1D()(layers.Embedding(8, 2)(words(texts)))
+    model = tf_dpfp.make_private(keras.Model(texts, layers.Dense(2)(h)))
+    model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), "mse")
+    return model
+
+
+def test_texts_cut_at_a_fixed_length_are_proved():
+    texts = tf.constant([["a b c d e f"], ["a"], [""], ["b b"]])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not proved")
+        _fit(_texts(output_sequence_length=3), texts, Y[:4])
+
+
+def test_texts_padded_to_the_longest_are_refused(monkeypatch):
+    monkeypatch.setattr(gradient_trial, "check", lambda *_: None)
+    texts = tf.constant([["a b c d e f"], ["a"]])
+    with pytest.raises(ValueError, match="as long as the longest"):
+        _fit(_texts(), texts, Y[:2])
 
 
 def test_validate_lists_what_the_proof_finds():

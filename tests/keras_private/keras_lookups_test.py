@@ -103,3 +103,31 @@ def test_guards_end_and_labels_can_be_left_out():
             LOSSES["class"](labels, logits)
     with pytest.raises(tf.errors.InvalidArgumentError):
         _table()(np.array([4]))
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_taken_indices_out_of_range_have_no_number(jit_compile):
+    take = tf.function(
+        lambda i: (
+            keras.ops.take(TABLE, i, axis=0),
+            keras.ops.take(TABLE, i[:3], axis=1),
+            keras.ops.take_along_axis(TABLE, i[:, None], axis=1),
+        ),
+        jit_compile=jit_compile,
+    )
+    with lookups.guarded():
+        rows, columns, along = map(
+            np.asarray, take(tf.constant([1, -1, 9, -9]))
+        )
+    np.testing.assert_array_equal(rows[:2], TABLE[[1, 3]])
+    assert np.all(np.isnan(rows[2:]))
+    np.testing.assert_array_equal(columns[:, :2], TABLE[:, [1, 2]])
+    assert np.all(np.isnan(columns[:, 2]))
+    np.testing.assert_array_equal(along[:2, 0], [TABLE[0, 1], TABLE[1, 2]])
+    assert np.all(np.isnan(along[2:]))
+
+
+def test_whole_numbers_are_taken_from_some_row():
+    with lookups.guarded():
+        found = keras.ops.take(tf.constant([5, 6]), tf.constant([7]), axis=0)
+    assert found.numpy()[0] in (5, 6)

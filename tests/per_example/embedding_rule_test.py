@@ -8,6 +8,7 @@ import tensorflow as tf
 from tests.per_example import oracle
 from tf_dpfp import per_example
 from tf_dpfp.per_example import embedding
+from tf_dpfp.per_example import gradients
 from tf_dpfp.per_example import sums
 
 L = keras.layers
@@ -127,6 +128,33 @@ def test_tied_table_is_not_written_out_for_each_example():
     weights = oracle.weights_like(model(ids))
     found = oracle.recorded(model, ids, weights)
     assert isinstance(found[0], sums._TiedTable)
+
+
+@needs_reversible
+def test_terms_of_a_tied_table_that_cancel_keep_the_norm():
+    """Large products that cancel each other leave their rounding behind."""
+    rng = np.random.default_rng(0)
+    rows, width = 20, 16
+    values = rng.normal(size=(1, rows, width)).astype("float32")
+    large = (3e7 * rng.normal(size=(rows, width))).astype("float32")
+    # Of each row twice: what is looked up, taken away in two large steps.
+    ids = np.arange(rows)[None]
+    left = np.repeat(np.eye(rows, dtype="float32"), 2, axis=0)[None]
+    right = np.stack([large, -values[0] - large], 1).reshape(1, -1, width)
+    tied = sums.add(
+        [
+            gradients.EmbeddingRows(
+                tf.constant(ids), tf.constant(values), rows
+            ),
+            gradients.OuterProduct(
+                tf.constant(left), tf.constant(right), layout=sums.TABLE_LAYOUT
+            ),
+        ]
+    )
+    assert isinstance(tied, sums._TiedTable) and tied.product.writes_matrix
+    norm = np.sqrt(tied.squared_norms().numpy()[0])
+    released = np.asarray(tied.weighted_sum(tf.ones([1])), np.float64)
+    assert np.linalg.norm(released) <= 1.0001 * norm
 
 
 @needs_reversible
@@ -279,3 +307,13 @@ def test_positions_of_few_examples(size):
         total = found[index].weighted_sum(tf.ones([size]))
         assert total.shape == variable.shape
         assert np.any(total != 0) == bool(size)
+
+
+def test_an_id_without_a_row_moves_none():
+    """In the norm, and in the sum."""
+    ids, gradient = tf.constant([[1, 7, -9]]), tf.ones([1, 3, 2])
+    found = embedding._lookups(tf.Variable(tf.zeros([3, 2])), ids, gradient)
+    assert found.squared_norms().numpy() == pytest.approx([2.0])
+    np.testing.assert_array_equal(
+        found.weighted_sum(tf.ones([1])), [[0, 0], [1, 1], [0, 0]]
+    )

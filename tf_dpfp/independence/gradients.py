@@ -28,11 +28,16 @@ from tf_dpfp.independence.comparison import Difference
 from tf_dpfp.independence.comparison import difference
 from tf_dpfp.independence.comparison import far_apart
 from tf_dpfp.independence.comparison import tolerance_of
+from tf_dpfp.step import traced as traced_lib
 from tf_dpfp.step.microbatch import forward
 from tf_dpfp.step.plan import Plan
 
 # Examples in the batch that the first example is tried in a second time.
 _OTHER_BATCH_SIZE = 5
+
+
+class ExamplesMeetError(ValueError):
+    """Raised if an example depends on others of its batch."""
 
 
 class _Pass(NamedTuple):
@@ -57,16 +62,19 @@ class _Pass(NamedTuple):
 
 
 def _run(model, plan: Plan, data, batch_size: int) -> _Pass:
-    x, y, sample_weight = data
+    data = x, y, sample_weight = traced_lib.as_examples(data)
     variables = [v.value for v in plan.variables]
     with tf.GradientTape() as tape:
         with (
-            per_example.record_calls(plan.units) as calls,
+            _recorded(plan, data) as calls,
             plan.step(noise=False),
         ):
             y_pred = forward(model, x)
         losses = plan.loss(y, y_pred, sample_weight)
         total = tf.reduce_sum(losses)
+    if any(call.is_spread for call in calls):
+        with plan.step(noise=False):
+            _check_shapes(y_pred, forward(model, x))
     expected, sources = tape.gradient(
         total, (variables, [call.sources for call in calls])
     )
@@ -80,6 +88,13 @@ def _run(model, plan: Plan, data, batch_size: int) -> _Pass:
         _dense(expected),
         gathered,
     )
+
+
+def _recorded(plan: Plan, data):
+    # Outside of a graph nobody knows which arguments have the batch in them.
+    if tf.executing_eagerly():
+        return per_example.record_calls(plan.units)
+    return plan.record(data)
 
 
 def _dense(gradients):
@@ -172,30 +187,44 @@ def check(model: keras.Model, plan: Plan, data: Any) -> None:
 
 
 def _check(model: keras.Model, plan: Plan, data: Any) -> None:
-    rng = np.random.default_rng(0)
-    statistics = inputs.statistics_of(model)
     try:
+        rng = np.random.default_rng(0)
         batch = inputs.made_up_batch(data, rng)
         other_batch = inputs.followed_by(
             batch, inputs.made_up_batch(data, rng, _OTHER_BATCH_SIZE)
         )
-
-        def run(a, b):
-            return _try(model, plan, statistics, a, b)
-
-        # To run once costs less than to compile, but for what is vectorised
-        # over examples: that takes long to differentiate outside of a graph.
-        if any(isinstance(u.rule, per_example.GenericRule) for u in plan.units):
-            run = tf.function(run, autograph=False)
-        result = run(batch, other_batch)
+        _compare(model, plan, batch, other_batch)
     except (inputs.CannotTry, tf.errors.OpError) as error:
         warnings.warn(
             f"Model '{model.name}' could not be tried on made-up inputs "
-            f"({error}); whether its own layers keep examples apart was not "
-            "checked.",
+            f"({error}); whether its per-example gradients add up to its "
+            "gradient was not checked.",
             stacklevel=2,
         )
-        return
+
+
+def _compare(model: keras.Model, plan: Plan, batch, other_batch) -> None:
+    """Compares two passes; raises ValueError if they disagree."""
+    statistics = inputs.statistics_of(model)
+
+    def run(a, b):
+        return _try(model, plan, statistics, a, b)
+
+    # To run once costs less than to compile, but for what is vectorised over
+    # examples: that takes long to differentiate outside of a graph.
+    if not any(isinstance(u.rule, per_example.GenericRule) for u in plan.units):
+        try:
+            _judge(model, plan, statistics, run(batch, other_batch))
+            return
+        except (ValueError, tf.errors.OpError):
+            # In a graph it can be told which arguments of a layer have the
+            # batch in them, and which are the same for all examples.
+            pass
+    result = tf.function(run, autograph=False)(batch, other_batch)
+    _judge(model, plan, statistics, result)
+
+
+def _judge(model, plan: Plan, statistics, result: _Result) -> None:
     result = tree.map_structure(lambda t: t.numpy(), result)
     tolerance = tolerance_of(model)
     _check_statistics(
@@ -207,6 +236,22 @@ def _check(model: keras.Model, plan: Plan, data: Any) -> None:
     )
     _check_mixing(result, tolerance)
     _check_gradients(plan, result.sums, tolerance)
+    if not any(found.scale > 0.0 for found in result.sums):
+        _warn_of_silence(model)
+
+
+def _warn_of_silence(model: keras.Model) -> None:
+    """Warns that nothing but noise would train the model."""
+    warnings.warn(
+        f"Model '{model.name}': on made-up inputs, no example has a finite "
+        "gradient other than zero, so that noise alone would train it. A loss "
+        "that compares the examples of a batch (contrastive or triplet losses, "
+        "scores over the batch) is constant, or not a number, on one example "
+        "alone, and a private step takes the loss of each example alone. "
+        "Give each example what it is compared with, as further inputs, or "
+        "use a loss that is defined on one example.",
+        stacklevel=2,
+    )
 
 
 def _check_batch_sizes(plan: Plan, gathered, expected: int) -> None:
@@ -214,12 +259,27 @@ def _check_batch_sizes(plan: Plan, gathered, expected: int) -> None:
         if gradient is None:
             continue
         rows = gradient.squared_norms().shape[0]
-        if rows != expected:
+        if rows is not None and rows != expected:
             raise ValueError(
                 f"The layer of '{variable.path}' is called with {rows} rows "
                 f"for a batch of {expected} examples, so its rows are not the "
                 "examples. Keep the batch in the first axis, without merging "
                 "others into it: layers take further axes as they are."
+            )
+
+
+def _check_shapes(recorded: Any, ordinary: Any) -> None:
+    """Refuses another use of what is the same for all examples."""
+    for a, b in zip(
+        tree.flatten(recorded), tree.flatten(ordinary), strict=True
+    ):
+        if tf.is_tensor(a) and not a.shape.is_compatible_with(b.shape):
+            raise ValueError(
+                "A layer is called on what is the same for all examples, and "
+                "gives one row for each example in a private step. With that "
+                f"the model gives {tuple(a.shape)} instead of "
+                f"{tuple(b.shape)}. Use what the layer gives by broadcasting, "
+                "as in `x + table(positions)`."
             )
 
 
@@ -237,7 +297,7 @@ def _check_mixing(result: _Result, tolerance: float) -> None:
     # Each output by itself: one of them may be small.
     apart = [far_apart([d], tolerance)[0] for d in result.outputs]
     if any(apart + far_apart(result.contribution, tolerance)):
-        raise ValueError(
+        raise ExamplesMeetError(
             "What the model computes for one example depends on the other "
             "examples of the batch, or on their number, so clipping one "
             "example's gradient "

@@ -118,7 +118,7 @@ def _gather_by_example(
     if own.before != 1 or bounds.step != own.after:
         raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
     if not bounds.within(own.after):
-        raise findings.Refusal(OUT_OF_RANGE, findings.IN_RANGE, False)
+        raise findings.Refusal(OUT_OF_RANGE, findings.IN_RANGE)
     return values_lib.examples(sizes, at.at(axis + at.axis))
 
 
@@ -158,7 +158,7 @@ def _gather_in_examples(
 def _check_in_range(index: Value, size: MaybeSize) -> None:
     bounds = bounds_lib.of(index, tf.int64)
     if not bounds.within(size):
-        raise findings.Refusal(OUT_OF_RANGE, findings.IN_RANGE, False)
+        raise findings.Refusal(OUT_OF_RANGE, findings.IN_RANGE)
 
 
 def _gather_in_table(
@@ -266,7 +266,7 @@ def check_own(
         elif bounds.numbers_examples:
             raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
         if not bounds.within(size):
-            raise findings.Refusal(OUT_OF_RANGE, findings.IN_RANGE, False)
+            raise findings.Refusal(OUT_OF_RANGE, findings.IN_RANGE)
 
 
 @registry.rule("OneHot")

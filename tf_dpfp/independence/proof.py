@@ -14,11 +14,13 @@ from tf_dpfp.independence import state_rules
 from tf_dpfp.independence import values as values_lib
 from tf_dpfp.independence.findings import Category
 from tf_dpfp.independence.findings import Finding
+from tf_dpfp.independence.given import Given
 from tf_dpfp.independence.prover import Walk
 from tf_dpfp.independence.sizes import Size
 from tf_dpfp.independence.values import Kind
 from tf_dpfp.independence.values import Layout
 from tf_dpfp.independence.values import Value
+from tf_dpfp.keras_private import call_time as keras_call_time
 
 
 class Dependence(enum.Enum):
@@ -41,11 +43,13 @@ class Released:
         tensor: The tensor.
         name: Its name in messages, such as `"the gradient at 'dense'"`.
         may_be_free: True if it may be free of data instead of per example.
+        may_be_examples: False if it must be free of data.
     """
 
     tensor: tf.Tensor
     name: str
     may_be_free: bool = True
+    may_be_examples: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +130,8 @@ def prove(
     variables: Mapping[str, tf.Variable] | None = None,
     least_rows: int = 1,
     secret_handles: Sequence[tf.Tensor] = (),
+    given: Given | None = None,
+    follows_data: bool = False,
 ) -> Proof:
     """Proves that every example stays by itself.
 
@@ -151,6 +157,9 @@ def prove(
             included. With 2, axes that are dropped if they have the size 1
             can't be the batch.
         secret_handles: Handles of the variables with the keys of secret seeds.
+        given: Tensors that are taken for known.
+        follows_data: True where examples are replaced and never left out: the
+            batch size may then be written, and decide what is done.
 
     Returns:
         A `Proof`.
@@ -162,11 +171,9 @@ def prove(
     started = time.perf_counter()
     batch = _batch_size(examples)
     secrets = frozenset(map(id, secret_handles))
-    walk = Walk(batch, layers, least_rows)
+    walk = Walk(batch, layers, least_rows, given, follows_data)
     names = {id(v.handle): name for name, v in (variables or {}).items()}
-    captures = _assume_captures(graph, walk, names)
-    for i, tensor in enumerate(examples):
-        walk.assume(tensor, _example(tensor, i, batch))
+    captures = _begin(walk, graph, examples, names)
     values = [walk.value(item.tensor) for item in released]
     walk.judge(graph.get_operations() if operations is None else operations)
     return Proof(
@@ -178,6 +185,26 @@ def prove(
         operations=walk.operations,
         seconds=time.perf_counter() - started,
     )
+
+
+def walk_of(graph: tf.Graph, examples: Sequence[tf.Tensor]) -> Walk:
+    """Returns a walk that knows the examples and has not begun."""
+    walk = Walk(_batch_size(examples))
+    _begin(walk, graph, examples, {})
+    return walk
+
+
+def _begin(
+    walk: Walk,
+    graph: tf.Graph,
+    examples: Sequence[tf.Tensor],
+    names: Mapping[int, str],
+) -> list[Capture]:
+    """Tells a walk of the examples and of what the graph captures."""
+    captures = _assume_captures(graph, walk, names)
+    for i, tensor in enumerate(examples):
+        walk.assume(tensor, _example(tensor, i, walk.batch))
+    return captures
 
 
 def _batch_size(examples: Sequence[tf.Tensor]) -> Size:
@@ -231,6 +258,9 @@ def _assume_captures(
                 outer = Walk(walk.batch, walk.layers, walk.least_rows)
                 found += _assume_captures(external.graph, outer, names)
             walk.assume(inner, outer.value(external))
+    for tensor in keras_call_time.captured_by(graph):
+        found.append(Capture(tensor.name, False, tensor.shape))
+        walk.assume(tensor, values_lib.free(walk.static(tensor)))
     for tensor in getattr(graph, "inputs", ()):
         if tensor.dtype == tf.resource:
             value = Value(Kind.RESOURCE, (), name=tensor.name)
@@ -268,19 +298,29 @@ def _findings(
 
 def _finding(item: Released, value: Value, walk: Walk) -> Finding | None:
     dependence = _dependence(value, walk.batch)
-    if dependence is Dependence.PER_EXAMPLE:
+    if not item.may_be_examples and walk.no_data_in(item.tensor):
+        return None
+    if dependence is Dependence.PER_EXAMPLE and item.may_be_examples:
         return None
     if dependence is Dependence.FREE and item.may_be_free:
         return None
     if value.finding is not None:
         return dataclasses.replace(value.finding, subject=item.name)
-    reason, way_out = _words(value, dependence)
+    reason, way_out = _words(item, value, dependence)
     found = walk.finding(item.tensor.op, Category.MIXED, reason, way_out)
     return dataclasses.replace(found, subject=item.name)
 
 
-def _words(value: Value, dependence: Dependence) -> tuple[str, str]:
+def _words(
+    item: Released, value: Value, dependence: Dependence
+) -> tuple[str, str]:
     """Returns the reason and the way out for a value that is known."""
+    if not item.may_be_examples:
+        return (
+            "The data of the examples are in it, without noise.",
+            "Let everything that comes from the inputs go through the "
+            "DPRepresentationClip.",
+        )
     if dependence is Dependence.FREE:
         return (
             "It is the same for all examples, and has no row for each.",

@@ -8,14 +8,16 @@ import tensorflow as tf
 
 from tf_dpfp.independence import bounds as bounds_lib
 from tf_dpfp.independence import findings
+from tf_dpfp.independence import flow
 from tf_dpfp.independence import functions
+from tf_dpfp.independence import given as given_lib
 from tf_dpfp.independence import joins
 from tf_dpfp.independence import layouts
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import rule_table
-from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import state_rules
 from tf_dpfp.independence import values as values_lib
+from tf_dpfp.independence import without_rules
 from tf_dpfp.independence.findings import Category
 from tf_dpfp.independence.findings import Finding
 from tf_dpfp.independence.sizes import Size
@@ -47,13 +49,23 @@ class Walk:
         batch: The batch size: a symbol, or a number.
         layers: Names of the model's layers, for messages.
         least_rows: Smallest batch size that is spoken of.
+        given: Tensors that are taken for known.
+        follows_data: True to tell what no data flow into: what is free of
+            data, the batch size left aside.
     """
 
     def __init__(
-        self, batch: Size, layers: Collection[str] = (), least_rows: int = 1
+        self,
+        batch: Size,
+        layers: Collection[str] = (),
+        least_rows: int = 1,
+        given: given_lib.Given | None = None,
+        follows_data: bool = False,
     ):
         self.batch = batch
         self.least_rows = least_rows
+        self.given = given or given_lib.Given()
+        self.flow = flow.Flow() if follows_data else None
         self.loops = 0
         self.counting = False
         self.operations = 0
@@ -86,11 +98,19 @@ class Walk:
             if id(top) in known:
                 stack.pop()
                 continue
-            missing = [i for i in top.op.inputs if id(i) not in known]
+            needed = self.given.needs(top)
+            missing = [
+                i
+                for i in (top.op.inputs if needed is None else needed)
+                if id(i) not in known
+            ]
             if missing:
                 stack.extend(missing)
                 continue
-            self._interpret(top.op)
+            if needed is None:
+                self._interpret(top.op)
+            else:
+                known[id(top)] = self.given.value(top, known, self.batch)
             stack.pop()
         return known[id(tensor)]
 
@@ -100,6 +120,8 @@ class Walk:
             op.outputs, self._outputs(op, values), strict=True
         ):
             self.assume(output, value)
+        if self.flow is not None:
+            self.flow.note(op, self._values)
 
     def _outputs(self, op: tf.Operation, values: list[Value]) -> list[Value]:
         self.operations += 1
@@ -127,9 +149,9 @@ class Walk:
                     return self._after_mixed(op, values, value.finding)
         if any(v.kind is Kind.SINGLE for v in values):
             if rule is None or not (rule.takes_mixed or rule.takes_single):
-                return self._of_one(op, values)
+                return without_rules.of_one(op, values, self)
         if rule is None:
-            return self._without_rule(op, values)
+            return without_rules.of_free(op, values, self)
         results = self._by_rule(rule, op, values)
         if not any(layouts.hangs_with_rows(v) for v in results):
             return results
@@ -194,46 +216,11 @@ class Walk:
             )
         return hangs
 
-    def _without_rule(
-        self, op: tf.Operation, values: Sequence[Value]
-    ) -> list[Value]:
-        free = all(v.is_free and not v.hangs_on_batch for v in values)
-        if not free or op.op_def.is_stateful:
-            raise findings.Refusal(
-                "There is no rule for this operation.",
-                findings.NO_RULE,
-                is_definite=False,
-            )
-        # A function of what is free of data is free of data.
-        hangs = any(
-            v.sizes is None or sizes_lib.hang_on_batch(v.sizes) for v in values
-        )
-        return [
-            values_lib.free(self.static(o), None, hangs) for o in op.outputs
-        ]
-
-    def _of_one(self, op: tf.Operation, values: Sequence[Value]) -> list[Value]:
-        """Describes a function of one example alone."""
-        for value in values:
-            if value.kind in (Kind.SINGLE, Kind.RESOURCE):
-                continue
-            if not value.is_free:
-                raise findings.Refusal("One example meets the whole batch.")
-            if value.hangs_on_batch:
-                raise findings.Refusal(
-                    "One example meets the number of its row, or of all rows.",
-                    findings.ROW_NUMBER,
-                )
-        if op.op_def.is_stateful:
-            if op.type not in state_rules.READS:
-                raise findings.Refusal(
-                    "There is no rule for this operation.",
-                    findings.NO_RULE,
-                    is_definite=False,
-                )
-            if "Random" in op.type:
-                self.note_random(op)
-        return [Value(Kind.SINGLE, self.static(o)) for o in op.outputs]
+    def no_data_in(self, tensor: tf.Tensor) -> bool:
+        """Returns true if no data flow into a tensor that was interpreted."""
+        if self.flow is None:
+            return self._values[id(tensor)].is_free
+        return self.flow.is_free_tensor(tensor, self._values)
 
     def static(self, tensor: tf.Tensor) -> Sizes | None:
         """Returns the sizes that TensorFlow knows."""
@@ -285,7 +272,8 @@ class Walk:
         found = self.finding(op, Category.MIXED, reason, way_out)
         # `tf.vectorized_map` writes formulas with the number of the row, for
         # which there are not enough rules.
-        is_definite = is_definite and "pfor" not in op.name.split("/")
+        if "pfor" in op.name.split("/") and way_out != findings.IN_RANGE:
+            is_definite = False
         found = dataclasses.replace(found, is_definite=is_definite)
         return values_lib.mixed(found, self.static(output))
 
@@ -325,6 +313,8 @@ class Walk:
         """Interprets a function of the graph."""
         body = self.body(op, name)
         before, self._values = self._values, {}
+        if self.flow is not None:
+            self.flow = self.flow.into(op, body, before)
         try:
             for tensor, value in zip(body.inputs, arguments, strict=True):
                 self.assume(tensor, value)
@@ -333,17 +323,28 @@ class Walk:
                 self.judge(body.get_operations())
             return found
         finally:
+            if self.flow is not None:
+                self.flow = self.flow.out_of(op, body, self._values)
             self._values = before
 
     def judge(self, operations: Sequence[tf.Operation]) -> None:
         """Notes what operations write, print, or hand to Python."""
         for op in operations:
+            if self.flow is not None and self._sees_no_data(op):
+                continue
             if op.type in _CONTROL_FLOW:
                 if op.op_def.is_stateful:
                     self._judge_call(op)
             elif state_rules.has_effect(op):
                 values = [self.value(i) for i in op.inputs]
                 self._note(state_rules.effect(op, values, self))
+
+    def _sees_no_data(self, op: tf.Operation) -> bool:
+        if op.type not in _CONTROL_FLOW and not state_rules.has_effect(op):
+            return False
+        for tensor in op.inputs:
+            self.value(tensor)
+        return self.flow is not None and self.flow.is_free(op, self._values)
 
     def _judge_call(self, op: tf.Operation) -> None:
         """Interprets a function with effects, unless that was done."""

@@ -16,6 +16,7 @@ from tf_dpfp.independence import scatter_rules
 from tf_dpfp.independence import shape_rules
 from tf_dpfp.independence import slice_rules
 from tf_dpfp.independence import state_rules
+from tf_dpfp.independence import text_rules
 
 # Importing them registers their rules.
 MODULES = (
@@ -34,6 +35,7 @@ MODULES = (
     shape_rules,
     slice_rules,
     state_rules,
+    text_rules,
 )
 
 

@@ -60,9 +60,7 @@ def segment_sum(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     if total is None or total != walk.batch * step:
         raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
     if not bounds.within(step):
-        raise findings.Refusal(
-            lookup_rules.OUT_OF_RANGE, findings.IN_RANGE, False
-        )
+        raise findings.Refusal(lookup_rules.OUT_OF_RANGE, findings.IN_RANGE)
     return values_lib.examples(sizes, Layout(0, ONE, step))
 
 

@@ -39,6 +39,7 @@ def constant(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
 
 def describe(array: np.ndarray) -> Value:
     """Describes known elements."""
+    array = np.asarray(array)  # The value of a string has no shape.
     sizes = tuple(Size.of(s) for s in array.shape)
     whole = array.dtype.kind in "iub"
     if whole and array.size <= _MOST_NUMBERS:

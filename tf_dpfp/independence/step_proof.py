@@ -7,23 +7,24 @@ a layer that releases representations. What the pass writes, prints or hands to
 Python must be free of data.
 """
 
-import warnings
 from collections.abc import Collection, Iterator, Sequence
 
 import keras
 import tensorflow as tf
 
+from tf_dpfp import layers as layers_lib
 from tf_dpfp import per_example
 from tf_dpfp.independence import proof as proof_lib
 from tf_dpfp.independence import seed_origins
 from tf_dpfp.independence.findings import Category
 from tf_dpfp.independence.findings import Finding
+from tf_dpfp.independence.given import Given
 from tf_dpfp.independence.proof import Released
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.step.traced import Traced
 
 # That a step fails for some data is said in the documentation.
-_ALLOWED = (Category.ABORT,)
+ALLOWED = (Category.ABORT,)
 _MOST_LISTED = 5
 _KNOWN = {
     False: "that can be known",
@@ -56,7 +57,18 @@ def prove_step(
         [o for o in traced.operations if not _tracks_a_loss(o, handles)],
         layers,
         secret_handles=traced.secret_handles,
+        given=Given(
+            public=[traced.piece] if tf.is_tensor(traced.piece) else (),
+            noises=_noises(traced.representations),
+        ),
     )
+
+
+def _noises(
+    releases: Sequence[layers_lib.Release],
+) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """Lists the noise of representations; its key is of a `NoiseSource`."""
+    return [(r.noise, r.clipped) for r in releases if r.noise is not None]
 
 
 def _tracks_a_loss(op: tf.Operation, trackers: Collection[int]) -> bool:
@@ -73,7 +85,7 @@ def findings_of(model: keras.Model, traced: Traced) -> tuple[Finding, ...]:
     """Lists what is not proved of a step."""
     names = {layer.name for layer in keras_layers.all_layers(model)}
     proof = prove_step(traced, names)
-    return (*proof.refusals(_ALLOWED), *_known_draws(proof))
+    return (*proof.refusals(ALLOWED), *_known_draws(proof))
 
 
 def _known_draws(proof: proof_lib.Proof) -> list[Finding]:
@@ -96,20 +108,15 @@ def _known_draws(proof: proof_lib.Proof) -> list[Finding]:
     ]
 
 
-def raise_or_warn(
-    model: keras.Model, found: Sequence[Finding], warned: set[str]
-) -> None:
-    """Raises for definite findings, and warns of others, once of each.
-
-    Where too little is known to tell, the trial on made-up inputs decides.
+def raise_unless_proved(model: keras.Model, found: Sequence[Finding]) -> None:
+    """Raises for what is not proved.
 
     Args:
         model: The model.
         found: The findings.
-        warned: Names of operations that were warned of; is added to.
 
     Raises:
-        ValueError: If a finding is definite.
+        ValueError: If there is one.
     """
     definite = [f for f in found if f.is_definite]
     if definite:
@@ -119,16 +126,26 @@ def raise_or_warn(
             f"noise, so clipping does not bound the influence of one:\n"
             f"{_listed(definite)}"
         )
-    new = [f for f in found if f.name not in warned]
-    if not new:
-        return
-    warned.update(f.name for f in new)
-    warnings.warn(
-        f"Model '{model.name}': it is not proved that its examples are "
-        "independent of each other. A trial on made-up inputs found no "
-        f"dependence. Not proved:\n{_listed(new)}",
-        stacklevel=2,
-    )
+    if found:
+        raise ValueError(
+            f"Model '{model.name}' can't be trained privately: it is not "
+            "proved that its examples are independent of each other. Not "
+            f"proved:\n{_listed(found)}\nA layer can run one example at a "
+            "time, which needs no proof: `tf_dpfp.PerExample(layer)`."
+        )
+
+
+def named(message: str, found: Sequence[Finding]) -> str:
+    """Adds to the message of a trial what a proof says of it.
+
+    Args:
+        message: The message.
+        found: Findings of a proof.
+    """
+    definite = [f for f in found if f.is_definite]
+    if not definite:
+        return message
+    return f"{message} The proof found:\n{_listed(definite)}"
 
 
 def _listed(found: Sequence[Finding]) -> str:
@@ -145,7 +162,8 @@ def _released(traced: Traced) -> list[Released]:
         Released(traced.losses, "the losses"),
         Released(traced.present, "the mask of the examples"),
     ]
-    for tensor in traced.representations:
+    for release in traced.representations:
+        tensor = release.clipped
         released.append(Released(tensor, "the representations", False))
     for path, gradient in zip(traced.paths, traced.gradients, strict=True):
         if gradient is not None:

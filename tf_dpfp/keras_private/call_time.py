@@ -37,6 +37,11 @@ def value(
     return graph.capture_call_time_value(read, spec, key=key)
 
 
+def captured_by(graph: tf.Graph) -> list[tf.Tensor]:
+    """Lists the values of call time that a graph takes as arguments."""
+    return list(getattr(graph, "deferred_internal_captures", ()))
+
+
 class _Passed:
     """Creator of variables that only carries a value."""
 

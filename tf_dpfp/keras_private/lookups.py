@@ -9,6 +9,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -40,7 +41,19 @@ def guarded(labels: bool = True) -> Iterator[None]:
         _CURRENT.ids, _CURRENT.labels = before
 
 
-def rows_of(ids: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+@contextlib.contextmanager
+def _unguarded() -> Iterator[None]:
+    """Leaves ids as they are, which are in range."""
+    before, _CURRENT.ids = _CURRENT.ids, False
+    try:
+        yield
+    finally:
+        _CURRENT.ids = before
+
+
+def rows_of(
+    ids: tf.Tensor, size: int | tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the rows of a table that Keras looks up.
 
     Args:
@@ -76,9 +89,78 @@ def _guard_ids(layers: type[keras.layers.Embedding]) -> None:
         if isinstance(inputs, (tf.SparseTensor, tf.RaggedTensor)):
             return ordinary(self, inputs)
         rows, is_valid = rows_of(inputs, self.input_dim)
-        return _nan_unless(is_valid[..., None], ordinary(self, rows))
+        with _unguarded():
+            found = ordinary(self, rows)
+        return _nan_unless(is_valid[..., None], found)
 
     layers.call = call
+
+
+def _guard_take() -> None:
+    """Wraps `ops.take` along an axis.
+
+    The gradient of an index out of range may land in another example.
+    """
+    ordinary = backend.numpy.take
+
+    @functools.wraps(ordinary)
+    def take(x, indices, axis=None):
+        if not _is_guarded(indices) or axis is None:
+            return ordinary(x, indices, axis)
+        x = backend.convert_to_tensor(x)
+        if isinstance(x, tf.SparseTensor) or x.shape.rank is None:
+            return ordinary(x, indices, axis)
+        behind = x.shape.rank - 1 - axis % x.shape.rank
+        indices = tf.convert_to_tensor(indices)
+        rows, is_valid = _clipped(indices, _size(x, axis))
+        found = ordinary(x, rows, axis)
+        is_valid = tf.reshape(
+            is_valid, tf.concat([tf.shape(is_valid), [1] * behind], 0)
+        )
+        return (
+            _nan_unless(is_valid, found) if found.dtype.is_floating else found
+        )
+
+    backend.numpy.take = take
+
+
+def _guard_take_along_axis() -> None:
+    """Wraps `ops.take_along_axis`, likewise."""
+    ordinary = backend.numpy.take_along_axis
+
+    @functools.wraps(ordinary)
+    def take_along_axis(x, indices, axis=None):
+        if not _is_guarded(indices) or axis is None:
+            return ordinary(x, indices, axis)
+        x = backend.convert_to_tensor(x)
+        indices = tf.convert_to_tensor(indices)
+        rows, is_valid = _clipped(indices, _size(x, axis))
+        found = ordinary(x, rows, axis)
+        return (
+            _nan_unless(is_valid, found) if found.dtype.is_floating else found
+        )
+
+    backend.numpy.take_along_axis = take_along_axis
+
+
+def _is_guarded(indices: Any) -> bool:
+    """Tells indices that are data, not numbers in a program."""
+    if not _CURRENT.ids or not tf.is_tensor(indices):
+        return False
+    return not isinstance(indices, (tf.SparseTensor, tf.RaggedTensor))
+
+
+def _clipped(
+    indices: tf.Tensor, size: tf.Tensor | int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns `rows_of`, in a form of which a proof knows the bounds."""
+    rows, is_valid = rows_of(indices, size)
+    last = tf.cast(size, rows.dtype) - 1
+    return tf.maximum(tf.minimum(rows, last), 0), is_valid
+
+
+def _size(x: tf.Tensor, axis: int) -> tf.Tensor | int:
+    return tf.shape(x)[axis] if x.shape[axis] is None else x.shape[axis]
 
 
 def _guard_labels() -> None:
@@ -108,4 +190,6 @@ def _guard_labels() -> None:
 
 
 _guard_ids(keras.layers.Embedding)
+_guard_take()
+_guard_take_along_axis()
 _guard_labels()

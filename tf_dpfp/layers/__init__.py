@@ -1,8 +1,10 @@
 """Layers: noised representations, and calls on one example at a time."""
 
+from tf_dpfp.layers.calling import Release
 from tf_dpfp.layers.calling import Trial
 from tf_dpfp.layers.calling import joint_step
 from tf_dpfp.layers.calling import trial
+from tf_dpfp.layers.calling import watched
 from tf_dpfp.layers.label_loss import DebiasedCrossentropy
 from tf_dpfp.layers.per_example import PerExample
 from tf_dpfp.layers.representation import DPRepresentationClip
@@ -11,7 +13,9 @@ __all__ = [
     "DPRepresentationClip",
     "DebiasedCrossentropy",
     "PerExample",
+    "Release",
     "Trial",
     "joint_step",
     "trial",
+    "watched",
 ]

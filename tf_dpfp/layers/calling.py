@@ -17,17 +17,30 @@ import tensorflow as tf
 
 
 @dataclasses.dataclass(frozen=True)
+class Release:
+    """Tensors of one call of a `DPRepresentationClip`.
+
+    Attributes:
+        clipped: Clipped representations, one row for each example; private.
+        noise: Noise that is added to them; `None` without any.
+        output: Output of the layer.
+    """
+
+    clipped: tf.Tensor
+    noise: tf.Tensor | None
+    output: tf.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
 class JointStep:
     """Step that releases representations and gradient sums together.
 
     Attributes:
         noise: True if representations get noise; False in a trial of the
             gradients.
-        inputs: Input of every call of such a layer, in their order.
     """
 
     noise: bool
-    inputs: list[tf.Tensor] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -69,6 +82,7 @@ class _Calling(threading.local):
 
     joint: JointStep | None = None
     trial: Trial | None = None
+    releases: list[Release] | None = None
 
 
 _CALLING = _Calling()
@@ -84,8 +98,26 @@ def current_trial() -> Trial | None:
     return _CALLING.trial
 
 
+def note(release: Release) -> None:
+    """Notes a call for whoever watches the calls of this thread."""
+    if _CALLING.releases is not None:
+        _CALLING.releases.append(release)
+
+
 @contextlib.contextmanager
-def joint_step(noise: bool = True) -> Iterator[list[tf.Tensor]]:
+def watched() -> Iterator[list[Release]]:
+    """Watches the calls of the layers inside, in this thread.
+
+    Yields:
+        A list that fills with what they release.
+    """
+    releases: list[Release] = []
+    with _replaced("releases", releases):
+        yield releases
+
+
+@contextlib.contextmanager
+def joint_step(noise: bool = True) -> Iterator[list[Release]]:
     """Makes the layer calls inside part of a joint step, in this thread.
 
     The caller must clip and noise the gradients of all layers below, and count
@@ -95,11 +127,10 @@ def joint_step(noise: bool = True) -> Iterator[list[tf.Tensor]]:
         noise: Add noise to representations.
 
     Yields:
-        A list that fills with the inputs of the layers.
+        A list that fills with what the layers release.
     """
-    step = JointStep(noise)
-    with _replaced("joint", step):
-        yield step.inputs
+    with _replaced("joint", JointStep(noise)), watched() as releases:
+        yield releases
 
 
 @contextlib.contextmanager

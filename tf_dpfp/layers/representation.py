@@ -208,8 +208,6 @@ class DPRepresentationClip(keras.layers.Layer):
         if running is not None:
             return running.stand_in(inputs, self.compute_dtype, bool(training))
         step = calling.current_joint_step()
-        if step is not None:
-            step.inputs.append(inputs)
         if not self._end_to_end and step is None:
             inputs = tf.stop_gradient(inputs)
         # In half precision a norm, or noise beside a number, is rounded away.
@@ -221,9 +219,15 @@ class DPRepresentationClip(keras.layers.Layer):
         if training and step is None:
             self._count(clipped)
         noised = training and (step is None or step.noise)
+        noise = None
         if self._release.noise_multiplier and noised:
-            clipped += tf.cast(self._noise(clipped), clipped.dtype)
-        return tf.cast(clipped, self.compute_dtype)
+            noise = tf.cast(self._noise(clipped), clipped.dtype)
+        released = clipped if noise is None else clipped + noise
+        # A tensor of its own, whatever was there to add and to cast.
+        output = tf.identity(tf.cast(released, self.compute_dtype))
+        if training or step is not None:
+            calling.note(calling.Release(clipped, noise, output))
+        return output
 
     def _check(self, inputs: tf.Tensor) -> None:
         if not inputs.dtype.is_floating or not inputs.shape.rank:

@@ -24,6 +24,7 @@ from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import step as step_lib
 from tf_dpfp.independence import gradients as gradient_trial
 from tf_dpfp.independence import inputs
+from tf_dpfp.independence import step_proof
 from tf_dpfp.independence.findings import Finding
 from tf_dpfp.keras_private import trainer as keras_trainer
 from tf_dpfp.mechanisms import clip_layers
@@ -158,16 +159,26 @@ class Gradients(Mechanism):
                 getattr(model, "output_names", None),
             )
             state.tried_for = None
-            state.proved = {}
-            state.warned = set()
+            state.traces = {}
         below = self.below(x)
         plan = step_lib.make_plan(model, self.optimizer, state.loss, below)
+        plan = proved.with_proof(model, plan, (x, y, sample_weight))
         if state.tried_for != proved.settings(model):
             self.check_layers()
-            gradient_trial.check(model, plan, (x, y, sample_weight))
+            self._try(plan, (x, y, sample_weight))
             # Calls may set attributes of layers.
             state.tried_for = proved.settings(model)
-        return proved.with_proof(model, plan, (x, y, sample_weight))
+        return plan
+
+    def _try(self, plan: step_lib.Plan, batch: Any) -> None:
+        """Tries the model; the proof names what the trial only notices."""
+        try:
+            gradient_trial.check(self.model, plan, batch)
+        except gradient_trial.ExamplesMeetError as error:
+            specs = proved.specs_of(batch)
+            with compilation.tracing_for(compilation.Target.KERNELS):
+                found = proved.trace(self.model, plan, specs).findings
+            raise ValueError(step_proof.named(str(error), found)) from None
 
     def findings(
         self, x: Any, y: Any, sample_weight: Any = None
@@ -192,7 +203,7 @@ class Gradients(Mechanism):
         if self.model.jit_compile:
             target = compilation.Target.XLA
         with compilation.tracing_for(target):
-            return proved.findings_of_all_sizes(self.model, plan, specs)
+            return proved.trace(self.model, plan, specs).findings
 
     def claims(
         self, pipeline: pipelines.Pipeline

@@ -1,7 +1,8 @@
 """Proofs of steps: of every graph that is traced, and of eager steps."""
 
 import dataclasses
-from collections.abc import Hashable
+import functools
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ from tf_dpfp.independence import inputs
 from tf_dpfp.independence import step_proof
 from tf_dpfp.independence.findings import Category
 from tf_dpfp.independence.findings import Finding
+from tf_dpfp.independence.first_axes import FirstAxes
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.mechanisms import state as state_lib
 
@@ -47,6 +49,20 @@ def settings(model: keras.Model) -> tuple[Hashable, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Trace:
+    """Result of a trace that does not run.
+
+    Attributes:
+        findings: What is not proved.
+        answers: For each argument of a layer, in order, whether it has the
+            batch in it.
+    """
+
+    findings: tuple[Finding, ...]
+    answers: tuple[bool, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class _Judge:
     """Judges every micro-batch that is traced.
 
@@ -60,14 +76,19 @@ class _Judge:
     plan: step_lib.Plan
     specs: Any
 
+    def first_axes(self, examples: Sequence[tf.Tensor]) -> FirstAxes:
+        """Tells which arguments of layers have the batch in them."""
+
+        @functools.cache
+        def answers() -> tuple[bool, ...]:
+            return _eager_trace(self.model, self.plan, self.specs).answers
+
+        return FirstAxes(examples, answers)
+
     def __call__(self, traced: step_lib.Traced) -> None:
-        """Raises for what is not proved; see `step_proof.raise_or_warn`."""
+        """Raises for what is not proved; see `raise_unless_proved`."""
         found = step_proof.findings_of(self.model, traced)
-        if found and traced.examples[0].shape[0] is not None:
-            # A size that is known can't be told from other numbers.
-            found = findings_of_all_sizes(self.model, self.plan, self.specs)
-        warned = state_lib.state_of(self.model).warned
-        step_proof.raise_or_warn(self.model, found, warned)
+        step_proof.raise_unless_proved(self.model, found)
 
 
 def with_proof(
@@ -81,7 +102,9 @@ def with_proof(
         batch: `(x, y, sample_weight)`; only shapes and types matter.
     """
     judge = _Judge(model, plan, specs_of(batch))
-    return dataclasses.replace(plan, on_traced=judge)
+    return dataclasses.replace(
+        plan, on_traced=judge, first_axes=judge.first_axes
+    )
 
 
 def prove_eager(model: keras.Model, plan: step_lib.Plan, batch: Any) -> None:
@@ -95,17 +118,17 @@ def prove_eager(model: keras.Model, plan: step_lib.Plan, batch: Any) -> None:
     Raises:
         ValueError: If examples meet, or data leave without noise.
     """
-    specs = specs_of(batch)
+    found = _eager_trace(model, plan, specs_of(batch)).findings
+    step_proof.raise_unless_proved(model, found)
+
+
+def _eager_trace(model: keras.Model, plan: step_lib.Plan, specs: Any) -> Trace:
     with compilation.tracing_for(compilation.Target.KERNELS):
-        found = findings_of_all_sizes(model, plan, specs)
-    warned = state_lib.state_of(model).warned
-    step_proof.raise_or_warn(model, found, warned)
+        return trace(model, plan, specs)
 
 
-def findings_of_all_sizes(
-    model: keras.Model, plan: step_lib.Plan, specs: Any
-) -> tuple[Finding, ...]:
-    """Lists what is not proved of a step on batches of any size.
+def trace(model: keras.Model, plan: step_lib.Plan, specs: Any) -> Trace:
+    """Proves a step that does not run in a graph.
 
     The same forward and backward pass is traced in a graph that never runs,
     once for the model as it is.
@@ -116,22 +139,26 @@ def findings_of_all_sizes(
         specs: Specifications of `(x, y, sample_weight)`.
 
     Returns:
-        The findings.
+        What is not proved, and which arguments have the batch in them.
     """
     state = state_lib.state_of(model)
     target = compilation.target()
     kind = (settings(model), target, str(tree.map_structure(repr, specs)))
-    if kind not in state.proved:
+    if kind not in state.traces:
         try:
             found = inputs.outside_of_graphs(_trace, model, plan, specs, target)
         except Exception as error:  # Of any code in a layer or a loss.
-            found = [_not_traced(error)]
-        state.proved[kind] = tuple(found)
-    return state.proved[kind]
+            found = Trace((not_traced(error),))
+        state.traces[kind] = found
+    return state.traces[kind]
 
 
-def _not_traced(error: Exception) -> Finding:
-    """Describes a step that does not run on batches of unknown size."""
+def not_traced(error: Exception) -> Finding:
+    """Describes a step that does not run on batches of unknown size.
+
+    Args:
+        error: The reason.
+    """
     return Finding(
         Category.MIXED,
         layer="",
@@ -150,11 +177,18 @@ def _trace(
     plan: step_lib.Plan,
     specs: Any,
     target: compilation.Target,
-) -> list[Finding]:
+) -> Trace:
     found: list[Finding] = []
+    asked: list[FirstAxes] = []
+
+    def first_axes(examples):
+        asked.append(FirstAxes(examples, tuple))
+        return asked[-1]
+
     plan = dataclasses.replace(
         plan,
         on_traced=lambda t: found.extend(step_proof.findings_of(model, t)),
+        first_axes=first_axes,
     )
 
     def traced(*tensors):
@@ -169,7 +203,8 @@ def _trace(
     flat = [s for s in tree.flatten(specs) if s is not None]
     with compilation.tracing_for(target):
         tf.function(traced, autograph=False).get_concrete_function(*flat)
-    return found
+    (answers,) = {tuple(a.answers) for a in asked}
+    return Trace(tuple(found), answers)
 
 
 def specs_of(batch: Any) -> Any:

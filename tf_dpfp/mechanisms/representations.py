@@ -24,6 +24,7 @@ from tf_dpfp.keras_private import lookups as keras_lookups
 from tf_dpfp.keras_private import random as keras_random
 from tf_dpfp.mechanisms import clip_layers
 from tf_dpfp.mechanisms import fit_steps
+from tf_dpfp.mechanisms import proved_releases
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.mechanisms.mechanism import Mechanism
 
@@ -126,9 +127,12 @@ class Representations(Mechanism):
         """Takes an ordinary step of a model that passed its trial."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         self.try_on(x)
+        step = state_lib.ordinary(self.model, "train_step")
         # A representation that is not finite is replaced by zeros.
         with self._secret_seeds(), keras_lookups.guarded(labels=False):
-            return state_lib.ordinary(self.model, "train_step")(data)
+            if any(layer.end_to_end for layer in self.layers):
+                return step(data)  # Nothing is claimed of it.
+            return proved_releases.train_step(self.model, data, step)
 
     def _secret_seeds(self) -> contextlib.AbstractContextManager[None]:
         """Gives random layers seeds of the source that noise comes from."""
@@ -148,6 +152,8 @@ class Representations(Mechanism):
                 f"Received: batches={batches!r}"
             )
         self._check_draws(batches, info)
+        if not any(layer.end_to_end for layer in self.layers):
+            proved_releases.check(self.model, batches.element_spec[0])
         claims = self._claims(info)
         announced = counting.announced(None, claims, drawn=True)
         with announced, self._secret_seeds():

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from tf_dpfp import optimizers
-from tf_dpfp.independence.findings import Finding
 from tf_dpfp.independence.representations import Findings
 
 if TYPE_CHECKING:
     from tf_dpfp.mechanisms.mechanism import Mechanism
+    from tf_dpfp.mechanisms.proved import Trace
 
 _STATE = "_tf_dpfp_state"
 
@@ -26,9 +26,8 @@ class State:
             the first step.
         tried_for: Weights, layers and settings for which the per-example
             gradients passed their trial; `None` before.
-        proved: Findings of proofs for batches of any size, by the settings of
+        traces: Traces of steps that do not run in a graph, by the settings of
             the model and the kind of the batch.
-        warned: Operations of which a warning says that they are not proved.
         findings: Result of the trial of a model with noised representations.
         tried_with: Trainability of all layers at that trial.
         populations: Numbers of examples of all data sets so far.
@@ -47,8 +46,7 @@ class State:
         self.mechanism: Mechanism | None = None
         self.loss: Any = None
         self.tried_for: tuple[Hashable, ...] | None = None
-        self.proved: dict[Hashable, tuple[Finding, ...]] = {}
-        self.warned: set[str] = set()
+        self.traces: dict[Hashable, Trace] = {}
         self.findings: Findings | None = None
         self.tried_with: tuple[bool, ...] = ()
         self.populations: set[int] = set()

@@ -14,6 +14,7 @@ from tf_dpfp.per_example import keras_hub_layers as _keras_hub_layers
 from tf_dpfp.per_example import normalization as _normalization
 from tf_dpfp.per_example import recurrent as _recurrent
 from tf_dpfp.per_example import scale as _scale
+from tf_dpfp.per_example.batched import IsBatched
 from tf_dpfp.per_example.generic import GenericRule
 from tf_dpfp.per_example.gradients import EmbeddingRows
 from tf_dpfp.per_example.gradients import OuterProduct
@@ -34,6 +35,7 @@ del _keras_hub_layers, _normalization, _recurrent, _scale
 __all__ = [
     "GenericRule",
     "GradientRule",
+    "IsBatched",
     "LayerCall",
     "PerExampleTensor",
     "OuterProduct",

@@ -18,22 +18,16 @@ from keras import tree
 
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.keras_private import random as keras_random
+from tf_dpfp.per_example import batched
 from tf_dpfp.per_example import gradients
 from tf_dpfp.per_example import rules
 
 
 def _batch_of(args: tuple, kwargs: dict) -> tf.Tensor:
     for leaf in tree.flatten((args, kwargs)):
-        if tf.is_tensor(leaf) and leaf.shape.rank:
+        if batched.is_batched(leaf):
             return leaf
     raise ValueError("expected a tensor among the layer's arguments")
-
-
-def _is_per_example(leaf, reference: tf.Tensor) -> bool:
-    """Whether a tensor argument has the batch as its first axis."""
-    if not tf.is_tensor(leaf) or not leaf.shape.rank:
-        return False
-    return leaf.shape[0] == reference.shape[0]
 
 
 def copies(variable: keras.Variable, batch_size) -> tf.Tensor:
@@ -81,7 +75,7 @@ class GenericRule(rules.GradientRule):
         statistics = [v for v in others if not is_seed(v)]
         seeds = [example_seeds(v, batch_size) for v in seed_states]
         flat = tree.flatten((args, kwargs))
-        mapped = [_is_per_example(leaf, reference) for leaf in flat]
+        mapped = [batched.is_batched(leaf, reference) for leaf in flat]
 
         def call_one(elements):
             weights, example_seeds, leaves = elements

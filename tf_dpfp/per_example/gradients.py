@@ -262,6 +262,17 @@ class OuterProduct(PerExampleGradient):
             products = tf.linalg.matrix_transpose(products)
         return self._to_variable(products)
 
+    @property
+    def writes_matrix(self) -> bool:
+        """True if norms and sums are taken of the products written out."""
+        return not self._is_rank_one() and self._prefers_matrix()
+
+    def lengths(self) -> tf.Tensor:
+        """Adds up the lengths of the products, position by position."""
+        left = tf.reduce_sum(tf.square(self.left), axis=2)
+        right = tf.reduce_sum(tf.square(self.right), axis=2)
+        return tf.reduce_sum(tf.sqrt(left * right), axis=1)
+
     def squared_norms(self) -> tf.Tensor:
         if self._is_rank_one():
             return _not_flushed(
@@ -280,7 +291,7 @@ class OuterProduct(PerExampleGradient):
         return tf.maximum(norms, 0.0) + SLACK * tf.square(bound)
 
     def weighted_sum(self, factors: tf.Tensor) -> tf.Tensor:
-        if not self._is_rank_one() and self._prefers_matrix():
+        if self.writes_matrix:
             return self._shaped(_weighted_rows(self._products(), factors))
         _, d, p = self._sizes
         # The factor goes to the thinner side; both sides must be free of NaN.

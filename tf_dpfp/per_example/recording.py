@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.per_example import batched
 from tf_dpfp.per_example import generic
 from tf_dpfp.per_example import rules
 
@@ -84,6 +85,10 @@ class _Recorder(threading.local):
 
     calls: list[rules.LayerCall] | None = None
     graph: object = None
+    is_batched: batched.IsBatched | None = None
+    batch_size: tf.Tensor | int = 0
+    # Layers whose arguments had no batch in them.
+    spread: tuple[str, ...] = ()
 
 
 _RECORDER = _Recorder()
@@ -111,15 +116,25 @@ def _patched_call(unit: Unit):
                 "`tf_dpfp.gradient_rules.register_gradient_rule(OuterLayer)"
                 "(tf_dpfp.gradient_rules.GenericRule)`."
             )
+        known = batched.asked(_RECORDER.is_batched, args, kwargs)
+        is_spread = bool(known) and not any((known or {}).values())
+        if is_spread:
+            # The same for all examples, as positions are; a gradient of each
+            # example needs a row of each.
+            args, kwargs = batched.spread((args, kwargs), _RECORDER.batch_size)
+            known = None
+            _RECORDER.spread += (unit.layer.name,)
         # A unit's own sublayers are the rule's affair, unless it says not.
         if not unit.rule.holds_units:
             _RECORDER.calls = None
         try:
-            outputs, recorded = unit.rule.record(
-                unit.layer, original, args, kwargs
-            )
+            with batched.answered(known):
+                outputs, recorded = unit.rule.record(
+                    unit.layer, original, args, kwargs
+                )
         finally:
             _RECORDER.calls = calls
+        recorded.is_spread = is_spread
         calls.append(recorded)
         return outputs
 
@@ -145,12 +160,32 @@ def _unpatch(units: Sequence[Unit]) -> None:
                 object.__delattr__(unit.layer, "call")
 
 
+def _note_on(names: Sequence[str]) -> str:
+    """Tells of layers that gave more axes than in an ordinary step."""
+    return (
+        f"In a private step, layers called on what is the same for all "
+        f"examples ({', '.join(sorted(set(names)))}) give one row for each "
+        "example: (batch, ...). Use what they give by broadcasting, as in `x + "
+        "table(positions)`, or set "
+        "`tf_dpfp.gradient_rules.register_gradient_rule(OuterLayer)"
+        "(tf_dpfp.gradient_rules.GenericRule)` for the layer that calls them."
+    )
+
+
 @contextlib.contextmanager
-def record_calls(units: Sequence[Unit]) -> Iterator[list[rules.LayerCall]]:
+def record_calls(
+    units: Sequence[Unit],
+    is_batched: batched.IsBatched | None = None,
+    batch_size: tf.Tensor | int = 0,
+) -> Iterator[list[rules.LayerCall]]:
     """Records every call of the units made by this thread.
 
     Args:
         units: What `find_units` returned.
+        is_batched: Tells of an argument of a layer whether it has the batch in
+            it. A call without the batch gets its arguments once for each
+            example. `None`: every call has it.
+        batch_size: Number of examples; needed with `is_batched`.
 
     Yields:
         A list that fills with `LayerCall`s as the model is called.
@@ -163,8 +198,15 @@ def record_calls(units: Sequence[Unit]) -> Iterator[list[rules.LayerCall]]:
     calls: list[rules.LayerCall] = []
     _patch(units)
     _RECORDER.calls, _RECORDER.graph = calls, _current_graph()
+    _RECORDER.is_batched, _RECORDER.batch_size = is_batched, batch_size
+    _RECORDER.spread = ()
     try:
         yield calls
+    except Exception as error:
+        if _RECORDER.spread:
+            error.add_note(_note_on(_RECORDER.spread))
+        raise
     finally:
         _RECORDER.calls, _RECORDER.graph = None, None
+        _RECORDER.is_batched, _RECORDER.batch_size = None, 0
         _unpatch(units)

@@ -34,6 +34,8 @@ class LayerCall:
         inputs: The first positional argument of the call.
         sources: The tensors whose gradients the rule asks for.
         saved: Whatever else the rule needs to keep until then.
+        is_spread: True if its arguments, the same for all examples, were given
+            once for each.
     """
 
     layer: keras.layers.Layer
@@ -41,6 +43,7 @@ class LayerCall:
     inputs: Any
     sources: tuple[tf.Tensor, ...]
     saved: Any = None
+    is_spread: bool = False
 
 
 class GradientRule(abc.ABC):

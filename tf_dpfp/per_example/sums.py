@@ -26,14 +26,30 @@ class _TiedTable(gradients.PerExampleGradient):
 
     def squared_norms(self) -> tf.Tensor:
         ids, values = self.rows.distinct()
-        # (batch, s, t): left at the id of every row.
-        picked = tf.gather(self.product.left, ids, axis=2, batch_dims=1)
-        inner = tf.matmul(self.product.right, values, transpose_b=True)
-        cross = tf.reduce_sum(picked * inner, axis=(1, 2))
-        own = self.rows.squared_norms() + self.product.squared_norms()
+        squares = self.rows.squared_norms()
+        own = squares + self.product.squared_norms()
+        slack = 4.0 * gradients.SLACK * own
+        if self.product.writes_matrix:
+            # Of the numbers that are summed: positions that cancel each other
+            # leave behind what they were rounded by.
+            picked = tf.gather(
+                self.product.materialize(), ids, axis=1, batch_dims=1
+            )
+            cross = tf.reduce_sum(picked * values, axis=(1, 2))
+        else:
+            # (batch, s, t): left at the id of every row.
+            picked = tf.gather(self.product.left, ids, axis=2, batch_dims=1)
+            inner = tf.matmul(self.product.right, values, transpose_b=True)
+            cross = tf.reduce_sum(picked * inner, axis=(1, 2))
+            slack += (
+                2.0
+                * gradients.SLACK
+                * self.product.lengths()
+                * tf.sqrt(squares)
+            )
         # The sum of two is at most twice as long as its parts are together:
         # rounding is relative to those, not to what is left of them.
-        return tf.maximum(own + 2.0 * cross, 0.0) + 4.0 * gradients.SLACK * own
+        return tf.maximum(own + 2.0 * cross, 0.0) + slack
 
     def weighted_sum(self, factors: tf.Tensor) -> tf.Tensor:
         return self.rows.weighted_sum(factors) + self.product.weighted_sum(

@@ -10,6 +10,8 @@ from tf_dpfp.step.plan import Plan
 from tf_dpfp.step.plan import make_plan
 from tf_dpfp.step.plan import owned_variables
 from tf_dpfp.step.traced import Traced
+from tf_dpfp.step.traced import as_examples
+from tf_dpfp.step.traced import count_operations
 
 __all__ = [
     "MicrobatchResult",
@@ -17,7 +19,9 @@ __all__ = [
     "Below",
     "Traced",
     "as_clipped_gradients",
+    "as_examples",
     "clipped_batch",
+    "count_operations",
     "forward",
     "make_plan",
     "owned_variables",

@@ -94,7 +94,7 @@ def clipped_microbatch(
     data = x, y, sample_weight, is_example = traced_lib.as_examples(data)
     with tf.GradientTape() as tape, keras_random.seeds_from(plan.seeds(piece)):
         with (
-            per_example.record_calls(plan.units) as calls,
+            plan.record(data) as calls,
             plan.step() as representations,
         ):
             y_pred = forward(model, x)
@@ -129,6 +129,7 @@ def clipped_microbatch(
                 [v.path for v in plan.variables],
                 plan.secret_handles(),
                 keras_trainer.loss_trackers(plan.loss),
+                piece,
             )
         )
     clipped = clipping_lib.clip_and_sum(gradients, plan.groups, present)

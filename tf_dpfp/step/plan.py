@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
+from keras import tree
 
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import compilation
@@ -42,6 +43,8 @@ class Plan:
         secret_handles: Returns handles of the variables that they come from.
         on_traced: Called for every micro-batch that is traced in a graph,
             before anything is clipped.
+        first_axes: Given the tensors of a micro-batch, returns a function that
+            tells which arguments of layers have the batch in them.
     """
 
     units: Sequence[per_example.Unit]
@@ -55,18 +58,42 @@ class Plan:
     above: Sequence[keras.Variable] = ()
     representations: counting.GaussianRelease | None = None
     on_traced: Callable[[Traced], None] | None = None
+    first_axes: (
+        Callable[[Sequence[tf.Tensor]], per_example.IsBatched] | None
+    ) = None
+
+    def record(
+        self, data: Any
+    ) -> contextlib.AbstractContextManager[list[per_example.LayerCall]]:
+        """Opens the context that records the calls of layers.
+
+        Args:
+            data: A micro-batch, nested.
+
+        Returns:
+            A context; it gives the list of the calls.
+        """
+        if self.first_axes is None:
+            return per_example.record_calls(self.units)
+        tensors = [t for t in tree.flatten(data) if t is not None]
+        size = tensors[0].shape[0]
+        return per_example.record_calls(
+            self.units,
+            self.first_axes(tensors),
+            tf.shape(tensors[0])[0] if size is None else size,
+        )
 
     def step(
         self, noise: bool = True
-    ) -> contextlib.AbstractContextManager[Sequence[tf.Tensor]]:
+    ) -> contextlib.AbstractContextManager[Sequence[layers_lib.Release]]:
         """Opens the context that the forward pass runs in.
 
         Args:
             noise: Add noise to representations; not in a trial.
 
         Returns:
-            A context; it gives a list that fills with the inputs of layers
-            that release representations.
+            A context; it gives a list that fills with the representations
+            that layers release.
         """
         if self.representations is None:
             return contextlib.nullcontext(())

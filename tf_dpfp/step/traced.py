@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 from keras import tree
 
+from tf_dpfp import layers as layers_lib
 from tf_dpfp import per_example
 
 
@@ -20,11 +21,12 @@ class Traced:
         examples: Tensors of the micro-batch, one row for each example.
         losses: One loss per example.
         present: Boolean, `(batch,)`: true for examples that take part.
-        representations: Tensors that a layer releases with noise.
+        representations: Representations that a layer releases with noise.
         gradients: What is clipped, one entry per variable.
         paths: Path of each variable.
         secret_handles: Handles of the variables that secret seeds come from.
         trackers: Variables of Keras's metrics of the loss of each output.
+        piece: Number of the micro-batch.
     """
 
     graph: tf.Graph
@@ -32,18 +34,22 @@ class Traced:
     examples: Sequence[tf.Tensor]
     losses: tf.Tensor
     present: tf.Tensor
-    representations: Sequence[tf.Tensor]
+    representations: Sequence[layers_lib.Release]
     gradients: Sequence[per_example.PerExampleGradient | None]
     paths: Sequence[str]
     secret_handles: Sequence[tf.Tensor] = ()
     trackers: Sequence[tf.Variable] = ()
+    piece: tf.Tensor | int = 0
 
 
 def as_examples(data: Any) -> Any:
     """Gives a batch tensors of its own in the graph that is being traced.
 
     Arrays become tensors of the graph, which a proof can tell from constants;
-    and nothing that was computed of the batch before is taken for the batch.
+    nothing that was computed of the batch before is taken for the batch. Its
+    size is forgotten: a number could not be told from others that are equal by
+    chance, and code that reads it would do other things for other sizes. XLA
+    finds it again when it compiles.
 
     Args:
         data: A micro-batch, nested; leaves may be `None`.
@@ -57,7 +63,10 @@ def as_examples(data: Any) -> Any:
     def own(leaf):
         if leaf is None:
             return None
-        return tf.identity(tf.convert_to_tensor(leaf))
+        leaf = tf.convert_to_tensor(leaf)
+        return tf.raw_ops.PlaceholderWithDefault(
+            input=leaf, shape=[None, *leaf.shape[1:]]
+        )
 
     return tree.map_structure(own, data)
 

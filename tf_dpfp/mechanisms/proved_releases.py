@@ -1,0 +1,135 @@
+"""Proofs of steps with noised representations."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import tree
+
+from tf_dpfp import compilation
+from tf_dpfp import layers as layers_lib
+from tf_dpfp import step as step_lib
+from tf_dpfp.independence import inputs
+from tf_dpfp.independence import release_proof
+from tf_dpfp.independence import step_proof
+from tf_dpfp.independence.findings import Finding
+from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.mechanisms import proved
+from tf_dpfp.mechanisms import state as state_lib
+
+
+def train_step(
+    model: keras.Model, data: Any, step: Callable[[Any], Any]
+) -> Any:
+    """Takes a step, and proves it: the graph of it, if one is traced.
+
+    Args:
+        model: A private model with a `DPRepresentationClip`.
+        data: A batch: `x`, `(x, y)` or `(x, y, sample_weight)`.
+        step: Takes the step on such a batch.
+
+    Returns:
+        What the step returns.
+
+    Raises:
+        ValueError: If examples meet below the noise, or data leave without
+            it.
+    """
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    if tf.executing_eagerly():
+        check(model, x)
+        return step(data)
+    if not all(map(_is_plain, tree.flatten((x, y, sample_weight)))):
+        # Ragged or sparse: nothing is known of where the examples are.
+        check(model, x)
+        return step(data)
+    before = step_lib.count_operations()
+    batch = step_lib.as_examples((x, y, sample_weight))
+    with layers_lib.watched() as releases:
+        results = step(keras.utils.pack_x_y_sample_weight(*batch))
+    graph = tf.compat.v1.get_default_graph()
+    found = release_proof.findings_of(
+        model,
+        release_proof.TracedRelease(
+            graph,
+            graph.get_operations()[before:],
+            _tensors(batch[0]),
+            _tensors(batch[1:]),
+            releases,
+            _tensors(results),
+        ),
+    )
+    step_proof.raise_unless_proved(model, found)
+    return results
+
+
+def check(model: keras.Model, x: Any) -> None:
+    """Proves the forward pass of steps on batches of any size, once.
+
+    It is traced in a graph that never runs.
+
+    Args:
+        model: A private model with a `DPRepresentationClip`.
+        x: Inputs, or their specifications.
+
+    Raises:
+        ValueError: If examples meet below the noise, or data leave without
+            it.
+    """
+    state = state_lib.state_of(model)
+    specs = proved.specs_of(x)
+    kind = ("forward", proved.settings(model), str(specs))
+    if kind not in state.traces:
+        try:
+            found = inputs.outside_of_graphs(_trace, model, specs)
+        except Exception as error:  # Of any code in a layer.
+            found = (proved.not_traced(error),)
+        state.traces[kind] = proved.Trace(tuple(found))
+    step_proof.raise_unless_proved(model, state.traces[kind].findings)
+
+
+def _trace(model: keras.Model, specs: Any) -> tuple[Finding, ...]:
+    found: list[Finding] = []
+
+    def traced(*tensors):
+        x = tree.pack_sequence_as(specs, list(tensors))
+        with layers_lib.watched() as releases:
+            outputs = step_lib.forward(model, x)
+        graph = tf.compat.v1.get_default_graph()
+        found.extend(
+            release_proof.findings_of(
+                model,
+                release_proof.TracedRelease(
+                    graph,
+                    graph.get_operations(),
+                    tensors,
+                    (),
+                    releases,
+                    list(_results(model, outputs)),
+                ),
+            )
+        )
+
+    with compilation.tracing_for(compilation.Target.KERNELS):
+        function = tf.function(traced, autograph=False)
+        function.get_concrete_function(*tree.flatten(specs))
+    return tuple(found)
+
+
+def _results(model: keras.Model, outputs: Any) -> Iterator[tf.Tensor]:
+    """Lists what losses and metrics read of a forward pass."""
+    for tensor in _tensors(outputs):
+        yield tensor
+        mask = keras_layers.mask_of(tensor)
+        if mask is not None:
+            yield mask
+    yield from _tensors(model.losses)
+
+
+def _tensors(nested: Any) -> list[tf.Tensor]:
+    return [t for t in tree.flatten(nested) if tf.is_tensor(t)]
+
+
+def _is_plain(leaf: Any) -> bool:
+    return leaf is None or isinstance(leaf, tf.Tensor)
