@@ -39,7 +39,7 @@ train: $(VENV)/.installed-examples
 # Agg draws without a display.
 test: $(VENV)/.installed-all
 	@MPLBACKEND=Agg $(BIN)/python -m pytest -n $(WORKERS) \
-		--dist=loadfile $(ARGS)
+		--dist=loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.installed-all
 	@$(BIN)/ruff check .

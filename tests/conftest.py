@@ -44,6 +44,14 @@ def pytest_pycollect_makemodule():
 
 
 @pytest.fixture
+def seeded():
+    """The same first weights every time."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
 def without_trial(monkeypatch):
     """Trains without the trial, which takes long; the trial itself."""
     from tf_dpfp.independence import gradients as trial_lib

@@ -66,17 +66,12 @@ def test_the_reference_has_every_public_name_once_and_no_other():
 
 
 @pytest.mark.parametrize("name, link, words", _api_rows())
-def test_the_reference_links_to_the_source(name, link, words):
-    del words
+def test_the_reference_links_to_the_source_and_quotes_it(name, link, words):
     source = (DOCS / link).read_text()
     last = name.rpartition(".")[2]
     defined = rf"^(?:class |def )?{last}\b(?:\(|:| = )"
     assert re.search(defined, source, re.MULTILINE), f"{name} is not in {link}"
-
-
-@pytest.mark.parametrize("name, link, words", _api_rows())
-def test_the_reference_shows_the_first_lines_of_docstrings(name, link, words):
-    del link
+    # The first lines of its docstring.
     summary, _, _ = inspect.getdoc(_found(name)).partition("\n\n")
     assert words == summary
     assert words[0].isupper() and words.endswith("."), words

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 from keras import layers
+from scipy import special
 from scipy import stats
 
 import tf_dpfp
@@ -18,8 +19,12 @@ def private_line(optimizer, **kwargs):
 
 def p_value(sample, deviation):
     """Of a Kolmogorov-Smirnov test for a normal distribution of mean zero."""
-    sample = np.ravel(np.asarray(sample, np.float64))
-    return stats.kstest(sample, stats.norm(0.0, deviation).cdf).pvalue
+    # By the law of large samples: `stats.kstest` takes twenty times as long.
+    sample = np.sort(np.ravel(np.asarray(sample, np.float64)), kind="stable")
+    expected = special.ndtr(sample / deviation)
+    steps = np.arange(len(sample) + 1) / len(sample)
+    distance = max(np.max(steps[1:] - expected), np.max(expected - steps[:-1]))
+    return stats.kstwobign.sf(distance * np.sqrt(len(sample)))
 
 
 def assert_normal(sample, deviation, wrong):
@@ -30,6 +35,7 @@ def assert_normal(sample, deviation, wrong):
         deviation: Its standard deviation.
         wrong: Factors of other deviations, which the sample must tell apart.
     """
+    sample = np.sort(np.ravel(np.asarray(sample, np.float64)))
     assert p_value(sample, deviation) > 1e-6, np.std(sample)
     for factor in wrong:
         assert p_value(sample, deviation * factor) < 1e-6, factor

@@ -157,7 +157,3 @@ class CommandTest(absltest.TestCase):
         self.assertEqual(result.stdout, "")
         self.assertRegex(result.stderr, re.compile("^error: --delta is", re.M))
         self.assertNotIn("Traceback", result.stderr)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -2,7 +2,6 @@ import math
 
 import hypothesis
 import numpy as np
-from absl.testing import absltest
 from absl.testing import parameterized
 from hypothesis import strategies as st
 
@@ -25,7 +24,6 @@ class CalibrateTest(parameterized.TestCase):
     @parameterized.parameters(
         (8.0, 1e-5, 0.04, 2250, "rdp", 1.41587),
         (8.0, 1e-5, 0.04, 2000, "rdp", 1.35624),
-        (8.0, 1e-5, 0.04, 2000, "pld", 1.29002),
         (1.0, 1e-6, 0.1, 512, "pld", 9.66183),
     )
     def test_published_noise(
@@ -51,7 +49,7 @@ class CalibrateTest(parameterized.TestCase):
         )
         self.assertBetween(by_pld, 4.2246789, 4.2266)
 
-    @hypothesis.settings(max_examples=6, deadline=None)
+    @hypothesis.settings(max_examples=4, deadline=None)
     @hypothesis.given(
         st.floats(0.05, 50.0),
         st.floats(-10.0, -2.0).map(lambda power: 10.0**power),
@@ -134,7 +132,3 @@ class CalibrateTest(parameterized.TestCase):
     def test_fractional_steps_are_refused(self):
         with self.assertRaisesRegex(ValueError, "steps"):
             calibration.calibrate_noise_multiplier(1.0, 1e-5, 0.1, 10.5)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -2,7 +2,6 @@ import dataclasses
 import math
 
 import numpy as np
-from absl.testing import absltest
 from absl.testing import parameterized
 
 from tf_dpfp.accounting import entries as entries_lib
@@ -96,7 +95,3 @@ class LedgerEntryTest(parameterized.TestCase):
                 other = set(shorter[start : start + size])
                 self.assertLessEqual(len(one - other), 1)
                 self.assertLessEqual(len(other - one), 1)
-
-
-if __name__ == "__main__":
-    absltest.main()

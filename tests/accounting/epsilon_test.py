@@ -6,7 +6,6 @@ import time
 import dp_accounting
 import hypothesis
 import numpy as np
-from absl.testing import absltest
 from absl.testing import parameterized
 from dp_accounting import rdp
 from hypothesis import strategies as st
@@ -287,64 +286,40 @@ class AdjacencyTest(parameterized.TestCase):
 
 class PropertiesTest(parameterized.TestCase):
     @_EXAMPLES
-    @hypothesis.given(_RATES, _NOISES, _STEPS, _STEPS, _DELTAS)
-    def test_steps_never_lower_epsilon(self, rate, noise, steps, more, delta):
-        self.assertLessEqual(
-            epsilon_lib.compute_epsilon([_poisson(rate, noise, steps)], delta),
-            epsilon_lib.compute_epsilon(
-                [_poisson(rate, noise, steps + more)], delta
-            ),
-        )
-
-    @_EXAMPLES
-    @hypothesis.given(_RATES, _NOISES, st.floats(1.0, 3.0), _STEPS, _DELTAS)
-    def test_noise_never_raises_epsilon(self, rate, noise, by, steps, delta):
-        less, more = (
-            epsilon_lib.compute_epsilon([_poisson(rate, n, steps)], delta)
-            for n in (noise, noise * by)
-        )
-        self.assertLessEqual(more, less * (1 + 1e-6) + 1e-6)
-
-    @_EXAMPLES
-    @hypothesis.given(_RATES, st.floats(0.01, 1.0), _NOISES, _STEPS, _DELTAS)
-    def test_a_lower_rate_never_raises_epsilon(
-        self, rate, by, noise, steps, delta
+    @hypothesis.given(
+        rate=_RATES,
+        noise=_NOISES,
+        steps=_STEPS,
+        delta=_DELTAS,
+        by=st.floats(1.0, 3.0),
+        share=st.floats(0.01, 1.0),
+        more=_STEPS,
+        other=_DELTAS,
+    )
+    def test_it_moves_as_it_must(
+        self, rate, noise, steps, delta, by, share, more, other
     ):
-        lower, higher = (
-            epsilon_lib.compute_epsilon([_poisson(r, noise, steps)], delta)
-            for r in (rate * by, rate)
-        )
-        self.assertLessEqual(lower, higher * (1 + 1e-6) + 1e-6)
+        def epsilon(rate=rate, noise=noise, steps=steps, delta=delta):
+            return epsilon_lib.compute_epsilon(
+                [_poisson(rate, noise, steps)], delta
+            )
 
-    @_EXAMPLES
-    @hypothesis.given(_RATES, _NOISES, _STEPS, _DELTAS, _DELTAS)
-    def test_a_larger_delta_never_raises_epsilon(
-        self, rate, noise, steps, one, two
-    ):
-        at_less, at_more = (
-            epsilon_lib.compute_epsilon([_poisson(rate, noise, steps)], delta)
-            for delta in sorted((one, two))
-        )
+        here = epsilon()
+        self.assertLessEqual(here, epsilon(steps=steps + more))
+        # More noise and a lower rate never raise it.
+        slack = here * (1 + 1e-6) + 1e-6
+        self.assertLessEqual(epsilon(noise=noise * by), slack)
+        self.assertLessEqual(epsilon(rate=rate * share), slack)
+        at_less, at_more = (epsilon(delta=d) for d in sorted((delta, other)))
         self.assertLessEqual(at_more, at_less)
-
-    @_EXAMPLES
-    @hypothesis.given(_RATES, _NOISES, _STEPS, _DELTAS)
-    def test_sampling_is_worth_something_only_when_proved(
-        self, rate, noise, steps, delta
-    ):
-        proved = epsilon_lib.compute_epsilon(
-            [_poisson(rate, noise, steps)], delta
-        )
+        # Sampling is worth something only when it is proved. A fixed batch may
+        # lose an example and gain another: half the noise.
         ordinary = samplings.UnknownSampling(population=10**6, batch_size=1)
         unproved = epsilon_lib.compute_epsilon(
             [entries_lib.LedgerEntry(ordinary, noise, steps)], delta
         )
-        # A fixed batch may lose an example and gain another: half the noise.
-        everyone = epsilon_lib.compute_epsilon(
-            [_poisson(1.0, noise / 2.0, steps)], delta
-        )
-        self.assertEqual(unproved, everyone)
-        self.assertLessEqual(proved, unproved)
+        self.assertEqual(unproved, epsilon(rate=1.0, noise=noise / 2.0))
+        self.assertLessEqual(here, unproved)
 
     @hypothesis.settings(max_examples=4, deadline=None)
     @hypothesis.given(
@@ -587,7 +562,3 @@ class MaxStepsTest(parameterized.TestCase):
     def test_bad_noise_is_refused(self):
         with self.assertRaisesRegex(ValueError, "noise_multiplier"):
             _max_steps([], samplings.PoissonSampling(0.01), -1.0, 1.0, 1e-5)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -84,7 +84,3 @@ class EventsTest(absltest.TestCase):
                 [events.entry_event(entry) for entry in entries]
             ),
         )
-
-
-if __name__ == "__main__":
-    absltest.main()

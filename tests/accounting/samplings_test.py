@@ -83,7 +83,3 @@ class ProvedRateTest(absltest.TestCase):
         self.assertEqual(samplings.PoissonSampling(0.25, 0.5).proved_rate, 0.25)
         self.assertEqual(samplings.UnknownSampling(100, 1).proved_rate, 1.0)
         self.assertEqual(samplings.EveryLabel(3, 7).proved_rate, 1.0)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -6,7 +6,6 @@ import math
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest
 from absl.testing import parameterized
 from scipy import stats
 
@@ -167,7 +166,3 @@ class SampledRdpTest(parameterized.TestCase):
                 logger.warning("another")
         self.assertLen(logs.records, 1)
         self.assertEqual(logs.records[0].msg, "another")
-
-
-if __name__ == "__main__":
-    absltest.main()

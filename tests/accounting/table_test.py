@@ -2,7 +2,6 @@ import dataclasses
 
 import hypothesis
 import numpy as np
-from absl.testing import absltest
 from absl.testing import parameterized
 from hypothesis import strategies as st
 
@@ -223,7 +222,3 @@ class LedgerTest(parameterized.TestCase):
         table.encode_table(entries)
         with self.assertRaisesRegex(ValueError, "1025 ran"):
             table.encode_table([*entries, _entry(1, 0.5)])
-
-
-if __name__ == "__main__":
-    absltest.main()

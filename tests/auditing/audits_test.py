@@ -9,6 +9,8 @@ from tf_dpfp import auditing
 from tf_dpfp.auditing import bounds
 from tf_dpfp.auditing import one_run
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 
 def gaussian_training(rng, mu=1.0):
     """Releases each coin with noise."""

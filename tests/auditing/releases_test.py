@@ -7,6 +7,8 @@ import tf_dpfp
 from tf_dpfp import accounting
 from tf_dpfp import auditing
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 
 def linear_model(**settings):
     model = keras.Sequential(

@@ -144,8 +144,11 @@ def _fit(model, x=X, y=Y, sample_weight=None):
     model.fit(x, y, batch_size=8, verbose=0, sample_weight=sample_weight)
 
 
-@pytest.mark.parametrize("eager", [False, True])
-@pytest.mark.parametrize("name", MIXING)
+@pytest.mark.parametrize(
+    ("name", "eager"),
+    [(name, False) for name in MIXING]
+    + [(name, True) for name in ("routing", "statistics", "Python")],
+)
 def test_a_layer_that_mixes_is_refused_before_a_step_is_counted(name, eager):
     layer, reason = MIXING[name]
     model = _compiled(layer(), run_eagerly=eager)
@@ -246,9 +249,11 @@ ORDINARY = {
 
 
 @pytest.mark.parametrize(
-    "way", ["fit", "poisson", "pieces", "eager", "weights"]
+    ("name", "way"),
+    [("dense", w) for w in ("fit", "poisson", "pieces", "eager", "weights")]
+    + [("convolution", "pieces")]
+    + [("attention", "poisson"), ("attention", "pieces")],
 )
-@pytest.mark.parametrize("name", ORDINARY)
 def test_ordinary_models_are_proved_without_a_warning(name, way):
     build, x = ORDINARY[name]
     model = tf_dpfp.make_private(build())

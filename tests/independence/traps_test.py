@@ -122,6 +122,9 @@ OUT_OF_RANGE = {
     ),
     "clipped and moved": lambda i: tf.clip_by_value(i, 0, 4) + 1,
     "absolute value": lambda i: tf.minimum(tf.abs(i), 4),
+    "difference": lambda i: (
+        tf.clip_by_value(i, 1, 4) - tf.clip_by_value(-i, 0, 3)
+    ),
 }
 IN_RANGE = {
     "clipped": lambda i: tf.clip_by_value(i, 0, 4),

@@ -112,8 +112,14 @@ def _new(model, before):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", ["compiled", "eager"])
-@pytest.mark.parametrize("when", ["on_train_batch_begin", "on_train_batch_end"])
+@pytest.mark.parametrize(
+    ("kind", "when"),
+    [
+        ("compiled", "on_train_batch_begin"),
+        ("compiled", "on_train_batch_end"),
+        ("eager", "on_train_batch_end"),
+    ],
+)
 def test_steps_of_callbacks_claim_nothing(
     request, without_trial, way, kind, when
 ):

@@ -10,6 +10,8 @@ from keras import layers
 
 import tf_dpfp
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 X = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 Y = X.sum(axis=1, keepdims=True)
 # By name, Keras can't load it from a legacy file.

@@ -12,6 +12,8 @@ import tf_dpfp
 from tests.oracles import reference
 from tf_dpfp import clipping as clipping_lib
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 3)).astype(np.float32)
 Y = X.sum(axis=1, keepdims=True)

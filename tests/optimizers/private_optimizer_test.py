@@ -10,6 +10,8 @@ from keras import layers
 import tf_dpfp
 from tests import helpers
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 READY_MADE = [
     tf_dpfp.DPSGD,
     tf_dpfp.DPAdam,

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
+from tests import helpers
 from tf_dpfp import clipping
 from tf_dpfp import compilation
 from tf_dpfp import optimizers
@@ -31,14 +32,6 @@ def _clipped(replicas=1):
     )
 
 
-def _assert_normal(noise, deviation):
-    noise = np.ravel(noise)
-    assert stats.kstest(noise, stats.norm(0, deviation).cdf).pvalue > 1e-6
-    for wrong in (0.7, 1.4):
-        scaled = stats.norm(0, wrong * deviation).cdf
-        assert stats.kstest(noise, scaled).pvalue < 1e-6
-
-
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.5**0.5])
 @pytest.mark.parametrize("noise_multiplier", [1e-4, 0.05, 0.4, 1.0, 7.0])
 def test_a_share_of_the_stated_noise_at_every_multiplier(
@@ -49,7 +42,9 @@ def test_a_share_of_the_stated_noise_at_every_multiplier(
     )
     sensitivity = np.linalg.norm(CLIP_NORMS)
     for noise in released:
-        _assert_normal(noise, noise_multiplier * sensitivity * share)
+        helpers.assert_normal(
+            noise, noise_multiplier * sensitivity * share, (0.7, 1.4)
+        )
 
 
 def test_only_a_multiplier_of_zero_adds_nothing():
@@ -72,7 +67,9 @@ def test_the_shares_of_all_replicas_are_the_whole_noise(replicas, monkeypatch):
         released = release.add_noise(_clipped(replicas), 0.4, "global", draws)
         totals = [a + b for a, b in zip(totals, released, strict=True)]
     for total in totals:
-        _assert_normal(total, 0.4 * np.linalg.norm(CLIP_NORMS))
+        helpers.assert_normal(
+            total, 0.4 * np.linalg.norm(CLIP_NORMS), (0.7, 1.4)
+        )
 
 
 def _many(count):
@@ -120,7 +117,7 @@ def test_xla_draws_the_noise_of_many_tensors_at_once():
     for noise in noises:  # Six standard errors and more.
         assert abs(np.std(noise) / deviation - 1) < 0.21
     numbers = np.concatenate([np.ravel(noise) for noise in noises])
-    _assert_normal(numbers, deviation)
+    helpers.assert_normal(numbers, deviation, (0.7, 1.4))
     assert len(np.unique(numbers)) > 0.99 * len(numbers)
     pairs = zip(noises, noises[1:], strict=False)
     for one, other in pairs:

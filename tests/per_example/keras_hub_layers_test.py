@@ -78,14 +78,19 @@ def _call_in_single(layer, inputs):
     return layer(tf.cast(inputs, tf.float32))
 
 
-@pytest.mark.parametrize("mode", ["graph", "xla"])
 @pytest.mark.parametrize("shape", [(3, WIDTH), (3, 2, 4, WIDTH), (1, 4, WIDTH)])
-def test_norms_of_other_shapes(shape, mode):
+def test_norms_of_other_shapes(shape):
     layer = _norm(_layer_types(["LlamaLayerNorm"])[0])
     inputs = tf.constant(
         np.random.default_rng(0).normal(size=shape), tf.float32
     )
-    oracle.check(layer, inputs, double=layer, call=_call_in_single, mode=mode)
+    oracle.check(
+        layer,
+        inputs,
+        modes=["graph", "xla"],
+        double=layer,
+        call=_call_in_single,
+    )
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
@@ -167,8 +172,7 @@ def _double_of(model, ids):
     return double
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph"])
-def test_masked_head_is_exact(mode):
+def test_masked_head_is_exact():
     model, ids = _masked_words()
     units = per_example.find_units(model)
     kinds = {type(u.layer).__name__: u.rule for u in units}
@@ -178,7 +182,11 @@ def test_masked_head_is_exact(mode):
     for unit in units:
         assert not isinstance(unit.rule, per_example.GenericRule)
     oracle.check(
-        model, ids, mode=mode, double=_double_of(model, ids), call=_of_each
+        model,
+        ids,
+        modes=["eager", "graph"],
+        double=_double_of(model, ids),
+        call=_of_each,
     )
 
 

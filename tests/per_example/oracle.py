@@ -5,7 +5,7 @@ package takes part in it.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -198,7 +198,7 @@ def check(
     inputs,
     *,
     policy: str = "float32",
-    mode: str = "eager",
+    modes: Sequence[str] = ("eager",),
     call: Callable[[keras.layers.Layer, Any], Any] = lambda m, x: m(x),
     double: keras.layers.Layer | None = None,
 ) -> None:
@@ -208,7 +208,7 @@ def check(
         layer: A built layer of the given policy.
         inputs: A batch; random factors with zeros are drawn for it.
         policy: Sets the tolerance.
-        mode: As in `answers`.
+        modes: As `mode` of `answers`, one after the other.
         call: How the layer is called.
         double: The layer in float64, if `get_config` does not tell.
     """
@@ -222,8 +222,12 @@ def check(
     rng = np.random.default_rng(3)
     factors = rng.uniform(0.1, 1.0, size=batch).astype("float32")
     factors[:: max(2, batch // 2)] = 0.0
-    found = answers(layer, inputs, tf.constant(factors), mode, call)
-    tolerance = TOLERANCES[policy]
+    for mode in modes:
+        found = answers(layer, inputs, tf.constant(factors), mode, call)
+        _assert_close(found, truth, factors, layer, TOLERANCES[policy])
+
+
+def _assert_close(found, truth, factors, layer, tolerance):
     # Some gradients are zero but for rounding (the bias of attention keys):
     # they are compared on the scale of the others.
     largest = max(np.max(np.abs(t), initial=0.0) for t in truth)
@@ -240,7 +244,7 @@ def check(
         own = np.sum(
             found.materialized[i] ** 2, axis=tuple(range(1, expected.ndim))
         )
-        slack = 1e-9 if policy == "float64" else 3e-6
+        slack = 1e-9 if tolerance == TOLERANCES["float64"] else 3e-6
         assert np.all(found.squared_norms[i] >= own * (1 - slack)), (
             f"{name}: a norm below the true one"
         )

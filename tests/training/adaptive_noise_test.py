@@ -7,33 +7,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from scipy import special
-from scipy import stats
 
 import tf_dpfp
+from tests import helpers
 from tests.oracles import reference
 from tf_dpfp import clipping as clipping_lib
+
+pytestmark = pytest.mark.usefixtures("without_trial")
 
 CLIP, MULTIPLIER, EXPECTED = 0.4, 1.7, 5.0
 WRONG = (0.98, 1.02, 1 / math.sqrt(2), math.sqrt(2), 0.5, 2.0)
 INPUTS, WIDTH = 300, 450
-
-
-def _assert_normal_with_std(sample, std, wrong=WRONG):
-    """A KS test that accepts `std` and rejects the scales next to it."""
-    sample = np.sort(np.asarray(sample, np.float64).ravel())
-    steps = np.arange(len(sample) + 1) / len(sample)
-
-    def p_value(scale):
-        expected = special.ndtr(sample / scale)
-        distance = max(
-            np.max(steps[1:] - expected), np.max(expected - steps[:-1])
-        )
-        return stats.kstwobign.sf(distance * math.sqrt(len(sample)))
-
-    assert p_value(std) > 1e-6
-    for factor in wrong:
-        assert p_value(std * factor) < 1e-6, factor
 
 
 def _silent_model(clipping, seed=None, **arguments):
@@ -138,8 +122,8 @@ def test_the_noise_follows_the_thresholds(allocation, rescale, arguments):
     assert np.min(np.ptp(np.log(seen), axis=0)) > 0.1
     for sample in (first, second):
         for noise in sample:
-            _assert_normal_with_std(noise, 1.0, (0.96, 1.04, *WRONG[2:]))
-        _assert_normal_with_std(np.concatenate(sample), 1.0)
+            helpers.assert_normal(noise, 1.0, (0.96, 1.04, *WRONG[2:]))
+        helpers.assert_normal(np.concatenate(sample), 1.0, WRONG)
 
 
 def _counting_optimizer(names, **arguments):
@@ -221,7 +205,7 @@ def test_the_noise_of_many_counts(share, expected):
     std = MULTIPLIER * math.sqrt(count) / (2.0 * math.sqrt(share))
     assert np.max(np.abs(noise)) < 0.4 * expected
     wrong = (*WRONG, math.sqrt(count), 1 / math.sqrt(count))
-    _assert_normal_with_std(noise, std, wrong)
+    helpers.assert_normal(noise, std, wrong)
     # Independent of each other, over groups and steps.
     flat = noise / std
     for lag in (1, 2):
@@ -268,7 +252,7 @@ def test_the_noise_of_the_counts_of_a_model(shared):
     else:
         assert np.max(np.abs(np.corrcoef(noise.T) - np.eye(3))) < 0.15
         std *= math.sqrt(count)
-    _assert_normal_with_std(
+    helpers.assert_normal(
         noise, std, (1 / math.sqrt(count), math.sqrt(count), *WRONG[2:])
     )
 

@@ -45,7 +45,7 @@ def _killed(folder, *stop, **kwargs):
 def test_kills_inside_of_saves_lose_no_step_and_no_backup(
     tmp_path, double_checkpoint
 ):
-    kills = 20 if not double_checkpoint else 6
+    kills = killed_saves.POINTS if not double_checkpoint else 4
     for point in range(kills):
         kill = killed_saves.KillInSave(point % killed_saves.POINTS, point % 2)
         with pytest.raises(killed_saves.Killed):

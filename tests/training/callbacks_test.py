@@ -7,6 +7,8 @@ import pytest
 import tf_dpfp
 from tests import helpers
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 X = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
 Y = X.sum(axis=1, keepdims=True)
 DELTA = 1e-3

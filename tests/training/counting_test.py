@@ -15,6 +15,8 @@ import tf_dpfp
 from tests import helpers
 from tf_dpfp import counting
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 X = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 Y = X.sum(axis=1, keepdims=True)
 RATE = 8 / 64

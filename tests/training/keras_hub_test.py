@@ -230,10 +230,21 @@ def test_lora_step_equals_the_loop_and_leaves_the_rest():
         assert changed == (v.path in trained), v.path
 
 
-def test_a_private_language_model_generates():
+@pytest.fixture(scope="module")
+def language_model():
+    """A private language model that has trained."""
     task = _private(_language_model, 0.7, expected_batch_size=4)
     texts, _ = _sentences(8)
     task.fit(texts, batch_size=4, shuffle=False, verbose=0)
+    return task
+
+
+def _steps(task):
+    return sum(entry.steps for entry in tf_dpfp.ledger(task))
+
+
+def test_a_private_language_model_generates(language_model):
+    task = language_model
     ledger = tf_dpfp.ledger(task)
     task.sampler = keras_hub.samplers.get("greedy")
     found = task.generate(
@@ -255,23 +266,23 @@ def test_a_private_language_model_generates():
     )
     # To generate reads weights alone, and training goes on after it.
     assert tf_dpfp.ledger(task) == ledger
-    task.fit(texts, batch_size=4, shuffle=False, verbose=0)
-    assert sum(entry.steps for entry in tf_dpfp.ledger(task)) == 4
+    steps = _steps(task)
+    task.fit(_sentences(8)[0], batch_size=4, shuffle=False, verbose=0)
+    assert _steps(task) == steps + 2
 
 
-def test_presets_of_private_tasks_load_without_the_package(tmp_path):
-    texts, labels = _sentences(8)
+def test_presets_of_private_tasks_load_without_the_package(
+    language_model, tmp_path
+):
+    texts, _ = _sentences(8)
     (tmp_path / "texts.json").write_text(json.dumps(texts.tolist()))
     expected = {}
-    builds = {
-        preset_worker.LANGUAGE_MODEL: _language_model,
-        "lora": _lora_classifier,
+    tasks = {
+        preset_worker.LANGUAGE_MODEL: language_model,
+        "lora": _private(_lora_classifier, 0.7, expected_batch_size=4),
     }
-    for name, build in builds.items():
+    for name, task in tasks.items():
         is_language = name == preset_worker.LANGUAGE_MODEL
-        task = _private(build, 0.7, expected_batch_size=4)
-        data = (texts,) if is_language else (texts, labels)
-        task.fit(*data, batch_size=4, shuffle=False, verbose=0)
         task.save_to_preset(str(tmp_path / name))
         inputs = task.preprocessor(texts.tolist())
         if is_language:
@@ -294,13 +305,11 @@ def test_presets_of_private_tasks_load_without_the_package(tmp_path):
         assert mine == expected[name]
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_a_loaded_task_keeps_its_ledger(name, tmp_path):
-    texts, labels = _sentences(8)
-    data = (texts, labels) if name == "classifier" else (texts,)
-    task = _private(TASKS[name], 0.7, expected_batch_size=4)
+def test_a_loaded_task_keeps_its_ledger(tmp_path):
+    data = _sentences(8)
+    task = _private(_classifier, 0.7, expected_batch_size=4)
     task.fit(*data, batch_size=4, shuffle=False, verbose=0)
-    assert sum(entry.steps for entry in tf_dpfp.ledger(task)) == 2
+    assert _steps(task) == 2
     task.save(tmp_path / "task.keras")
 
     loaded = keras.saving.load_model(tmp_path / "task.keras")
@@ -312,16 +321,16 @@ def test_a_loaded_task_keeps_its_ledger(name, tmp_path):
     assert tf_dpfp.ledger(loaded) == tf_dpfp.ledger(task)
     _assert_same_weights(loaded, task, atol=0.0)
     loaded.fit(*data, batch_size=4, shuffle=False, verbose=0)
-    assert sum(entry.steps for entry in tf_dpfp.ledger(loaded)) == 4
+    assert _steps(loaded) == 4
     # Another private optimizer takes over what was released before.
     loaded.compile(
         tf_dpfp.DPAdam(noise_multiplier=0.9, l2_norm_clip=1.0),
         **_compile_arguments(),
     )
-    assert sum(entry.steps for entry in tf_dpfp.ledger(loaded)) == 4
+    assert _steps(loaded) == 4
 
     # Weights alone, with an optimizer of the same kind.
-    resumed = _private(TASKS[name], 0.7, expected_batch_size=4)
+    resumed = _private(_classifier, 0.7, expected_batch_size=4)
     resumed.optimizer.build(resumed.trainable_variables)
     resumed.load_weights(tmp_path / "task.keras")
     assert tf_dpfp.ledger(resumed) == tf_dpfp.ledger(task)

@@ -15,6 +15,8 @@ import tf_dpfp
 from tests import helpers
 from tf_dpfp.optimizers import release
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 # Kernels of over 2^16 numbers: beside the biases, both ways to draw noise.
 WIDTH = 260
 CLIP, MULTIPLIER, EXPECTED = 0.3, 1.7, 5.0

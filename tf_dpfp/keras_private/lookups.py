@@ -88,7 +88,7 @@ def _guard_ids(layers: type[keras.layers.Embedding]) -> None:
             return ordinary(self, inputs)
         if isinstance(inputs, (tf.SparseTensor, tf.RaggedTensor)):
             return ordinary(self, inputs)
-        rows, is_valid = rows_of(inputs, self.input_dim)
+        rows, is_valid = _clipped(inputs, self.input_dim)
         with _unguarded():
             found = ordinary(self, rows)
         return _nan_unless(is_valid[..., None], found)

@@ -9,18 +9,20 @@ import tensorflow as tf
 from keras import layers
 
 import tf_dpfp
+from tests.clipping import placed
 from tests.oracles import reference
-from tests.per_device import common
 from tests.training import crossings
 from tf_dpfp import clipping
 
+pytestmark = pytest.mark.usefixtures("seeded", "without_trial")
 
-@pytest.mark.parametrize("devices", [common.DEVICES, common.THREE_DEVICES])
+
+@pytest.mark.parametrize("devices", [placed.DEVICES, placed.THREE_DEVICES])
 def test_groups_are_the_devices(devices):
-    model = common.private(common.mlp(devices))
-    groups = common.groups(model)
+    model = placed.private(placed.mlp(devices))
+    groups = placed.groups(model)
     assert [g.name for g in groups] == list(devices)
-    assert [list(g.members) for g in groups] == common.indices(
+    assert [list(g.members) for g in groups] == placed.indices(
         *[4] * len(devices)
     )
     assert [crossings.short(g.device) for g in groups] == list(devices)
@@ -29,16 +31,16 @@ def test_groups_are_the_devices(devices):
 
 
 def test_layers_that_alternate_between_devices_make_two_groups():
-    model = common.private(common.mlp(("CPU:1", "CPU:2", "CPU:1")))
-    members = [list(g.members) for g in common.groups(model)]
+    model = placed.private(placed.mlp(("CPU:1", "CPU:2", "CPU:1")))
+    members = [list(g.members) for g in placed.groups(model)]
     assert members == [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7]]
 
 
 def test_a_model_on_one_device_is_one_group():
-    model = common.private(common.mlp(("CPU:0",)), run={"jit_compile": True})
+    model = placed.private(placed.mlp(("CPU:0",)), run={"jit_compile": True})
     with pytest.warns(UserWarning, match="clips like Flat"):
-        assert [g.clip_norm for g in common.groups(model)] == [0.5]
-        model.train_on_batch(*common.data())
+        assert [g.clip_norm for g in placed.groups(model)] == [0.5]
+        model.train_on_batch(*placed.data())
 
 
 def test_devices_of_the_same_number_on_two_hosts_are_two_groups():
@@ -73,17 +75,17 @@ class TwoPlaces(layers.Layer):
 
     def build(self, input_shape):
         width = input_shape[-1]
-        with tf.device(common.DEVICES[0]):
+        with tf.device(placed.DEVICES[0]):
             self.kernel = self.add_weight(shape=(width, 5), name="kernel")
-        with tf.device(common.DEVICES[1]):
+        with tf.device(placed.DEVICES[1]):
             self.scale = self.add_weight(
                 shape=(5,), initializer="ones", name="scale"
             )
 
     def call(self, x):
-        with tf.device(common.DEVICES[0]):
+        with tf.device(placed.DEVICES[0]):
             x = tf.matmul(x, self.kernel)
-        with tf.device(common.DEVICES[1]):
+        with tf.device(placed.DEVICES[1]):
             return x * self.scale
 
 
@@ -91,24 +93,24 @@ def test_weights_of_one_layer_on_two_devices_are_two_groups():
     def build():
         return keras.Sequential(
             [
-                keras.Input((common.FEATURES,)),
+                keras.Input((placed.FEATURES,)),
                 TwoPlaces(),
-                layers.Dense(common.CLASSES),
+                layers.Dense(placed.CLASSES),
             ]
         )
 
-    model = common.private(build())
-    groups = common.groups(model)
+    model = placed.private(build())
+    groups = placed.groups(model)
     names = [(g.name, g.members) for g in groups]
     assert names == [("CPU:1", (0,)), ("CPU:2", (1,)), ("CPU:0", (2, 3))]
-    x, y = common.data()
-    gradients = common.gradients(build, model, x, y)
+    x, y = placed.data()
+    gradients = placed.gradients(build, model, x, y)
     expected = reference.clipped_sums(
-        gradients, common.indices(1, 1, 2), [0.5 / 3**0.5] * 3
+        gradients, placed.indices(1, 1, 2), [0.5 / 3**0.5] * 3
     )
-    common.assert_close(common.sums(model, x, y), expected)
+    placed.assert_close(placed.sums(model, x, y), expected)
     # Each norm where its weights are, although the layer runs on both.
-    common.assert_nothing_of_clipping_crosses(model, x, y)
+    placed.assert_nothing_of_clipping_crosses(model, x, y)
 
 
 class Unplaced(keras.Model):
@@ -118,12 +120,12 @@ class Unplaced(keras.Model):
         super().__init__()
         self.first = layers.Dense(19, "tanh")
         self.norm = layers.LayerNormalization()
-        self.second = layers.Dense(common.CLASSES)
+        self.second = layers.Dense(placed.CLASSES)
 
     def call(self, x):
-        with tf.device(common.DEVICES[0]):
+        with tf.device(placed.DEVICES[0]):
             x = self.norm(self.first(x))
-        with tf.device(common.DEVICES[1]):
+        with tf.device(placed.DEVICES[1]):
             return self.second(x)
 
 
@@ -131,28 +133,28 @@ class Placed(Unplaced):
     """A model that places both."""
 
     def build(self, input_shape):
-        with tf.device(common.DEVICES[0]):
+        with tf.device(placed.DEVICES[0]):
             self.first.build(input_shape)
             self.norm.build((None, 19))
-        with tf.device(common.DEVICES[1]):
+        with tf.device(placed.DEVICES[1]):
             self.second.build((None, 19))
 
 
 def test_a_subclassed_model_is_placed_where_it_is_built():
-    x, y = common.data()
-    model = common.private(Placed())
-    model.build((None, common.FEATURES))
-    model.fit(x, y, batch_size=common.BATCH, verbose=0)
-    assert [(g.name, len(g.members)) for g in common.groups(model)] == [
+    x, y = placed.data()
+    model = placed.private(Placed())
+    model.build((None, placed.FEATURES))
+    model.fit(x, y, batch_size=placed.BATCH, verbose=0)
+    assert [(g.name, len(g.members)) for g in placed.groups(model)] == [
         ("CPU:1", 4),
         ("CPU:2", 2),
     ]
     # Keras builds the layers of a model without a `build` of its own outside
     # of any placement.
-    model = common.private(Unplaced())
+    model = placed.private(Unplaced())
     with pytest.warns(UserWarning, match="all weights are on CPU:0"):
-        model.fit(x, y, batch_size=common.BATCH, verbose=0)
-        assert [g.name for g in common.groups(model)] == ["CPU:0"]
+        model.fit(x, y, batch_size=placed.BATCH, verbose=0)
+        assert [g.name for g in placed.groups(model)] == ["CPU:0"]
 
 
 class Tied(keras.Model):
@@ -164,22 +166,22 @@ class Tied(keras.Model):
         self.hidden = layers.Dense(5, "tanh")
 
     def build(self, input_shape):
-        with tf.device(common.DEVICES[0]):
+        with tf.device(placed.DEVICES[0]):
             self.table.build(input_shape)
-        with tf.device(common.DEVICES[1]):
+        with tf.device(placed.DEVICES[1]):
             self.hidden.build((None, None, 5))
 
     def call(self, ids):
-        with tf.device(common.DEVICES[0]):
+        with tf.device(placed.DEVICES[0]):
             x = self.table(ids)
-        with tf.device(common.DEVICES[1]):
+        with tf.device(placed.DEVICES[1]):
             x = tf.reduce_mean(self.hidden(x), axis=1)
             return self.table(x, reverse=True)
 
 
 class ReversibleTable(layers.Layer):
     def build(self, input_shape):
-        self.table = self.add_weight(shape=(common.FEATURES, 5), name="table")
+        self.table = self.add_weight(shape=(placed.FEATURES, 5), name="table")
 
     def call(self, x, reverse=False):
         if reverse:
@@ -189,28 +191,28 @@ class ReversibleTable(layers.Layer):
 
 def test_a_table_tied_over_two_devices_is_one_variable():
     rng = np.random.default_rng(0)
-    x = rng.integers(0, common.FEATURES, (common.BATCH, 4))
-    y = rng.integers(0, common.FEATURES, common.BATCH)
+    x = rng.integers(0, placed.FEATURES, (placed.BATCH, 4))
+    y = rng.integers(0, placed.FEATURES, placed.BATCH)
 
     def build():
         model = Tied()
         model(x)
         return model
 
-    model = common.private(build())
-    groups = common.groups(model)
+    model = placed.private(build())
+    groups = placed.groups(model)
     assert [(g.name, len(g.members)) for g in groups] == [
         ("CPU:1", 1),
         ("CPU:2", 2),
     ]
-    gradients = common.gradients(build, model, x, y)
+    gradients = placed.gradients(build, model, x, y)
     expected = reference.clipped_sums(
         gradients,
         [list(g.members) for g in groups],
         [0.5 / 2**0.5] * 2,
     )
-    common.assert_close(common.sums(model, x, y), expected)
-    common.assert_nothing_of_clipping_crosses(model, x, y)
+    placed.assert_close(placed.sums(model, x, y), expected)
+    placed.assert_nothing_of_clipping_crosses(model, x, y)
 
 
 @pytest.mark.parametrize("size", [None, 4])
@@ -219,20 +221,20 @@ def test_a_weight_used_behind_the_back_of_its_layer_is_refused(size):
         def __init__(self):
             super().__init__()
             self.hidden = layers.Dense(5)
-            self.out = layers.Dense(common.CLASSES)
+            self.out = layers.Dense(placed.CLASSES)
 
         def build(self, input_shape):
-            with tf.device(common.DEVICES[0]):
+            with tf.device(placed.DEVICES[0]):
                 self.hidden.build(input_shape)
-            with tf.device(common.DEVICES[1]):
+            with tf.device(placed.DEVICES[1]):
                 self.out.build((None, 5))
 
         def call(self, x):
-            with tf.device(common.DEVICES[0]):
+            with tf.device(placed.DEVICES[0]):
                 h = self.hidden(x)
-            with tf.device(common.DEVICES[1]):
+            with tf.device(placed.DEVICES[1]):
                 return tf.matmul(h, self.out.kernel)
 
-    model = common.private(Unused(), microbatch_size=size)
+    model = placed.private(Unused(), microbatch_size=size)
     with pytest.raises(ValueError, match="but not through a"):
-        model.train_on_batch(*common.data())
+        model.train_on_batch(*placed.data())

@@ -10,7 +10,9 @@ from keras import layers
 
 import tf_dpfp
 from tests import helpers
-from tests.per_device import common
+from tests.clipping import placed
+
+pytestmark = pytest.mark.usefixtures("seeded", "without_trial")
 
 
 @pytest.mark.parametrize("size", [None, 4])
@@ -20,20 +22,20 @@ def test_the_noise_of_a_device_goes_by_its_own_threshold(size):
             [
                 keras.Input((300,)),
                 # Large enough for the noise that XLA compiles.
-                common.OnDevice(
+                placed.OnDevice(
                     [layers.Dense(240, kernel_initializer="zeros")],
-                    common.DEVICES[0],
+                    placed.DEVICES[0],
                 ),
-                common.OnDevice(
+                placed.OnDevice(
                     [layers.Dense(150, kernel_initializer="zeros")],
-                    common.DEVICES[1],
+                    placed.DEVICES[1],
                 ),
             ]
         )
 
     chosen = {"CPU:1": 0.3, "CPU:2": 0.4}
-    x = np.zeros((common.BATCH, 300), np.float32)
-    y = np.zeros((common.BATCH, 150), np.float32)
+    x = np.zeros((placed.BATCH, 300), np.float32)
+    y = np.zeros((placed.BATCH, 150), np.float32)
     model = tf_dpfp.make_private(build())
     model.compile(
         tf_dpfp.DPSGD(
@@ -41,7 +43,7 @@ def test_the_noise_of_a_device_goes_by_its_own_threshold(size):
             l2_norm_clip=0.5,
             noise_multiplier=1.7,
             clipping=tf_dpfp.clipping.PerDevice(thresholds=chosen),
-            expected_batch_size=common.EXPECTED,
+            expected_batch_size=placed.EXPECTED,
             microbatch_size=size,
         ),
         loss=lambda y_true, y_pred: tf.reduce_sum(0.0 * y_pred),
@@ -58,7 +60,7 @@ def test_the_noise_of_a_device_goes_by_its_own_threshold(size):
         )
     for pair, threshold in (((0, 1), 0.3), ((2, 3), 0.4)):
         sample = np.concatenate([m[i] for m in moves for i in pair])
-        scale = 1.7 * math.sqrt(2) * threshold / common.EXPECTED
+        scale = 1.7 * math.sqrt(2) * threshold / placed.EXPECTED
         # Of the bound, of the other device, of one group, and next to it.
         wrong = (
             0.5 / threshold / math.sqrt(2),

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tf_dpfp
-from tests.per_device import common
+from tests.clipping import placed
 from tests.training import crossings
 from tf_dpfp import compilation
 from tf_dpfp.clipping import clipped_sum
@@ -18,16 +18,18 @@ from tf_dpfp.clipping import placement
 from tf_dpfp.step import microbatch
 from tf_dpfp.training import compiling
 
+pytestmark = pytest.mark.usefixtures("seeded", "without_trial")
 
-def _expected_crossings(devices=common.DEVICES, size=common.BATCH):
+
+def _expected_crossings(devices=placed.DEVICES, size=placed.BATCH):
     """Activations and their gradients, and which examples take part."""
     widths = (19, 23, 29, 31, 37)
     first, second = devices
     hidden = ("float32", (size, widths[1]))
-    logits = ("float32", (size, common.CLASSES))
+    logits = ("float32", (size, placed.CLASSES))
     return collections.Counter(
         [
-            ("CPU:0", first, "float32", (size, common.FEATURES)),
+            ("CPU:0", first, "float32", (size, placed.FEATURES)),
             (first, second, *hidden),
             (second, "CPU:0", *logits),
             ("CPU:0", second, *logits),
@@ -45,12 +47,12 @@ def _not_scalars(found):
 
 
 def test_only_activations_and_their_gradients_cross():
-    step = common.step(common.noisy(), *common.data())
+    step = placed.step(placed.noisy(), *placed.data())
     assert not [c for c in step.crossings if c.carries], step.crossings
     assert _not_scalars(step.crossings) == _expected_crossings()
     # Every device draws the noise of its variables, all at once, and updates
     # them.
-    for device in common.DEVICES:
+    for device in placed.DEVICES:
         operations = step.operations[device]
         assert len(operations["StatelessRandomUniformFullIntV2"]) == 1
         assert len(operations["AssignSubVariableOp"]) == 4
@@ -63,8 +65,8 @@ def test_only_activations_and_their_gradients_cross():
 
 
 def test_micro_batches_send_sums_and_nothing_of_single_examples():
-    model = common.noisy(microbatch_size=4)
-    step = common.step(model, *common.data())
+    model = placed.noisy(microbatch_size=4)
+    step = placed.step(model, *placed.data())
     assert not [c for c in step.crossings if "examples" in c.carries]
     sums = [c.shape for c in step.crossings if c.carries and c.shape]
     variables = [tuple(v.shape) for v in model.trainable_variables]
@@ -81,17 +83,17 @@ def test_only_counts_cross_where_thresholds_adapt(rescale):
     adaptive = tf_dpfp.clipping.PerDevice(
         thresholds=tf_dpfp.clipping.Adaptive(rescale=rescale)
     )
-    step = common.step(common.noisy(adaptive), *common.data())
+    step = placed.step(placed.noisy(adaptive), *placed.data())
     assert _not_scalars(step.crossings) == _expected_crossings()
     counts = [c for c in step.crossings if c.carries]
-    assert [c.source for c in counts] == list(common.DEVICES), counts
+    assert [c.source for c in counts] == list(placed.DEVICES), counts
     assert {c.carries for c in counts} == {frozenset({"sum"})}, counts
 
 
 def test_what_crosses_shows_what_is_planted():
-    x, y = common.data()
+    x, y = placed.data()
     # Norms that are added up over devices.
-    flat = common.step(common.noisy("flat"), x, y).crossings
+    flat = placed.step(placed.noisy("flat"), x, y).crossings
     assert [c for c in flat if c.carries]
 
     # Clipping that is left to TensorFlow.
@@ -99,7 +101,7 @@ def test_what_crosses_shows_what_is_planted():
         return contextlib.nullcontext()
 
     with mock.patch.object(placement, "on", nowhere):
-        left = common.step(common.noisy(), x, y).crossings
+        left = placed.step(placed.noisy(), x, y).crossings
     assert [c for c in left if c.carries]
     # A backward pass that is.
     with mock.patch.object(
@@ -107,7 +109,7 @@ def test_what_crosses_shows_what_is_planted():
         "backward",
         lambda tape, total, sources, plan: tape.gradient(total, sources),
     ):
-        taped = common.step(common.noisy(), x, y).crossings
+        taped = placed.step(placed.noisy(), x, y).crossings
     assert _not_scalars(taped) != _expected_crossings()
 
 
@@ -120,15 +122,15 @@ def _by_hand(model, x, y):
 
 
 def _by_fit(model, x, y):
-    model.fit(x, y, batch_size=common.BATCH, verbose=0)
+    model.fit(x, y, batch_size=placed.BATCH, verbose=0)
 
 
 @pytest.mark.parametrize(
     "train", [_by_hand, _by_fit, keras.Model.train_on_batch]
 )
 def test_state_and_updates_are_on_the_device_of_the_variable(train):
-    model = common.noisy(use_ema=True)
-    train(model, *common.data())
+    model = placed.noisy(use_ema=True)
+    train(model, *placed.data())
     found = collections.Counter(
         crossings.short(v.value.device)
         for v in model.optimizer.variables
@@ -139,15 +141,15 @@ def test_state_and_updates_are_on_the_device_of_the_variable(train):
 
 
 def test_a_saved_model_is_loaded_onto_its_devices(tmp_path):
-    x, y = common.data()
+    x, y = placed.data()
     chosen = {"CPU:1": 0.3, "CPU:2": 0.4}
-    model = common.noisy(tf_dpfp.clipping.PerDevice(thresholds=chosen))
+    model = placed.noisy(tf_dpfp.clipping.PerDevice(thresholds=chosen))
     model.train_on_batch(x, y)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     tf_dpfp.make_private(loaded)
     assert loaded.optimizer.clipping == model.optimizer.clipping
-    assert common.groups(loaded) == common.groups(model)
+    assert placed.groups(loaded) == placed.groups(model)
     assert tf_dpfp.ledger(loaded) == tf_dpfp.ledger(model)
     for mine, theirs in zip(
         loaded.optimizer.variables, model.optimizer.variables, strict=True
@@ -158,13 +160,13 @@ def test_a_saved_model_is_loaded_onto_its_devices(tmp_path):
 
 
 def test_xla_over_several_devices_is_refused():
-    model = common.private(common.mlp(), run={"jit_compile": True})
+    model = placed.private(placed.mlp(), run={"jit_compile": True})
     with pytest.raises(ValueError, match="jit_compile=False") as error:
-        model.train_on_batch(*common.data())
-    assert all(device in str(error.value) for device in common.DEVICES)
+        model.train_on_batch(*placed.data())
+    assert all(device in str(error.value) for device in placed.DEVICES)
     # Where Keras turns XLA on by itself, it stays off.
     with mock.patch.object(compilation, "has_accelerator", lambda: True):
         assert not compiling._suits_xla(model.optimizer)
         flat = tf_dpfp.DPSGD(noise_multiplier=1.0)
         assert compiling._suits_xla(flat)
-        assert not common.private(common.mlp()).jit_compile
+        assert not placed.private(placed.mlp()).jit_compile
