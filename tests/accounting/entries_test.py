@@ -53,6 +53,20 @@ class LedgerEntryTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "sampling"):
             entries_lib.LedgerEntry(sampling, 1.0, 1)
 
+    @parameterized.parameters(
+        (samplings.WithoutReplacement(10, 2), releases.Sums()),
+        (_POISSON, releases.Representations("public")),
+        (_POISSON, releases.Joint("public")),
+        (samplings.EveryLabel(10, 0), releases.Sums()),
+        (_POISSON, releases.Labels()),
+    )
+    def test_refuses_samplings_that_no_proof_covers(self, sampling, release):
+        with self.assertRaisesRegex(ValueError, "can't be accounted for"):
+            entries_lib.LedgerEntry(sampling, 1.0, 1, False, release)
+
+    def test_is_of_secret_randomness_unless_it_is_said(self):
+        self.assertIs(entries_lib.LedgerEntry(_POISSON, 1.0, 1).seeded, False)
+
     def test_a_removed_example_moves_others_between_fixed_batches(self):
         fixed = entries_lib.LedgerEntry(samplings.UnknownSampling(), 1.0, 1)
         drawn = entries_lib.LedgerEntry(_POISSON, 1.0, 1)

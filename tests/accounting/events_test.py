@@ -47,6 +47,16 @@ class EventsTest(absltest.TestCase):
             events.entry_event(sampled, adjacency), events.entry_event(sampled)
         )
 
+    def test_entries_are_composed_under_one_adjacency(self):
+        entry = entries_lib.LedgerEntry(_UNKNOWN, 1.5, 7)
+        for adjacency, sigma in (
+            (None, 0.75),
+            (releases.Adjacency.ADD_OR_REMOVE_ONE, 0.75),
+            (releases.Adjacency.ZERO_OUT, 1.5),
+        ):
+            (event,) = events.compose_events([entry], adjacency).events
+            self.assertEqual(event.event, dp_accounting.GaussianDpEvent(sigma))
+
     def test_rate_one_is_the_gaussian_itself(self):
         whole = samplings.PoissonSampling(1.0)
         self.assertEqual(

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tf_dpfp import accounting
+from tf_dpfp.accounting import joint as joint_lib
 
 multipliers = st.floats(1e-3, 1e3)
 shares = st.floats(1e-6, 1.0 - 1e-6)
@@ -57,3 +58,18 @@ def test_two_releases_have_less_noise_than_either(first, second):
 def test_a_share_that_leaves_nothing_to_one_part_is_refused(share):
     with pytest.raises(ValueError, match=f"budget_share={share}"):
         accounting.split_budget(1.0, share, 1)
+
+
+@given(multipliers, st.floats(1.001, 1e3))
+def test_the_other_release_makes_up_what_is_left(joint, ratio):
+    first = joint * ratio
+    second = joint_lib.other_noise_multiplier(joint, first)
+    found = accounting.joint_noise_multiplier(first, second)
+    # Rounded up: never less noise than asked for.
+    assert joint <= found <= joint * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("first", [0.0, 1.0, 2.0, math.nan])
+def test_a_first_release_that_spends_everything_is_refused(first):
+    with pytest.raises(ValueError, match="spends the whole budget"):
+        joint_lib.other_noise_multiplier(2.0, first)

@@ -24,6 +24,21 @@ class PoissonSamplingTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "overflow_probability"):
             samplings.PoissonSampling(0.1, overflow)
 
+    def test_keeps_a_valid_overflow_as_python_float(self):
+        sampling = samplings.PoissonSampling(0.1, np.float32(0.5))
+        self.assertIs(type(sampling.overflow_probability), float)
+
+    def test_tells_batches_that_are_formed_by_position(self):
+        # One example left out moves others there, and nowhere else.
+        kinds = {
+            samplings.PoissonSampling: False,
+            samplings.UnknownSampling: True,
+            samplings.WithoutReplacement: False,
+            samplings.EveryLabel: False,
+        }
+        for kind, by_position in kinds.items():
+            self.assertIs(kind.by_position, by_position)
+
     @parameterized.parameters("0.1", None, True, [[0.1, 0.2]])
     def test_refuses_what_is_not_a_number(self, rate):
         with self.assertRaisesRegex(ValueError, "sampling_rate"):

@@ -3,10 +3,15 @@
 By hand, for many more than the suite tries:
 
     TF_DPFP_INTERLEAVINGS=10000 pytest tests/mechanisms/interleavings_test.py
+
+or in pieces, with `--hypothesis-seed=1` and so on.
 """
 
 import collections
+import copy
+import json
 import os
+import signal
 import threading
 
 import hypothesis
@@ -27,8 +32,16 @@ Y = X.sum(axis=1, keepdims=True)
 SIZES = 20, 40
 
 
+# Seconds that a child has.
+_ALARM = 20
+
+
 class _Stop(Exception):
     pass
+
+
+class _Killed(BaseException):
+    """Stands for a kill: nothing in between may catch it."""
 
 
 class _Machine:
@@ -51,6 +64,13 @@ class _Machine:
         self.truth = collections.Counter()
         self.lock = threading.Lock()
         self.file = str(folder / "older.weights.h5")
+        self.checkpoint = tf.train.Checkpoint(
+            model=self.model, optimizer=self.model.optimizer
+        )
+        self.checkpoints = str(folder / "checkpoint")
+        self.older = None
+        self.backups = folder / "backup"
+        self.done = collections.Counter()
 
     def _step(self, x, y):
         self.model.optimizer.apply(
@@ -70,6 +90,7 @@ class _Machine:
 
     def run(self, actions):
         for name, *arguments in actions:
+            self.done[name] += 1
             getattr(self, name)(*arguments)
 
     # Everything that an interleaving is made of.
@@ -151,6 +172,85 @@ class _Machine:
         if os.path.exists(self.file):
             self.model.load_weights(self.file)
 
+    def keep(self):
+        self.older = self.checkpoint.save(self.checkpoints)
+
+    def go_back(self):
+        if self.older is not None:
+            self.checkpoint.restore(self.older)
+
+    def copied(self):
+        twin = copy.deepcopy(self.model.optimizer)
+        assert twin.ledger_entries == self.model.optimizer.ledger_entries
+
+    def forked(self, steps):
+        """A child that goes on by itself; TensorFlow's threads stay behind."""
+        source = self.model.optimizer._noise_source
+        key = int(source._key)
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+            signal.alarm(_ALARM)
+            try:
+                for _ in range(steps):
+                    self.eager()
+                same = self.counted() == self.truth
+                found = [same, int(source._key) != key]
+                os.write(write, json.dumps(found).encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            found = pipe.read()
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            # TensorFlow waited for a thread that is not there, or failed.
+            self.done["forked, undecided"] += 1
+            return
+        assert json.loads(found) == [True, True]
+        assert int(source._key) == key
+
+    def killed(self, size, batch, when, actions):
+        """A training that is killed in a batch, and resumed."""
+        machine = self
+
+        class Kill(keras.callbacks.Callback):
+            def on_train_batch_begin(self, at, logs=None):
+                if (at, when) == (batch, "begin"):
+                    machine.run(actions)
+                    # The batch that begins is in the journal.
+                    machine.count(size)
+                    raise _Killed
+
+            def on_train_batch_end(self, at, logs=None):
+                machine.count(size)
+                if (at, when) == (batch, "end"):
+                    machine.run(actions)
+                    raise _Killed
+
+        class Count(keras.callbacks.Callback):
+            def on_train_batch_end(self, at, logs=None):
+                machine.count(size)
+
+        def fit(*callbacks):
+            backup = tf_dpfp.BackupAndRestore(self.backups, save_freq=2)
+            self.model.fit(
+                self.data[size], verbose=0, callbacks=[backup, *callbacks]
+            )
+
+        with pytest.raises(_Killed):
+            fit(Kill())
+        self._forget()
+        fit(Count())
+        assert not self.backups.exists()
+
+    def _forget(self):
+        """Takes what a killed process takes along: all of its memory."""
+        ledger = self.model.optimizer._ledger
+        ledger._table.value.assign(np.zeros(ledger._table.shape))
+        ledger._unclaimed.clear()
+        self.model.optimizer.ensure_ledger_open()
+
     def renew(self):
         """An older ledger, written past Keras's files."""
         table = self.model.optimizer._ledger._table
@@ -160,7 +260,8 @@ class _Machine:
 # `sampled` claims what its own thread does inside, so it holds no plain steps
 # of this thread; those of `fit` and `train_on_batch` have claims of their own.
 _PLAIN = [("custom",), ("eager",), ("on_batch",), ("plain",), ("past",)]
-_FILES = [("save",), ("restore",), ("renew",)]
+_FILES = [("save",), ("restore",), ("keep",), ("go_back",)]
+_FILES += [("renew",), ("copied",)]
 _LEAVES = st.sampled_from(_PLAIN + _FILES)
 
 
@@ -186,7 +287,7 @@ def _without_files(programs):
 def _has_files(action):
     if isinstance(action, (tuple, list)):
         return any(map(_has_files, action))
-    return action in ("save", "restore")
+    return action in ("save", "restore", "keep", "go_back", "copied")
 
 
 _ACTIONS = st.recursive(_LEAVES, _compound, max_leaves=6)
@@ -202,8 +303,18 @@ _OF_OTHERS = st.lists(
     ),
     max_size=2,
 )
+_KILLED = st.tuples(
+    st.just("killed"),
+    st.sampled_from(SIZES),
+    st.integers(0, STEPS - 1),
+    st.sampled_from(["begin", "end"]),
+    st.lists(_ACTIONS, max_size=2),
+)
+_FORKED = st.tuples(st.just("forked"), st.integers(1, 2))
 _PROGRAMS = st.lists(
     _ACTIONS
+    | _KILLED
+    | _FORKED
     | st.tuples(st.just("sampled"), st.sampled_from(SIZES), _OF_OTHERS),
     min_size=1,
     max_size=5,
@@ -219,6 +330,7 @@ def machine(tmp_path_factory):
         made.run([("custom",), ("plain",), ("on_batch",)])
         made.run([("fit", size, "end", [], False) for size in SIZES])
         yield made
+    print(f"\n{EXAMPLES} interleavings:", dict(made.done))
 
 
 @hypothesis.settings(max_examples=EXAMPLES, database=None)

@@ -1,5 +1,6 @@
 """A ledger that a file holds is never restarted at zero."""
 
+import copy
 import functools
 
 import h5py
@@ -145,6 +146,64 @@ def test_skipped_mismatches_keep_it(files, kind):
     # Counted at once: not first when somebody asks.
     assert [e.steps for e in model.optimizer.ledger_entries] == [4]
     _assert_kept(model)
+
+
+def _with_a_layer(units=3, private=False):
+    clip = tf_dpfp.DPRepresentationClip(1.0, 2.0, labels="public")
+    base = [layers.Dense(units, trainable=False)] if units != 3 else []
+    model = keras.Sequential([keras.Input((3,)), *base, clip, layers.Dense(1)])
+    if private:
+        tf_dpfp.make_private(model)
+        model.compile("sgd", loss=LOSS, run_eagerly=True)
+    return model
+
+
+@pytest.fixture(scope="module")
+def of_a_layer(tmp_path_factory):
+    """Files of a model whose ledger is a layer's."""
+    folder = tmp_path_factory.mktemp("layer")
+    model = _with_a_layer(private=True)
+    model.train_on_batch(X[:8], Y[:8])
+    model.train_on_batch(X[:8], Y[:8])
+    model.save_weights(folder / "model.weights.h5")
+    model.save(folder / "model.h5")
+    model.save(folder / "model.keras")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["model.weights.h5", "model.h5", "model.keras"]
+)
+@pytest.mark.parametrize("private", [True, False])
+def test_a_layer_that_is_skipped_keeps_it(of_a_layer, name, private):
+    model = _with_a_layer(5, private)
+    if name == "model.h5":
+        # The legacy format wants as many layers as the file has.
+        with pytest.raises(ValueError, match="Layer count mismatch"):
+            model.load_weights(of_a_layer / name, skip_mismatch=True)
+    else:
+        skipped = {}
+        if name == "model.weights.h5":
+            skipped = {"objects_to_skip": [model.layers[-2]]}
+        with pytest.warns(UserWarning, match="could not be loaded"):
+            model.load_weights(of_a_layer / name, skip_mismatch=True, **skipped)
+    if not private:
+        tf_dpfp.make_private(model)
+        model.compile("sgd", loss=LOSS, run_eagerly=True)
+    assert [e.steps for e in tf_dpfp.ledger(model)] == [2]
+
+
+@pytest.mark.parametrize("name", ["model.h5", "model.keras"])
+def test_a_layer_that_is_loaded_counts_once(of_a_layer, name):
+    model = keras.models.load_model(of_a_layer / name)
+    tf_dpfp.make_private(model)
+    model.load_weights(of_a_layer / "model.weights.h5")
+    assert [e.steps for e in tf_dpfp.ledger(model)] == [2]
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    for other in (clone, copy.deepcopy(model)):
+        tf_dpfp.make_private(other)
+        assert tf_dpfp.ledger(other) == tf_dpfp.ledger(model)
 
 
 def test_an_optimizer_that_is_skipped_keeps_it(files):

@@ -11,9 +11,11 @@ import textwrap
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tf_dpfp
 from tests import helpers
+from tf_dpfp.noise import gaussian
 
 _FORKED = """
 import json, os, signal, sys
@@ -112,6 +114,40 @@ def test_a_claim_gives_a_compiled_step_a_key():
     assert all(first == second for first, second in keys)
     # Keys of the noise, and of the seeds of random layers.
     assert len({key for first, _ in keys for key in first}) == 6
+
+
+def test_a_compiled_loop_takes_a_key_of_its_own(monkeypatch, without_trial):
+    """A child that calls nothing but a function that its parent compiled."""
+    del without_trial
+    model = helpers.private_line(
+        tf_dpfp.DPSGD(0.01, noise_multiplier=1.0, expected_batch_size=4)
+    )
+    layer = tf_dpfp.DPRepresentationClip(1.0, 1.0, labels="public")
+    x, y = np.ones((4, 3), np.float32), np.ones((4, 1), np.float32)
+
+    @tf.function
+    def by_optimizer():
+        model.optimizer.apply(tf_dpfp.loops.clipped_gradients(model, x, y))
+
+    @tf.function
+    def by_layer():
+        return layer(x, training=True)
+
+    for owner, step in (model.optimizer, by_optimizer), (layer, by_layer):
+        sources = owner._noise_source, owner._layer_seeds._source
+        for source in sources:
+            source.build()
+        step()
+        before = [int(source._key) for source in sources]
+        step()
+        assert [int(source._key) for source in sources] == before
+        # As `os.fork` does in the child.
+        monkeypatch.setattr(gaussian._Process, "token", object())
+        step()
+        after = [int(source._key) for source in sources]
+        assert len({*before, *after}) == 4
+        step()
+        assert [int(source._key) for source in sources] == after
 
 
 def test_a_seed_stays_a_seed_and_is_told():

@@ -414,3 +414,17 @@ def test_what_is_written_out_is_chosen_by_the_device(
         assert product._prefers_matrix() == written
         found.append(product.squared_norms())
     np.testing.assert_allclose(*found, rtol=2e-4)
+
+
+# One position, and few: those whose norm is a product of lengths.
+@pytest.mark.parametrize("shape", [(3, 1, 4, 3), (3, 2, 60, 50)])
+@pytest.mark.parametrize("small_left", [True, False])
+def test_squares_that_are_flushed_cannot_hide_a_gradient(shape, small_left):
+    batch, positions, d, p = shape
+    # Their squares are below all numbers of float32, their product is not.
+    small, large = np.float32(1e-23), np.float32(1e17)
+    left = np.full((batch, positions, d), small if small_left else large)
+    right = np.full((batch, positions, p), large if small_left else small)
+    truth = d * p * (positions * float(small) * float(large)) ** 2
+    found = gradients.OuterProduct(tf.constant(left), tf.constant(right))
+    assert np.all(found.squared_norms().numpy() >= truth * (1 - 1e-3))

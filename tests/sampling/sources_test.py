@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_dpfp.sampling import element_sources
 from tf_dpfp.sampling import examples_digest
 from tf_dpfp.sampling import poisson_batches
 from tf_dpfp.sampling import sampling_of
+from tf_dpfp.sampling import source as source_lib
 
 N = 57
 X = np.arange(N * 6, dtype=np.float32).reshape(N, 2, 3)
@@ -356,3 +358,14 @@ def test_only_poisson_batches_have_a_digest():
     batches = poisson_batches(_many()[0], sampling_rate=0.5)
     with pytest.raises(ValueError, match="itself"):
         examples_digest(batches.take(1), b"key")
+
+
+def test_a_long_reading_shows_how_far_it_is(monkeypatch, capsys):
+    data = tf.data.Dataset.range(7)
+    monkeypatch.setattr(source_lib, "CHUNK", 3)
+    element_sources.from_dataset(data)
+    assert not capsys.readouterr().out
+    monkeypatch.setattr(element_sources, "_PATIENCE", -1.0)
+    source = element_sources.from_dataset(data)
+    assert "7/7" in capsys.readouterr().out
+    np.testing.assert_array_equal(source.take(np.arange(7))[0], np.arange(7))

@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tf_dpfp
 from tests.training import killed_saves
@@ -107,6 +109,40 @@ def test_a_lost_backup_loses_no_step(tmp_path):
         model, truth = killed_saves.train(tmp_path, epochs=1)
     assert truth.at_start == (3, 3)
     assert killed_saves.counted(model) == truth.steps() == 3 + STEPS
+
+
+def test_steps_of_callbacks_and_threads_are_counted_after_a_kill(tmp_path):
+    """They are on the disk before they run, though no save follows."""
+    x, y = killed_saves.X[:4], killed_saves.Y[:4]
+
+    def step(model):
+        clipped = tf_dpfp.loops.clipped_gradients(model, x, y)
+        model.optimizer.apply(clipped)
+
+    class Steps(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            step(self.model)
+            thread = threading.Thread(target=step, args=(self.model,))
+            thread.start()
+            thread.join()
+            raise killed_saves.Killed
+
+    with pytest.raises(killed_saves.Killed):
+        killed_saves.train(tmp_path, callbacks=[Steps()])
+    seen = []
+
+    class See(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            seen.extend(tf_dpfp.ledger(self.model))
+            raise killed_saves.Killed
+
+    with (
+        pytest.warns(UserWarning, match="counts 3 steps"),
+        pytest.raises(killed_saves.Killed),
+    ):
+        killed_saves.train(tmp_path, callbacks=[See()])
+    kinds = {type(e.sampling).__name__: e.steps for e in seen}
+    assert kinds == {"PoissonSampling": 1, "UnknownSampling": 2}
 
 
 def test_steps_of_an_epoch_that_was_not_saved_are_counted(tmp_path):
@@ -237,6 +273,51 @@ def test_representations_are_counted_in_their_layer(tmp_path):
             epochs=2,
             verbose=0,
             callbacks=[*callbacks, backup],
+        )
+        return killed_saves.counted(model)
+
+    with pytest.raises(killed_saves.Killed):
+        run(_Stop(1, 0))
+    assert run() == 3 + 2
+
+
+def _mirrored():
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.mark.parametrize("kind", ["joint", "replicas"])
+def test_other_ways_to_train_are_counted_over_a_kill(
+    tmp_path, without_trial, kind
+):
+    del without_trial
+    x = np.ones((8, 3), np.float32)
+    is_joint = kind == "joint"
+
+    def run(*callbacks):
+        scope = contextlib.nullcontext() if is_joint else _mirrored().scope()
+        with scope:
+            middle = []
+            if is_joint:
+                clip = tf_dpfp.DPRepresentationClip(1.0, 2.0, labels="public")
+                middle = [keras.layers.Dense(2), clip]
+            model = keras.Sequential(
+                [keras.Input((3,)), *middle, keras.layers.Dense(1)]
+            )
+            tf_dpfp.make_private(model)
+            optimizer = tf_dpfp.DPSGD(
+                0.1, noise_multiplier=1.0, expected_batch_size=4
+            )
+            model.compile(optimizer, loss="mse")
+        model.fit(
+            x,
+            x[:, :1],
+            batch_size=4,
+            epochs=2,
+            verbose=0,
+            callbacks=[
+                *callbacks,
+                tf_dpfp.BackupAndRestore(tmp_path / "backup"),
+            ],
         )
         return killed_saves.counted(model)
 

@@ -232,6 +232,18 @@ def trained_before(steps: int) -> list[str]:
     ]
 
 
+def trained_apart(trainings: Sequence[str]) -> list[str]:
+    """Warns of other trainings of the same weights, if there were any."""
+    if not trainings:
+        return []
+    head = (
+        "TRAINED APART: no figure here counts other trainings of the model's "
+        "weights. Add what private ones cost; ordinary ones on private data "
+        "give these data away:"
+    )
+    return [bullets(head, trainings)]
+
+
 def warnings_and_limits(seeded: bool) -> list[str]:
     """Warns of randomness from a seed, and lists what is never covered."""
     limits = bullets("This guarantee does not cover:", _NOT_COVERED)

@@ -42,6 +42,7 @@ def statement(
     recorded: bool = True,
     objections: Sequence[str] = (),
     ordinary_steps: int = 0,
+    trained_apart: Sequence[str] = (),
 ) -> str:
     """Writes the privacy statement of a training.
 
@@ -59,6 +60,8 @@ def statement(
             so that epsilon is infinite.
         ordinary_steps: Number of steps of ordinary training that the model
             took before, of which no entry knows.
+        trained_apart: Other trainings of the same weights, in words, of which
+            no entry knows.
 
     Returns:
         Plain text in paragraphs of 80 columns. Epsilons are rounded up.
@@ -87,6 +90,7 @@ def statement(
     if is_private:
         seeded = seeded or any(entry.seeded for entry in ran)
         said += text.trained_before(ordinary_steps)
+        said += text.trained_apart(trained_apart)
         said += text.warnings_and_limits(seeded)
     return "\n\n".join(said) + "\n"
 

@@ -1,10 +1,14 @@
 """Counting what a compiled step releases, in a Keras variable."""
 
 from tf_dpfp.counting.claims import Claim
+from tf_dpfp.counting.claims import Located
 from tf_dpfp.counting.claims import Stamp
 from tf_dpfp.counting.claims import announced
+from tf_dpfp.counting.claims import announcement
+from tf_dpfp.counting.claims import announcement_of_step
 from tf_dpfp.counting.claims import on_drawn_batch
 from tf_dpfp.counting.claims import passed_to_replicas
+from tf_dpfp.counting.ledger import MARKER
 from tf_dpfp.counting.ledger import TABLE_SHAPE
 from tf_dpfp.counting.ledger import Ledger
 from tf_dpfp.counting.release import GaussianRelease
@@ -12,14 +16,18 @@ from tf_dpfp.counting.release import JointRelease
 from tf_dpfp.counting.release import Release
 
 __all__ = [
+    "MARKER",
     "TABLE_SHAPE",
     "Claim",
     "GaussianRelease",
     "JointRelease",
     "Ledger",
+    "Located",
     "Release",
     "Stamp",
     "announced",
+    "announcement",
+    "announcement_of_step",
     "on_drawn_batch",
     "passed_to_replicas",
 ]

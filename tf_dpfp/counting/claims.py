@@ -170,6 +170,20 @@ def _last(ledger: "Ledger") -> tuple[Located | None, bool]:
     return None, False
 
 
+def announcement() -> object:
+    """Returns what this thread announced last; `None` if nothing."""
+    return _THREAD.announced[-1] if _THREAD.announced else None
+
+
+def announcement_of_step() -> object:
+    """Returns the announcement of the step that this thread takes now.
+
+    Returns:
+        `None` if the step is not on a batch that a loop drew.
+    """
+    return _THREAD.on_drawn or call_time.passed()
+
+
 def of_thread(ledger: "Ledger") -> Located | None:
     """Returns the claim of a step that this thread takes now.
 

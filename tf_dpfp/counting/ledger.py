@@ -20,7 +20,7 @@ known, and a row stays where it is.
 import dataclasses
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -37,7 +37,11 @@ from tf_dpfp.keras_private import variables as keras_variables
 # The count stands behind the description; float64 counts exactly to 2^53.
 _COUNT = table.WIDTH
 TABLE_SHAPE = (table.MAX_ROWS, table.WIDTH + 1)
+# Name under which files hold a ledger once more, whatever they restore.
+MARKER = "tf_dpfp_ledger"
 _ROWS = tf.TensorSpec([5], tf.int64)
+# Called with the claim of the step that follows.
+BeforeStep: TypeAlias = Callable[[claims.Located], None]
 
 
 class Ledger:
@@ -55,6 +59,7 @@ class Ledger:
         self._unclaimed: dict[Release, claims.Located] = {}
         # Of the steps that were traced; a compiled one draws by it for good.
         self._drawn: Release | None = None
+        self._called_before: list[BeforeStep] = []
         self._watch_restores()
 
     def _watch_restores(self) -> None:
@@ -214,11 +219,27 @@ class Ledger:
             # At every call of a compiled step, before any of it runs.
             compilation.keep_float32_products()
             located = claims.of_thread(self) or self._unclaimed[release]
+            for function in tuple(self._called_before):
+                function(located)
             return located.rows
 
         return claims.Stamp(
             self, call_time.value(rows, _ROWS, key=(self, release))
         )
+
+    def call_before(self, function: BeforeStep) -> Callable[[], None]:
+        """Has Python called before each step, a compiled one included.
+
+        A compiled function is taken for one step, though it may take several.
+
+        Args:
+            function: Called with the claim of the step, in its thread.
+
+        Returns:
+            Function that ends it.
+        """
+        self._called_before.append(function)
+        return lambda: self._called_before.remove(function)
 
     def count_step(
         self,

@@ -140,15 +140,14 @@ def _of_legacy_path(path: Any, table: str) -> Iterator[Group]:
 
 
 def _of_legacy_file(file: h5py.File, table: str) -> Iterator[Group]:
-    """Finds an optimizer's variables of a name in a legacy file."""
+    """Finds variables of a name in a legacy file, of layers as well."""
     found: list[np.ndarray] = []
 
     def look(path: str, item: Any) -> None:
         if path.split("/")[-1] == table and isinstance(item, h5py.Dataset):
             found.append(np.asarray(item))
 
-    if "optimizer_weights" in file:
-        file["optimizer_weights"].visititems(look)
+    file.visititems(look)
     for array in found:
         yield {table: array}
 

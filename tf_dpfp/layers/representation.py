@@ -174,6 +174,8 @@ class DPRepresentationClip(keras.layers.Layer):
 
     def build(self, input_shape):  # noqa: ARG002
         """Creates the ledger, a weight that is not trained."""
+        if self._ledger is not None:
+            return  # Another table would be empty.
         # Out of a graph that is being traced: the ledger is read from Python.
         with tf.init_scope():
             self._noise_source.build()
@@ -188,8 +190,21 @@ class DPRepresentationClip(keras.layers.Layer):
                 name="privacy_ledger",
             )
         self._ledger = counting.Ledger(table)
+        self._ledger.call_before(self._renew_keys)
         if self._labels is not None:
             self._built_ledger.add(self._labels)
+
+    def save_own_variables(self, store):
+        """Saves the ledger, twice: it is read where Keras skips the layer."""
+        super().save_own_variables(store)
+        if self._ledger is not None:
+            store[counting.MARKER] = accounting.encode_rows(self.ledger_entries)
+
+    def load_own_variables(self, store):
+        """Restores the ledger, which never loses a step."""
+        super().load_own_variables(
+            {k: store[k] for k in store.keys() if k != counting.MARKER}
+        )
 
     def _kind(self, public: bool, labels) -> accounting.Release:
         if self._end_to_end:
@@ -259,6 +274,11 @@ class DPRepresentationClip(keras.layers.Layer):
             tf.shape(clipped)[0] if size is None else size,
         )
 
+    def _renew_keys(self, *_: Any) -> None:
+        """Takes other keys after a fork: a compiled call only reads them."""
+        self._noise_source.renew_after_fork()
+        self._layer_seeds.renew_after_fork()
+
     def _noise(self, clipped: tf.Tensor) -> tf.Tensor:
         key = self._noise_source.next_step(self._built_ledger.total_steps())
         return noise_lib.gaussian_noise_like(
@@ -270,6 +290,11 @@ class DPRepresentationClip(keras.layers.Layer):
     def pass_seeds(self) -> noise_lib.PassSeeds:
         """Returns secret seeds for the random layers of a forward pass."""
         return self._layer_seeds.of_pass()
+
+    @property
+    def ledger(self) -> counting.Ledger:
+        """The ledger that counts the calls; of a built layer."""
+        return self._built_ledger
 
     @property
     def _built_ledger(self) -> counting.Ledger:
@@ -302,9 +327,7 @@ class DPRepresentationClip(keras.layers.Layer):
         Returns:
             The claim, by ledger; announce it (`counting.announced`).
         """
-        # A compiled step only reads the keys.
-        self._noise_source.renew_after_fork()
-        self._layer_seeds.renew_after_fork()
+        self._renew_keys()
         if info is None and self._ledger is None:
             return {}  # It claims nothing from the start.
         if info is None:

@@ -55,6 +55,10 @@ class Gradients(Mechanism):
         """Lists what the next step of the optimizer releases."""
         return [self.optimizer.next_entry]
 
+    def ledgers(self) -> list[counting.Ledger]:
+        """Lists the ledgers of the optimizer and of the layers."""
+        return [self.optimizer.ledger, *super().ledgers()]
+
     def absorb(self, entries: Sequence[accounting.LedgerEntry]) -> None:
         """Adds entries to the ledger of the optimizer."""
         self.optimizer.absorb_ledger(entries)

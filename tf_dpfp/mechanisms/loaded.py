@@ -1,10 +1,11 @@
 """Ledgers of files, kept whichever part of a file is restored.
 
-A file with a private optimizer's state holds the ledger of what its weights
-released. Keras restores it where the model has the same optimizer, built. In
-all other cases (`compile=False`, an ordinary optimizer, `skip_mismatch=True`,
-optimizers of another name, a loading that fails half-way) the entries are kept
-beside the model, and added to the first ledger that it gets.
+A file with the state of a private optimizer, or of a `DPRepresentationClip`,
+holds the ledger of what its weights released. Keras restores it where the model
+has the same optimizer or layer, built. In all other cases (`compile=False`, an
+ordinary optimizer, `skip_mismatch=True`, optimizers or layers of another name,
+a loading that fails half-way) the entries are kept beside the model, and added
+to the first ledger that it gets.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpfp import accounting
+from tf_dpfp import counting
 from tf_dpfp import optimizers
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.keras_private import saving as keras_saving
@@ -48,7 +50,7 @@ def _remember(
             entries += accounting.decode_rows(group[_TABLE])
         elif len(group) == 1:
             # Kept beside a model, of which the optimizer may know already.
-            kept += accounting.decode_rows(group[optimizers.MARKER])
+            kept += accounting.decode_rows(group[counting.MARKER])
         else:
             entries += optimizers.marked_entries(group)
     entries = accounting.greater(entries, kept)
@@ -108,6 +110,6 @@ def _is_private(optimizer) -> bool:
     return isinstance(optimizer, optimizers.PrivateOptimizer)
 
 
-keras_saving.on_loading(optimizers.MARKER, _TABLE, _remember)
-keras_saving.on_saving(optimizers.MARKER, _rows_to_save)
+keras_saving.on_loading(counting.MARKER, _TABLE, _remember)
+keras_saving.on_saving(counting.MARKER, _rows_to_save)
 keras_saving.keep_optimizers_in_configuration(_is_private)

@@ -18,6 +18,7 @@ import keras
 import tensorflow as tf
 
 from tf_dpfp import accounting
+from tf_dpfp import counting
 from tf_dpfp import layers as layers_lib
 from tf_dpfp import validation
 from tf_dpfp.mechanisms import state as state_lib
@@ -62,6 +63,10 @@ class Mechanism(abc.ABC):
     @abc.abstractmethod
     def next_entries(self) -> list[accounting.LedgerEntry]:
         """Lists what the next step releases; empty if it can't be told."""
+
+    def ledgers(self) -> list[counting.Ledger]:
+        """Lists the ledgers that count the steps of the model."""
+        return [layer.ledger for layer in self.layers if layer.built]
 
     def objections(self) -> list[str]:
         """Lists reasons why epsilon is infinite; empty if there are none."""

@@ -24,13 +24,7 @@ def ordinary_steps(model: keras.Model) -> int:
         Steps of the optimizers that it and the models inside it are compiled
         with, less those that a `DPRepresentationClip` counted.
     """
-    parts = keras_layers.all_layers(model)
-    found = {
-        id(part.optimizer): int(part.optimizer.iterations.value.numpy())
-        for part in parts
-        if isinstance(getattr(part, "optimizer", None), keras.Optimizer)
-        and not isinstance(part.optimizer, optimizers.PrivateOptimizer)
-    }
+    found = by_optimizer(model)
     counted = sum(
         entry.steps
         for layer in clip_layers.layers_of(model)
@@ -38,6 +32,25 @@ def ordinary_steps(model: keras.Model) -> int:
         if entry.release.has_representations
     )
     return max(0, sum(found.values()) - counted)
+
+
+def by_optimizer(model: keras.Model, itself: bool = True) -> dict[int, int]:
+    """Counts the steps of each ordinary optimizer of a model.
+
+    Args:
+        model: The model.
+        itself: Count its own, beside those of the models inside it.
+
+    Returns:
+        Steps by identity of the optimizer.
+    """
+    return {
+        id(part.optimizer): int(part.optimizer.iterations.value.numpy())
+        for part in keras_layers.all_layers(model)
+        if isinstance(getattr(part, "optimizer", None), keras.Optimizer)
+        and not isinstance(part.optimizer, optimizers.PrivateOptimizer)
+        and (itself or part is not model)
+    }
 
 
 def warn_of(model: keras.Model, steps: int) -> None:

@@ -40,6 +40,7 @@ class State:
         ordinary_steps: Number of ordinary steps that the model showed when it
             was made private.
         xla_by_default: True if XLA was not asked for in `compile`.
+        ordinary_inside: Those among them of models inside of it.
     """
 
     def __init__(self) -> None:
@@ -55,6 +56,7 @@ class State:
         self.dealt_to = 1
         self.ordinary_steps = 0
         self.xla_by_default = False
+        self.ordinary_inside = 0
 
 
 def is_private(model: keras.Model) -> bool:

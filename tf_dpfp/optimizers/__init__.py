@@ -11,7 +11,6 @@ from tf_dpfp.optimizers.clipped_gradients import ClippedGradients
 from tf_dpfp.optimizers.clipped_gradients import NotPrivateError
 from tf_dpfp.optimizers.joint_release import JointGradients
 from tf_dpfp.optimizers.private_optimizer import PrivateOptimizer
-from tf_dpfp.optimizers.restoring import MARKER
 from tf_dpfp.optimizers.restoring import marked_entries
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "DPRMSprop",
     "DPSGD",
     "JointGradients",
-    "MARKER",
     "NotPrivateError",
     "PrivateOptimizer",
     "marked_entries",

@@ -123,6 +123,7 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         )
         self._noise_source = noise_lib.NoiseSource(settings.sums.seed)
         self._layer_seeds = noise_lib.LayerSeeds(settings.sums.seed)
+        self._ledger.call_before(self._renew_keys)
         self._adaptation: adaptation_lib.Adaptation | None = None
         self._carrier_state = carrier_state_lib.CarrierState(self)
 
@@ -173,6 +174,11 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         return self._ledger.entries()
 
     @property
+    def ledger(self) -> counting.Ledger:
+        """The ledger that counts the steps."""
+        return self._ledger
+
+    @property
     def next_entry(self) -> accounting.LedgerEntry:
         """Entry that the next step adds to the ledger."""
         return self._ledger.next_entry(self._settings.release)
@@ -205,14 +211,17 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         Returns:
             The claim, by ledger; announce it (`counting.announced`).
         """
-        # A compiled step only reads the keys.
-        self._noise_source.renew_after_fork()
-        self._layer_seeds.renew_after_fork()
+        self._renew_keys()
         released = self._settings.release
         if kind is not None:
             released = released.of_kind(kind)
         claim = counting.Claim(released, sampling, seeded, 1, batch_size)
         return {self._ledger: claim}
+
+    def _renew_keys(self, *_: Any) -> None:
+        """Takes other keys after a fork: a compiled step only reads them."""
+        self._noise_source.renew_after_fork()
+        self._layer_seeds.renew_after_fork()
 
     def stamp(self) -> counting.Stamp:
         """Stamps a batch with the claim of the thread that steps on it."""

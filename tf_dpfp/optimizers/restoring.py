@@ -17,10 +17,9 @@ import keras
 import numpy as np
 
 from tf_dpfp import accounting
+from tf_dpfp import counting
 from tf_dpfp.accounting import table
 from tf_dpfp.optimizers.carrier_state import CarrierState
-
-MARKER = "tf_dpfp_ledger"
 
 
 def mark(store: Any, entries: Iterable[accounting.LedgerEntry]) -> None:
@@ -30,7 +29,7 @@ def mark(store: Any, entries: Iterable[accounting.LedgerEntry]) -> None:
         store: The store that `save_own_variables` fills.
         entries: Entries of the optimizer's ledger.
     """
-    store[MARKER] = accounting.encode_rows(entries)
+    store[counting.MARKER] = accounting.encode_rows(entries)
 
 
 def marked_entries(store: Mapping[str, Any]) -> list[accounting.LedgerEntry]:
@@ -45,7 +44,7 @@ def marked_entries(store: Mapping[str, Any]) -> list[accounting.LedgerEntry]:
     Raises:
         ValueError: If the store holds no ledger that can be read.
     """
-    rows = np.asarray(store[MARKER])
+    rows = np.asarray(store[counting.MARKER])
     if rows.ndim == 2:
         return accounting.decode_rows(rows)
     # A bare marker: the first variable of this shape, for those of the
@@ -79,8 +78,8 @@ def checked_variables(
     Raises:
         ValueError: If the state is a private optimizer's and does not fit.
     """
-    variables = {k: store[k] for k in store.keys() if k != MARKER}
-    if MARKER not in store.keys():
+    variables = {k: store[k] for k in store.keys() if k != counting.MARKER}
+    if counting.MARKER not in store.keys():
         return variables
     mine = optimizer.variables
     position = [id(v) for v in mine].index(id(carrier_state.variable))

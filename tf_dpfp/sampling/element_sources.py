@@ -1,5 +1,7 @@
 """Sources of objects that hold whole examples."""
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -31,6 +33,10 @@ _UNBATCHING = (
     "_InterleaveDataset",
     "_ParallelInterleaveDataset",
 )
+
+
+# Seconds after which reading shows a progress bar.
+_PATIENCE = 5.0
 
 
 def from_dataset(dataset: tf.data.Dataset) -> Source:
@@ -70,7 +76,7 @@ def from_dataset(dataset: tf.data.Dataset) -> Source:
         return Source(0, structure, specs, lambda _: ())
     chunks = [
         tuple(keras.tree.flatten(source_lib.as_components(chunk)))
-        for chunk in dataset.batch(source_lib.CHUNK).as_numpy_iterator()
+        for chunk in _with_progress(dataset, size)
     ]
     leaves = tuple(np.concatenate(parts) for parts in zip(*chunks, strict=True))
     if len(leaves[0]) != size:
@@ -83,6 +89,18 @@ def from_dataset(dataset: tf.data.Dataset) -> Source:
         return tuple(np.take(leaf, indices, axis=0) for leaf in leaves)
 
     return Source(size, structure, specs, take)
+
+
+def _with_progress(dataset: tf.data.Dataset, size: int) -> Iterator[Any]:
+    """Reads chunks of examples; shows how far it is, if it takes long."""
+    start, read, bar = time.monotonic(), 0, None
+    for chunk in dataset.batch(source_lib.CHUNK).as_numpy_iterator():
+        yield chunk
+        read = min(read + source_lib.CHUNK, size)
+        if bar is None and time.monotonic() - start > _PATIENCE:
+            bar = keras.utils.Progbar(size, unit_name="example")
+        if bar is not None:
+            bar.update(read, finalize=read == size)
 
 
 def _refuse_batched(dataset: tf.data.Dataset) -> None:

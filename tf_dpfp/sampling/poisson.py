@@ -67,8 +67,9 @@ def poisson_batches(
                 with a common first axis over examples. Floats become Keras's
                 `floatx`, as in `fit`. Memory-mapped arrays are read by batch;
             - a `tf.data.Dataset` of single examples (not batched, not
-                repeated) with a known cardinality. It is read once and kept in
-                memory, so random augmentation belongs in `map_fn`;
+                repeated) with a known cardinality. It is read once, with a
+                progress bar if that takes long, and kept in memory, so random
+                augmentation belongs in `map_fn`;
             - a `keras.utils.PyDataset`. Examples are drawn from within its
                 batches, which must all have the size of the first, except the
                 last, and must hold the same examples whenever they are read. A

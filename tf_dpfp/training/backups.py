@@ -4,12 +4,15 @@ import json
 import pathlib
 import shutil
 import warnings
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import h5py
 import keras
 
 from tf_dpfp import accounting
+from tf_dpfp import counting
 from tf_dpfp import mechanisms
 from tf_dpfp.keras_private import trainer as keras_trainer
 from tf_dpfp.training import durable_files
@@ -31,8 +34,10 @@ class BackupAndRestore(keras.callbacks.Callback):
     What ran since the last backup, or since a folder that is gone, stays
     counted; the call of the step that was interrupted is counted whole, and
     after a crash of the machine what was reserved: up to the end of the epoch,
-    and 500 steps at most. Steps that a callback takes inside of `fit` are in
-    the journal from the next save or reservation on.
+    and 500 steps at most. Steps that a callback or another thread takes
+    meanwhile are in the journal, too, each forced to the disk before it runs.
+    Of a compiled function that takes several steps in one call, one is, until
+    the next batch of `fit` begins.
 
     The training ends with `fit`: both are deleted then, and the next training
     counts from zero. Delete the journal, `<backup_dir>.ledger`, only if nobody
@@ -93,6 +98,10 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._epoch = 0
         self._batch = 0
         self._unsaved = 0
+        self._announcement: object = None
+        # True if the ledger holds steps that were not reserved.
+        self._others = False
+        self._stop_watching: list[Callable[[], None]] = []
 
     def on_train_begin(self, logs=None):  # noqa: ARG002
         if not self.model.built:
@@ -117,6 +126,37 @@ class BackupAndRestore(keras.callbacks.Callback):
             )
         self._unsaved = self._batch = 0
         self._reserve(self._ahead())
+        self._watch()
+
+    def _watch(self) -> None:
+        """Notes steps that are not those of this `fit`, from now on.
+
+        Also after an exception has ended it: the journal is still there.
+        """
+        self._end_watching()
+        self._announcement = counting.announcement()
+        note = weakref.WeakMethod(self._note)
+
+        def before_step(located: counting.Located) -> None:
+            noted = note()
+            if noted is not None:
+                noted(located.claim)
+
+        for ledger in mechanisms.mechanism_of(self.model).ledgers():
+            self._stop_watching.append(ledger.call_before(before_step))
+
+    def _end_watching(self) -> None:
+        while self._stop_watching:
+            self._stop_watching.pop()()
+
+    def _note(self, claim: counting.Claim) -> None:
+        if counting.announcement_of_step() is self._announcement:
+            return
+        steps = int(self.model.steps_per_execution)
+        # Of which size its batch is can't be told.
+        claim = claim.of_other_sizes()
+        self._journal.note(claim.entry(claim.draws * steps))
+        self._others = True
 
     def _restore(self) -> bool:
         """Restores the last backup that can be read; tells if there is one."""
@@ -152,6 +192,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def _reserve(self, steps: int) -> None:
         """Writes the ledger to the journal, and the steps that may follow."""
+        self._others = False
         mechanism = mechanisms.mechanism_of(self.model)
         one_step = mechanism.next_entries()
         self._journal.reserve(mechanism.entries(), one_step, steps)
@@ -162,7 +203,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):  # noqa: ARG002
         steps = int(self.model.steps_per_execution)
-        if not self._journal.begin(steps):
+        if self._others or not self._journal.begin(steps):
             self._reserve(self._ahead())
             self._journal.begin(steps)
 
@@ -202,6 +243,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             file.attrs[_PLACE] = json.dumps(place)
 
     def on_train_end(self, logs: Any = None):  # noqa: ARG002
+        self._end_watching()
         if not self.delete_checkpoint:
             self._reserve(0)
             self._journal.close(ended=False)

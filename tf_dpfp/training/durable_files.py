@@ -30,6 +30,22 @@ def replace(
     _force(path.parent)
 
 
+def append(path: pathlib.Path, line: str) -> None:
+    """Adds a line to a file; returns when it is on the disk.
+
+    Args:
+        path: Path of the file, which need not exist. Its folder must.
+        line: The line.
+    """
+    is_new = not path.exists()
+    # One write: a kill leaves all of it, or what has no end of line.
+    with path.open("ab", buffering=0) as file:
+        file.write(f"\n{line}\n".encode())
+        os.fsync(file.fileno())
+    if is_new:
+        _force(path.parent)
+
+
 def remove(path: pathlib.Path) -> None:
     """Removes a file, for good.
 

@@ -12,6 +12,9 @@ runs, that it may have run:
   kill of the process, not a crash of the machine; the boot of the machine tells
   the two apart.
 
+* `others` holds steps that were not reserved, one a line, each forced to the
+  disk before it runs: those that a callback or another thread takes meanwhile.
+
 So a kill adds at most the call that was interrupted, a crash of the machine at
 most what was reserved, and neither takes anything away.
 """
@@ -22,6 +25,7 @@ import os
 import pathlib
 import shutil
 import struct
+import threading
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -43,10 +47,13 @@ class Journal:
     def __init__(self, folder: pathlib.Path):
         self._path = folder / "journal.json"
         self._begun_path = folder / "steps"
+        self._others_path = folder / "others"
         self._number = 0
         self._reserved = 0
         self._begun = 0
         self._descriptor: int | None = None
+        # Steps of several threads are noted.
+        self._lock = threading.Lock()
 
     def entries(self) -> list[accounting.LedgerEntry]:
         """Reads what a training that did not end has counted, at most.
@@ -77,7 +84,22 @@ class Journal:
             dataclasses.replace(entry, steps=entry.steps * begun)
             for entry in one_step
         ]
-        return accounting.greater([], _sum(ledger, run))
+        return accounting.greater([], _sum(ledger, run, self._read_others()))
+
+    def _read_others(self) -> list[accounting.LedgerEntry]:
+        """Reads the steps beside those that were reserved."""
+        found: list[accounting.LedgerEntry] = []
+        if not self._others_path.exists():
+            return found
+        for line in self._others_path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+                number, rows = record["number"], record["rows"]
+            except (ValueError, KeyError, TypeError):
+                continue  # Cut off by a kill, before its step began.
+            if number == self._number:
+                found += _decoded(rows)
+        return found
 
     def _read_begun(self, boot: str, reserved: int) -> int:
         """Reads the number of steps begun; all if it may be lost."""
@@ -103,6 +125,15 @@ class Journal:
             one_step: Entries that one step adds.
             steps: Number of steps that may follow.
         """
+        with self._lock:
+            self._reserve(ledger, one_step, steps)
+
+    def _reserve(
+        self,
+        ledger: Iterable[accounting.LedgerEntry],
+        one_step: Sequence[accounting.LedgerEntry],
+        steps: int,
+    ) -> None:
         durable_files.make_folder(self._path.parent)
         self._number += 1
         self._reserved, self._begun = steps, 0
@@ -118,6 +149,8 @@ class Journal:
         }
         text = json.dumps(record)
         durable_files.replace(self._path, lambda path: path.write_text(text))
+        # The ledger holds them now.
+        self._others_path.unlink(missing_ok=True)
 
     def begin(self, steps: int) -> bool:
         """Notes that steps begin.
@@ -133,6 +166,16 @@ class Journal:
         self._begun += steps
         self._write_begun()
         return True
+
+    def note(self, entry: accounting.LedgerEntry) -> None:
+        """Notes a step that is not one of those reserved, before it begins.
+
+        Args:
+            entry: What it releases.
+        """
+        record = {"number": self._number, "rows": _encoded([entry])}
+        with self._lock:
+            durable_files.append(self._others_path, json.dumps(record))
 
     def _write_begun(self) -> None:
         if self._descriptor is None:

@@ -23,6 +23,7 @@ from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import gradients
 from tf_dpfp.mechanisms import ordinary_steps
 from tf_dpfp.mechanisms import state as state_lib
+from tf_dpfp.mechanisms import trained_apart
 from tf_dpfp.training import compiling
 from tf_dpfp.training import fallback
 
@@ -57,7 +58,8 @@ def _compiled_mechanism(model: keras.Model) -> mechanisms.Mechanism:
 
 def _train_step(self, data: Any) -> dict[str, Any]:
     """Takes one private step; see `mechanisms`."""
-    under_xla = bool(self.jit_compile) and not self.run_eagerly
+    # A step that is called by hand, eagerly, runs kernels.
+    under_xla = bool(self.jit_compile) and not tf.executing_eagerly()
     under_xla |= replicas.compiles(tf.distribute.get_strategy())
     target = compilation.Target.XLA if under_xla else compilation.Target.KERNELS
     with compilation.tracing_for(target):
@@ -140,6 +142,7 @@ def make_private(model: keras.Model) -> keras.Model:
     state.findings = findings
     state.ordinary_steps = ordinary_steps.ordinary_steps(model)
     ordinary_steps.warn_of(model, state.ordinary_steps)
+    trained_apart.remember(model)
     state.tried_with = clip_layers.trained_layers(model)
     for name, function in _METHODS.items():
         object.__setattr__(model, name, types.MethodType(function, model))

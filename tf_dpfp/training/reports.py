@@ -8,6 +8,7 @@ import keras
 from tf_dpfp import accounting
 from tf_dpfp import mechanisms
 from tf_dpfp import step as step_lib
+from tf_dpfp.mechanisms import trained_apart
 
 
 def ledger(model: keras.Model) -> Sequence[accounting.LedgerEntry]:
@@ -84,6 +85,7 @@ def privacy_statement(
         population=max(mechanism.state.populations, default=None),
         objections=mechanism.objections(),
         ordinary_steps=mechanism.state.ordinary_steps,
+        trained_apart=trained_apart.found(model),
     )
 
 

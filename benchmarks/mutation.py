@@ -1,0 +1,483 @@
+"""Mutants of the code that guards privacy, and the tests that notice them.
+
+Each mutant has one small change of the syntax tree: another comparison, sign
+or number, a statement left out, two arguments exchanged. The test files that
+mirror the changed file run against a copy of the package that has it. A mutant
+that they don't notice survives: it is equivalent, or a test is missing.
+
+    python -m benchmarks.mutation --mutants=150 --seed=0 --output=mutants.jsonl
+    python -m benchmarks.mutation --files=noise/gaussian.py --mutants=20
+
+TensorFlow is imported once. Every mutant is tested in a process that is forked
+from there, within a limit of CPU time. A file of results is resumed. Not on
+Windows, which does not fork.
+"""
+
+import ast
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import resource
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+
+from absl import app
+from absl import flags
+
+_MUTANTS = flags.DEFINE_integer("mutants", 150, "Number of mutants.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the choice.")
+_FILES = flags.DEFINE_list("files", None, "Files of tf_dpfp; default: all.")
+_OUTPUT = flags.DEFINE_string("output", None, "File to write and resume.")
+_LINES = flags.DEFINE_list("lines", None, "Only mutants of these lines.")
+_SLACK = flags.DEFINE_integer("slack", 20, "CPU seconds beside thrice as long.")
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Files of the package, and the tests that mirror them, the fastest first.
+TESTS: dict[str, tuple[str, ...]] = {
+    "accounting/calibration.py": ("accounting/calibration_test.py",),
+    "accounting/entries.py": ("accounting/entries_test.py",),
+    "accounting/epsilon.py": ("accounting/epsilon_test.py",),
+    "accounting/events.py": ("accounting/events_test.py",),
+    "accounting/joint.py": ("accounting/joint_test.py",),
+    "accounting/ledger_rows.py": ("accounting/ledger_rows_test.py",),
+    "accounting/releases.py": ("accounting/releases_test.py",),
+    "accounting/representations.py": (
+        "accounting/accounting_representations_test.py",
+    ),
+    "accounting/samplings.py": ("accounting/samplings_test.py",),
+    "accounting/sums.py": (
+        "accounting/sums_test.py",
+        "accounting/many_kinds_test.py",
+    ),
+    "accounting/table.py": ("accounting/table_test.py",),
+    "clipping/adaptive.py": ("clipping/adaptive_test.py",),
+    "clipping/representations.py": ("clipping/clip_representations_test.py",),
+    "clipping/clipped_sum.py": ("clipping/clipped_sum_test.py",),
+    "clipping/factors.py": ("clipping/factors_test.py",),
+    "clipping/groupings.py": ("clipping/groupings_test.py",),
+    "clipping/thresholds.py": ("clipping/thresholds_test.py",),
+    "counting/claims.py": (
+        "counting/release_ledger_test.py",
+        "counting/threads_test.py",
+    ),
+    "counting/ledger.py": (
+        "counting/release_ledger_test.py",
+        "counting/threads_test.py",
+    ),
+    "counting/release.py": ("counting/release_ledger_test.py",),
+    "keras_private/lookups.py": (
+        "keras_private/keras_lookups_test.py",
+        "training/out_of_range_test.py",
+    ),
+    "layers/representation.py": ("layers/representation_layer_test.py",),
+    "noise/allocation.py": ("noise/allocation_test.py",),
+    "noise/box_muller.py": ("noise/gaussian_test.py",),
+    "noise/gaussian.py": ("noise/gaussian_test.py",),
+    "noise/secure.py": ("noise/secure_test.py",),
+    "noise/seeds.py": ("noise/seeds_test.py",),
+    "optimizers/adaptation.py": ("optimizers/adaptation_test.py",),
+    "optimizers/clipped_gradients.py": (
+        "optimizers/private_optimizer_test.py",
+    ),
+    "optimizers/private_optimizer.py": (
+        "optimizers/private_optimizer_test.py",
+        "counting/release_ledger_test.py",
+    ),
+    "optimizers/release.py": ("optimizers/release_test.py",),
+    "optimizers/restoring.py": ("mechanisms/loaded_test.py",),
+    "sampling/binomial.py": ("sampling/binomial_test.py",),
+    "sampling/dealing.py": ("sampling/dealing_test.py",),
+    "sampling/padding.py": ("sampling/padding_test.py",),
+    "sampling/poisson.py": ("sampling/poisson_test.py",),
+    "sampling/stratified.py": ("sampling/stratified_test.py",),
+    "training/durable_files.py": ("training/durable_files_test.py",),
+    "training/journal.py": ("training/journal_test.py",),
+}
+
+_COMPARISONS = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+}
+_OPERATORS = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.Mod: ast.Mult,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+}
+_NAMES = {
+    "maximum": "minimum",
+    "minimum": "maximum",
+    "max": "min",
+    "min": "max",
+    "ceil": "floor",
+    "floor": "ceil",
+    "fmin": "fmax",
+    "all": "any",
+    "any": "all",
+    "zeros_like": "ones_like",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """One change of one file.
+
+    Attributes:
+        file: File of the package.
+        number: Number among the mutants of the file.
+        line: Line of the change.
+        change: The change, in words.
+    """
+
+    file: str
+    number: int
+    line: int
+    change: str
+
+    @property
+    def name(self) -> str:
+        """Name of the mutant, for a file of results."""
+        return f"{self.file}:{self.line}: {self.change}"
+
+
+def mutants_of(file: str, text: str) -> list[Mutant]:
+    """Makes all mutants of a file.
+
+    Args:
+        file: Name of the file.
+        text: Its text.
+
+    Returns:
+        The mutants, in the order of the code.
+    """
+    return [
+        Mutant(file, number, node.lineno, change)
+        for number, (node, change, _) in enumerate(_changes(ast.parse(text)))
+    ]
+
+
+def text_of(mutant: Mutant, text: str) -> str:
+    """Makes the file of a mutant.
+
+    Args:
+        mutant: The mutant.
+        text: Its file, without the change.
+
+    Returns:
+        The file with the change.
+    """
+    tree = ast.parse(text)
+    _, _, apply = list(_changes(tree))[mutant.number]
+    apply()
+    return ast.unparse(ast.fix_missing_locations(tree))
+
+
+def _changes(tree: ast.Module) -> Iterator[tuple]:
+    """Lists changes: the node, the words, and the function that makes it."""
+    for body in _bodies(tree):
+        for index, statement in enumerate(body):
+            yield from _dropped(body, index, statement)
+    for node in _code(tree):
+        yield from _changes_of(node)
+
+
+def _bodies(tree: ast.AST) -> Iterator[list]:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef)):
+            continue
+        for name in ("body", "orelse", "finalbody"):
+            body = getattr(node, name, None)
+            if isinstance(body, list):
+                yield body
+
+
+def _dropped(body: list, index: int, statement: ast.stmt) -> Iterator[tuple]:
+    """Leaves a statement out that is there for what it does."""
+    text = ast.unparse(statement).split("\n")[0][:60]
+    is_call = isinstance(statement, ast.Expr) and isinstance(
+        statement.value, ast.Call
+    )
+    if is_call or isinstance(statement, (ast.AugAssign, ast.Raise)):
+
+        def drop():
+            body[index] = ast.copy_location(ast.Pass(), statement)
+
+        yield statement, f"without `{text}`", drop
+
+
+# What is for readers only: no change of it is a bug.
+_WORDS = (ast.Raise, ast.AnnAssign, ast.Import, ast.ImportFrom, ast.JoinedStr)
+
+
+def _code(tree: ast.AST) -> Iterator[ast.AST]:
+    """Walks through what runs: no messages, types or decorators."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, _WORDS):
+            value = node.value if isinstance(node, ast.AnnAssign) else None
+            if value is not None and "TypeAlias" not in ast.unparse(node):
+                yield value
+                yield from _code(value)
+            continue
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            for statement in node.body:
+                yield statement
+                yield from _code(statement)
+            continue
+        yield node
+        yield from _code(node)
+
+
+def _changes_of(node: ast.AST) -> Iterator[tuple]:
+    """Lists the changes of one node."""
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in _COMPARISONS:
+        new = _COMPARISONS[type(node.ops[0])]
+        yield _set(node, node.ops, 0, new())
+    if isinstance(node, (ast.BinOp, ast.AugAssign)):
+        kind = _OPERATORS.get(type(node.op))
+        if kind is not None:
+            yield _set_field(node, "op", kind())
+    if isinstance(node, ast.BoolOp):
+        other = ast.Or() if isinstance(node.op, ast.And) else ast.And()
+        yield _set_field(node, "op", other)
+    if isinstance(node, (ast.If, ast.IfExp)):
+        for value in (True, False):
+            yield _set_field(node, "test", ast.Constant(value))
+    if isinstance(node, ast.Call):
+        yield from _changes_of_call(node)
+    if isinstance(node, ast.keyword) and node.arg == "strict":
+        return  # Of lengths that never differ.
+    for field, value in ast.iter_fields(node):
+        if isinstance(value, ast.Constant):
+            for number in _other_numbers(value.value):
+                yield _set_field(node, field, ast.Constant(number))
+        elif isinstance(value, ast.UnaryOp) and not isinstance(
+            value.operand, ast.Constant
+        ):
+            yield _set_field(node, field, value.operand)
+
+
+def _changes_of_call(node: ast.Call) -> Iterator[tuple]:
+    starred = any(isinstance(a, ast.Starred) for a in node.args)
+    if len(node.args) >= 2 and not starred:
+
+        def exchange():
+            node.args[0], node.args[1] = node.args[1], node.args[0]
+
+        yield node, f"arguments exchanged in `{_short(node)}`", exchange
+    if isinstance(node.func, ast.Attribute) and node.func.attr in _NAMES:
+        yield _set_field(node.func, "attr", _NAMES[node.func.attr], node)
+    if isinstance(node.func, ast.Name) and node.func.id in _NAMES:
+        yield _set_field(node.func, "id", _NAMES[node.func.id], node)
+    for index, keyword in enumerate(node.keywords):
+        if keyword.arg not in (None, "strict", "name"):
+
+            def drop(index=index):
+                del node.keywords[index]
+
+            yield node, f"without `{keyword.arg}=` in `{_short(node)}`", drop
+
+
+def _other_numbers(value: object) -> list:
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1]
+    if isinstance(value, float):
+        return [value * 2 if value else 1.0]
+    return []
+
+
+def _set(node: ast.AST, values: list, index: int, new: ast.AST) -> tuple:
+    old = type(values[index]).__name__
+
+    def apply():
+        values[index] = new
+
+    words = f"{old} -> {type(new).__name__} in `{_short(node)}`"
+    return node, words, apply
+
+
+def _set_field(
+    node: ast.AST, field: str, new: object, shown: ast.AST | None = None
+) -> tuple:
+    def words(value):
+        if isinstance(value, (ast.operator, ast.boolop)):
+            return type(value).__name__
+        return ast.unparse(value) if isinstance(value, ast.AST) else str(value)
+
+    change = f"{words(getattr(node, field))[:40]} -> {words(new)[:40]}"
+    where = _short(node if shown is None else shown)
+    located = node if hasattr(node, "lineno") else new
+    if not hasattr(located, "lineno"):
+        located = ast.copy_location(ast.Pass(), getattr(node, field))
+    return located, f"{change} in `{where}`", lambda: setattr(node, field, new)
+
+
+def _short(node: ast.AST) -> str:
+    return ast.unparse(node).split("\n")[0][:70]
+
+
+def run_tests(tree: pathlib.Path, tests: Sequence[str], limit: int) -> str:
+    """Runs test files on a copy of the project, in a process of its own.
+
+    Args:
+        tree: Folder of the copy.
+        tests: Test files, relative to the folder of tests.
+        limit: CPU seconds.
+
+    Returns:
+        "survived", "killed", "timeout", or "failed" if pytest did not run.
+    """
+    child = os.fork()
+    if child:
+        status = os.waitpid(child, 0)[1]
+        if os.WIFSIGNALED(status):
+            is_limit = os.WTERMSIG(status) in (24, 9)
+            return "timeout" if is_limit else "killed"
+        code = os.WEXITSTATUS(status)
+        # An import that fails is noticed, too.
+        return {0: "survived", 1: "killed", 2: "killed"}.get(code, "failed")
+    try:
+        import pytest
+
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 1)
+        os.dup2(silent, 2)
+        os.chdir(tree)
+        sys.path.insert(0, str(tree))
+        os.environ["PYTHONPATH"] = str(tree)
+        for name in [m for m in sys.modules if m.startswith("tf_dpfp")]:
+            del sys.modules[name]
+        files = [f"tests/{test}" for test in tests]
+        options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly"]
+        code = int(pytest.main([*options, *files]))
+    except BaseException:  # noqa: BLE001
+        code = 2
+    os._exit(code)
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _copied(folder: pathlib.Path) -> pathlib.Path:
+    ignored = shutil.ignore_patterns("__pycache__", ".*")
+    for name in ("tf_dpfp", "tests", "benchmarks", "examples", "docs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, folder)
+    return folder
+
+
+def chosen(
+    files: Sequence[str], count: int, seed: int, lines: Sequence[str] | None
+) -> list[Mutant]:
+    """Chooses mutants: as many of each file as of any other, if it has them.
+
+    Args:
+        files: Files of the package.
+        count: Number of mutants.
+        seed: Seed of the choice.
+        lines: Lines of code to choose from; `None`: all.
+
+    Returns:
+        The mutants, file by file.
+    """
+    generator = random.Random(seed)
+    by_file = {}
+    for file in files:
+        found = mutants_of(file, (ROOT / "tf_dpfp" / file).read_text())
+        if lines:
+            found = [m for m in found if str(m.line) in lines]
+        generator.shuffle(found)
+        by_file[file] = found
+    picked: list[Mutant] = []
+    while len(picked) < count and any(by_file.values()):
+        for file in files:
+            if by_file[file] and len(picked) < count:
+                picked.append(by_file[file].pop())
+    return sorted(picked, key=lambda m: (files.index(m.file), m.number))
+
+
+def _imported() -> None:
+    """Imports what takes long, once; no tensor is made before a fork."""
+    import dp_accounting  # noqa: F401
+    import hypothesis  # noqa: F401
+    import keras  # noqa: F401
+    import pytest  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import tensorflow as tf  # noqa: F401
+
+
+def main(_: Sequence[str]) -> None:
+    """Tests mutants and prints killed and all, by file."""
+    files = _FILES.value or list(TESTS)
+    mutants = chosen(files, _MUTANTS.value, _SEED.value, _LINES.value)
+    output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None
+    known = {}
+    if output is not None and output.exists():
+        records = map(json.loads, output.read_text().splitlines())
+        known = {record["mutant"]: record["result"] for record in records}
+    _imported()
+    results: dict[str, collections.Counter] = {}
+    limits: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        tree = _copied(pathlib.Path(folder))
+        for mutant in mutants:
+            result = known.get(mutant.name)
+            if result is None:
+                result = _tested(tree, mutant, limits)
+                print(f"{result:9} {mutant.name}", flush=True)
+                if output is not None:
+                    with output.open("a") as written:
+                        record = {"mutant": mutant.name, "result": result}
+                        written.write(json.dumps(record) + "\n")
+            results.setdefault(mutant.file, collections.Counter())[result] += 1
+    for file, counts in results.items():
+        print(f"| `{file}` | {counts['killed']} / {sum(counts.values())} |")
+
+
+def _tested(tree: pathlib.Path, mutant: Mutant, limits: dict[str, int]) -> str:
+    tests = TESTS[mutant.file]
+    if mutant.file not in limits:
+        before = _cpu_seconds()
+        result = run_tests(tree, tests, 3600)
+        if result != "survived":
+            raise RuntimeError(
+                f"Tests fail without a mutant. Received: {tests}"
+            )
+        seconds = _cpu_seconds() - before
+        print(f"{mutant.file}: {seconds:.0f} s of CPU", flush=True)
+        limits[mutant.file] = int(3 * seconds) + _SLACK.value
+    path = tree / "tf_dpfp" / mutant.file
+    ordinary = path.read_text()
+    path.write_text(text_of(mutant, ordinary))
+    try:
+        return run_tests(tree, tests, limits[mutant.file])
+    finally:
+        path.write_text(ordinary)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,63 @@
+"""Training of a private model's weights beside its own steps.
+
+A model may be a layer of another one, and two models may share layers. Each
+counts its own steps; here is what is known of the others.
+"""
+
+import weakref
+
+import keras
+
+from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.mechanisms import ordinary_steps
+from tf_dpfp.mechanisms import state as state_lib
+
+_PRIVATE: "weakref.WeakSet[keras.Model]" = weakref.WeakSet()
+
+
+def remember(model: keras.Model) -> None:
+    """Remembers a private model, as long as it is there.
+
+    Args:
+        model: A model that was just made private.
+    """
+    _PRIVATE.add(model)
+    state_lib.state_of(model).ordinary_inside = _ordinary_inside(model)
+
+
+def found(model: keras.Model) -> list[str]:
+    """Lists, in sentences, training that the model's ledger does not count.
+
+    Args:
+        model: A private model.
+
+    Returns:
+        The sentences; none if nothing is known.
+    """
+    before = state_lib.state_of(model).ordinary_inside
+    steps = _ordinary_inside(model) - before
+    said = []
+    if steps > 0:
+        said.append(
+            f"ordinary optimizers of models inside of it took {steps} steps"
+        )
+    mine = _trainable(model)
+    for other in sorted(_PRIVATE, key=lambda m: m.name):
+        if other is model or not mine & _trainable(other):
+            continue
+        mechanism = state_lib.state_of(other).mechanism
+        steps = sum(e.steps for e in mechanism.entries()) if mechanism else 0
+        if steps:
+            said.append(
+                f"the private model '{other.name}', with which it shares "
+                f"weights, took {steps} steps, which its own ledger counts"
+            )
+    return said
+
+
+def _ordinary_inside(model: keras.Model) -> int:
+    return sum(ordinary_steps.by_optimizer(model, itself=False).values())
+
+
+def _trainable(model: keras.Model) -> set[int]:
+    return {id(v) for v in keras_layers.trainable_variables(model)}
