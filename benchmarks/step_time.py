@@ -7,6 +7,7 @@
     python -m benchmarks.step_time --workloads=frozen --modes=dpfp
     python -m benchmarks.step_time --workloads=minilm,minilm_lora \
         --modes=per_layer,adaptive --rounds=10
+    python -m benchmarks.step_time --device=gpu
 
 Times are taken in one process, ordinary and private steps in turn, noise
 included, with everything `fit` compiles (loss, optimizer, metrics). Each row
@@ -19,6 +20,10 @@ steps; the row also says what that process held before its first step. Half of
 it is not the step's: libraries, graphs, and pages that an allocator keeps. So
 there is a second column, the most that TensorFlow's allocator had handed out
 at once in a step after the first (weights and optimizer included).
+`--device=gpu` times the MLP and the CNN at batch 2048, the transformer at 64
+and a BERT of base size at 32, each with XLA and without, and reads the memory
+of the GPU's allocator. Every row says which device, versions and precision it
+is of.
 `--memory_curve` prints both for a transformer at growing batches and lengths,
 and no times.
 """
@@ -77,6 +82,12 @@ _LENGTH = flags.DEFINE_integer(
 _MEMORY_CURVE = flags.DEFINE_bool(
     "memory_curve", False, "Only the memory of larger and larger steps."
 )
+_DEVICE = flags.DEFINE_enum(
+    "device",
+    "any",
+    ["any", "cpu", "gpu"],
+    "`cpu` hides GPUs; `gpu` needs one, and runs the table for GPUs.",
+)
 _MEMORY_CHILD = flags.DEFINE_string(
     "memory_child", None, "Internal: measure this mode's memory and exit."
 )
@@ -86,6 +97,68 @@ _CURVE = [(16, 128), (32, 128), (64, 128), (16, 256)]
 _LOW_RANK = "rgp"
 _REPRESENTATIONS = "dpfp"
 _SECURE = "secure"
+
+
+# Workload and batch size of the table for GPUs.
+_GPU_TABLE = [
+    ("mlp_2048", 2048),
+    ("cnn_2048", 2048),
+    ("transformer", 64),
+    ("bert_base", 32),
+]
+
+
+def _device() -> str:
+    """Name of the device that steps run on, for TensorFlow."""
+    return "GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"
+
+
+def _environment() -> dict[str, str | bool]:
+    """Returns the device, versions and precision that a row is of."""
+    gpus = tf.config.list_physical_devices("GPU")
+    name = "CPU"
+    if gpus and _device() != "CPU:0":
+        details = tf.config.experimental.get_device_details(gpus[0])
+        name = details.get("device_name", "GPU")
+    return {
+        "device": name,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "tf_dpfp": tf_dpfp.__version__,
+        "tf32": tf.config.experimental.tensor_float_32_execution_enabled(),
+    }
+
+
+def _choose_device() -> None:
+    """Hides GPUs or asks for one, as `--device` says."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if _DEVICE.value == "cpu":
+        tf.config.set_visible_devices([], "GPU")
+        return
+    if _DEVICE.value == "gpu" and not gpus:
+        raise app.UsageError("--device=gpu: TensorFlow sees no GPU here.")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if gpus:
+        # Of the ordinary steps as well, or the ratios would compare precisions.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+
+
+def _gpu_commands() -> Iterator[list[str]]:
+    """Yields the arguments of each process of the table for GPUs."""
+    for name, batch_size in _GPU_TABLE:
+        for jit_compile in ("true", "false"):
+            modes = ["flat", "per_layer"]
+            if name == "transformer":
+                modes.append("rgp")
+            yield [
+                f"--workloads={name}",
+                f"--batch_size={batch_size}",
+                f"--jit_compile={jit_compile}",
+                f"--modes={','.join(modes)}",
+                f"--rounds={_ROUNDS.value}",
+                f"--memory={_MEMORY.value}",
+            ]
 
 
 def _batch_size(workload: workloads.Workload) -> int:
@@ -195,6 +268,8 @@ def _time(workload: workloads.Workload, modes: list[str]) -> list[dict]:
             "batch_size": _batch_size(workload),
             **_sized(workload),
             "mode": mode,
+            "jit_compile": _JIT_COMPILE.value,
+            **_environment(),
             "min_wall_ms": round(1e3 * best[mode], 2),
             "median_cpu_ms": round(1e3 * middle[mode], 2),
             "wall_ratio": round(best[mode] / best[_ORDINARY], 3),
@@ -209,10 +284,10 @@ def _memory_child(workload: workloads.Workload, mode: str) -> None:
     before = memory.peak_mebibytes()
     step()
     # From here on without what is there for the trial and the compilation.
-    tf.config.experimental.reset_memory_stats("CPU:0")
+    tf.config.experimental.reset_memory_stats(_device())
     for _ in range(4):
         step()
-    tensors = tf.config.experimental.get_memory_info("CPU:0")["peak"]
+    tensors = tf.config.experimental.get_memory_info(_device())["peak"]
     found = {
         "before_mib": before,
         "peak_mib": memory.peak_mebibytes(),
@@ -231,6 +306,7 @@ def _memory(
         f"--workloads={workload.name}",
         f"--memory_child={mode}",
         f"--jit_compile={_JIT_COMPILE.value}",
+        f"--device={'cpu' if _DEVICE.value == 'cpu' else 'any'}",
         f"--batch_size={batch_size}",
         f"--rank={_RANK.value}",
         f"--carrier_source={_CARRIER_SOURCE.value}",
@@ -286,6 +362,12 @@ def main(argv: list[str]) -> None:
     """Prints one JSON object per row."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    _choose_device()
+    if _DEVICE.value == "gpu":
+        for arguments in _gpu_commands():
+            command = [sys.executable, "-m", "benchmarks.step_time"]
+            subprocess.run([*command, *arguments], check=False)
+        return
     chosen = [workloads.WORKLOADS[name] for name in _WORKLOADS.value]
     if _MEMORY_CHILD.value:
         _memory_child(chosen[0], _MEMORY_CHILD.value)

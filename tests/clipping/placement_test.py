@@ -12,6 +12,7 @@ import tensorflow as tf
 import tf_dpfp
 from tests.clipping import placed
 from tests.training import crossings
+from tf_dpfp import compilation
 from tf_dpfp.clipping import clipped_sum
 from tf_dpfp.clipping import placement
 from tf_dpfp.step import microbatch
@@ -164,7 +165,7 @@ def test_xla_over_several_devices_is_refused():
         model.train_on_batch(*placed.data())
     assert all(device in str(error.value) for device in placed.DEVICES)
     # Where Keras turns XLA on by itself, it stays off.
-    with mock.patch.object(compiling, "_has_accelerator", lambda: True):
+    with mock.patch.object(compilation, "has_accelerator", lambda: True):
         assert not compiling._suits_xla(model.optimizer)
         flat = tf_dpfp.DPSGD(noise_multiplier=1.0)
         assert compiling._suits_xla(flat)

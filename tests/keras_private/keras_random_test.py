@@ -65,3 +65,24 @@ def test_a_stateless_scope_that_gives_a_state_is_obeyed():
         with keras.StatelessScope(state_mapping=mapping):
             assert given.next().numpy().tolist() == [7, 0]
             np.testing.assert_array_equal(other.next(), SEED)
+
+
+def test_masks_by_threefry_have_the_same_law():
+    layer = layers.Dropout(0.25)
+
+    def mask(seed, threefry):
+        def masked():
+            with keras_random.seeds_from(lambda: seed, threefry=threefry):
+                return layer(tf.ones((400, 500)), training=True)
+
+        return tf.function(masked, jit_compile=True)().numpy()
+
+    masks = [mask(SEED, False), mask(SEED, True), mask(SEED + 1, True)]
+    for found in masks:
+        np.testing.assert_allclose(np.unique(found), [0, 4 / 3], rtol=1e-6)
+        # Six standard errors.
+        assert abs((found == 0).mean() - 0.25) < 0.006
+    for one, other in zip(masks, masks[1:], strict=False):
+        both_kept = ((one != 0) & (other != 0)).mean()
+        assert abs(both_kept - 0.75**2) < 0.007
+    np.testing.assert_array_equal(masks[1], mask(SEED, True))

@@ -4,9 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import stats
 
 from tests import helpers
 from tf_dpfp import clipping
+from tf_dpfp import compilation
 from tf_dpfp import optimizers
 from tf_dpfp.optimizers import release
 
@@ -68,3 +70,74 @@ def test_the_shares_of_all_replicas_are_the_whole_noise(replicas, monkeypatch):
         helpers.assert_normal(
             total, 0.4 * np.linalg.norm(CLIP_NORMS), (0.7, 1.4)
         )
+
+
+def _many(count):
+    """Sums of zero, of many variables of different sizes, in two groups."""
+    shapes = [(50 + i, 9) for i in range(count)]
+    halves = range(0, count, 2), range(1, count, 2)
+    return optimizers.ClippedGradients(
+        sums=[tf.zeros(shape) for shape in shapes],
+        variables=[keras.Variable(np.zeros(s, np.float32)) for s in shapes],
+        groups=[
+            clipping.Group(name, tuple(half), clip_norm, 9000)
+            for name, half, clip_norm in zip(
+                "ab", halves, CLIP_NORMS, strict=True
+            )
+        ],
+        regularization=[None] * count,
+    )
+
+
+def _for_xla(count):
+    """The release of many sums as traced for XLA, and its random draws."""
+
+    sums = _many(count)
+
+    def noised(key):
+        with compilation.tracing_for(compilation.Target.XLA):
+            return release.add_noise(
+                sums, 1.0, "global", release.Draws(key, 0, 1.0)
+            )
+
+    function = tf.function(noised, jit_compile=True, autograph=False)
+    graph = function.get_concrete_function(KEY).graph
+    types = [op.type for op in graph.get_operations()]
+    drawn = sum(t.startswith("StatelessRandom") for t in types)
+    return function, drawn, len(types)
+
+
+def test_xla_draws_the_noise_of_many_tensors_at_once():
+    function, drawn, operations = _for_xla(40)
+    assert drawn == 1
+    # A handful for each tensor, where a draw of its own takes two dozen.
+    assert operations < 40 * 12
+    noises = function(KEY)
+    deviation = np.linalg.norm(CLIP_NORMS)
+    for noise in noises:  # Six standard errors and more.
+        assert abs(np.std(noise) / deviation - 1) < 0.21
+    numbers = np.concatenate([np.ravel(noise) for noise in noises])
+    helpers.assert_normal(numbers, deviation, (0.7, 1.4))
+    assert len(np.unique(numbers)) > 0.99 * len(numbers)
+    pairs = zip(noises, noises[1:], strict=False)
+    for one, other in pairs:
+        both = np.ravel(one), np.ravel(other)[: np.size(one)]
+        assert abs(stats.pearsonr(*both)[0]) < 6 / np.size(one) ** 0.5
+    assert not np.array_equal(noises[0], function(KEY + 2**32)[0])
+
+
+def test_a_draw_for_xla_has_a_limit(monkeypatch):
+    monkeypatch.setattr(release, "_FUSED_DRAW", 2000)
+    keys = []
+    key = release.Draws.key
+    monkeypatch.setattr(
+        release.Draws,
+        "key",
+        lambda self, tensor: keys.append(tensor) or key(self, tensor),
+    )
+    function, drawn, _ = _for_xla(10)
+    # 450 to 531 numbers each, 2451 and 2455 in the two groups.
+    assert drawn == 3 == len(set(keys)) == len(keys)
+    noises = function(KEY)
+    numbers = np.concatenate([np.ravel(noise) for noise in noises])
+    assert len(np.unique(numbers)) > 0.99 * len(numbers)

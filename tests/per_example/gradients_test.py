@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests.per_example import oracle
+from tf_dpfp import compilation
 from tf_dpfp import per_example
 from tf_dpfp.per_example import convolution
 from tf_dpfp.per_example import gradients
@@ -386,6 +387,33 @@ def test_oracle_sees_a_wrong_gradient():
     per_example.register_gradient_rule(OnlyBias)(Off)
     with pytest.raises(AssertionError, match="gradients"):
         oracle.check(layer, inputs)
+
+
+# Positions, width of the input and of the output; on a CPU, elsewhere.
+@pytest.mark.parametrize(
+    ("sizes", "on_cpu", "elsewhere"),
+    [
+        ((196, 64, 16), True, True),  # Patches of the tutorial's first layer.
+        ((128, 256, 1024), True, False),  # A transformer's inner layer.
+        ((8, 64, 64), False, False),
+    ],
+)
+def test_what_is_written_out_is_chosen_by_the_device(
+    sizes, on_cpu, elsewhere, monkeypatch
+):
+    positions, width, outputs = sizes
+    rng = np.random.default_rng(0)
+    left = tf.constant(rng.normal(size=(2, positions, width)), tf.float32)
+    right = tf.constant(rng.normal(size=(2, positions, outputs)), tf.float32)
+    found = []
+    for accelerator, written in ((False, on_cpu), (True, elsewhere)):
+        monkeypatch.setattr(
+            compilation, "has_accelerator", lambda there=accelerator: there
+        )
+        product = gradients.OuterProduct(left, right)
+        assert product._prefers_matrix() == written
+        found.append(product.squared_norms())
+    np.testing.assert_allclose(*found, rtol=2e-4)
 
 
 # One position, and few: those whose norm is a product of lengths.

@@ -12,6 +12,19 @@ import enum
 import threading
 from collections.abc import Iterator
 
+from tf_dpfp.compilation.precision import has_accelerator
+from tf_dpfp.compilation.precision import keep_float32_products
+from tf_dpfp.compilation.precision import refuse_coarse_products
+
+__all__ = [
+    "Target",
+    "has_accelerator",
+    "keep_float32_products",
+    "refuse_coarse_products",
+    "target",
+    "tracing_for",
+]
+
 
 class Target(enum.Enum):
     """What the code being traced is traced for."""

@@ -27,6 +27,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpfp import accounting
+from tf_dpfp import compilation
 from tf_dpfp.accounting import table
 from tf_dpfp.counting import claims
 from tf_dpfp.counting.release import Release
@@ -215,6 +216,8 @@ class Ledger:
         self.ensure_open(release)
 
         def rows() -> tf.Tensor:
+            # At every call of a compiled step, before any of it runs.
+            compilation.keep_float32_products()
             located = claims.of_thread(self) or self._unclaimed[release]
             for function in tuple(self._called_before):
                 function(located)

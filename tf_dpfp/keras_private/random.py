@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src import backend
 from keras.src.backend.common import stateless_scope
 
 Draw = Callable[[], tf.Tensor]
@@ -24,23 +25,27 @@ class _Current(threading.local):
     """The source of seeds of this thread."""
 
     draw: Draw | None = None
+    threefry: bool = False
 
 
 _CURRENT = _Current()
 
 
 @contextlib.contextmanager
-def seeds_from(draw: Draw) -> Iterator[None]:
+def seeds_from(draw: Draw, threefry: bool = False) -> Iterator[None]:
     """Makes all `SeedGenerator`s of this thread take their seeds from `draw`.
 
     Args:
         draw: Returns a seed, int64 of shape `(2,)`, another one in every call.
+        threefry: Draw dropout masks by ThreeFry. XLA makes slow code of Philox,
+            TensorFlow's choice, where a mask's seed is computed in the step.
     """
-    before, _CURRENT.draw = _CURRENT.draw, draw
+    before = _CURRENT.draw, _CURRENT.threefry
+    _CURRENT.draw, _CURRENT.threefry = draw, threefry
     try:
         yield
     finally:
-        _CURRENT.draw = before
+        _CURRENT.draw, _CURRENT.threefry = before
 
 
 def drawn_seed() -> tf.Tensor | None:
@@ -69,4 +74,26 @@ def _redirect(generators: Any) -> None:
     generators.next = next_seed
 
 
+def _with_threefry(module: Any) -> None:
+    """Replaces `dropout` of Keras's backend, which layers call by its name."""
+    ordinary = module.dropout
+
+    @functools.wraps(ordinary)
+    def dropout(inputs, rate, noise_shape=None, seed=None):
+        # Kernels outside of XLA, those of a trial, have no such generator.
+        by_threefry = _CURRENT.threefry and not tf.executing_eagerly()
+        if not by_threefry or not 0.0 < rate < 1.0:
+            return ordinary(inputs, rate, noise_shape, seed)
+        return tf.nn.experimental.stateless_dropout(
+            inputs,
+            rate=rate,
+            noise_shape=module._get_concrete_noise_shape(inputs, noise_shape),
+            seed=module._cast_seed(module.draw_seed(seed)),
+            rng_alg="threefry",
+        )
+
+    module.dropout = dropout
+
+
 _redirect(keras.random.SeedGenerator)
+_with_threefry(backend.random)

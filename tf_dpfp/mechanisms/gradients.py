@@ -243,11 +243,32 @@ class Gradients(Mechanism):
             # Keras would warn that it can't shuffle a data set.
             kwargs.setdefault("shuffle", False)
         args, kwargs = _weighed(ordinary, args, kwargs)
+        if self._compiles_sizes() and _is_poisson(pipeline):
+            args, kwargs = self._in_buckets(
+                ordinary, arguments["x"], args, kwargs
+            )
         self.check_draws(arguments["x"], pipeline)
         with strategy.scope() if strategy else contextlib.nullcontext():
             build_optimizer(self.model, self.optimizer)
         with fit_steps.announced(self.state, self.claims(pipeline)):
             return ordinary(*args, **kwargs)
+
+    def _compiles_sizes(self) -> bool:
+        """Tells if XLA compiles the step, for each batch size anew."""
+        return bool(self.model.jit_compile) and not self.model.run_eagerly
+
+    def _in_buckets(
+        self, ordinary, batches: tf.data.Dataset, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict]:
+        """Pads Poisson batches to few sizes, each compiled once."""
+        arguments = state_lib.bound(ordinary, args, kwargs)
+        info = sampling_lib.sampling_of(batches)
+        if info is None or arguments.get("class_weight"):
+            return args, kwargs
+        padded = sampling_lib.in_buckets(
+            arguments["x"], info, self.optimizer.microbatch_size or 1
+        )
+        return state_lib.replaced(ordinary, args, kwargs, x=padded)
 
     def _take_sizes(self, pipeline: pipelines.Pipeline) -> None:
         if pipeline.expected_batch_size is not None:
@@ -295,6 +316,10 @@ class Gradients(Mechanism):
         self._take_sizes(pipeline)
         with counting.announced(None, self.claims(pipeline), drawn=True):
             yield
+
+
+def _is_poisson(pipeline: pipelines.Pipeline) -> bool:
+    return isinstance(pipeline.sampling, accounting.PoissonSampling)
 
 
 def _weighed(ordinary, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

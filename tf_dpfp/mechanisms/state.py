@@ -39,6 +39,7 @@ class State:
             1 outside of `fit`.
         ordinary_steps: Number of ordinary steps that the model showed when it
             was made private.
+        xla_by_default: True if XLA was not asked for in `compile`.
         ordinary_inside: Those among them of models inside of it.
     """
 
@@ -54,6 +55,7 @@ class State:
         self.uncounted = 0
         self.dealt_to = 1
         self.ordinary_steps = 0
+        self.xla_by_default = False
         self.ordinary_inside = 0
 
 

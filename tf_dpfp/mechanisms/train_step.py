@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 from keras import tree
 
+from tf_dpfp import compilation
 from tf_dpfp import counting
 from tf_dpfp import optimizers
 from tf_dpfp import step as step_lib
@@ -73,7 +74,13 @@ def clipped_gradients(
 
     Returns:
         `ClippedGradients`; private until the optimizer adds noise.
+
+    Raises:
+        RuntimeError: If TensorFlow is set to compute products more coarsely
+            than the norms allow for.
     """
+    compilation.refuse_coarse_products()
+    compilation.keep_float32_products()
     model = mechanism.model
     x, y, sample_weight = batch
     plan = mechanism.plan(x, y, sample_weight)

@@ -68,6 +68,11 @@ def gaussian(
     if compilation.target() is compilation.Target.XLA:
         normals = _fused_normals((size + 1) // 2, deviation, key, 0)
         return tf.reshape(normals[:size], shape)
+    if compilation.has_accelerator():
+        # One launch, for cores without such a cache.
+        half = (size + 1) // 2
+        normals = _compiled_normals(half, deviation, key, tf.constant(0))
+        return tf.reshape(normals[:size], shape)
     # Pieces of one size: one compilation serves them all, and each stays in
     # the cache of a core.
     pieces = [

@@ -12,15 +12,41 @@ import keras
 import tensorflow as tf
 
 from tf_dpfp import clipping as clipping_lib
+from tf_dpfp import compilation
 from tf_dpfp import low_rank
 from tf_dpfp import noise as noise_lib
 from tf_dpfp.distribute import replicas
 from tf_dpfp.optimizers import clipped_gradients as clipped_lib
 
-# Tensors of fewer numbers get their noise in one draw.
+# Tensors of fewer numbers get their noise in one draw, on a CPU: each of the
+# larger ones is drawn in pieces that stay in the cache of a core.
 _DRAWN_TOGETHER = 2**16
+# Under XLA and on accelerators a launch, and the compilation of a generator,
+# cost more than the numbers. One draw is of so many at most, 64 MiB.
+_FUSED_DRAW = 2**24
 # So many numbers of a step's noise may be drawn ahead of the sums.
 _DRAWN_EARLY = 2**22
+
+
+# Index of a variable, its clipped sum, and the standard deviation of its noise.
+_Member = tuple[int, tf.Tensor, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draw:
+    """Sums whose noise is drawn at once.
+
+    Attributes:
+        members: The sums.
+        together: True if they share it, and would share it with more.
+    """
+
+    members: Sequence[_Member]
+    together: bool
+
+    @property
+    def size(self) -> int:
+        return sum(map(_size, self.members))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,60 +122,87 @@ def add_noise(
         allocation,
     )
     deviations = [deviation * draws.share for deviation in whole]
-    small: dict[str | None, list[tuple[int, tf.Tensor, Any]]] = {}
-    drawn = 0
+    members: dict[str | None, list[_Member]] = {}
     for group, deviation in zip(clipped.groups, deviations, strict=True):
         for index in group.members:
             total = clipped.sums[index]
-            if total is None:
-                continue
-            if total.shape.num_elements() < _DRAWN_TOGETHER:
-                small.setdefault(group.device, []).append(
+            if total is not None:
+                members.setdefault(group.device, []).append(
                     (index, total, deviation)
                 )
-                continue
-            drawn += total.shape.num_elements()
-            with clipping_lib.on_device(group.device):
-                released[index] = _noised(
-                    total,
-                    deviation,
-                    draws.key(index),
-                    early=drawn <= _DRAWN_EARLY,
-                )
-    for device, members in small.items():
-        with clipping_lib.on_device(device):
-            for index, noised in _noised_together(members, draws):
-                released[index] = noised
+    fused = compilation.target() is compilation.Target.XLA
+    fused |= compilation.has_accelerator()
+    drawn = 0
+    for device, of_device in members.items():
+        for draw in _cut(of_device, fused):
+            if fused or not draw.together:
+                drawn += draw.size
+            early = drawn <= _DRAWN_EARLY or (draw.together and not fused)
+            with clipping_lib.on_device(device):
+                for index, noised in _noised(draw, draws, early):
+                    released[index] = noised
     return released
 
 
-def _noised_together(
-    members: Sequence[tuple[int, tf.Tensor, Any]],
-    draws: Draws,
-) -> Iterator[tuple[int, tf.Tensor]]:
-    """Adds noise to several small sums by one draw."""
-    noises = noise_lib.gaussian_noises(
-        [total.shape for _, total, _ in members],
-        [deviation for _, _, deviation in members],
-        # One key for all of them; those of the others are not used.
-        draws.key(members[0][0]),
-    )
-    for (index, total, _), noise in zip(members, noises, strict=True):
-        yield index, _plus(total, noise)
+def _cut(members: Sequence[_Member], fused: bool) -> Iterator[_Draw]:
+    """Cuts the sums of one device into those that share a draw.
+
+    The key of a draw is that of its first member, and the keys of the others
+    are not used, so no two draws share a stream.
+
+    Args:
+        members: The sums.
+        fused: Make as few draws as `_FUSED_DRAW` allows.
+
+    Yields:
+        The draws: large sums first, on a CPU.
+    """
+    limit = _FUSED_DRAW if fused else _DRAWN_TOGETHER
+    small: list[_Member] = []
+    for member in members:
+        if _size(member) >= limit:
+            yield _Draw([member], together=False)
+            continue
+        if fused and sum(map(_size, small)) + _size(member) > limit:
+            yield _Draw(small, together=True)
+            small = []
+        small.append(member)
+    if small:
+        yield _Draw(small, together=True)
+
+
+def _size(member: _Member) -> int:
+    return member[1].shape.num_elements()
 
 
 def _noised(
-    total: tf.Tensor,
-    deviation,
-    key: tf.Tensor | noise_lib.SecureKey,
-    early: bool,
-) -> tf.Tensor:
-    # Early noise does not wait for the sum: a core that is idle during the
-    # backward pass draws it. If all of it were early, a large model would be
-    # in memory once more.
+    draw: _Draw, draws: Draws, early: bool
+) -> Iterator[tuple[int, tf.Tensor]]:
+    """Adds noise to the sums of one draw.
+
+    Args:
+        draw: The sums.
+        draws: The noise of this replica.
+        early: Draw ahead of the sums. A core that is idle during the backward
+            pass does it. If all noise were early, a large model would be in
+            memory once more.
+
+    Yields:
+        The index and the noised sum of each.
+    """
+    first, total, deviation = draw.members[0]
+    key = draws.key(first)
     with tf.control_dependencies([] if early else [total]):
-        noise = noise_lib.gaussian_noise(total.shape, deviation, key)
-    return _plus(total, noise)
+        if draw.together:
+            noises = noise_lib.gaussian_noises(
+                [member[1].shape for member in draw.members],
+                [member[2] for member in draw.members],
+                key,
+            )
+        else:
+            noises = [noise_lib.gaussian_noise(total.shape, deviation, key)]
+    for (index, total, _), noise in zip(draw.members, noises, strict=True):
+        yield index, _plus(total, noise)
 
 
 def _plus(total: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:

@@ -33,6 +33,7 @@ Reference:
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -42,14 +43,37 @@ from tf_dpfp import compilation
 SLACK = 2.0**-20
 _LEAST_NORMAL = 2.0**-126
 
-# A materialised gradient may take this many times the memory of the layer's
-# own input and output gradient; past it the factored form is kept.
-_MATERIALIZE_MEMORY_RATIO = 2.0
-# Costs in multiply-adds of a large matrix product, measured on AVX-512 cores:
-# of one number of a materialised gradient (norm, selection, weighted sum) and
-# of one number of the factors of a product (selection, scaling).
-_MATRIX_COST = 40.0
-_FACTOR_COST = 20.0
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Costs that decide if gradients are written out.
+
+    Attributes:
+        memory_ratio: A gradient that is written out may take so many times
+            the memory of the layer's own input and output gradient.
+        matrix: Multiply-adds of a large matrix product that take the time of
+            one number of a gradient that is written out: norm, selection and
+            weighted sum.
+        factor: The same for one number of the factors of a product: selection
+            and scaling.
+    """
+
+    memory_ratio: float
+    matrix: float
+    factor: float
+
+
+# Measured on AVX-512 cores.
+CPU_COSTS = Costs(memory_ratio=2.0, matrix=40.0, factor=20.0)
+# Computed, not measured, for an H200: three passes of 4 bytes over each number
+# at 4.8 TB/s take the time of 84 multiply-adds at 33.5 T/s. The memory of a
+# step is to be that of an ordinary one and a quarter.
+ACCELERATOR_COSTS = Costs(memory_ratio=0.25, matrix=84.0, factor=84.0)
+
+
+def _costs() -> Costs:
+    """Returns the costs for the kind of device that steps run on."""
+    return ACCELERATOR_COSTS if compilation.has_accelerator() else CPU_COSTS
 
 
 def accumulation_dtype(*tensors: tf.Tensor) -> tf.DType:
@@ -211,10 +235,11 @@ class OuterProduct(PerExampleGradient):
         positions, d, p = self._sizes
         if positions is None:
             return d * p <= 64 * (d + p)
-        if d * p > _MATERIALIZE_MEMORY_RATIO * positions * (d + p):
+        costs = _costs()
+        if d * p > costs.memory_ratio * positions * (d + p):
             return False
-        gram_cost = (positions**2 + _FACTOR_COST * positions) * (d + p)
-        return _MATRIX_COST * d * p <= gram_cost
+        gram_cost = (positions**2 + costs.factor * positions) * (d + p)
+        return costs.matrix * d * p <= gram_cost
 
     def _products(self) -> tf.Tensor:
         """The gradients, shape `(batch, min(d, p), max(d, p))`.

@@ -1,5 +1,7 @@
 """Batch sampling with a known distribution, and static padding."""
 
+from tf_dpfp.sampling.buckets import bucket_sizes
+from tf_dpfp.sampling.buckets import in_buckets
 from tf_dpfp.sampling.calibration import calibrate_representation
 from tf_dpfp.sampling.class_weights import weigh
 from tf_dpfp.sampling.dealing import deal
@@ -21,10 +23,12 @@ from tf_dpfp.sampling.stratified import stratified_batches
 __all__ = [
     "RandomizedLabels",
     "SamplingInfo",
+    "bucket_sizes",
     "calibrate_representation",
     "deal",
     "draws_of",
     "examples_digest",
+    "in_buckets",
     "keep_probability",
     "pad_to_multiple",
     "piece_of",

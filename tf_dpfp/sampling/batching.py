@@ -56,7 +56,9 @@ def batches(
                 keras.tree.lists_to_tuples(batch),
             )
         if capacity is not None:
-            batch = _weigh(batch, tf.ensure_shape(is_example, [capacity]))
+            batch = weigh_padding(
+                batch, tf.ensure_shape(is_example, [capacity])
+            )
         return _as_element(batch)
 
     signature = tuple(
@@ -101,8 +103,21 @@ def _of_size(leaf: Any, size: int | tf.Tensor) -> tf.Tensor:
         return tf.identity(leaf)
 
 
-def _weigh(batch: tuple[Any, ...], is_example: tf.Tensor) -> tuple[Any, ...]:
-    """Gives padding the weight zero, whatever weight it had."""
+def weigh_padding(
+    batch: tuple[Any, ...], is_example: tf.Tensor
+) -> tuple[Any, ...]:
+    """Gives padding the weight zero, whatever weight it had.
+
+    Args:
+        batch: `(x, y)` or `(x, y, sample_weight)`.
+        is_example: Boolean, `(batch,)`: false for padding.
+
+    Returns:
+        `(x, y, sample_weight)`.
+
+    Raises:
+        ValueError: If the batch is `x` alone.
+    """
     if len(batch) == 1:
         raise ValueError(
             "padded='static' marks padding by its sample weight, which needs "

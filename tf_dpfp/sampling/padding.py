@@ -41,8 +41,25 @@ def pad_to_multiple(
     else:
         batch_size = tf.cast(batch_size, tf.int32)
         size = tf.maximum(-(-batch_size // multiple), 1) * multiple
+    return pad(tree, size, batch_size)
 
-    def pad(leaf):
+
+def pad(
+    tree: Any, size: int | tf.Tensor, batch_size: int | tf.Tensor
+) -> tuple[Any, tf.Tensor]:
+    """Pads a batch with zeros to a size.
+
+    Args:
+        tree: Tensors with a common first axis over examples, nested in any
+            way. `None` leaves are kept.
+        size: Number of rows afterwards, at least `batch_size`.
+        batch_size: Number of examples.
+
+    Returns:
+        `(padded, is_example)`, as of `pad_to_multiple`.
+    """
+
+    def pad_leaf(leaf):
         if leaf is None:
             return None
         with tf.control_dependencies(_same_size(leaf, batch_size)):
@@ -53,7 +70,7 @@ def pad_to_multiple(
         return tf.ensure_shape(padded, [static_size, *leaf.shape[1:]])
 
     is_example = tf.range(size) < batch_size
-    return keras.tree.map_structure(pad, tree), is_example
+    return keras.tree.map_structure(pad_leaf, tree), is_example
 
 
 def split_microbatches(tree: Any, microbatch_size: int) -> Any:

@@ -88,9 +88,10 @@ def poisson_batches(
             size of the data set, which treats that size as public.
         steps_per_epoch: Number of batches in an iteration. Defaults to
             `1 / sampling_rate` rounded, at least 1.
-        padded: `None` for batches of the size drawn, or `"static"` for batches
-            of exactly `capacity` examples, whose shapes are static as XLA and
-            TPUs need them. Padding is zeros (empty strings) of weight zero, so
+        padded: `None` for batches of the size drawn, which `fit` pads to one
+            of four sizes where XLA compiles the step, or `"static"` for batches
+            of exactly `capacity` examples, whose shapes are static as TPUs
+            need them. Padding is zeros (empty strings) of weight zero, so
             padded batches are always `(x, y, sample_weight)` and need targets.
             Metrics see the padding unless they are `weighted_metrics`.
         capacity: Size of a padded batch. Defaults to the smallest multiple of

@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp import clipping as clipping_lib
+from tf_dpfp import compilation
 from tf_dpfp import low_rank
 from tf_dpfp import per_example
 from tf_dpfp.keras_private import layers as keras_layers
@@ -92,7 +93,7 @@ def clipped_microbatch(
     before = traced_lib.count_operations()
     data = (x, y, sample_weight, is_example)
     data = x, y, sample_weight, is_example = traced_lib.as_examples(data)
-    with tf.GradientTape() as tape, keras_random.seeds_from(plan.seeds(piece)):
+    with tf.GradientTape() as tape, _seeds(plan, piece):
         with (
             plan.record(data) as calls,
             plan.step() as representations,
@@ -134,6 +135,12 @@ def clipped_microbatch(
         )
     clipped = clipping_lib.clip_and_sum(gradients, plan.groups, present)
     return MicrobatchResult(BatchSums(clipped, above), losses, y_pred)
+
+
+def _seeds(plan: Plan, piece: tf.Tensor | int):
+    """Opens the context in which random layers take the seeds of the step."""
+    xla = compilation.target() is compilation.Target.XLA
+    return keras_random.seeds_from(plan.seeds(piece), threefry=xla)
 
 
 def _source_gradients(plan: Plan, tape, total: tf.Tensor, calls):

@@ -3,9 +3,9 @@
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from tf_dpfp import clipping
+from tf_dpfp import compilation
 from tf_dpfp import mechanisms
 from tf_dpfp import optimizers
 from tf_dpfp.keras_private import trainer as keras_trainer
@@ -29,10 +29,17 @@ def compile_private(model: keras.Model, args: tuple, kwargs: dict) -> None:
     state = state_lib.state_of(model)
     before = getattr(model, "optimizer", None)
     ordinary = state_lib.ordinary(model, "compile")
-    given = state_lib.bound(ordinary, args, kwargs).get("optimizer")
+    arguments = state_lib.bound(ordinary, args, kwargs)
+    given = arguments.get("optimizer")
+    # A `compile` of the model's own may have it among its `**kwargs` only.
+    by_default = (
+        "auto"
+        == arguments.get("jit_compile", "auto")
+        == kwargs.get("jit_compile", "auto")
+    )
     if isinstance(given, optimizers.PrivateOptimizer):
         kwargs["auto_scale_loss"] = False
-        if "jit_compile" not in kwargs and not _suits_xla(given):
+        if by_default and not _suits_xla(given):
             kwargs["jit_compile"] = False
     elif not clip_layers.layers_of(model):
         # Before anything is changed.
@@ -52,6 +59,7 @@ def compile_private(model: keras.Model, args: tuple, kwargs: dict) -> None:
         model.optimizer = before
         raise
     state.mechanism = mechanism
+    state.xla_by_default = by_default
     clip_layers.begin_with(model, before)
     mechanism.check_compiled()
 
@@ -97,7 +105,11 @@ def _suits_xla(optimizer: optimizers.PrivateOptimizer) -> bool:
     """Tells if XLA is left on where Keras itself turns it on."""
     # Private steps are slower with it on CPU, and it compiles for one device.
     per_device = isinstance(optimizer.clipping, clipping.PerDevice)
-    return _has_accelerator() and not per_device and not optimizer.secure
+    return (
+        compilation.has_accelerator()
+        and not per_device
+        and not optimizer.secure
+    )
 
 
 def _check_secure(model: keras.Model) -> None:
@@ -108,13 +120,6 @@ def _check_secure(model: keras.Model) -> None:
             "can't compile that. Compile the model with jit_compile=False. "
             f"Received: jit_compile={model.jit_compile}"
         )
-
-
-def _has_accelerator() -> bool:
-    return any(
-        device.device_type != "CPU"
-        for device in tf.config.list_physical_devices()
-    )
 
 
 def compile_loaded(model: keras.Model, config: dict) -> bool:

@@ -25,6 +25,7 @@ from tf_dpfp.mechanisms import ordinary_steps
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.mechanisms import trained_apart
 from tf_dpfp.training import compiling
+from tf_dpfp.training import fallback
 
 
 def _compile(self, *args, **kwargs) -> None:
@@ -71,7 +72,9 @@ def _make_train_function(self, force: bool = False) -> Any:
     made = state_lib.ordinary(self, "make_train_function")(force)
     if self.train_function is not None and self.train_function is not before:
         self.train_function = fit_steps.with_claims(
-            self, state_lib.state_of(self), self.train_function
+            self,
+            state_lib.state_of(self),
+            fallback.guarded(self, self.train_function),
         )
     return made
 

@@ -1,0 +1,127 @@
+"""Few batch sizes for compiled steps: each draw is padded to one of four.
+
+XLA compiles a step anew for every size of a batch, and Poisson batches have
+another one in nearly every step. Here a batch is padded to the smallest of at
+most four sizes that holds it, so a step is compiled at most four times. For
+large batches, one or two sizes are enough.
+
+The size of a padded batch tells about the size of the draw, which is secret,
+as the size of a batch without padding does: neither leaves the step.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import tensorflow as tf
+from keras import tree
+from scipy import stats
+
+from tf_dpfp.accounting import PoissonSampling
+from tf_dpfp.sampling import batching
+from tf_dpfp.sampling import padding
+from tf_dpfp.sampling import registry
+
+# Sizes are multiples of this, as matrix units have them.
+_MULTIPLE = 8
+_MOST = 4
+# Probability per step of a draw beyond the largest size. It is padded, too,
+# to a multiple of that size, for one more compilation: nothing is cut off.
+_BEYOND = 1e-6
+# Mean size, as a multiple of the mean draw, below which no further compilation
+# pays.
+_ENOUGH = 1.15
+# Candidates begin where this part of the draws is smaller.
+_BELOW = 0.05
+_CANDIDATES = 32
+
+
+def bucket_sizes(
+    population: int, rate: float, multiple: int = 1
+) -> tuple[int, ...]:
+    """Chooses few batch sizes with little padding.
+
+    As few as keep the mean size, over draws, below 1.15 times that of a draw,
+    for each of them is compiled; of so many, those of the least mean.
+
+    Args:
+        population: Number of examples.
+        rate: Probability of each example to be drawn.
+        multiple: Divisor of every size, beside 8: a micro-batch.
+
+    Returns:
+        At most four sizes in ascending order. The last one holds all draws
+        but one in a million.
+    """
+    step = math.lcm(_MULTIPLE, multiple)
+    drawn = stats.binom(population, rate)
+    least = max(1, int(drawn.ppf(_BELOW)) // step)
+    most = max(least, -(-int(drawn.isf(_BEYOND)) // step))
+    apart = -(-(most - least) // _CANDIDATES) or 1
+    candidates = range(most * step, least * step - 1, -apart * step)
+    at_most = {size: float(drawn.cdf(size)) for size in candidates}
+    largest, *smaller = candidates
+
+    def mean_size(sizes: Sequence[int]) -> float:
+        below, total = 0.0, 0.0
+        for size in sizes[:-1]:
+            total += size * (at_most[size] - below)
+            below = at_most[size]
+        return total + sizes[-1] * (1.0 - below)
+
+    sizes: tuple[int, ...] = ()
+    for count in range(min(_MOST, len(candidates))):
+        chosen = itertools.combinations(sorted(smaller), count)
+        sizes = min(((*least, largest) for least in chosen), key=mean_size)
+        if mean_size(sizes) <= _ENOUGH * population * rate:
+            break
+    return sizes
+
+
+def in_buckets(
+    batches: tf.data.Dataset,
+    info: registry.SamplingInfo,
+    multiple: int = 1,
+) -> tf.data.Dataset:
+    """Pads Poisson batches to few sizes, after everything else.
+
+    Padding is zeros (empty strings) of sample weight zero. It changes neither
+    which examples are drawn nor in what order.
+
+    Args:
+        batches: Batches of `poisson_batches`, `(x, y)` or
+            `(x, y, sample_weight)`.
+        info: Distribution of the batches.
+        multiple: Divisor of every size.
+
+    Returns:
+        A `tf.data.Dataset` of `(x, y, sample_weight)`; `batches` itself, if
+        sizes are static already or there is no `y` to give a weight.
+    """
+    spec = batches.element_spec
+    has_labels = isinstance(spec, tuple) and len(spec) > 1
+    if info.capacity is not None or not has_labels:
+        return batches
+    assert isinstance(info.sampling, PoissonSampling)
+    sizes = bucket_sizes(info.population, info.sampling.sampling_rate, multiple)
+    return batches.map(lambda *batch: _padded(batch, sizes)).prefetch(2)
+
+
+def _padded(batch: tuple, sizes: Sequence[int]) -> tuple:
+    drawn = tf.shape(tree.flatten(batch)[0])[0]
+    size = _size_for(drawn, sizes)
+    padded, is_example = padding.pad(batch, size, drawn)
+    return batching.weigh_padding(padded, is_example)
+
+
+def _size_for(drawn: tf.Tensor, sizes: Sequence[int]) -> tf.Tensor:
+    """Returns the smallest size that holds a draw, or a multiple of the last.
+
+    Args:
+        drawn: Number of examples of the draw.
+        sizes: Sizes in ascending order.
+    """
+    holds = tf.constant(sizes) >= drawn
+    smallest = tf.reduce_min(tf.where(holds, sizes, tf.int32.max))
+    beyond = -(-drawn // sizes[-1]) * sizes[-1]
+    return tf.where(tf.reduce_any(holds), smallest, beyond)
