@@ -275,18 +275,6 @@ def test_ordinary_models_are_proved_without_a_warning(name, way):
             _fit(model, x, sample_weight=weights)
 
 
-def test_a_new_size_is_proved_anew():
-    """The proof of a trace is good for that trace alone."""
-
-    def all_but_eights(x):
-        return x if x.shape[0] == 8 else x - tf.reduce_mean(x, 0)
-
-    model = _compiled(Calls(all_but_eights))
-    model.train_on_batch(X, Y)
-    with pytest.raises(ValueError, match=MEET):
-        model.train_on_batch(X[:5], Y[:5])
-
-
 class Table(layers.Layer):
     """A lookup of its own, under the generic rule."""
 

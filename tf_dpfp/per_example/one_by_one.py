@@ -79,7 +79,7 @@ class OneByOne:
                 tf.squeeze(t, 0) for t in tree.flatten(outputs) if t is not None
             ]
 
-        found = iter(_mapped(call, list(values), has_copies, seeds + tensors))
+        found = iter(mapped(call, list(values), has_copies, seeds + tensors))
         return tree.pack_sequence_as(
             structure[0],
             [
@@ -108,7 +108,7 @@ def _batch_size(layer: keras.layers.Layer, tensors: Sequence[tf.Tensor]):
     return tf.shape(tensors[0])[0]
 
 
-def _mapped(
+def mapped(
     call: Callable[[list, list], list[tf.Tensor]],
     weights: list[tf.Tensor],
     has_copies: bool,
@@ -121,6 +121,9 @@ def _mapped(
         weights: Weights, the same for all examples or one of each.
         has_copies: True if there are copies for each example.
         examples: Tensors, examples along the first axis.
+
+    Returns:
+        What the function returns, for the whole batch.
     """
     count = len(weights)
     if has_copies:

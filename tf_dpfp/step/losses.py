@@ -8,8 +8,8 @@ but example i.
 
 Losses that Keras defines row by row are called once for the batch and reduced
 within each row. Anything else, a user's function first of all, is called on
-batches of one: vectorised, or in a loop where it branches or loops itself, which
-is slower and can be proved. Whatever it does, it never sees two examples.
+batches of one: vectorised, or in a loop where it branches or loops itself,
+which is slower and can be proved. Whatever it does, it never sees two examples.
 """
 
 import math
@@ -20,6 +20,7 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.per_example import one_by_one
 
 # Row i of what these return depends on row i of their arguments alone, and
 # nothing in their code looks at the batch. Hinge and SquaredHinge ask whether
@@ -210,11 +211,15 @@ class PerExampleLoss(keras.losses.Loss):
             return tf.reduce_sum(tf.cast(value, keras.config.floatx()))
 
         if _branches(loss_of_one, given):
-            return tf.map_fn(
-                loss_of_one,
-                given,
-                fn_output_signature=keras.config.floatx(),
+            (values,) = one_by_one.mapped(
+                lambda _, example: [
+                    loss_of_one(tree.pack_sequence_as(given, example))
+                ],
+                weights=[],
+                has_copies=False,
+                examples=tree.flatten(given),
             )
+            return values
         return tf.vectorized_map(loss_of_one, given)
 
 
