@@ -392,6 +392,35 @@ def test_texts_padded_to_the_longest_are_refused(monkeypatch):
         _fit(_texts(), texts, Y[:2])
 
 
+def _branching(y_true, y_pred):
+    ops = keras.ops
+    return ops.cond(
+        ops.all(y_true > 0.0),
+        lambda: ops.mean(ops.square(y_true - y_pred), -1),
+        lambda: ops.mean(ops.abs(y_true - y_pred), -1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels"),
+    [
+        (_branching, Y),
+        ("squared_hinge", np.sign(Y)),
+        (keras.losses.CTC(), np.ones((8, 1), "int32")),
+    ],
+)
+def test_losses_that_branch_or_loop_are_proved(loss, labels):
+    x = X
+    model = _compiled(loss=loss)
+    if isinstance(loss, keras.losses.CTC):
+        x = np.repeat(X[:, None], 4, axis=1)
+        model = keras.Sequential([keras.Input((4, 3)), layers.Dense(2)])
+        tf_dpfp.make_private(model)
+        model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), loss)
+    _fit(model, x, labels)
+    assert [e.steps for e in tf_dpfp.ledger(model)] == [1]
+
+
 def test_validate_lists_what_the_proof_finds():
     (problem,) = tf_dpfp.validate(_compiled(Calls(_route)), (X, Y))
     assert "Cumsum" in problem.reason

@@ -167,6 +167,13 @@ def test_predictions_of_rank_one_are_not_averaged_over_the_batch(name):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_ctc_is_called_on_batches_of_one():
+    rng = np.random.default_rng(0)
+    y_pred = rng.normal(size=(B, T, D + 1)).astype(np.float32)
+    y_true = rng.integers(1, D + 1, (B, 2))
+    _check(keras.losses.CTC(), y_true, y_pred)
+
+
 @pytest.mark.parametrize("name", ["Dice", "Tversky"])
 def test_losses_over_the_whole_batch_are_called_on_batches_of_one(name):
     y_true, y_pred = _data()

@@ -118,7 +118,7 @@ def _chosen_by_one(
     walk: Walk,
 ) -> list[Value]:
     """Decides for the one example that a loop is at."""
-    if op.type in ("If", "Case"):
+    if walk.has_effects(op):
         raise findings.Refusal("The data decide whether something is written.")
     results = [walk.call(op, name, arguments) for name in names]
     for found in results:
@@ -126,6 +126,12 @@ def _chosen_by_one(
             plain = value.kind is Kind.SINGLE or (
                 value.is_free and not value.hangs_on_batch
             )
-            if not plain:
+            # A branch that is not taken hands its gradient an empty holder.
+            if not plain and not _holds_nothing(value):
                 raise findings.Refusal("One example meets the whole batch.")
     return [Value(Kind.SINGLE, walk.static(o)) for o in op.outputs]
+
+
+def _holds_nothing(value: Value) -> bool:
+    empty = value.item is None and value.length is None and not value.by_item
+    return value.kind is Kind.LIST and empty and not value.hangs_on_batch

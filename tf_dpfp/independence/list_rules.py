@@ -330,11 +330,14 @@ def hold(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     if len(values) != 1:
         raise findings.Refusal("It holds several tensors.")
     if values[0].kind is Kind.SINGLE:
-        raise findings.Refusal(_TAKES_OUT)
+        # A holder of one example's numbers is one example's, too.
+        return Value(Kind.SINGLE, ())
     return _list(values[0])
 
 
 @registry.rule("OptionalGetValue", takes_lists=True, takes_single=True)
 def held(op: tf.Operation, values: Sequence[Value], walk: Walk) -> list[Value]:
     """Takes the value out of a holder."""
+    if values[0].kind is Kind.SINGLE:
+        return [Value(Kind.SINGLE, walk.static(o)) for o in op.outputs]
     return [_item(values[0], output, walk) for output in op.outputs]

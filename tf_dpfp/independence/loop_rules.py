@@ -143,7 +143,7 @@ def _settled(
     for _ in range(_MOST_ROUNDS):
         with walk.unjudged():
             (goes_on,) = walk.call(loop.op, loop.condition, state)
-            _check_condition(loop, goes_on)
+            _check_condition(loop, goes_on, walk)
             new = walk.call(loop.op, loop.body, state)
         joined = []
         for i, (a, b) in enumerate(zip(state, new, strict=True)):
@@ -187,12 +187,12 @@ def _next_round(loop: _Loop, value: Value) -> Value:
     return _of_round(value)
 
 
-def _check_condition(loop: _Loop, goes_on: Value) -> None:
+def _check_condition(loop: _Loop, goes_on: Value, walk: Walk) -> None:
     if goes_on.kind is Kind.MIXED and goes_on.finding is not None:
         raise findings.Refusal(
             "It is a loop as long as the data say. " + goes_on.finding.reason
         )
-    if goes_on.kind is Kind.SINGLE and loop.op.type == "StatelessWhile":
+    if goes_on.kind is Kind.SINGLE and not walk.has_effects(loop.op):
         return
     if loop.is_over_examples and goes_on.counts_examples:
         return

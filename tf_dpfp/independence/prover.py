@@ -382,6 +382,10 @@ class Walk:
             )
         )
 
+    def has_effects(self, op: tf.Operation) -> bool:
+        """Tells if a function writes, prints or hands something to Python."""
+        return op.op_def.is_stateful and bool(self._effects(op))
+
     def _effects(self, op: tf.Operation) -> list[tf.Operation]:
         """Lists the operations with effects in a function."""
         found = []

@@ -74,6 +74,9 @@ class Walk(Protocol):
     ) -> Value:
         """Describes an output that is not proved."""
 
+    def has_effects(self, op: tf.Operation) -> bool:
+        """Tells if a function writes, prints or hands something to Python."""
+
     def note_effects(self, op: tf.Operation) -> None:
         """Notes what a function writes that does not always run."""
 
