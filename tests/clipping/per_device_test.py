@@ -186,7 +186,7 @@ class ReversibleTable(layers.Layer):
     def call(self, x, reverse=False):
         if reverse:
             return tf.matmul(x, self.table, transpose_b=True)
-        return tf.gather(self.table, x)
+        return keras.ops.take(self.table, x, axis=0)
 
 
 def test_a_table_tied_over_two_devices_is_one_variable():

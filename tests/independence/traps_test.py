@@ -95,6 +95,9 @@ def _marks(ids):
 
 OUT_OF_RANGE = {
     "as it is": lambda i: i,
+    "a truth value": lambda i: (
+        tf.clip_by_value(i, 2, 6) - tf.cast(tf.cast(2, tf.bool), i.dtype)
+    ),
     "one too many": lambda i: tf.clip_by_value(i, 0, 5),
     "below": lambda i: tf.clip_by_value(i, -1, 4),
     "only above": lambda i: tf.minimum(i, 4),

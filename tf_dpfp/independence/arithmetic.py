@@ -52,8 +52,12 @@ def calculate(op: tf.Operation, values: Sequence[Value]) -> Value | None:
 
 
 def _in_dtype(number: MaybeSize, dtype: tf.DType) -> MaybeSize:
-    """Drops numbers that wrap around."""
-    if number is None or not number.is_number or dtype == tf.bool:
+    """Drops numbers that wrap around; a truth value is 0 or 1."""
+    if number is None:
+        return None
+    if dtype == tf.bool:
+        return Size.of(int(number != 0)) if number.is_number else None
+    if not number.is_number:
         return number
     return number if dtype.min <= int(number) <= dtype.max else None
 

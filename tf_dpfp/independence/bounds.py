@@ -67,6 +67,12 @@ def of_result(op: tf.Operation, values: Sequence[Value]) -> Range:
                 "It computes with the number of the row.", findings.ROW_NUMBER
             )
         return UNBOUNDED
+    if op.type == "Cast" and dtype == tf.bool:
+        if numbered:
+            raise findings.Refusal(
+                "It computes with the number of the row.", findings.ROW_NUMBER
+            )
+        return Range(sizes_lib.ZERO, sizes_lib.ONE)
     found = function(
         *[of(v, t.dtype) for v, t in zip(values, op.inputs, strict=True)]
     )

@@ -265,6 +265,8 @@ def _free_of_data(
         hangs = hangs or last is None or last.hangs_on_batch
         return [values_lib.uniform(main.sizes, hangs)]
     hangs = hangs or sizes_lib.hang_on_batch(main.shape)
+    if op.type in _SAME_SIZES:
+        return [values_lib.free(main.shape, None, hangs)]
     return [values_lib.free(walk.static(o), None, hangs) for o in op.outputs]
 
 
