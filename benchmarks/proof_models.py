@@ -279,9 +279,9 @@ def loss_cases() -> dict[str, Case]:
     names = """
         BinaryCrossentropy BinaryFocalCrossentropy CategoricalCrossentropy
         CategoricalFocalCrossentropy CategoricalHinge CosineSimilarity Dice
-        Huber KLDivergence LogCosh MeanAbsoluteError
+        Hinge Huber KLDivergence LogCosh MeanAbsoluteError
         MeanAbsolutePercentageError MeanSquaredError
-        MeanSquaredLogarithmicError Poisson Tversky
+        MeanSquaredLogarithmicError Poisson SquaredHinge Tversky
     """.split()
 
     def build():
@@ -309,10 +309,5 @@ def mixing_cases() -> dict[str, Case]:
         ),
         "Softmax over the batch": _over(
             _SEQUENCE, [L.Flatten(), L.Softmax(axis=0)]
-        ),
-        "Hinge": (
-            lambda: keras.Sequential([keras.Input((3,)), L.Dense(4)]),
-            lambda n: (_floats(n, 3), _floats(n, 4)),
-            keras.losses.Hinge(),
         ),
     }

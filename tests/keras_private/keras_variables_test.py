@@ -78,5 +78,5 @@ def test_a_first_step_that_makes_variables_is_traced_once(clipping):
     model.compile(optimizer, loss="mse", metrics=["mae"])
     traced.clear()
     model.train_on_batch(np.ones((4, 2)), np.ones(4))
-    assert traced.count((4, 2)) == 1
+    assert traced.count((None, 2)) == 1
     assert optimizer.built and optimizer.iterations == 1
