@@ -191,7 +191,7 @@ class PerExampleLoss(keras.losses.Loss):
             given["sample_weight"] = sample_weight
         given = tree.map_structure(keras.ops.convert_to_tensor, given)
 
-        def loss_of_one(example):
+        def of_one(example):
             example = {k: v[None] for k, v in example.items()}
             prediction = keras_layers.with_mask(
                 example["y_pred"], example.get("mask")
@@ -209,6 +209,11 @@ class PerExampleLoss(keras.losses.Loss):
                     "sum_over_batch_size",
                 )
             return tf.reduce_sum(tf.cast(value, keras.config.floatx()))
+
+        def loss_of_one(example):
+            # A loss may have a name that can't be the first of a scope.
+            with tf.name_scope("one"):
+                return of_one(example)
 
         if _branches(loss_of_one, given):
             (values,) = one_by_one.mapped(
