@@ -212,15 +212,19 @@ def _compare(model: keras.Model, plan: Plan, batch, other_batch) -> None:
 
     # To run once costs less than to compile, but for what is vectorised over
     # examples: that takes long to differentiate outside of a graph.
+    eager_error: Exception | None = None
     if not any(isinstance(u.rule, per_example.GenericRule) for u in plan.units):
         try:
             _judge(model, plan, statistics, run(batch, other_batch))
             return
-        except (ValueError, tf.errors.OpError):
+        except (ValueError, tf.errors.OpError) as error:
             # In a graph it can be told which arguments of a layer have the
             # batch in them, and which are the same for all examples.
-            pass
-    result = tf.function(run, autograph=False)(batch, other_batch)
+            eager_error = error
+    try:
+        result = tf.function(run, autograph=False)(batch, other_batch)
+    except tf.errors.OpError as error:
+        raise eager_error or error from None
     _judge(model, plan, statistics, result)
 
 
