@@ -128,7 +128,7 @@ def journal_rows(rounds: int) -> Iterator[dict]:
     with tempfile.TemporaryDirectory() as folder:
         journal = journal_lib.Journal(pathlib.Path(folder) / "ledger")
         reserved = [
-            _timed(lambda: journal.reserve([entry], [entry], rounds))
+            _timed(lambda: journal.reserve(lambda: [entry], [entry], rounds))
             for _ in range(20)
         ]
         begun = [_timed(lambda: journal.begin(1)) for _ in range(rounds)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import threading
 
 import pytest
 
@@ -28,7 +29,7 @@ def _counts(folder):
 @pytest.fixture
 def journal(tmp_path):
     made = journal_lib.Journal(tmp_path / "ledger")
-    made.reserve([_KNOWN], [_STEP], 5)
+    made.reserve(lambda: [_KNOWN], [_STEP], 5)
     yield made
     made.close(ended=False)
 
@@ -68,7 +69,7 @@ def test_a_machine_that_names_no_start_counts_what_was_reserved(
 ):
     monkeypatch.setattr(journal_lib, "_BOOT", tmp_path / "none")
     journal = journal_lib.Journal(tmp_path / "ledger")
-    journal.reserve([_KNOWN], [_STEP], 5)
+    journal.reserve(lambda: [_KNOWN], [_STEP], 5)
     journal.begin(2)
     journal.close(ended=False)
     assert _counts(tmp_path / "ledger") == (12, 0)
@@ -101,7 +102,9 @@ def test_a_kill_within_a_reservation_leaves_the_one_before(
                 patch.setattr(durable_files, "replace", killed)
             with pytest.raises(KeyboardInterrupt):
                 journal.reserve(
-                    [dataclasses.replace(_KNOWN, steps=9), _OTHER], [_STEP], 5
+                    lambda: [dataclasses.replace(_KNOWN, steps=9), _OTHER],
+                    [_STEP],
+                    5,
                 )
         assert _counts(tmp_path / "ledger") == (9, 2)
         # The same number is taken by the next try of a new process.
@@ -114,7 +117,7 @@ def test_a_new_reservation_holds_what_ran(journal, tmp_path):
     journal.begin(2)
     journal.note(_OTHER)
     ledger = [dataclasses.replace(_KNOWN, steps=9), _OTHER]
-    journal.reserve(ledger, [_STEP], 3)
+    journal.reserve(lambda: ledger, [_STEP], 3)
     assert _counts(tmp_path / "ledger") == (9, 2)
     journal.begin(3)
     assert _counts(tmp_path / "ledger") == (12, 2)
@@ -140,9 +143,34 @@ def test_notes_of_a_reservation_before_are_not_counted_twice(journal, tmp_path):
     journal.note(_OTHER)
     others = tmp_path / "ledger" / "others"
     before = others.read_bytes()
-    journal.reserve([_KNOWN, _OTHER], [_STEP], 5)
+    journal.reserve(lambda: [_KNOWN, _OTHER], [_STEP], 5)
     # A kill after the new record was there, before the notes were gone.
     others.write_bytes(before)
+    assert _counts(tmp_path / "ledger") == (7, 2)
+
+
+def test_a_step_that_still_runs_in_another_thread_stays_noted(
+    journal, tmp_path
+):
+    noted, counted = threading.Event(), threading.Event()
+
+    def step():
+        journal.note(_OTHER)
+        noted.set()
+        counted.wait()
+
+    thread = threading.Thread(target=step, daemon=True)
+    thread.start()
+    noted.wait()
+    # The ledger does not have it yet, whatever is reserved meanwhile.
+    found = []
+    for _ in range(2):
+        journal.reserve(lambda: [_KNOWN], [_STEP], 5)
+        found.append(_counts(tmp_path / "ledger"))
+    counted.set()
+    thread.join()
+    assert found == [(7, 2)] * 2
+    journal.reserve(lambda: [_KNOWN, _OTHER], [_STEP], 5)
     assert _counts(tmp_path / "ledger") == (7, 2)
 
 

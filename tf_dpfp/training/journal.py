@@ -26,7 +26,7 @@ import pathlib
 import shutil
 import struct
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -54,6 +54,8 @@ class Journal:
         self._descriptor: int | None = None
         # Steps of several threads are noted.
         self._lock = threading.Lock()
+        # Rows of the last step that each of them noted: it may still run.
+        self._last: dict[int, list] = {}
 
     def entries(self) -> list[accounting.LedgerEntry]:
         """Reads what a training that did not end has counted, at most.
@@ -114,19 +116,21 @@ class Journal:
 
     def reserve(
         self,
-        ledger: Iterable[accounting.LedgerEntry],
+        ledger: Callable[[], Iterable[accounting.LedgerEntry]],
         one_step: Sequence[accounting.LedgerEntry],
         steps: int,
     ) -> None:
         """Reserves steps; returns when they are on the disk.
 
         Args:
-            ledger: Entries of the ledger, read from the model.
+            ledger: Reads the entries of the ledger from the model.
             one_step: Entries that one step adds.
             steps: Number of steps that may follow.
         """
         with self._lock:
-            self._reserve(ledger, one_step, steps)
+            # No step is noted meanwhile, so that each one is in what is read
+            # here, or may still run.
+            self._reserve(ledger(), one_step, steps)
 
     def _reserve(
         self,
@@ -135,6 +139,10 @@ class Journal:
         steps: int,
     ) -> None:
         durable_files.make_folder(self._path.parent)
+        running = self._of_other_threads(self._number + 1)
+        for line in running:
+            # Lines of another number than the record's count nothing.
+            durable_files.append(self._others_path, line)
         self._number += 1
         self._reserved, self._begun = steps, 0
         # In the other place: a kill before the record leaves the older one
@@ -149,8 +157,23 @@ class Journal:
         }
         text = json.dumps(record)
         durable_files.replace(self._path, lambda path: path.write_text(text))
-        # The ledger holds them now.
-        self._others_path.unlink(missing_ok=True)
+        if not running:
+            # The ledger holds them now.
+            self._others_path.unlink(missing_ok=True)
+
+    def _of_other_threads(self, number: int) -> list[str]:
+        """Lists the last step of each other thread: the ledger may lack it.
+
+        Args:
+            number: Number of the record that they are to count beside.
+        """
+        alive = {t.ident for t in threading.enumerate()}
+        alive.discard(threading.get_ident())
+        self._last = {i: rows for i, rows in self._last.items() if i in alive}
+        return [
+            json.dumps({"number": number, "rows": rows})
+            for rows in self._last.values()
+        ]
 
     def begin(self, steps: int) -> bool:
         """Notes that steps begin.
@@ -173,8 +196,10 @@ class Journal:
         Args:
             entry: What it releases.
         """
-        record = {"number": self._number, "rows": _encoded([entry])}
+        rows = _encoded([entry])
         with self._lock:
+            self._last[threading.get_ident()] = rows
+            record = {"number": self._number, "rows": rows}
             durable_files.append(self._others_path, json.dumps(record))
 
     def _write_begun(self) -> None:
