@@ -12,9 +12,9 @@ import warnings
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import tf_dpfp
+from tests.replicas import common as replicas
 from tests.training import killed_saves
 from tf_dpfp.training import backups
 from tf_dpfp.training import journal as journal_lib
@@ -281,10 +281,6 @@ def test_representations_are_counted_in_their_layer(tmp_path):
     assert run() == 3 + 2
 
 
-def _mirrored():
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
-
 @pytest.mark.parametrize("kind", ["joint", "replicas"])
 def test_other_ways_to_train_are_counted_over_a_kill(
     tmp_path, without_trial, kind
@@ -294,7 +290,11 @@ def test_other_ways_to_train_are_counted_over_a_kill(
     is_joint = kind == "joint"
 
     def run(*callbacks):
-        scope = contextlib.nullcontext() if is_joint else _mirrored().scope()
+        scope = (
+            contextlib.nullcontext()
+            if is_joint
+            else replicas.strategy(2).scope()
+        )
         with scope:
             middle = []
             if is_joint:
