@@ -182,11 +182,19 @@ def test_troubleshooting_has_every_message_that_does_not_explain_itself():
     assert missing == []
 
 
+# Pages whose blocks of `python` are run; those of other libraries are `py`.
+_WITH_CODE = (
+    "guide",
+    "custom_layers",
+    "auditing",
+    "migration_tf_privacy",
+    "migration_opacus",
+)
+
+
 def _chains():
     """A page's blocks run one after the other, those of KerasHub alone."""
-    pages = [
-        DOCS / f"{name}.md" for name in ("guide", "custom_layers", "auditing")
-    ]
+    pages = [DOCS / f"{name}.md" for name in _WITH_CODE]
     for page in [*pages, ROOT / "CONTRIBUTING.md"]:
         text = page.read_text()
         chain, apart = [], []
