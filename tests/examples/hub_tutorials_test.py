@@ -39,7 +39,8 @@ def run(monkeypatch, tmp_path):
     monkeypatch.setattr(text_datasets, "load_movie_reviews", _texts)
     monkeypatch.setattr(text_datasets, "load", lambda _: _texts())
 
-    return lambda name: runpy.run_path(str(tutorial_files.TUTORIALS / f"{name}.py"))
+    folder = tutorial_files.TUTORIALS
+    return lambda name: runpy.run_path(str(folder / f"{name}.py"))
 
 
 @pytest.mark.slow
