@@ -71,3 +71,14 @@ def test_what_fetches_is_the_same_everywhere_and_checks():
     texts = {text for text in found.values() if text}
     assert len(texts) == 1
     assert "hashlib.sha256(content).hexdigest() != sha256" in texts.pop()
+
+
+def test_audit(run, monkeypatch):
+    monkeypatch.setenv("TF_DPFP_TUTORIAL_RUNS", "600")
+    found = run("audit", budgets=[4.0])
+    assert pathlib.Path("audit.png").exists()
+    assert [r.claimed_epsilon for r in found["reports"]] == [None, 4.0]
+    # Of the coins of canaries, and of the promise of this budget.
+    assert found["reports"][1].included.sum() in range(400, 600)
+    assert found["sound"].lower_bound < found["half"].lower_bound
+    assert found["wrong"].refuted
