@@ -27,13 +27,13 @@ def test_a_sound_model_has_no_problems():
 def test_every_problem_is_listed_at_once():
     model = _sequential(
         layers.BatchNormalization(name="bn"),
-        layers.Dense(3, activity_regularizer="l2", name="active"),
+        layers.SimpleRNN(3, stateful=True, name="stateful"),
         layers.SpectralNormalization(layers.Dense(2), name="spectral"),
     )
     problems = tf_dpfp.validate(model)
     assert {p.where.split("/")[-1] for p in problems} == {
         "bn",
-        "active",
+        "stateful",
         "spectral",
     }
     assert [p.fixable for p in problems].count(True) == 1
@@ -66,20 +66,42 @@ def test_mixup_is_refused():
     assert "mixes the examples" in _reasons(model)[0]
 
 
-def test_a_train_step_or_compute_loss_of_its_own_is_refused():
+def test_a_train_step_of_its_own_is_refused():
     class Step(keras.Sequential):
         def train_step(self, data):
             return {}
 
+    model = Step([keras.Input((4,)), layers.Dense(1)])
+    assert "train_step" in _reasons(model)[0]
+    with pytest.raises(ValueError, match="train_step"):
+        tf_dpfp.make_private(model)
+
+
+def test_a_compute_loss_of_its_own_is_refused_beside_representations():
     class Loss(keras.Sequential):
         def compute_loss(self, *args, **kwargs):
             return 0.0
 
-    for cls, reason in ((Step, "train_step"), (Loss, "compute_loss")):
-        model = cls([keras.Input((4,)), layers.Dense(1)])
-        assert reason in _reasons(model)[0]
-        with pytest.raises(ValueError, match=reason):
-            tf_dpfp.make_private(model)
+    assert tf_dpfp.validate(Loss([keras.Input((4,)), layers.Dense(1)])) == []
+    clip = tf_dpfp.DPRepresentationClip(1.0, 1.0, labels="public")
+    model = Loss([keras.Input((4,)), clip, layers.Dense(1)])
+    assert "compute_loss" in _reasons(model)[0]
+    with pytest.raises(ValueError, match="compute_loss"):
+        tf_dpfp.make_private(model)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: layers.LSTM(2, stateful=True),
+        lambda: layers.RNN(layers.GRUCell(2), stateful=True),
+        lambda: layers.Bidirectional(layers.SimpleRNN(2, stateful=True)),
+    ],
+)
+def test_a_layer_that_keeps_its_states_is_refused(layer):
+    model = keras.Sequential([keras.Input((3, 2), batch_size=1), layer()])
+    with pytest.raises(ValueError, match="from one batch to the next.*=False"):
+        tf_dpfp.make_private(model)
 
 
 def test_private_twice_is_refused():
@@ -157,8 +179,8 @@ def test_fix_refuses_what_would_have_nothing_left(channels):
 
 
 def test_fix_says_what_it_can_not_replace():
-    with pytest.raises(ValueError, match="activity_regularizer"):
-        tf_dpfp.fix(_sequential(layers.Dense(3, activity_regularizer="l2")))
+    with pytest.raises(ValueError, match="writes to its weights"):
+        tf_dpfp.fix(_sequential(layers.SpectralNormalization(layers.Dense(3))))
 
     class Subclassed(keras.Model):
         pass
