@@ -164,7 +164,8 @@ def _patched_call(unit: Unit):
 
 
 def _play_back(layer: keras.layers.Layer) -> Any:
-    played = next(_RECORDER.played.get(id(layer), iter(())), None)
+    recorded = (_RECORDER.played or {}).get(id(layer), iter(()))
+    played = next(recorded, None)
     if played is None:
         raise NotRecordedError(
             f"Layer '{layer.name}' ({type(layer).__name__}) is called more "
