@@ -6,6 +6,7 @@ from tf_dpfp import arguments
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
 from tf_dpfp.accounting import samplings
+from tf_dpfp.accounting import within
 
 # A budget that this much noise does not meet is not met by noise at all.
 _MAX_NOISE_MULTIPLIER = 1e8
@@ -87,28 +88,32 @@ def least_noise(
     delta = epsilon_lib.check_delta(delta, accountant)
     tolerance = arguments.number("tolerance", tolerance, above=0.0, below=1.0)
 
-    def within_budget(noise_multiplier: float, accountant: str) -> bool:
+    def quickly(noise_multiplier: float) -> bool:
+        return within.is_within(released(noise_multiplier), epsilon, delta)
+
+    def exactly(noise_multiplier: float, accountant: str) -> bool:
         found = epsilon_lib.compute_epsilon(
             released(noise_multiplier), delta, accountant
         )
         return found <= epsilon
 
     low, high = 0.0, 1.0
-    while not within_budget(high, "rdp"):
+    while not quickly(high):
         if high >= _MAX_NOISE_MULTIPLIER:
             raise ValueError(_out_of_reach(released(high), epsilon, delta))
         low, high = high, 2.0 * high
-    high = _least(
-        lambda noise: within_budget(noise, "rdp"), low, high, tolerance
-    )
+    high = _least(quickly, low, high, tolerance)
+    # The accountant itself has the last word.
+    while not exactly(high, "rdp"):
+        high = max(high + tolerance, high * (1.0 + 1e-9))
     if accountant == "rdp":
         return high
     # PLD needs somewhat less noise than RDP, never more.
     low = 0.9 * high
-    while within_budget(low, accountant):
+    while exactly(low, accountant):
         low, high = 0.9 * low, low
     return _least(
-        lambda noise: within_budget(noise, accountant), low, high, tolerance
+        lambda noise: exactly(noise, accountant), low, high, tolerance
     )
 
 
