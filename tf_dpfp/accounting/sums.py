@@ -45,9 +45,11 @@ def sampled_rdp(sampling_rate: float, noise_multiplier: float) -> np.ndarray:
     """Computes the RDP of one Poisson-sampled step.
 
     A Poisson-sampled Gaussian is never less private than the Gaussian itself,
-    so the latter's exact RDP stands in for orders at which the numerical one
-    fails (extreme parameters; dp_accounting also drops orders whose series
-    converges slowly).
+    and its moment is below the chord of the integer orders around. So these
+    bounds stand in for orders at which the numerical RDP fails or is greater
+    (extreme parameters; newer versions of dp_accounting also drop fractional
+    orders whose series converges slowly, as at rates above 0.3, and round the
+    others up).
 
     Args:
         sampling_rate: Probability with which an example is in the step, in
@@ -67,6 +69,8 @@ def sampled_rdp(sampling_rate: float, noise_multiplier: float) -> np.ndarray:
             sampled = _series_rdp(sampling_rate, noise_multiplier, orders())
             # fmin takes the other value where one is NaN.
             vector = np.fmin(sampled, vector)
+            quick = quick_sampled_rdp(sampling_rate, noise_multiplier)
+            vector = np.fmin(vector, quick)
     # The cache hands out this very array.
     vector.setflags(write=False)
     return vector
@@ -96,7 +100,9 @@ def sampled_rdp_at(
         ):
             at = np.array([order])
             (sampled,) = _series_rdp(sampling_rate, noise_multiplier, at)
-            found = np.fmin(sampled, found)
+            quick = quick_sampled_rdp(sampling_rate, noise_multiplier)
+            by_chord = quick[np.searchsorted(orders(), order)]
+            found = np.fmin(np.fmin(sampled, found), by_chord)
     return float(found)
 
 
