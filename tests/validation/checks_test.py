@@ -88,85 +88,6 @@ def test_private_twice_is_refused():
         tf_dpfp.make_private(model)
 
 
-def test_fix_replaces_and_copies():
-    model = _sequential(
-        layers.Dense(6, name="first"), layers.BatchNormalization(name="bn")
-    )
-    model.layers[0].trainable = False
-    fixed = tf_dpfp.fix(model)
-    assert isinstance(fixed.get_layer("bn"), layers.LayerNormalization)
-    for name in ("first", model.layers[-1].name):
-        for a, b in zip(
-            model.get_layer(name).get_weights(),
-            fixed.get_layer(name).get_weights(),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(a, b)
-    assert not fixed.get_layer("first").trainable
-    # The given model stays as it was.
-    assert isinstance(model.get_layer("bn"), layers.BatchNormalization)
-    tf_dpfp.make_private(fixed)
-
-
-def test_fix_leaves_a_model_of_vectors_alive():
-    """Normalised in groups of one, every example would look the same."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(256, 8)).astype(np.float32)
-    y = (x[:, 0] + x[:, 1] > 0).astype(np.int32)
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            keras.Input((8,)),
-            layers.Dense(32),
-            layers.BatchNormalization(),
-            layers.ReLU(),
-            layers.Dense(2),
-        ]
-    )
-    fixed = tf_dpfp.fix(model)
-    assert np.ptp(fixed.predict(x, verbose=0), axis=0).min() > 0.5
-    fixed.compile(
-        keras.optimizers.Adam(0.01),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    fixed.fit(x, y, epochs=10, verbose=0)
-    assert fixed.evaluate(x, y, verbose=0)[1] > 0.95
-
-
-@pytest.mark.parametrize(
-    ("channels", "groups"),
-    [(1, 1), (4, 1), (8, 1), (16, 2), (24, 3), (30, 3), (64, 8), (512, 32)],
-)
-def test_fix_leaves_eight_channels_to_a_group(channels, groups):
-    model = keras.Sequential(
-        [keras.Input((4, 4, channels)), layers.BatchNormalization(name="bn")]
-    )
-    found = tf_dpfp.fix(model).get_layer("bn")
-    assert isinstance(found, layers.GroupNormalization)
-    assert found.groups == groups
-
-
-@pytest.mark.parametrize("channels", [1, 2])
-def test_fix_refuses_what_would_have_nothing_left(channels):
-    model = keras.Sequential(
-        [keras.Input((channels,)), layers.BatchNormalization(name="bn")]
-    )
-    with pytest.raises(ValueError, match="nothing would be left"):
-        tf_dpfp.fix(model)
-
-
-def test_fix_says_what_it_can_not_replace():
-    with pytest.raises(ValueError, match="activity_regularizer"):
-        tf_dpfp.fix(_sequential(layers.Dense(3, activity_regularizer="l2")))
-
-    class Subclassed(keras.Model):
-        pass
-
-    with pytest.raises(ValueError, match="rebuilds functional"):
-        tf_dpfp.fix(Subclassed())
-
-
 def _refused(model, match, loss="mse", **arguments):
     """Refused at the first try and at every other, with nothing spent."""
     tf_dpfp.make_private(model)
@@ -365,19 +286,3 @@ def test_reports_refuse_models_that_are_not_private():
             tf_dpfp.errors.NotPrivateError, match="make_private"
         ):
             report(model)
-
-
-def test_fix_rebuilds_a_functional_model():
-    inputs = keras.Input((6, 6, 2))
-    x = keras.layers.Conv2D(4, 3)(inputs)
-    x = keras.layers.BatchNormalization()(x)
-    x = keras.layers.Add()([x, keras.layers.Conv2D(4, 3)(inputs)])
-    model = keras.Model(inputs, keras.layers.Dense(2)(x))
-    fixed = tf_dpfp.fix(model)
-    kinds = [type(layer).__name__ for layer in fixed.layers]
-    assert "BatchNormalization" not in kinds
-    assert "GroupNormalization" in kinds
-    np.testing.assert_array_equal(
-        fixed.layers[1].get_weights()[0], model.layers[1].get_weights()[0]
-    )
-    assert fixed(np.ones((2, 6, 6, 2), np.float32)).shape == (2, 4, 4, 2)

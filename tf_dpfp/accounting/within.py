@@ -73,7 +73,7 @@ def _is_reached(
             slow.append((entry.steps, rate, noise))
         else:
             known += entry.steps * epsilon_lib.rdp_of_entry(
-                entry, adjacency, quick=False
+                entry, adjacency, examples=1, quick=False
             )
     least = known + sum(n * sums.least_sampled_rdp(q, z) for n, q, z in slow)
     at_best = [

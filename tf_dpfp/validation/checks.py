@@ -1,13 +1,14 @@
 """Checks of layers, which read no data: can they be trained privately?"""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 
 import keras
 
 from tf_dpfp import layers
 from tf_dpfp import low_rank
 from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.validation import batch_normalizations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +45,23 @@ _REWRITE_WEIGHTS = _classes("SpectralNormalization")
 
 
 def _batch_normalization(layer) -> Problem | None:
-    if not isinstance(layer, keras.layers.BatchNormalization):
+    if not batch_normalizations.is_trained(layer):
         return None
-    if not layer.trainable:
-        return None
+    obstacle = batch_normalizations.obstacle(layer)
+    if obstacle is None or not layer.built:
+        way_out = (
+            "Replace it with GroupNormalization or LayerNormalization "
+            "(`tf_dpfp.fix(model)` does, once the model is built), or set "
+            "`layer.trainable = False` to use its statistics as they are."
+        )
+    else:
+        way_out = f"`tf_dpfp.fix` can't replace it, for it {obstacle}"
     return Problem(
         layer.path,
         "BatchNormalization mixes the examples of a batch and keeps "
         "statistics of the data without noise.",
-        "Replace it with GroupNormalization (`tf_dpfp.fix(model)` does), or "
-        "set `layer.trainable = False` to use its statistics as they are.",
-        fixable=True,
+        way_out,
+        fixable=obstacle is None,
     )
 
 
@@ -185,18 +192,23 @@ def default_checks(model: keras.Model) -> tuple[LayerCheck, ...]:
 
 
 def _validate(
-    model: keras.Model, checks: Sequence[LayerCheck]
+    model: keras.Model,
+    checks: Sequence[LayerCheck],
+    apart_from: Set[int] = frozenset(),
 ) -> list[Problem]:
     found = [
         check(layer)
         for layer in keras_layers.all_layers(model)
+        if id(layer) not in apart_from
         for check in checks
     ]
     return [*_model_problems(model), *(p for p in found if p is not None)]
 
 
 def raise_if_invalid(
-    model: keras.Model, checks: Sequence[LayerCheck] | None = None
+    model: keras.Model,
+    checks: Sequence[LayerCheck] | None = None,
+    apart_from: Sequence[keras.layers.Layer] = (),
 ) -> None:
     """Refuses a model that can't be trained privately.
 
@@ -204,12 +216,16 @@ def raise_if_invalid(
         model: A Keras model.
         checks: Checks that every layer must pass; `None` for
             `default_checks`.
+        apart_from: Layers that need not pass, for they are about to be
+            replaced.
 
     Raises:
         ValueError: With every problem and the way out of each.
     """
     problems = _validate(
-        model, default_checks(model) if checks is None else checks
+        model,
+        default_checks(model) if checks is None else checks,
+        {id(layer) for layer in apart_from},
     )
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)

@@ -43,7 +43,7 @@ import matplotlib.pyplot as plt
 from keras import layers
 
 import tf_dpfp
-from examples import datasets
+from examples.trainers import datasets
 
 # Fewer epochs for a quick look, for example TF_DPFP_TUTORIAL_EPOCHS=1.
 epochs = int(os.environ.get("TF_DPFP_TUTORIAL_EPOCHS", 15))
@@ -207,7 +207,7 @@ Where to go from here:
   clipping at an adaptive norm.
 - `tf_dpfp.clipping.Automatic()` has no thresholds to find.
 - `clipping="per_device"` clips the parts of a model that is split over
-  devices: `python -m examples.two_devices`.
+  devices: `python -m examples.trainers.two_devices`.
 """
 
 # Imports follow the text, as in all code examples of keras.io.

@@ -44,7 +44,7 @@ import matplotlib.pyplot as plt
 from keras import layers
 
 import tf_dpfp
-from examples import datasets
+from examples.trainers import datasets
 
 # Fewer epochs for a quick look, for example TF_DPFP_TUTORIAL_EPOCHS=1.
 epochs = int(os.environ.get("TF_DPFP_TUTORIAL_EPOCHS", 6))

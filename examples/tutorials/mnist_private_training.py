@@ -41,7 +41,7 @@ import keras
 from keras import layers
 
 import tf_dpfp
-from examples import datasets
+from examples.trainers import datasets
 
 # Fewer epochs for a quick look, for example TF_DPFP_TUTORIAL_EPOCHS=1.
 epochs = int(os.environ.get("TF_DPFP_TUTORIAL_EPOCHS", 15))
@@ -213,9 +213,10 @@ below 3.
 Where to go from here:
 
 - More epochs at the same budget mean more noise in each step, and are worth
-  it: `python -m examples.train` runs 45 and reaches 98.2 %.
-- Features that need no learning cost no privacy: `python -m examples.train
-  --model=scattering` puts a small classifier on fixed wavelets.
+  it: `python -m examples.trainers.train` runs 45 and reaches 98.2 %.
+- Features that need no learning cost no privacy: `python -m
+  examples.trainers.train --model=scattering` puts a small classifier on fixed
+  wavelets.
 - Tune the learning rate together with the clip norm; their product matters
   most. Each training on the same data spends budget of its own, so tune on
   public data where you can.
