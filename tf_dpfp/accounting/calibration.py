@@ -101,7 +101,9 @@ def least_noise(
 
     low, high = 0.0, 1.0
     while not quickly(high):
-        if high >= _MAX_NOISE_MULTIPLIER:
+        # Asked early once, for each trial may take its time.
+        beyond = high == 16.0 and not quickly(_MAX_NOISE_MULTIPLIER)
+        if beyond or high >= _MAX_NOISE_MULTIPLIER:
             raise ValueError(_out_of_reach(released(high), epsilon, delta))
         low, high = high, 2.0 * high
     high = _least(quickly, low, high, tolerance)
