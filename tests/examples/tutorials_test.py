@@ -1,12 +1,14 @@
 """The tutorials, run cell by cell with little data."""
 
 import pathlib
+import re
 
 import numpy as np
 import pytest
 
 import tf_dpfp
 from examples import tutorial_files
+from tests.replicas import common as replicas
 
 
 @pytest.fixture
@@ -71,3 +73,31 @@ def test_what_fetches_is_the_same_everywhere_and_checks():
     texts = {text for text in found.values() if text}
     assert len(texts) == 1
     assert "hashlib.sha256(content).hexdigest() != sha256" in texts.pop()
+
+
+def test_audit(run, monkeypatch):
+    monkeypatch.setenv("TF_DPFP_TUTORIAL_RUNS", "600")
+    found = run("audit", budgets=[4.0])
+    assert pathlib.Path("audit.png").exists()
+    assert [r.claimed_epsilon for r in found["reports"]] == [None, 4.0]
+    # Of the coins of canaries, and of the promise of this budget.
+    assert found["reports"][1].included.sum() in range(400, 600)
+    assert found["sound"].lower_bound < found["half"].lower_bound
+    assert found["wrong"].refuted
+
+
+def test_several_devices(run, monkeypatch, capsys):
+    # The CPU of this process is split already.
+    monkeypatch.setattr(
+        tf_dpfp.distribute, "make_strategy", lambda *_, **__: strategy
+    )
+    strategy = replicas.strategy(2)
+    found = run("several_devices", budgets=[3.0])
+    assert pathlib.Path("several_devices.png").exists()
+    (model,) = found["models"]
+    assert model.distribute_strategy is strategy
+    (entry,) = tf_dpfp.ledger(model)
+    assert entry.steps == 20 and entry.sampling.sampling_rate == 0.05
+    assert set(tf_dpfp.clip_norms(found["split"])) == {"CPU:0", "CPU:1"}
+    epsilons = re.findall(r"epsilon ([\d.]+), test", capsys.readouterr().out)
+    assert [2.9 < float(e) <= 3.0 for e in epsilons] == [True, True, False]

@@ -5,6 +5,7 @@ import tensorflow as tf
 from keras import layers
 
 import tf_dpfp
+from tf_dpfp import mechanisms
 
 X = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
 Y = X.sum(axis=1, keepdims=True)
@@ -107,10 +108,12 @@ def test_a_layer_that_keeps_its_states_is_refused(layer):
         tf_dpfp.make_private(model)
 
 
-def test_private_twice_is_refused():
+def test_private_twice_changes_nothing():
     model = tf_dpfp.make_private(_sequential())
-    with pytest.raises(ValueError, match="private already"):
-        tf_dpfp.make_private(model)
+    model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), "mse")
+    fit, mechanism = model.fit, mechanisms.mechanism_of(model)
+    assert tf_dpfp.make_private(model) is model
+    assert model.fit is fit and mechanisms.mechanism_of(model) is mechanism
 
 
 def _refused(model, match, loss="mse", **arguments):

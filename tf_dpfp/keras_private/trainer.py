@@ -85,8 +85,13 @@ def fit_loops(frame: types.FrameType | None) -> int:
     return found
 
 
-def start_at(model: keras.Model, epoch: int) -> None:
-    """Lets the `fit` that is about to run begin at a later epoch."""
+def start_at(model: keras.Model, epoch: int | None) -> None:
+    """Lets the `fit` that is about to run begin at a later epoch.
+
+    Args:
+        model: The model.
+        epoch: The epoch; `None`: that which `fit` is given.
+    """
     model._initial_epoch = epoch
 
 

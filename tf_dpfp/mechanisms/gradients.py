@@ -33,6 +33,7 @@ from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import proved
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.mechanisms import train_step
+from tf_dpfp.mechanisms.mechanism import Calibrate
 from tf_dpfp.mechanisms.mechanism import Mechanism
 from tf_dpfp.sampling import pipelines
 from tf_dpfp.step import losses as losses_lib
@@ -217,7 +218,9 @@ class Gradients(Mechanism):
             None if drawn is None else drawn.capacity,
         )
 
-    def fit(self, args: tuple, kwargs: dict) -> keras.callbacks.History:
+    def fit(
+        self, args: tuple, kwargs: dict, calibrate: Calibrate
+    ) -> keras.callbacks.History:
         """Runs Keras's `fit` with the ledger open for the data."""
         self.check_ready()
         ordinary = state_lib.ordinary(self.model, "fit")
@@ -230,6 +233,7 @@ class Gradients(Mechanism):
             pipeline = replicas.pipeline_of(strategy, arguments["x"], pipeline)
         self._take_sizes(pipeline)
         if replicas.deals(strategy):
+            calibrate(self, pipeline, arguments)
             return dealt.fit(self, strategy, pipeline, arguments)
         if pipeline.is_dataset:
             # Keras would warn that it can't shuffle a data set.
@@ -240,6 +244,7 @@ class Gradients(Mechanism):
                 ordinary, arguments["x"], args, kwargs
             )
         self.check_draws(arguments["x"], pipeline)
+        calibrate(self, pipeline, arguments)
         with strategy.scope() if strategy else contextlib.nullcontext():
             build_optimizer(self.model, self.optimizer)
         with fit_steps.announced(self.state, self.claims(pipeline)):
@@ -278,6 +283,7 @@ class Gradients(Mechanism):
     def train_on_batch(self, args: tuple, kwargs: dict) -> Any:
         """Runs Keras's `train_on_batch`, of unknown sampling."""
         self.check_ready()
+        self.optimizer.check_calibrated()
         ordinary = state_lib.ordinary(self.model, "train_on_batch")
         arguments = state_lib.bound(ordinary, args, kwargs)
         strategy = self.strategy()
@@ -304,6 +310,7 @@ class Gradients(Mechanism):
                 "returned, itself: another proves nothing. Received: "
                 f"batches={batches!r}"
             )
+        self.optimizer.check_calibrated()
         self.check_draws(batches, pipeline)
         self._take_sizes(pipeline)
         with counting.announced(None, self.claims(pipeline), drawn=True):
