@@ -447,3 +447,33 @@ def test_a_name_like_that_of_a_loss_tracker_hides_no_statistic():
     model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), "mse")
     with pytest.raises(ValueError, match="AssignVariableOp"):
         model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("where", ["call", "loss", "loss of a compiled one"])
+def test_a_metric_is_not_read(where, eager):
+    # It holds the examples of earlier steps, without noise.
+    compiled = keras.metrics.MeanSquaredError()
+    inputs = layers.Input((3,))
+    outputs = layers.Dense(2)(inputs)
+    if where == "call":
+        outputs = Calls(lambda t: t + compiled.result())(outputs)
+    model = tf_dpfp.make_private(keras.Model(inputs, outputs))
+
+    def loss(y_true, y_pred):
+        read = {
+            "call": lambda: 0.0,
+            "loss": lambda: model.metrics[0].result(),
+            "loss of a compiled one": compiled.result,
+        }[where]
+        return keras.losses.mean_squared_error(y_true, y_pred) * read()
+
+    model.compile(
+        tf_dpfp.DPSGD(0.1, noise_multiplier=1.0),
+        loss=loss,
+        metrics=[compiled],
+        run_eagerly=eager,
+    )
+    with pytest.raises(ValueError, match="reads a metric"):
+        model.fit(X, Y, batch_size=4, verbose=0)
+    assert not model.optimizer.ledger_entries

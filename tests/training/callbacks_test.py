@@ -146,6 +146,38 @@ def test_epsilon_reaches_callbacks_that_stand_before_the_budget(tmp_path):
     assert (tmp_path / f"{seen[5]:.3f}.weights.h5").exists()
 
 
+@pytest.mark.parametrize("when", ["on_train_batch_end", "on_epoch_begin"])
+def test_steps_of_other_callbacks_count_as_what_they_are(when):
+    # Of unknown sampling; the budget allows some 10 steps of that kind.
+    budget, model = 60.0, _model(2.0)
+
+    def step(number, logs=None):
+        if number == 1:
+            model.train_on_batch(X[:10], Y[:10])
+
+    other = keras.callbacks.Callback()
+    setattr(other, when, step)
+    callback = tf_dpfp.PrivacyBudget(budget, DELTA)
+    history = model.fit(
+        _batches(5), epochs=3, verbose=0, callbacks=[callback, other]
+    )
+    shown = history.history["epsilon"][-1]
+    assert shown == tf_dpfp.compute_epsilon(model, DELTA) <= budget
+
+
+def test_no_step_follows_those_of_another_callback_that_spent_the_budget():
+    model = _model()
+
+    class Spend(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2:
+                model.train_on_batch(X[:10], Y[:10])
+
+    callback = tf_dpfp.PrivacyBudget(1.0, DELTA)
+    model.fit(_batches(), verbose=0, callbacks=[callback, Spend()])
+    assert _steps(model) == 3 + 1
+
+
 def test_a_list_of_keras_works_as_it_is():
     model = _model()
     given = keras.callbacks.CallbackList(

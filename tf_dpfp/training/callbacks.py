@@ -21,8 +21,10 @@ class PrivacyBudget(keras.callbacks.Callback):
     Epsilon appears in the progress bar, in `History` and in the logs that
     other callbacks get, under the name `epsilon`, wherever they stand in the
     list. Training stops before the first step after which it would exceed the
-    budget, earlier sessions included. A training that has reached its budget
-    and is started again ends at once, with a sentence and without a step.
+    budget, earlier sessions included. Steps that another callback takes count
+    as what they are; they are not held back, but no step of `fit` follows them
+    that would exceed the budget. A training that has reached its budget and is
+    started again ends at once, with a sentence and without a step.
 
     An optimizer with `noise_multiplier="calibrate"` gets its noise multiplier
     from this budget.
@@ -132,6 +134,10 @@ class PrivacyBudget(keras.callbacks.Callback):
             self._started = True
         if self._is_done:
             raise ValueError(self.done(self._compute(0)))
+        # One may have stepped by itself, or another thread.
+        self.count_others()
+        if self._taken + self._steps_in_call(batch) > self._allowed:
+            raise ValueError(self.done(self._compute(self._taken)))
 
     def start(self) -> None:
         """Counts how many steps the budget allows from here on.
@@ -150,18 +156,43 @@ class PrivacyBudget(keras.callbacks.Callback):
             )
         self._started = False
         self._taken = 0
-        self._allowed = math.inf
-        if self.is_finite:
-            self._allowed = accounting.max_steps(
-                self._spent_before,
-                self._next,
-                self.epsilon,
-                self.delta,
-                self.accountant,
-            )
+        self._allowed = self._max_steps()
         self._is_done = False
         if self._allowed < self._steps_in_call(0):
             self._end()
+
+    def count_others(self) -> None:
+        """Counts anew if steps ran that are not those of this `fit`.
+
+        Another callback may train on batches of its own, which are counted
+        as what they are.
+        """
+        released = mechanisms.mechanism_of(self.model).entries()
+        if _kinds(released) == _kinds(self._entries_after(self._count())):
+            return
+        self._spent_before, self._taken = released, 0
+        self._allowed = self._max_steps()
+
+    def stop_if_spent(self, begun: int) -> None:
+        """Stops the training if no further call fits in the budget.
+
+        Args:
+            begun: Number of batches of this epoch that were taken.
+        """
+        self.count_others()
+        if self._taken + self._steps_in_call(begun) > self._allowed:
+            self.model.stop_training = True
+
+    def _max_steps(self) -> float:
+        if not self.is_finite:
+            return math.inf
+        return accounting.max_steps(
+            self._spent_before,
+            self._next,
+            self.epsilon,
+            self.delta,
+            self.accountant,
+        )
 
     def _end(self) -> None:
         """Lets a training that reached its budget end; refuses another."""
@@ -188,6 +219,7 @@ class PrivacyBudget(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         # Counted from the ledger: a call runs one step or several.
+        self.count_others()
         self._taken = self._count()
         if self.accountant == "rdp":
             self._shown = self._compute(self._taken)
@@ -221,14 +253,15 @@ class PrivacyBudget(keras.callbacks.Callback):
         return math.ceil(new / sum(entry.steps for entry in self._next))
 
     def _compute(self, taken: int) -> float:
-        entries = [
-            *self._spent_before,
-            *(
-                dataclasses.replace(entry, steps=taken * entry.steps)
-                for entry in self._next
-            ),
+        return self.epsilon_of(self._entries_after(taken))
+
+    def _entries_after(self, taken: int) -> list[accounting.LedgerEntry]:
+        """Lists what is released after a number of steps of this `fit`."""
+        further = [
+            dataclasses.replace(entry, steps=taken * entry.steps)
+            for entry in self._next
         ]
-        return self.epsilon_of(entries)
+        return [*self._spent_before, *further]
 
     def get_config(self):
         """Returns the arguments."""
@@ -239,8 +272,14 @@ class PrivacyBudget(keras.callbacks.Callback):
         }
 
 
+def _kinds(
+    entries: Sequence[accounting.LedgerEntry],
+) -> set[accounting.LedgerEntry]:
+    return {entry for entry in accounting.merge(entries) if entry.steps}
+
+
 class _StartLast(keras.callbacks.Callback):
-    """Starts budgets after all other callbacks: one may restore a ledger.
+    """Looks after all other callbacks: one may restore a ledger, or step.
 
     Args:
         budgets: The budgets.
@@ -253,6 +292,14 @@ class _StartLast(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):  # noqa: ARG002
         for budget in self._budgets:
             budget.start()
+
+    def on_train_batch_end(self, batch, logs=None):  # noqa: ARG002
+        for budget in self._budgets:
+            budget.stop_if_spent(batch + 1)
+
+    def on_epoch_end(self, epoch, logs=None):  # noqa: ARG002
+        for budget in self._budgets:
+            budget.stop_if_spent(0)
 
 
 def budgets_of(callbacks: Any) -> list[PrivacyBudget]:
