@@ -120,16 +120,7 @@ class Gradients(Mechanism):
         """
         check_same_model(self.model, self.optimizer)
         self.optimizer.check_marks()
-        self._require_loss()
         self.check_layers()
-
-    def _require_loss(self) -> None:
-        if not keras_trainer.has_compiled_loss(self.model):
-            raise ValueError(
-                f"Model '{self.model.name}' is compiled without a loss. "
-                "Private training needs one loss per example: give `loss=` to "
-                "`compile`."
-            )
 
     def plan(self, x: Any, y: Any, sample_weight: Any) -> step_lib.Plan:
         """Builds and tries the model, once, and plans a step.
@@ -155,8 +146,9 @@ class Gradients(Mechanism):
                     "model first: call it on a batch, then `model.compile`."
                 )
             self.check_layers()
-        self._require_loss()
-        if state.loss is None:
+        # Without one, the first trace tells if the model adds losses.
+        compiled = keras_trainer.has_compiled_loss(model)
+        if state.loss is None and compiled:
             loss, loss_weights = keras_trainer.compiled_loss_arguments(model)
             state.loss = keras_trainer.structured_loss(
                 losses_lib.per_example(loss),
