@@ -40,7 +40,7 @@ import keras_hub
 import numpy as np
 
 import tf_dpfp
-from examples import text_datasets
+from examples.trainers import text_datasets
 
 # Fewer epochs for a quick look, for example TF_DPFP_TUTORIAL_EPOCHS=1.
 epochs = int(os.environ.get("TF_DPFP_TUTORIAL_EPOCHS", 10))

@@ -35,8 +35,8 @@ import keras_hub
 import numpy as np
 
 import tf_dpfp
-from examples import minilm
-from examples import text_datasets
+from examples.trainers import minilm
+from examples.trainers import text_datasets
 
 # Fewer epochs for a quick look, for example TF_DPFP_TUTORIAL_EPOCHS=1.
 epochs = int(os.environ.get("TF_DPFP_TUTORIAL_EPOCHS", 30))
@@ -172,9 +172,9 @@ Where to go from here:
 
 - A head of 770 weights learns fast; more of the encoder takes more steps. LoRA
   in all six blocks, at the same epsilon, still said "wanted" to all but one
-  mail after 24 steps. `python -m examples.finetune_text` has LoRA, everything,
-  and other data and encoders; [KerasHub](../docs/keras_hub.md) says what they
-  cost.
+  mail after 24 steps. `python -m examples.trainers.finetune_text` has LoRA,
+  everything, and other data and encoders; [KerasHub](../docs/keras_hub.md) says
+  what they cost.
 - Batches may be strings: a task of KerasHub keeps its preprocessor
   ([guide](../docs/guide.md#kerashub-tasks)).
 - A threshold other than one half loses less wanted mail. Choose it on mails

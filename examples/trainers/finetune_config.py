@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from examples import clippings
-from examples import commands
-from examples import text_datasets
+from examples.trainers import clippings
+from examples.trainers import commands
+from examples.trainers import text_datasets
 from tf_dpfp import accounting
 
 METHODS = ("head", "lora", "full", "rgp", "bias", "dpfp")
@@ -24,7 +24,7 @@ class Config:
     Attributes:
         preset: `minilm`, or a preset of a BERT-type backbone of KerasHub: a
             folder or a name.
-        dataset: What `examples.text_datasets.load` takes.
+        dataset: What `examples.trainers.text_datasets.load` takes.
         start: Folder that an earlier training wrote (`output_dir`), with whose
             encoder and head this one starts; several, with commas between,
             for the means of their weights; `prompts` for the preset's
@@ -42,7 +42,7 @@ class Config:
         rank: Of LoRA, or of the carriers.
         freeze_embeddings: Whether the tables stay as they are; for `full` and
             `rgp`.
-        clipping: One of `examples.clippings.CLIPPINGS`.
+        clipping: One of `examples.trainers.clippings.CLIPPINGS`.
         epsilon: The budget, from which the noise follows. Infinity trains
             without privacy: ordinary Adam on shuffled batches.
         delta: Probability with which the guarantee may fail.

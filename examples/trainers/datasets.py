@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from examples import packages
+from examples.trainers import packages
 
 Arrays = tuple[np.ndarray, np.ndarray]
 Dataset = tuple[Arrays, Arrays]

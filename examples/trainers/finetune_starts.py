@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import keras
 import numpy as np
 
-from examples import finetune_config
+from examples.trainers import finetune_config
 
 _HISTORY = "trained_on.json"
 

@@ -1,8 +1,8 @@
 """A private training of an image classifier, with everything around it.
 
 `prepare` loads the data, builds the model and finds the last checkpoint; `run`
-trains and writes the results; `report` says what came of it. `examples.train`
-is the command.
+trains and writes the results; `report` says what came of it.
+`examples.trainers.train` is the command.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ import numpy as np
 import tensorflow as tf
 
 import tf_dpfp
-from examples import checkpoints
-from examples import clippings
-from examples import commands
-from examples import datasets
-from examples import models
-from examples import plots
+from examples.trainers import checkpoints
+from examples.trainers import clippings
+from examples.trainers import commands
+from examples.trainers import datasets
+from examples.trainers import models
+from examples.trainers import plots
 from tf_dpfp import accounting
 from tf_dpfp import distribute
 
@@ -52,9 +52,9 @@ class Config:
 
     Attributes:
         dataset: `mnist`, `fashion_mnist` or `tfds:NAME`.
-        model: One of `examples.models.NAMES`.
-        clipping: One of `examples.clippings.CLIPPINGS`: `flat`, or by layer
-            with fixed (`per_layer`), `adaptive` or `automatic` thresholds.
+        model: One of `examples.trainers.models.NAMES`.
+        clipping: One of `clippings.CLIPPINGS`: `flat`, or by layer with
+            fixed (`per_layer`), `adaptive` or `automatic` thresholds.
         epsilon: The budget, from which the noise follows. `None` for 2.93,
             unless `noise_multiplier` is given.
         delta: Probability with which the guarantee may fail.

@@ -1,8 +1,8 @@
 """Trains an image classifier with differential privacy.
 
-`python -m examples.train` trains a small CNN on MNIST to epsilon 2.93 at delta
-1e-5, and leaves in its output folder the model, the privacy statement, the
-history, a plot, and checkpoints. The same command, after a kill, resumes.
+`python -m examples.trainers.train` trains a small CNN on MNIST to epsilon 2.93
+at delta 1e-5, and leaves in its output folder the model, the privacy statement,
+the history, a plot, and checkpoints. The same command, after a kill, resumes.
 
 Test accuracies on MNIST, all at epsilon 2.93 and delta 1e-5 by RDP accounting:
 
@@ -25,56 +25,30 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import app
 from absl import flags
 
-from examples import clippings
-from examples import commands
-from examples import datasets
-from examples import models
-from examples import training
+from examples.trainers import commands
+from examples.trainers import datasets
+from examples.trainers import models
+from examples.trainers import training
 from tf_dpfp import distribute
 
 
 def _define_flags() -> None:
     default = training.Config()
+    commands.define_shared_flags(default)
+    commands.define_run_flags(default)
     flags.DEFINE_string(
         "dataset", default.dataset, "mnist, fashion_mnist or tfds:NAME."
     )
     flags.DEFINE_enum("model", default.model, models.NAMES, "The model.")
-    flags.DEFINE_enum(
-        "clipping",
-        default.clipping,
-        list(clippings.CLIPPINGS),
-        "What is clipped, and at which thresholds.",
-    )
-    flags.DEFINE_float(
-        "epsilon",
-        None,
-        f"The budget; the noise follows. {training.DEFAULT_EPSILON} unless "
-        "--noise_multiplier is given.",
-    )
-    flags.DEFINE_float("delta", default.delta, "Delta of the guarantee.")
     flags.DEFINE_float("noise_multiplier", None, "The noise, not --epsilon.")
     flags.DEFINE_enum(
         "accountant", default.accountant, ["rdp", "pld"], "PLD is tighter."
-    )
-    flags.DEFINE_float("l2_norm_clip", default.l2_norm_clip, "Clip norm.")
-    flags.DEFINE_integer(
-        "batch_size", default.batch_size, "Expected size of a Poisson batch."
-    )
-    flags.DEFINE_integer(
-        "microbatch_size", None, "Physical batch; bounds memory."
-    )
-    flags.DEFINE_integer("epochs", default.epochs, "Passes over the data.")
-    flags.DEFINE_float(
-        "learning_rate", None, "Default: by optimizer; SGD: 2 / l2_norm_clip."
     )
     flags.DEFINE_enum(
         "optimizer",
         default.optimizer,
         list(training.OPTIMIZERS),
         "The optimizer.",
-    )
-    flags.DEFINE_integer(
-        "seed", None, "Repeats a run; not for a model that is released."
     )
     flags.DEFINE_enum(
         "strategy",
@@ -88,9 +62,6 @@ def _define_flags() -> None:
     )
     flags.DEFINE_string(
         "tpu", None, "Name or address of a TPU; none on a TPU VM."
-    )
-    flags.DEFINE_string(
-        "output_dir", None, "Default: a folder under runs/ by the settings."
     )
 
 

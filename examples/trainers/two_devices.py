@@ -1,16 +1,17 @@
 """Trains a model that is split over two devices, clipped on each by itself.
 
-`python -m examples.two_devices` puts the convolutions of a small CNN on one
-device and the dense layers on another, and trains it privately on MNIST with
-`tf_dpfp.clipping.PerDevice`: no norm of an example's gradient goes from one
-device to the other. By default the devices are two logical CPUs, which is all
-that it was run on; `--devices=GPU:0,GPU:1` names others.
+`python -m examples.trainers.two_devices` puts the convolutions of a small CNN
+on one device and the dense layers on another, and trains it privately on MNIST
+with `tf_dpfp.clipping.PerDevice`: no norm of an example's gradient goes from
+one device to the other. By default the devices are two logical CPUs, which is
+all that it was run on; `--devices=GPU:0,GPU:1` names others.
 
 Reference:
     He et al., 2022, arXiv 2212.01539 (per-device clipping).
 """
 
 import collections
+import dataclasses
 import math
 import os
 import sys
@@ -26,28 +27,36 @@ from absl import flags
 from keras import layers
 
 import tf_dpfp
-from examples import datasets
+from examples.trainers import commands
+from examples.trainers import datasets
 
 FLAGS = flags.FLAGS
 
 
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """Defaults of the shared flags."""
+
+    epsilon: float = 3.0
+    delta: float = 1e-5
+    l2_norm_clip: float = 0.1
+    batch_size: int = 1024
+    epochs: int = 8
+    learning_rate: float = 20.0
+
+
 def _define_flags() -> None:
+    commands.define_shared_flags(Defaults())
     flags.DEFINE_list("devices", ["CPU:0", "CPU:1"], "The two devices.")
     flags.DEFINE_string(
         "dataset", "mnist", "mnist, fashion_mnist or tfds:NAME."
     )
-    flags.DEFINE_float("epsilon", 3.0, "The budget; the noise follows.")
-    flags.DEFINE_float("delta", 1e-5, "Delta of the guarantee.")
     flags.DEFINE_enum(
         "thresholds",
         "equal",
         ["equal", "by_dimension", "adaptive", "automatic"],
         "How the clip norm is split over the devices.",
     )
-    flags.DEFINE_float("l2_norm_clip", 0.1, "Clip norm of the whole gradient.")
-    flags.DEFINE_integer("batch_size", 1024, "Expected size of a batch.")
-    flags.DEFINE_integer("epochs", 8, "Passes over the data.")
-    flags.DEFINE_float("learning_rate", 20.0, "Of SGD.")
 
 
 @keras.saving.register_keras_serializable(package="two_devices")
@@ -123,7 +132,7 @@ def make_devices(names: Sequence[str]) -> None:
 def build(
     input_shape: tuple[int, ...], num_classes: int, devices: Sequence[str]
 ) -> keras.Model:
-    """The CNN of `examples.train`, split in two.
+    """The CNN of `examples.trainers.train`, split in two.
 
     Args:
         input_shape: `(height, width, channels)` of the images.

@@ -1,7 +1,8 @@
 """Private fine-tuning of a pretrained text encoder, with everything around it.
 
 `load` computes what is frozen, once, `prepare` builds the model, `run` trains
-it, and `report` says what came of it. `examples.finetune_text` is the command.
+it, and `report` says what came of it. `examples.trainers.finetune_text` is the
+command.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import numpy as np
 import tensorflow as tf
 
 import tf_dpfp
-from examples import clippings
-from examples import finetune_config
-from examples import finetune_starts
-from examples import text_datasets
-from examples import text_encoders
+from examples.trainers import clippings
+from examples.trainers import finetune_config
+from examples.trainers import finetune_starts
+from examples.trainers import text_datasets
+from examples.trainers import text_encoders
 from tf_dpfp import accounting
 
 _LEARNING_RATES = {

@@ -8,10 +8,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from examples import finetune_config
-from examples import finetune_starts
-from examples import minilm
-from examples import text_datasets
+from examples.trainers import finetune_config
+from examples.trainers import finetune_starts
+from examples.trainers import minilm
+from examples.trainers import text_datasets
 
 # Of the BERT-type encoders of KerasHub.
 _BLOCK = "transformer_layer_{}"
