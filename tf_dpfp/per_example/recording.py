@@ -168,7 +168,8 @@ def _note_on(names: Sequence[str]) -> str:
         "example: (batch, ...). Use what they give by broadcasting, as in `x + "
         "table(positions)`, or set "
         "`tf_dpfp.gradient_rules.register_gradient_rule(OuterLayer)"
-        "(tf_dpfp.gradient_rules.GenericRule)` for the layer that calls them."
+        "(tf_dpfp.gradient_rules.GenericRule)` for the layer that calls them. "
+        + batched.OF_ONE_GRAPH
     )
 
 
