@@ -228,6 +228,6 @@ def test_gpt2_with_lora():
         weighted_metrics=["accuracy"],
     )
     trained = [v for v in model.trainable_variables if "lora" in v.path]
-    assert len(trained) == len(model.trainable_variables) > 0
+    assert len(trained) == 4
     # Half of them start at zero.
     assert all(np.abs(v.numpy()).max() > 1e-3 for v in trained)
