@@ -204,17 +204,15 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         Args:
             sampling: The sampling.
             seeded: True if it follows a seed.
-            kind: Kind of the representations that are released jointly, if
-                other than what `release_jointly` was told.
+            kind: Kind of the release, if other than the optimizer's: sums of
+                persons, or representations that are released jointly.
             batch_size: The batch size for which that holds; `None`: any.
 
         Returns:
             The claim, by ledger; announce it (`counting.announced`).
         """
         self._renew_keys()
-        released = self._settings.release
-        if kind is not None:
-            released = released.of_kind(kind)
+        released = self._settings.release_of(kind)
         claim = counting.Claim(released, sampling, seeded, 1, batch_size)
         return {self._ledger: claim}
 
@@ -223,9 +221,13 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         self._noise_source.renew_after_fork()
         self._layer_seeds.renew_after_fork()
 
-    def stamp(self) -> counting.Stamp:
-        """Stamps a batch with the claim of the thread that steps on it."""
-        return self._ledger.stamp(self._settings.release)
+    def stamp(self, kind: accounting.Release | None = None) -> counting.Stamp:
+        """Stamps a batch with the claim of the thread that steps on it.
+
+        Args:
+            kind: Kind of the release, if other than the optimizer's.
+        """
+        return self._ledger.stamp(self._settings.release_of(kind))
 
     def release_jointly(
         self, representations: counting.GaussianRelease
@@ -257,9 +259,15 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         self._settings = self._settings.joint_with(representations)
         self.ensure_ledger_open()
 
-    def ensure_ledger_open(self) -> None:
-        """Gets ready to count steps inside a replica."""
-        self._ledger.ensure_open(self._settings.release)
+    def ensure_ledger_open(
+        self, kind: accounting.Release | None = None
+    ) -> None:
+        """Gets ready to count steps inside a replica.
+
+        Args:
+            kind: Kind of the release, if other than the optimizer's.
+        """
+        self._ledger.ensure_open(self._settings.release_of(kind))
         self._layer_seeds.build()
 
     def pass_seeds(self, piece: tf.Tensor | int = 0) -> noise_lib.PassSeeds:
@@ -391,7 +399,9 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         )
         # Before anything is released: a step that fails half-way is counted.
         self._ledger.count_step(
-            settings.release, clipped.stamp, clipped.counted_batch_size
+            settings.release_of(clipped.kind),
+            clipped.stamp,
+            clipped.counted_batch_size,
         )
         noise_multiplier, counts = settings.sums.noise_multiplier, None
         adaptation = self._adaptation

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from tf_dpfp import accounting
 from tf_dpfp import arguments
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import counting
@@ -58,6 +59,14 @@ class PrivacySettings:
         if isinstance(thresholds, clipping_lib.Adaptive):
             return thresholds
         return None
+
+    def release_of(self, kind: accounting.Release | None) -> counting.Release:
+        """Returns the release of a step of another kind, of the same noise.
+
+        Args:
+            kind: The kind; `None`: that of the settings.
+        """
+        return self.release if kind is None else self.release.of_kind(kind)
 
     def joint_with(
         self, representations: counting.GaussianRelease
