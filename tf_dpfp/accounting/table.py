@@ -47,7 +47,7 @@ _RELEASES: dict[int, releases.Release] = {
 }
 _RELEASE_CODES = {release: code for code, release in _RELEASES.items()}
 # The number of examples of a person stands in the column of the release.
-_PERSON_SUMS_CODE = 9
+_PERSON_SUMS_CODE = 10
 
 
 def encode(entry: entries_lib.LedgerEntry) -> np.ndarray:

@@ -325,6 +325,6 @@ def _codes(ids: np.ndarray) -> tuple[np.ndarray, int]:
     except TypeError as error:
         raise TypeError(
             "Ids of `users` must be hashable: integers or strings. Received: "
-            f"{ids[0]!r:.50}"
+            f"ids of type {type(ids.tolist()[0]).__name__}"
         ) from error
     return np.array(codes, np.int64), len(known)
