@@ -2,7 +2,7 @@
 Title: Noise on two thin matrices in place of a kernel
 Author: The tf_dpfp authors
 Date created: 2026/11/22
-Last modified: 2026/11/22
+Last modified: 2026/11/29
 Description: Private training with low-rank carriers, and when they pay.
 Accelerator: None
 """
@@ -35,23 +35,45 @@ flat clipping, and with carriers of each source.
 ## Setup
 """
 
+import gzip
 import os
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
 import keras
 import matplotlib.pyplot as plt
+import numpy as np
 from keras import layers
 
 import tf_dpfp
-from examples.trainers import datasets
 
 # Fewer epochs for a quick look, for example TF_DPFP_TUTORIAL_EPOCHS=1.
 epochs = int(os.environ.get("TF_DPFP_TUTORIAL_EPOCHS", 6))
 
-(x_train, y_train), (x_test, y_test) = datasets.load("fashion_mnist")
-# Centred by constants: the mean of the data would have to be private.
-x_train, x_test = 2.0 * x_train - 1.0, 2.0 * x_test - 1.0
+try:
+    (x_train, y_train), (x_test, y_test) = (
+        keras.datasets.fashion_mnist.load_data()
+    )
+except Exception:
+    # Without a way there: Debian has the files (dataset-fashion-mnist).
+    def read(name, offset):
+        path = f"/usr/share/datasets/fashion-mnist/{name}-ubyte.gz"
+        with gzip.open(path) as stream:
+            return np.frombuffer(stream.read(), np.uint8, offset=offset)
+
+    x_train, x_test = (
+        read(f"{name}-images-idx3", 16).reshape(-1, 28, 28)
+        for name in ("train", "t10k")
+    )
+    y_train, y_test = (
+        read(f"{name}-labels-idx1", 8) for name in ("train", "t10k")
+    )
+
+# Scaled and centred by constants: the mean of the data would have to be
+# private.
+x_train, x_test = (
+    (x[..., None] / 127.5 - 1.0).astype("float32") for x in (x_train, x_test)
+)
 
 epsilon = 3.0
 delta = 1e-5
@@ -200,7 +222,7 @@ one of 1, and compare with plain clipping at the same epsilon.
 
 Where to go from here:
 
-- [Benchmarks](../docs/benchmarks.md#accuracy-of-low-rank-carriers): more
+- [Benchmarks](../../docs/benchmarks.md#accuracy-of-low-rank-carriers): more
   tasks, and what was measured of the gradient and the noise.
 - `include=` and `exclude=` choose layers, and several calls give them different
   ranks; `left_only=True` releases one carrier in place of two.

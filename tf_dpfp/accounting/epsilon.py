@@ -65,7 +65,7 @@ _PLD_POINTS = 2e6
 
 # With more kinds of steps, a bound stands in for the RDP of each, which takes
 # a third of a second for a rate that was not met before.
-_MOST_EXACT = 32
+MOST_EXACT = 32
 
 _OVERFLOW_ITERATIONS = 1000
 _OVERFLOW_TOLERANCE = 1e-9
@@ -128,7 +128,7 @@ def compute_epsilon(
     curve = functools.partial(
         _epsilon_without_overflow, ran, accountant, adjacency, examples
     )
-    tau = math.fsum(map(_overflow_probability, ran))
+    tau = math.fsum(map(overflow_probability, ran))
     return float(_add_overflow(curve, delta, tau) if tau else curve(delta))
 
 
@@ -262,7 +262,15 @@ def _greatest(allowed: Callable[[int], bool], low: int) -> int:
     return low
 
 
-def _overflow_probability(entry: entries_lib.LedgerEntry) -> float:
+def overflow_probability(entry: entries_lib.LedgerEntry) -> float:
+    """Bounds the probability that any step of an entry drops examples.
+
+    Args:
+        entry: The entry.
+
+    Returns:
+        The bound; it may be above 1.
+    """
     if isinstance(entry.sampling, samplings.PoissonSampling):
         return entry.steps * entry.sampling.overflow_probability
     return 0.0
@@ -298,9 +306,9 @@ def _epsilon_without_overflow(
     delta: float,
 ) -> float:
     """Computes epsilon as if no step had dropped surplus examples."""
-    quick = len(entries) > _MOST_EXACT
+    quick = len(entries) > MOST_EXACT
     total = sum(
-        entry.steps * _rdp_of_entry(entry, adjacency, examples, quick)
+        entry.steps * rdp_of_entry(entry, adjacency, examples, quick)
         for entry in entries
     )
     by_rdp = rdp.compute_epsilon(sums.orders(), total, delta)[0]
@@ -318,13 +326,23 @@ def _epsilon_without_overflow(
         return by_rdp
 
 
-def _rdp_of_entry(
+def rdp_of_entry(
     entry: entries_lib.LedgerEntry,
     adjacency: releases.Adjacency,
     examples: int,
     quick: bool,
 ) -> np.ndarray:
-    """Computes the RDP of one release at each order, rounded up."""
+    """Computes the RDP of one release at each order, rounded up.
+
+    Args:
+        entry: The entry.
+        adjacency: Adjacency of the guarantee.
+        examples: Number of examples of a person.
+        quick: True for a bound that takes about a millisecond.
+
+    Returns:
+        An upper bound at each of `sums.orders()`.
+    """
     if examples > 1:
         return persons.step_rdp(entry, adjacency, examples, quick)
     noise_multiplier, rate = entry.noise_multiplier, entry.sampling.proved_rate

@@ -11,7 +11,7 @@ from tf_dpfp import accounting
 from tf_dpfp.sampling import persons
 from tf_dpfp.sampling import registry
 
-_KERAS_BATCH_SIZE = 32
+KERAS_BATCH_SIZE = 32
 
 NOT_OF_REPRESENTATIONS = (
     "A model with a DPRepresentationClip releases representations of single "
@@ -198,7 +198,7 @@ def _describe_arrays(x, arguments, need_batch_size: bool) -> Pipeline:
     count = int(leaves[0].shape[0])
     held_out = arguments.get("validation_split") or 0.0
     count -= int(count * held_out)
-    batch_size = min(arguments.get("batch_size") or _KERAS_BATCH_SIZE, count)
+    batch_size = min(arguments.get("batch_size") or KERAS_BATCH_SIZE, count)
     return Pipeline(
         "the arrays",
         accounting.UnknownSampling(count, batch_size)

@@ -86,14 +86,17 @@ def _rewriting_layer(layer) -> Problem | None:
     )
 
 
-def _activity_regularizer(layer) -> Problem | None:
-    if getattr(layer, "activity_regularizer", None) is None:
+def _stateful(layer) -> Problem | None:
+    if not getattr(layer, "stateful", False):
+        return None
+    if not isinstance(layer, keras.layers.RNN | keras.layers.Bidirectional):
         return None
     return Problem(
         layer.path,
-        "its activity_regularizer is one number for the whole batch and "
-        "can't be clipped per example.",
-        "Remove it, or add the term to the `loss` of `compile`.",
+        "it hands its states from one batch to the next (stateful=True): "
+        "examples of several batches would meet, and what it keeps would "
+        "leave without noise.",
+        "Set `stateful=False`.",
     )
 
 
@@ -129,7 +132,7 @@ LAYER_CHECKS: tuple[LayerCheck, ...] = (
     _batch_normalization,
     _mixing_layer,
     _rewriting_layer,
-    _activity_regularizer,
+    _stateful,
     _quantized,
     _reparametrized,
 )
@@ -148,13 +151,21 @@ def _model_problems(model: keras.Model) -> Iterator[Problem]:
             "Write a custom loop with `tf_dpfp.loops.clipped_gradients`, or "
             "leave train_step to Keras and pass the loss to `compile`.",
         )
-    if cls.compute_loss is not keras.Model.compute_loss:
+    noised = _releases_representations(model)
+    if noised and cls.compute_loss is not keras.Model.compute_loss:
         yield Problem(
             model.name,
-            f"{cls.__name__} has a compute_loss of its own, which returns one "
-            "number for the whole batch.",
-            "Pass a loss of single examples to `compile` instead.",
+            f"{cls.__name__} has a compute_loss of its own, which may go past "
+            "the noise of its DPRepresentationClip.",
+            "Pass a loss to `compile` instead.",
         )
+
+
+def _releases_representations(model: keras.Model) -> bool:
+    return any(
+        isinstance(layer, layers.DPRepresentationClip)
+        for layer in keras_layers.all_layers(model)
+    )
 
 
 def validate(model: keras.Model) -> list[Problem]:
@@ -184,11 +195,9 @@ def default_checks(model: keras.Model) -> tuple[LayerCheck, ...]:
         an ordinary optimizer takes no gradient of single examples,
         `RANDOM_MIXING_CHECKS`.
     """
-    noised = any(
-        isinstance(layer, layers.DPRepresentationClip)
-        for layer in keras_layers.all_layers(model)
-    )
-    return RANDOM_MIXING_CHECKS if noised else LAYER_CHECKS
+    if _releases_representations(model):
+        return RANDOM_MIXING_CHECKS
+    return LAYER_CHECKS
 
 
 def _validate(
