@@ -57,6 +57,9 @@ class FirstAxes:
     def _answer(self, tensor: tf.Tensor) -> bool:
         if tf.executing_eagerly():
             return self._answer_of_trace()
+        if not tf.is_symbolic_tensor(tensor):
+            # A constant of the model, made before the batch was there.
+            return False
         if self._is_reached(tensor):
             return True
         if tensor.shape.rank is not None and tensor.shape[0] is not None:

@@ -26,6 +26,7 @@ from tf_dpfp.per_example.gradients import PerExampleTensor
 from tf_dpfp.per_example.recording import NotRecordedError
 from tf_dpfp.per_example.recording import Played
 from tf_dpfp.per_example.recording import Unit
+from tf_dpfp.per_example.recording import explaining
 from tf_dpfp.per_example.recording import find_units
 from tf_dpfp.per_example.recording import played_back
 from tf_dpfp.per_example.recording import record_calls
@@ -54,6 +55,7 @@ __all__ = [
     "add_consecutive",
     "added_losses",
     "example_seeds",
+    "explaining",
     "find_units",
     "played_back",
     "record_calls",
