@@ -219,6 +219,7 @@ class VariableSelection(layers.Layer):
 
 def test_gated_residual_and_variable_selection():
     """It learns as usual unless it is clipped: norms differ 200-fold."""
+
     def build():
         inputs = _inputs()
         columns = _embedded(inputs, 8)
