@@ -33,6 +33,7 @@ from tf_dpfp.accounting.samplings import Sampling
 from tf_dpfp.accounting.samplings import UnknownSampling
 from tf_dpfp.accounting.samplings import WithoutReplacement
 from tf_dpfp.accounting.statement import statement as privacy_statement
+from tf_dpfp.accounting.tf_privacy import tf_privacy_statement
 
 # Public. The other names are for the other folders of the package.
 __all__ = [

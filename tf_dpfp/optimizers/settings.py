@@ -220,7 +220,8 @@ def keras_arguments(
         that example's, and Keras must not divide once more.
 
     Raises:
-        ValueError: If gradients are to be accumulated by Keras.
+        ValueError: If gradients are to be accumulated by Keras, or the
+            learning rate is not finite.
     """
     if kwargs.get("gradient_accumulation_steps"):
         raise ValueError(
@@ -230,6 +231,13 @@ def keras_arguments(
             f"{kwargs['gradient_accumulation_steps']}"
         )
     kwargs = dict(kwargs)
+    rate = args[0] if args else kwargs.get("learning_rate", 0.0)
+    if isinstance(rate, (int, float)) and not math.isfinite(rate):
+        raise ValueError(
+            "`learning_rate` must be a finite number, or a schedule: any other "
+            "turns every weight into NaN at the first step. Received: "
+            f"learning_rate={rate}"
+        )
     loss_scale = kwargs.pop("loss_scale_factor", None)
     # Keras would make an integer variable of an integer.
     if args and isinstance(args[0], int):

@@ -77,9 +77,9 @@ def poisson_batches(
             - an array or tensor, or arrays nested in dicts, tuples and lists,
                 with a common first axis over examples. Floats become Keras's
                 `floatx`, as in `fit`. Memory-mapped arrays are read by batch;
-            - a `tf.data.Dataset` of single examples (not batched, not
-                repeated) with a known cardinality. It is read once, with a
-                progress bar if that takes long, and kept in memory, so random
+            - a `tf.data.Dataset` of single examples (not repeated) with a
+                known cardinality, or of batches of them. It is read once, with
+                a progress bar if that takes long, and kept in memory, so random
                 augmentation belongs in `map_fn`;
             - a `keras.utils.PyDataset`. Examples are drawn from within its
                 batches, which must all have the size of the first, except the
