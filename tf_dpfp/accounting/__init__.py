@@ -23,6 +23,7 @@ from tf_dpfp.accounting.releases import Adjacency
 from tf_dpfp.accounting.releases import EndToEnd
 from tf_dpfp.accounting.releases import Joint
 from tf_dpfp.accounting.releases import Labels
+from tf_dpfp.accounting.releases import PersonSums
 from tf_dpfp.accounting.releases import Release
 from tf_dpfp.accounting.releases import Representations
 from tf_dpfp.accounting.releases import Sums
@@ -41,6 +42,7 @@ __all__ = [
     "Joint",
     "Labels",
     "LedgerEntry",
+    "PersonSums",
     "PoissonSampling",
     "Representations",
     "Sums",

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from tf_dpfp import accounting
 from tf_dpfp import arguments
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import counting
@@ -63,6 +64,14 @@ class PrivacySettings:
         if isinstance(thresholds, clipping_lib.Adaptive):
             return thresholds
         return None
+
+    def release_of(self, kind: accounting.Release | None) -> counting.Release:
+        """Returns the release of a step of another kind, of the same noise.
+
+        Args:
+            kind: The kind; `None`: that of the settings.
+        """
+        return self.release if kind is None else self.release.of_kind(kind)
 
     def with_noise(self, noise_multiplier: float) -> "PrivacySettings":
         """Returns the settings with another noise multiplier of the sums.

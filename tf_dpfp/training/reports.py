@@ -46,6 +46,10 @@ def compute_epsilon(
     example that is added to or removed from fixed batches moves each later sum
     by up to twice the clip norm.
 
+    After steps on `poisson_batches(users=...)` neighbours differ by one person
+    with all examples. After steps on persons and others on examples epsilon is
+    infinite, unless `examples_per_user` bounds what a person has.
+
     A person with several examples is protected less. With `examples_per_user`
     neighbours differ by a whole person: with Poisson sampling each of the
     person's examples is in a step by a coin of its own, and the figure is that
