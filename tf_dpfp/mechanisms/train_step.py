@@ -13,7 +13,6 @@ from tf_dpfp import counting
 from tf_dpfp import optimizers
 from tf_dpfp import step as step_lib
 from tf_dpfp.keras_private import trainer as keras_trainer
-from tf_dpfp.mechanisms import proved
 from tf_dpfp.step import losses as losses_lib
 
 if TYPE_CHECKING:
@@ -84,8 +83,6 @@ def clipped_gradients(
     model = mechanism.model
     x, y, sample_weight = batch
     plan = mechanism.plan(x, y, sample_weight)
-    if tf.executing_eagerly():
-        proved.prove_eager(model, plan, batch)
     sums = step_lib.clipped_batch(
         model,
         plan,

@@ -4,6 +4,7 @@ from tf_dpfp.step.batch import as_clipped_gradients
 from tf_dpfp.step.batch import clipped_batch
 from tf_dpfp.step.batch import regularization_gradients
 from tf_dpfp.step.microbatch import MicrobatchResult
+from tf_dpfp.step.microbatch import clipped_microbatch
 from tf_dpfp.step.microbatch import forward
 from tf_dpfp.step.plan import Below
 from tf_dpfp.step.plan import Plan
@@ -21,6 +22,7 @@ __all__ = [
     "as_clipped_gradients",
     "as_examples",
     "clipped_batch",
+    "clipped_microbatch",
     "count_operations",
     "forward",
     "make_plan",

@@ -10,6 +10,7 @@ from tf_dpfp.keras_private import lookups as keras_lookups
 from tf_dpfp.optimizers import ClippedGradients
 from tf_dpfp.optimizers import JointGradients
 from tf_dpfp.step.microbatch import BatchSums
+from tf_dpfp.step.microbatch import MicrobatchResult
 from tf_dpfp.step.microbatch import backward
 from tf_dpfp.step.microbatch import clipped_microbatch
 from tf_dpfp.step.plan import Plan
@@ -74,10 +75,7 @@ def clipped_batch(
     data = (x, y, sample_weight)
     data, is_example = sampling_lib.pad_to_multiple(data, microbatch_size or 1)
     if microbatch_size is None:
-        x, y, sample_weight = data
-        result = clipped_microbatch(
-            model, plan, x, y, sample_weight, is_example
-        )
+        result = _run(model, plan, (*data, is_example), 0)
         after_microbatch(*data, is_example, result)
         return result.sums
     pieces = sampling_lib.split_microbatches(
@@ -92,10 +90,7 @@ def clipped_batch(
 
     def run(index):
         piece, piece_is_example = at(index)
-        x, y, sample_weight = piece
-        result = clipped_microbatch(
-            model, plan, x, y, sample_weight, piece_is_example, index
-        )
+        result = _run(model, plan, (*piece, piece_is_example), index)
         after_microbatch(*piece, piece_is_example, result)
         return result.sums
 
@@ -127,6 +122,15 @@ def clipped_batch(
             parallel_iterations=1,
         )
     return tree.pack_sequence_as(first, _with_none(first, totals))
+
+
+def _run(model, plan: Plan, batch: tuple, piece) -> MicrobatchResult:
+    if tf.executing_eagerly() and plan.eager_pass is not None:
+        return plan.eager_pass(plan, batch, piece)
+    x, y, sample_weight, is_example = batch
+    return clipped_microbatch(
+        model, plan, x, y, sample_weight, is_example, piece
+    )
 
 
 def _tensors(sums: BatchSums) -> list[tf.Tensor]:

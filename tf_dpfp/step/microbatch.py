@@ -131,6 +131,7 @@ def clipped_microbatch(
                 plan.secret_handles(),
                 keras_trainer.loss_trackers(plan.loss),
                 piece,
+                plan.of_weights,
             )
         )
     clipped = clipping_lib.clip_and_sum(gradients, plan.groups, present)
