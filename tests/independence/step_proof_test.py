@@ -213,6 +213,21 @@ def test_an_eager_step_runs_what_was_proved(way):
         np.testing.assert_allclose(mine, other, atol=1e-6)
 
 
+def test_functions_that_run_eagerly_run_what_was_proved():
+    """As `tf.config.run_functions_eagerly` makes them; see conftest."""
+    mixes = Branches(lambda x: x.shape[0] is not None)
+    model = _compiled(mixes, noise_multiplier=0.0)
+    plain = _compiled(noise_multiplier=0.0)
+    plain.set_weights(model.get_weights())
+    tf.config.run_functions_eagerly(True)
+    for one in (model, plain):
+        one.train_on_batch(X, Y)
+    for mine, other in zip(model.weights, plain.weights, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-6)
+    with pytest.raises(ValueError, match=MEET):
+        _compiled(Calls(_route)).train_on_batch(X, Y)
+
+
 def test_an_eager_branch_on_data_is_refused():
     model = _compiled(
         Branches(lambda x: float(tf.reduce_max(x)) > 0.0), run_eagerly=True

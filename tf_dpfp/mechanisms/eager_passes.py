@@ -6,7 +6,7 @@ step runs in a graph, too, traced and proved once for each kind of batch.
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, MutableMapping
+from collections.abc import Callable, Hashable, MutableMapping, Sequence
 from typing import Any
 
 import keras
@@ -50,56 +50,42 @@ class EagerPasses:
             ValueError: If it can't be traced, or is not proved.
         """
         specs = proved.specs_of(batch)
-        values = (batch, tf.cast(piece, tf.int32), _values_of(plan))
-        tensors = [
-            tf.convert_to_tensor(v)
-            for v in tree.flatten(values)
-            if v is not None
-        ]
-        kind = (str(tree.map_structure(repr, specs)), _constants_of(plan))
+        values = (tf.cast(piece, tf.int32), _values_of(plan))
+        kind = (_kind(specs), _constants_of(plan))
         function = self.functions.get(kind)
         if function is None:
-            function = self._function(plan, (specs, *values[1:]))
-        with compilation.tracing_for(compilation.Target.KERNELS):
-            sums, losses, y_pred = function(*tensors)
-        # Only what was traced to its end.
-        self.functions[kind] = function
+            traced = self._traced(plan, (specs, *values))
+            function = self.functions[kind] = _concrete(
+                traced, (specs, *values)
+            )
+        sums, losses, y_pred = function(*_tensors((batch, *values)))
         return step_lib.MicrobatchResult(sums, losses, y_pred)
 
-    def _function(self, plan: step_lib.Plan, values: Any) -> Callable:
+    def _traced(self, plan: step_lib.Plan, like: Any) -> Callable:
         def traced(*tensors):
-            remaining = iter(tensors)
-            (x, y, sample_weight, is_example), piece, of_plan = (
-                tree.map_structure(
-                    lambda v: None if v is None else next(remaining), values
+            (x, y, sample_weight, is_example), piece, values = _packed(
+                tensors, like
+            )
+            plan_of_step = _with_values(plan, values)
+            try:
+                result = step_lib.clipped_microbatch(
+                    self.model,
+                    plan_of_step,
+                    x,
+                    y,
+                    sample_weight,
+                    is_example,
+                    piece,
                 )
-            )
-            result = self._traced(
-                _with_values(plan, of_plan),
-                (x, y, sample_weight, is_example, piece),
-            )
+            except ValueError:
+                raise
+            except Exception as error:  # Of any code in a layer or a loss.
+                found = [proved.not_traced(error)]
+                step_proof.raise_unless_proved(self.model, found)
+                raise
             return result.sums, result.losses, result.y_pred
 
-        signature = [
-            v
-            if isinstance(v, tf.TensorSpec)
-            else tf.TensorSpec(v.shape, v.dtype)
-            for v in tree.flatten(values)
-            if v is not None
-        ]
-        return tf.function(traced, autograph=False, input_signature=signature)
-
-    def _traced(
-        self, plan: step_lib.Plan, arguments: tuple
-    ) -> step_lib.MicrobatchResult:
-        try:
-            return step_lib.clipped_microbatch(self.model, plan, *arguments)
-        except ValueError:
-            raise
-        except Exception as error:  # Of any code in a layer or a loss.
-            found = [proved.not_traced(error)]
-            step_proof.raise_unless_proved(self.model, found)
-            raise
+        return traced
 
 
 def of_model(model: keras.Model) -> EagerPasses:
@@ -126,29 +112,13 @@ def whole_step(
     """
     functions = _functions_of(model)
     specs = proved.specs_of(data)
-    tensors = [
-        tf.convert_to_tensor(t) for t in tree.flatten(data) if t is not None
-    ]
-    kind = (str(tree.map_structure(repr, specs)), model.optimizer)
+    kind = (_kind(specs), model.optimizer)
     function = functions.get(kind)
     if function is None:
-
-        def traced(*tensors):
-            remaining = iter(tensors)
-            return step(
-                tree.map_structure(
-                    lambda s: None if s is None else next(remaining), specs
-                )
-            )
-
-        signature = [s for s in tree.flatten(specs) if s is not None]
-        function = tf.function(
-            traced, autograph=False, input_signature=signature
+        function = functions[kind] = _concrete(
+            lambda *tensors: step(_packed(tensors, specs)), specs
         )
-    with compilation.tracing_for(compilation.Target.KERNELS):
-        results = function(*tensors)
-    functions[kind] = function
-    return results
+    return function(*_tensors(data))
 
 
 def _functions_of(model: keras.Model) -> dict[Hashable, Callable]:
@@ -218,3 +188,40 @@ def _tensor_or_none(value: Any) -> tf.Tensor | None:
 
 def _number_or_kind(value: Any) -> Any:
     return tf.TensorSpec.from_tensor(value) if tf.is_tensor(value) else value
+
+
+def _kind(specs: Any) -> Hashable:
+    # Of replicas, each has variables of its own on its device.
+    return str(tree.map_structure(repr, specs)), tf.zeros([]).device
+
+
+def _concrete(function: Callable, like: Any) -> Callable:
+    """Traces a function, which runs in a graph whatever TensorFlow is set to.
+
+    Args:
+        function: A function of tensors.
+        like: Tensors like its arguments, or their specifications, nested.
+    """
+    signature = [
+        v if isinstance(v, tf.TensorSpec) else tf.TensorSpec(v.shape, v.dtype)
+        for v in tree.flatten(like)
+        if v is not None
+    ]
+    with compilation.tracing_for(compilation.Target.KERNELS):
+        return tf.function(
+            function, autograph=False, input_signature=signature
+        ).get_concrete_function()
+
+
+def _tensors(nested: Any) -> list[tf.Tensor]:
+    return [
+        tf.convert_to_tensor(v) for v in tree.flatten(nested) if v is not None
+    ]
+
+
+def _packed(tensors: Sequence[tf.Tensor], like: Any) -> Any:
+    """Gives tensors the structure that they were flattened from."""
+    remaining = iter(tensors)
+    return tree.map_structure(
+        lambda v: None if v is None else next(remaining), like
+    )
