@@ -5,6 +5,8 @@
 #   make lint        check style, formatting and types
 #   make format      apply the formatting
 #   make benchmark   time private against non-private steps
+#   make docs        build the documents as a site, in build/site
+#   make notebooks   write the tutorials as notebooks, in build/notebooks
 #   make clean       remove the environment and what the tools left
 #
 # ARGS= goes to the command behind the target, for example
@@ -28,13 +30,13 @@ BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format benchmark clean
+.PHONY: help train test lint format benchmark docs notebooks clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 train: $(VENV)/.installed-examples
-	@$(BIN)/python -m examples.train $(ARGS)
+	@$(BIN)/python -m examples.trainers.train $(ARGS)
 
 # Agg draws without a display.
 test: $(VENV)/.installed-all
@@ -52,6 +54,14 @@ format: $(VENV)/.installed-all
 
 benchmark: $(VENV)/.installed-examples
 	@$(BIN)/python -m benchmarks.step_time $(ARGS)
+
+# Strict: a link that leads nowhere fails.
+docs: $(VENV)/.installed-docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "The site is in build/site: open build/site/index.html"
+
+notebooks: $(VENV)/.installed-docs
+	@$(BIN)/python -m examples.notebooks $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache \

@@ -29,9 +29,9 @@ from absl import app
 from absl import flags
 
 import tf_dpfp
-from examples import clippings
-from examples import datasets
-from examples import models
+from examples.trainers import clippings
+from examples.trainers import datasets
+from examples.trainers import models
 
 _DATASETS = flags.DEFINE_list(
     "datasets", ["mnist", "fashion_mnist"], "Data sets."

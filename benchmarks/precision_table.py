@@ -25,8 +25,8 @@ from absl import flags
 
 import tf_dpfp
 from benchmarks import rgp_tasks
-from examples import minilm
-from examples import text_datasets
+from examples.trainers import minilm
+from examples.trainers import text_datasets
 
 _SENTENCES = flags.DEFINE_integer(
     "sentences", 4000, "How many; three quarters of them to train with."

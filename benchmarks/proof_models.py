@@ -52,7 +52,7 @@ def prove_step(model, loss, batch, batch_size=None) -> independence.Proof:
         x, y, weight = tree.pack_sequence_as(specs, leaves)
         with tf.GradientTape() as tape:
             with per_example.record_calls(plan.units) as calls:
-                predicted = step_lib.forward(model, x)
+                predicted = step_lib.call_model(model, x)
             losses = plan.loss(y, predicted, weight)
             total = tf.reduce_sum(losses)
         gradients = tape.gradient(total, [call.sources for call in calls])

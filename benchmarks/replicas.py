@@ -25,7 +25,7 @@ from absl import flags
 
 import tf_dpfp
 from benchmarks import workloads
-from examples import clippings
+from examples.trainers import clippings
 
 _WORKLOAD = flags.DEFINE_enum(
     "workload", "mlp_256", list(workloads.WORKLOADS), "What to train."

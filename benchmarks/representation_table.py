@@ -38,8 +38,8 @@ from absl import app
 from absl import flags
 
 import tf_dpfp
-from examples import minilm
-from examples import text_datasets
+from examples.trainers import minilm
+from examples.trainers import text_datasets
 
 _EPSILONS = flags.DEFINE_list("epsilons", ["3", "8"], "The budgets.")
 _DELTA = flags.DEFINE_float("delta", 1e-5, "Delta of the guarantees.")

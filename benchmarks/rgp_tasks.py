@@ -14,10 +14,10 @@ import keras
 import numpy as np
 from keras import layers
 
-from examples import datasets
-from examples import minilm
-from examples import models
-from examples import text_datasets
+from examples.trainers import datasets
+from examples.trainers import minilm
+from examples.trainers import models
+from examples.trainers import text_datasets
 
 Arrays = tuple[Any, np.ndarray]
 
@@ -74,7 +74,7 @@ def mlp() -> keras.Model:
 
 
 def cnn() -> keras.Model:
-    """The CNN of `examples.models`."""
+    """The CNN of `examples.trainers.models`."""
     return models.build("cnn", (28, 28, 1), 10).classifier
 
 

@@ -43,7 +43,7 @@ from absl import flags
 import tf_dpfp
 from benchmarks import memory
 from benchmarks import workloads
-from examples import clippings
+from examples.trainers import clippings
 
 _WORKLOADS = flags.DEFINE_list(
     "workloads",

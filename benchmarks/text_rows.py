@@ -5,7 +5,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 
-from examples import finetune_config
+from examples.trainers import finetune_config
 
 # Settings of a method that says "start" where the public training is.
 PUBLIC = "public"
@@ -61,7 +61,7 @@ def config(
             commas between.
 
     Returns:
-        What `examples.finetuning` takes.
+        What `examples.trainers.finetuning` takes.
     """
     changes = {**_COMMON, **METHODS[method], "epsilon": epsilon, "seed": seed}
     if math.isinf(epsilon):
@@ -89,7 +89,7 @@ def command(settings: finetune_config.Config) -> str:
     Returns:
         A line for a shell.
     """
-    words = ["python -m examples.finetune_text"]
+    words = ["python -m examples.trainers.finetune_text"]
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if value == field.default:

@@ -5,17 +5,18 @@
     python -m benchmarks.text_table --summary=rows.jsonl
 
 MiniLM on sentences of movie reviews, trained as `benchmarks.text_rows` says by
-`examples.finetuning`, each method at each budget (`inf`: without privacy), for
-several seeds. One JSON object for each training, as soon as it is done, with
-the command that repeats it. Trainings that `--output` has already, with the
-same settings, are left out, so that a run that was ended can go on.
+`examples.trainers.finetuning`, each method at each budget (`inf`: without
+privacy), for several seeds. One JSON object for each training, as soon as it
+is done, with the command that repeats it. Trainings that `--output` has
+already, with the same settings, are left out, so that a run that was ended can
+go on.
 
 Methods `public_...` start from encoders that were trained without privacy on
 public texts of other kinds, in the folders that this wrote; of several, with
 commas between, from their mean:
 
-    python -m examples.finetune_text --dataset=public_snippets --epsilon=inf \
-        --output_dir=FOLDER [...]
+    python -m examples.trainers.finetune_text \
+        --dataset=public_snippets --epsilon=inf --output_dir=FOLDER [...]
 
 A method's trainings run in a process of their own, and a row has its peak
 memory until then, data and libraries included; the table has that of the first.
@@ -34,8 +35,8 @@ import tf_dpfp
 from benchmarks import json_lines
 from benchmarks import memory
 from benchmarks import text_rows
-from examples import finetune_config
-from examples import finetuning
+from examples.trainers import finetune_config
+from examples.trainers import finetuning
 
 _METHODS = flags.DEFINE_list(
     "methods", list(text_rows.METHODS), "Keys of text_rows.METHODS."

@@ -1,1 +1,1 @@
-"""Runnable examples: `python -m examples.train` from the repository."""
+"""Examples: tutorials, and trainers to run from the command line."""

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from benchmarks import text_rows
-from examples import finetune_config
+from examples.trainers import finetune_config
 
 
 @pytest.mark.parametrize("epsilon", [3.0, math.inf])
@@ -14,7 +14,7 @@ from examples import finetune_config
 def test_the_command_says_every_setting(method, epsilon):
     config = text_rows.config(method, epsilon, seed=2, start="folder")
     words = text_rows.command(config).split()
-    assert words[:3] == ["python", "-m", "examples.finetune_text"]
+    assert words[:3] == ["python", "-m", "examples.trainers.finetune_text"]
     given = {}
     for word in words[3:]:
         name, _, value = word.removeprefix("--").partition("=")

@@ -11,8 +11,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from examples import datasets
-from examples import packages
+from examples.trainers import datasets
+from examples.trainers import packages
 
 
 @pytest.fixture(autouse=True)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import tf_dpfp
-from examples import finetune_config
-from examples import finetune_starts
-from examples import finetuning
-from examples import minilm
-from examples import text_datasets
-from examples import text_encoders
+from examples.trainers import finetune_config
+from examples.trainers import finetune_starts
+from examples.trainers import finetuning
+from examples.trainers import minilm
+from examples.trainers import text_datasets
+from examples.trainers import text_encoders
 from tf_dpfp import accounting
 
 keras_hub = pytest.importorskip(
@@ -418,7 +418,7 @@ def test_frozen_embeddings_stay(preset):
 
 
 def test_command_has_a_flag_for_every_field():
-    source = importlib.util.find_spec("examples.finetune_text").origin
+    source = importlib.util.find_spec("examples.trainers.finetune_text").origin
     with open(source) as file:
         text = file.read()
     for field in finetune_config.Config.__dataclass_fields__:

@@ -1,6 +1,5 @@
 """The tutorials on models of KerasHub, run with little data."""
 
-import pathlib
 import runpy
 
 import keras
@@ -8,14 +7,14 @@ import numpy as np
 import pytest
 
 import tf_dpfp
-from examples import minilm
-from examples import text_datasets
+from examples import tutorial_files
+from examples.trainers import minilm
+from examples.trainers import text_datasets
 
 keras_hub = pytest.importorskip(
     "keras_hub", reason="KerasHub is not installed (the extra `hub`)"
 )
 
-EXAMPLES = pathlib.Path(minilm.__file__).parent
 WORDS = ["good", "bad", "film", "plot", "fine", "dull", "très"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 
@@ -40,7 +39,8 @@ def run(monkeypatch, tmp_path):
     monkeypatch.setattr(text_datasets, "load_movie_reviews", _texts)
     monkeypatch.setattr(text_datasets, "load", lambda _: _texts())
 
-    return lambda name: runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    folder = tutorial_files.TUTORIALS
+    return lambda name: runpy.run_path(str(folder / f"{name}.py"))
 
 
 @pytest.mark.slow

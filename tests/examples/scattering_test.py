@@ -6,8 +6,8 @@ import pytest
 from scipy import signal
 
 import tf_dpfp
-from examples import models
-from examples import scattering
+from examples.trainers import models
+from examples.trainers import scattering
 
 
 def _moduli(plane, scale, size):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from keras import ops
 
-from examples import datasets
-from examples import minilm
-from examples import packages
-from examples import text_datasets
+from examples.trainers import datasets
+from examples.trainers import minilm
+from examples.trainers import packages
+from examples.trainers import text_datasets
 
 
 @pytest.fixture

@@ -17,15 +17,16 @@ import numpy as np
 import pytest
 
 import tf_dpfp
-from examples import checkpoints
-from examples import datasets
-from examples import minilm
-from examples import plots
-from examples import text_datasets
-from examples import training
+from examples.trainers import checkpoints
+from examples.trainers import datasets
+from examples.trainers import minilm
+from examples.trainers import plots
+from examples.trainers import text_datasets
+from examples.trainers import training
 from tf_dpfp import accounting
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+TUTORIALS = ROOT / "examples" / "tutorials"
 EXAMPLES = 400
 
 
@@ -312,8 +313,8 @@ _PROGRAM = """
     sys.path[:0] = [{root!r}, {here!r}]
     import keras
     import train_test
-    from examples import datasets, training
-    from examples.training import Config
+    from examples.trainers import datasets, training
+    from examples.trainers.training import Config
     datasets.load = train_test._synthetic
 
     class Slow(keras.callbacks.Callback):
@@ -383,8 +384,8 @@ _REPLICATED = """
     import sys
     sys.path[:0] = [{root!r}, {here!r}]
     import train_test
-    from examples import datasets, training
-    from examples.training import Config
+    from examples.trainers import datasets, training
+    from examples.trainers.training import Config
     datasets.load = train_test._synthetic
     training.run(training.prepare({config!r}))
 """
@@ -433,7 +434,7 @@ def test_workers_keep_to_folders_of_their_own(monkeypatch):
 def test_the_command_refuses_in_one_line(tmp_path):
     given = "--epsilon=3", "--noise_multiplier=1", "--output_dir=out"
     done = subprocess.run(
-        [sys.executable, "-m", "examples.train", *given],
+        [sys.executable, "-m", "examples.trainers.train", *given],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.DEVNULL,
@@ -452,7 +453,7 @@ def test_every_setting_has_a_flag(monkeypatch):
 
     values = flags.FlagValues()
     # In place of the process's own, which other programs define flags on.
-    program = runpy.run_path(str(ROOT / "examples" / "train.py"))
+    program = runpy.run_path(str(ROOT / "examples" / "trainers" / "train.py"))
     for name in ("string", "enum", "float", "integer"):
         define = getattr(flags, f"DEFINE_{name}")
         monkeypatch.setattr(
@@ -496,7 +497,7 @@ def test_the_tutorials_run(
         return (x, y), (x[:100], y[:100])
 
     monkeypatch.setattr(datasets, "load", small)
-    runpy.run_path(str(ROOT / "examples" / tutorial))
+    runpy.run_path(str(TUTORIALS / tutorial))
     assert says in capsys.readouterr().out
     assert (tmp_path / leaves).exists()
 
@@ -517,7 +518,7 @@ def test_the_tutorial_on_text_runs(tmp_path, monkeypatch, capsys):
         "sentence_vectors",
         lambda texts: rng.normal(size=(len(texts), 8)).astype("float32"),
     )
-    runpy.run_path(str(ROOT / "examples" / "noised_representations.py"))
+    runpy.run_path(str(TUTORIALS / "noised_representations.py"))
     printed = capsys.readouterr().out
     # Both guarantees are met, each for its own neighbours.
     assert "replace-one adjacency" in printed

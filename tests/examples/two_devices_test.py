@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PROGRAM = """
 import runpy
 import numpy as np
-from examples import datasets
+from examples.trainers import datasets
 
 def digits(name):
     rng = np.random.default_rng(0)
@@ -19,7 +19,9 @@ def digits(name):
     return (x, y), (x[:50], y[:50])
 
 datasets.load = digits
-runpy.run_module("examples.two_devices", run_name="__main__", alter_sys=True)
+runpy.run_module(
+    "examples.trainers.two_devices", run_name="__main__", alter_sys=True
+)
 """
 
 

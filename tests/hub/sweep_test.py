@@ -24,7 +24,7 @@ ALWAYS = (
     "GemmaCausalLM",
     "LlamaCausalLM",
 )
-_LOAD_BALANCING = "adds a loss of its own"
+_LOAD_BALANCING = "adds to the loss"
 REFUSED = {
     "Gemma3nCausalLM": "outside the recorded calls",
     "Gemma4CausalLM": "outside the recorded calls",

@@ -2,10 +2,12 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from keras import layers
 
 from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.keras_private import metrics as keras_metrics
 from tf_dpfp.keras_private import trainer as keras_trainer
 
 
@@ -64,7 +66,8 @@ def test_structured_loss_keeps_one_number_per_example():
     )
 
 
-def test_metrics_leave_out_padding():
+@pytest.mark.parametrize("fixed_size", [False, True])
+def test_metrics_leave_out_padding(fixed_size):
     model = _compiled(metrics={"a": ["mse"]}, weighted_metrics={"b": ["mae"]})
     x = np.ones((3, 3), np.float32)
     y = {"a": np.zeros((3, 2), "float32"), "b": np.zeros((3, 1), "float32")}
@@ -73,17 +76,22 @@ def test_metrics_leave_out_padding():
         "b": tf.constant([[1.0], [3.0], [99.0]]),
     }
     rows = tf.constant([True, True, False])
-    logs = keras_trainer.update_metrics(model, x, y, y_pred, None, rows)
+    model._compile_loss.build(y, y_pred)
+    keras_metrics.update(model, x, y, y_pred, None, rows, fixed_size)
+    logs = model.get_metrics_result()
     assert float(logs["a_mse"]) == 10.0
     assert float(logs["b_mae"]) == 2.0
 
 
 def test_losses_of_outputs_are_tracked():
     model = _compiled()
-    y = {"a": tf.zeros([2, 2]), "b": tf.zeros([2, 1])}
-    y_pred = {"a": tf.ones([2, 2]), "b": tf.fill([2, 1], 4.0)}
+    y = {"a": tf.zeros([3, 2]), "b": tf.zeros([3, 1])}
+    a = tf.constant([[1.0, 1.0], [1.0, 1.0], [9.0, 9.0]])
+    y_pred = {"a": a, "b": tf.fill([3, 1], 4.0)}
     model._compile_loss.build(y, y_pred)
-    keras_trainer.track_output_losses(model, y, y_pred, None)
+    # The third row is padding.
+    kept = tf.constant([True, True, False])
+    keras_metrics.update(model, y["a"], y, y_pred, None, kept)
     logs = model.get_metrics_result()
     assert float(logs["a_loss"]) == 1.0 and float(logs["b_loss"]) == 4.0
 

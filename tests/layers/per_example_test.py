@@ -213,10 +213,12 @@ def test_statistics_are_refused():
     assert layer(X, training=False).shape == X.shape
 
 
-def test_losses_are_refused():
+def test_losses_are_means_over_the_examples():
     layer = tf_dpfp.PerExample(layers.ActivityRegularization(l2=0.1))
-    with pytest.raises(ValueError, match="adds a loss of its own"):
-        layer(X)
+    layer(X)
+    (found,) = layer.losses
+    expected = 0.1 * np.mean(np.sum(np.square(X), axis=1))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_what_is_the_same_for_all_examples_is_refused():

@@ -38,7 +38,7 @@ def _affordable(epsilon, noise_multiplier=1.0):
 
 @pytest.mark.parametrize("steps_per_execution", [1, 4])
 def test_training_stops_at_the_last_step_the_budget_allows(
-    steps_per_execution,
+    steps_per_execution, capsys
 ):
     budget = 0.9
     allowed = _affordable(budget)
@@ -48,12 +48,133 @@ def test_training_stops_at_the_last_step_the_budget_allows(
     model.fit(_batches(12), epochs=20, verbose=0, callbacks=[callback])
     assert tf_dpfp.compute_epsilon(model, DELTA) <= budget
     assert allowed - steps_per_execution < _steps(model) <= allowed
-    # Nothing is left for another session, and nothing is spent by asking.
+    # Nothing is left for another session: it ends as done, without a step.
     before = _steps(model)
-    if steps_per_execution == 1:
-        with pytest.raises(ValueError, match="does not allow the next"):
-            model.fit(_batches(), verbose=0, callbacks=[callback])
-        assert _steps(model) == before
+    history = model.fit(_batches(), verbose=0, callbacks=[callback])
+    assert history.history == {} and _steps(model) == before
+    assert "reached its budget" in capsys.readouterr().out
+    # Nothing of that is left behind.
+    more = tf_dpfp.PrivacyBudget(5.0, DELTA)
+    model.fit(_batches(4), verbose=0, callbacks=[more])
+    assert _steps(model) == before + 4
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"epsilon": 0.5},  # Exceeded by what ran.
+        {"noise_multiplier": 0.5},  # No such step ran.
+    ],
+)
+def test_what_is_not_done_is_refused(other):
+    budget = 0.9
+    model = _model()
+    model.fit(
+        _batches(100), verbose=0, callbacks=[tf_dpfp.PrivacyBudget(0.9, DELTA)]
+    )
+    before = _steps(model)
+    if "noise_multiplier" in other:
+        model.compile(tf_dpfp.DPSGD(0.01, **other), "mse")
+    budget = tf_dpfp.PrivacyBudget(other.get("epsilon", 0.9), DELTA)
+    with pytest.raises(ValueError, match="does not allow the next"):
+        model.fit(_batches(), verbose=0, callbacks=[budget])
+    assert _steps(model) == before
+
+
+@pytest.mark.parametrize("steps_per_execution", [7, 20])
+@pytest.mark.parametrize("epochs", [2, 3])
+def test_calls_beyond_the_end_of_an_epoch_take_what_is_left(
+    steps_per_execution, epochs
+):
+    # Two epochs of ten steps fit into the budget, and not one step more.
+    entry = tf_dpfp.accounting.LedgerEntry(
+        tf_dpfp.accounting.PoissonSampling(10 / 500), 1.0, 20
+    )
+    budget = tf_dpfp.accounting.compute_epsilon([entry], DELTA)
+    model = _model(steps_per_execution=steps_per_execution)
+    model.fit(
+        _batches(10),
+        epochs=epochs,
+        verbose=0,
+        callbacks=[tf_dpfp.PrivacyBudget(budget, DELTA)],
+    )
+    assert _steps(model) == 20
+
+
+def test_calls_are_not_cut_off_where_the_data_go_on():
+    entry = tf_dpfp.accounting.LedgerEntry(
+        tf_dpfp.accounting.PoissonSampling(10 / 500), 1.0, 20
+    )
+    budget = tf_dpfp.accounting.compute_epsilon([entry], DELTA)
+    model = _model(steps_per_execution=15)
+    model.fit(
+        _batches(100),
+        epochs=4,
+        steps_per_epoch=10,
+        verbose=0,
+        callbacks=[tf_dpfp.PrivacyBudget(budget, DELTA)],
+    )
+    # Keras's call takes all its fifteen steps; a second one would be too many.
+    assert _steps(model) == 15
+
+
+def test_epsilon_reaches_callbacks_that_stand_before_the_budget(tmp_path):
+    seen = []
+
+    class Note(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(logs["epsilon"])
+
+    log = tmp_path / "log.csv"
+    path = str(tmp_path / "{epsilon:.3f}.weights.h5")
+    model = _model()
+    model.fit(
+        _batches(3),
+        epochs=2,
+        verbose=0,
+        callbacks=[
+            [keras.callbacks.CSVLogger(log), Note()],
+            keras.callbacks.ModelCheckpoint(path, save_weights_only=True),
+            tf_dpfp.PrivacyBudget(3.0, DELTA),
+        ],
+    )
+    header, first, last = log.read_text().split()
+    at = header.split(",").index("epsilon")
+    assert float(first.split(",")[at]) == seen[2]
+    assert float(last.split(",")[at]) == seen[5]
+    assert seen[5] == tf_dpfp.compute_epsilon(model, DELTA)
+    assert (tmp_path / f"{seen[5]:.3f}.weights.h5").exists()
+
+
+def test_a_list_of_keras_works_as_it_is():
+    model = _model()
+    given = keras.callbacks.CallbackList(
+        [tf_dpfp.PrivacyBudget(0.9, DELTA)],
+        add_history=True,
+        model=model,
+        steps=100,
+        epochs=1,
+    )
+    model.fit(_batches(100), verbose=0, callbacks=given)
+    assert _steps(model) == _affordable(0.9)
+
+
+def test_what_a_backup_restores_may_be_done(tmp_path, capsys):
+    def run():
+        model = _model()
+        callbacks = [
+            tf_dpfp.PrivacyBudget(0.9, DELTA),
+            tf_dpfp.BackupAndRestore(
+                str(tmp_path / "backup"), delete_checkpoint=False
+            ),
+        ]
+        model.fit(_batches(50), epochs=3, verbose=0, callbacks=callbacks)
+        return model
+
+    first, again = run(), run()
+    assert capsys.readouterr().out.count("reached its budget") == 1
+    assert _steps(again) == _steps(first) == _affordable(0.9)
+    np.testing.assert_equal(again.get_weights(), first.get_weights())
 
 
 def test_earlier_sessions_count(tmp_path):

@@ -33,7 +33,16 @@ def test_an_optimizer_that_was_replaced_stays_counted(compiled_first):
     model.compile(other, LOSS)
     assert tf_dpfp.compute_epsilon(model, DELTA) == spent
     model.train_on_batch(X[:8], Y[:8])
-    assert [e.steps for e in tf_dpfp.ledger(model)] == [1, 1]
+    entries = tf_dpfp.ledger(model)
+    assert [e.steps for e in entries] == [1, 1]
+    of_person = tf_dpfp.compute_epsilon(model, DELTA, examples_per_user=3)
+    assert of_person == tf_dpfp.accounting.compute_epsilon(
+        entries, DELTA, examples_per_user=3
+    )
+    assert of_person > tf_dpfp.compute_epsilon(model, DELTA)
+    assert "Epsilon of a person with up to 3 examples" in (
+        tf_dpfp.privacy_statement(model, DELTA, examples_per_user=3)
+    )
 
 
 def _clip():

@@ -315,8 +315,27 @@ def test_calibrated_noise_keeps_the_budget():
     assert (
         tf_dpfp.compute_epsilon(model, DELTA) == history.history["epsilon"][-1]
     )
-    with pytest.raises(ValueError, match="does not allow the next"):
-        model.fit(batches, verbose=0, callbacks=[callback])
+    again = model.fit(batches, verbose=0, callbacks=[callback])
+    assert again.history == {} and tf_dpfp.ledger(model)[0].steps == 8
+
+
+def test_the_noise_of_sums_is_found_beside_that_of_representations(capsys):
+    batches = _batches()
+    optimizer = _optimizer("calibrate")
+    model = _private(_model(_clip(9.0)), optimizer)
+    budget = tf_dpfp.PrivacyBudget(3.0, DELTA)
+    model.fit(batches, epochs=2, verbose=0, callbacks=[budget])
+    assert 2.997 <= tf_dpfp.compute_epsilon(model, DELTA) <= 3.0
+    noise = optimizer.noise_multiplier
+    assert f"Noise multiplier {noise:.6g}" in capsys.readouterr().out
+    (entry,) = [e for e in tf_dpfp.ledger(model) if e.steps]
+    assert entry.noise_multiplier == pytest.approx(
+        (9.0**-2 + noise**-2) ** -0.5
+    )
+    # Noise of the layer that spends the budget leaves nothing for sums.
+    model = _private(_model(_clip(0.2)), _optimizer("calibrate"))
+    with pytest.raises(ValueError, match="No noise multiplier up to"):
+        model.fit(batches, verbose=0, callbacks=[budget])
 
 
 # --- what is counted ----------------------------------------------------------
@@ -578,7 +597,7 @@ def test_layers_are_checked_as_in_any_private_model():
     inputs = keras.Input((FEATURES,))
     h = _clip()(layers.Dense(WIDTH)(inputs))
     model = keras.Model(inputs, layers.Dense(2, activity_regularizer="l2")(h))
-    with pytest.raises(ValueError, match="activity_regularizer is one number"):
+    with pytest.raises(ValueError, match="goes past the noise.*`loss` of"):
         _private(model).fit(X, Y, verbose=0)
 
 

@@ -5,13 +5,15 @@ import tensorflow as tf
 from keras import layers
 
 import tf_dpfp
+from tf_dpfp import mechanisms
 
 X = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
 Y = X.sum(axis=1, keepdims=True)
 
 
-def _sequential(*middle):
-    return keras.Sequential([keras.Input((4,)), *middle, layers.Dense(1)])
+def _sequential(*middle, batch_size=None):
+    inputs = keras.Input((4,), batch_size=batch_size)
+    return keras.Sequential([inputs, *middle, layers.Dense(1)])
 
 
 def _reasons(model):
@@ -27,13 +29,15 @@ def test_a_sound_model_has_no_problems():
 def test_every_problem_is_listed_at_once():
     model = _sequential(
         layers.BatchNormalization(name="bn"),
-        layers.Dense(3, activity_regularizer="l2", name="active"),
         layers.SpectralNormalization(layers.Dense(2), name="spectral"),
+        layers.Reshape((2, 1)),
+        layers.SimpleRNN(3, stateful=True, name="stateful"),
+        batch_size=2,
     )
     problems = tf_dpfp.validate(model)
     assert {p.where.split("/")[-1] for p in problems} == {
         "bn",
-        "active",
+        "stateful",
         "spectral",
     }
     assert [p.fixable for p in problems].count(True) == 1
@@ -66,105 +70,50 @@ def test_mixup_is_refused():
     assert "mixes the examples" in _reasons(model)[0]
 
 
-def test_a_train_step_or_compute_loss_of_its_own_is_refused():
+def test_a_train_step_of_its_own_is_refused():
     class Step(keras.Sequential):
         def train_step(self, data):
             return {}
 
+    model = Step([keras.Input((4,)), layers.Dense(1)])
+    assert "train_step" in _reasons(model)[0]
+    with pytest.raises(ValueError, match="train_step"):
+        tf_dpfp.make_private(model)
+
+
+def test_a_compute_loss_of_its_own_is_refused_beside_representations():
     class Loss(keras.Sequential):
         def compute_loss(self, *args, **kwargs):
             return 0.0
 
-    for cls, reason in ((Step, "train_step"), (Loss, "compute_loss")):
-        model = cls([keras.Input((4,)), layers.Dense(1)])
-        assert reason in _reasons(model)[0]
-        with pytest.raises(ValueError, match=reason):
-            tf_dpfp.make_private(model)
-
-
-def test_private_twice_is_refused():
-    model = tf_dpfp.make_private(_sequential())
-    with pytest.raises(ValueError, match="private already"):
+    assert tf_dpfp.validate(Loss([keras.Input((4,)), layers.Dense(1)])) == []
+    clip = tf_dpfp.DPRepresentationClip(1.0, 1.0, labels="public")
+    model = Loss([keras.Input((4,)), clip, layers.Dense(1)])
+    assert "compute_loss" in _reasons(model)[0]
+    with pytest.raises(ValueError, match="compute_loss"):
         tf_dpfp.make_private(model)
 
 
-def test_fix_replaces_and_copies():
-    model = _sequential(
-        layers.Dense(6, name="first"), layers.BatchNormalization(name="bn")
-    )
-    model.layers[0].trainable = False
-    fixed = tf_dpfp.fix(model)
-    assert isinstance(fixed.get_layer("bn"), layers.LayerNormalization)
-    for name in ("first", model.layers[-1].name):
-        for a, b in zip(
-            model.get_layer(name).get_weights(),
-            fixed.get_layer(name).get_weights(),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(a, b)
-    assert not fixed.get_layer("first").trainable
-    # The given model stays as it was.
-    assert isinstance(model.get_layer("bn"), layers.BatchNormalization)
-    tf_dpfp.make_private(fixed)
-
-
-def test_fix_leaves_a_model_of_vectors_alive():
-    """Normalised in groups of one, every example would look the same."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(256, 8)).astype(np.float32)
-    y = (x[:, 0] + x[:, 1] > 0).astype(np.int32)
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            keras.Input((8,)),
-            layers.Dense(32),
-            layers.BatchNormalization(),
-            layers.ReLU(),
-            layers.Dense(2),
-        ]
-    )
-    fixed = tf_dpfp.fix(model)
-    assert np.ptp(fixed.predict(x, verbose=0), axis=0).min() > 0.5
-    fixed.compile(
-        keras.optimizers.Adam(0.01),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    fixed.fit(x, y, epochs=10, verbose=0)
-    assert fixed.evaluate(x, y, verbose=0)[1] > 0.95
-
-
 @pytest.mark.parametrize(
-    ("channels", "groups"),
-    [(1, 1), (4, 1), (8, 1), (16, 2), (24, 3), (30, 3), (64, 8), (512, 32)],
+    "layer",
+    [
+        lambda: layers.LSTM(2, stateful=True),
+        lambda: layers.RNN(layers.GRUCell(2), stateful=True),
+        lambda: layers.Bidirectional(layers.SimpleRNN(2, stateful=True)),
+    ],
 )
-def test_fix_leaves_eight_channels_to_a_group(channels, groups):
-    model = keras.Sequential(
-        [keras.Input((4, 4, channels)), layers.BatchNormalization(name="bn")]
-    )
-    found = tf_dpfp.fix(model).get_layer("bn")
-    assert isinstance(found, layers.GroupNormalization)
-    assert found.groups == groups
+def test_a_layer_that_keeps_its_states_is_refused(layer):
+    model = keras.Sequential([keras.Input((3, 2), batch_size=1), layer()])
+    with pytest.raises(ValueError, match="from one batch to the next.*=False"):
+        tf_dpfp.make_private(model)
 
 
-@pytest.mark.parametrize("channels", [1, 2])
-def test_fix_refuses_what_would_have_nothing_left(channels):
-    model = keras.Sequential(
-        [keras.Input((channels,)), layers.BatchNormalization(name="bn")]
-    )
-    with pytest.raises(ValueError, match="nothing would be left"):
-        tf_dpfp.fix(model)
-
-
-def test_fix_says_what_it_can_not_replace():
-    with pytest.raises(ValueError, match="activity_regularizer"):
-        tf_dpfp.fix(_sequential(layers.Dense(3, activity_regularizer="l2")))
-
-    class Subclassed(keras.Model):
-        pass
-
-    with pytest.raises(ValueError, match="rebuilds functional"):
-        tf_dpfp.fix(Subclassed())
+def test_private_twice_changes_nothing():
+    model = tf_dpfp.make_private(_sequential())
+    model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), "mse")
+    fit, mechanism = model.fit, mechanisms.mechanism_of(model)
+    assert tf_dpfp.make_private(model) is model
+    assert model.fit is fit and mechanisms.mechanism_of(model) is mechanism
 
 
 def _refused(model, match, loss="mse", **arguments):
@@ -315,7 +264,7 @@ def test_a_loss_that_a_layer_adds_is_caught(with_weights):
             self.add_loss(tf.reduce_sum(x))
             return x * self.scale if with_weights else x
 
-    _refused(_sequential(Adds()), "loss of its own")
+    _refused(_sequential(Adds()), "adds to the loss, .* a sum over the batch")
 
 
 def test_what_can_be_refused_before_the_first_step_is():
@@ -365,19 +314,3 @@ def test_reports_refuse_models_that_are_not_private():
             tf_dpfp.errors.NotPrivateError, match="make_private"
         ):
             report(model)
-
-
-def test_fix_rebuilds_a_functional_model():
-    inputs = keras.Input((6, 6, 2))
-    x = keras.layers.Conv2D(4, 3)(inputs)
-    x = keras.layers.BatchNormalization()(x)
-    x = keras.layers.Add()([x, keras.layers.Conv2D(4, 3)(inputs)])
-    model = keras.Model(inputs, keras.layers.Dense(2)(x))
-    fixed = tf_dpfp.fix(model)
-    kinds = [type(layer).__name__ for layer in fixed.layers]
-    assert "BatchNormalization" not in kinds
-    assert "GroupNormalization" in kinds
-    np.testing.assert_array_equal(
-        fixed.layers[1].get_weights()[0], model.layers[1].get_weights()[0]
-    )
-    assert fixed(np.ones((2, 6, 6, 2), np.float32)).shape == (2, 4, 4, 2)

@@ -2,6 +2,7 @@
 
 from tf_dpfp.accounting.calibration import calibrate_noise_multiplier
 from tf_dpfp.accounting.calibration import least_noise
+from tf_dpfp.accounting.calibration import noise_within
 from tf_dpfp.accounting.claimed import claimed_epsilon
 from tf_dpfp.accounting.entries import LedgerEntry
 from tf_dpfp.accounting.entries import adjacency_of

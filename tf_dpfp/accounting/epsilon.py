@@ -41,6 +41,7 @@ from dp_accounting import rdp
 from tf_dpfp import arguments
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import events
+from tf_dpfp.accounting import persons
 from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import representations
 from tf_dpfp.accounting import samplings
@@ -64,7 +65,7 @@ _PLD_POINTS = 2e6
 
 # With more kinds of steps, a bound stands in for the RDP of each, which takes
 # a third of a second for a rate that was not met before.
-_MOST_EXACT = 32
+MOST_EXACT = 32
 
 _OVERFLOW_ITERATIONS = 1000
 _OVERFLOW_TOLERANCE = 1e-9
@@ -75,6 +76,7 @@ def compute_epsilon(
     delta: float,
     accountant: str = "rdp",
     adjacency: releases.Adjacency | None = None,
+    examples_per_user: int | None = None,
 ) -> float:
     """Computes epsilon of everything that ran.
 
@@ -91,6 +93,10 @@ def compute_epsilon(
             takes seconds). PLD never returns more than RDP.
         adjacency: Adjacency of the guarantee; by default that of
             `adjacency_of(entries)`.
+        examples_per_user: Bound on the examples that one person has in the
+            data, for the epsilon of a whole person; see `persons`. It is
+            tight by RDP, and by PLD too from dp_accounting 0.5 on; before,
+            RDP stands in. `None`: of one example.
 
     Returns:
         Epsilon: 0.0 if nothing ran, infinity if a step protects nothing
@@ -98,7 +104,7 @@ def compute_epsilon(
 
     Raises:
         ValueError: If an argument is out of range, or nothing is proved about
-            a release under `adjacency`.
+            a release under `adjacency`, or for several examples.
 
     Example:
 
@@ -110,14 +116,17 @@ def compute_epsilon(
     delta = check_delta(delta, accountant)
     ran = tuple(entry for entry in table.merge(entries) if entry.steps)
     adjacency = _check_adjacency(adjacency, ran)
+    examples = persons.check_examples(examples_per_user) or 1
+    if examples > 1:
+        persons.check_entries(ran, adjacency)
     if not ran:
         return 0.0
     if any(entry.is_bare for entry in ran):
         return math.inf
     curve = functools.partial(
-        _epsilon_without_overflow, ran, accountant, adjacency
+        _epsilon_without_overflow, ran, accountant, adjacency, examples
     )
-    tau = math.fsum(map(_overflow_probability, ran))
+    tau = math.fsum(map(overflow_probability, ran))
     return float(_add_overflow(curve, delta, tau) if tau else curve(delta))
 
 
@@ -251,7 +260,15 @@ def _greatest(allowed: Callable[[int], bool], low: int) -> int:
     return low
 
 
-def _overflow_probability(entry: entries_lib.LedgerEntry) -> float:
+def overflow_probability(entry: entries_lib.LedgerEntry) -> float:
+    """Bounds the probability that any step of an entry drops examples.
+
+    Args:
+        entry: The entry.
+
+    Returns:
+        The bound; it may be above 1.
+    """
     if isinstance(entry.sampling, samplings.PoissonSampling):
         return entry.steps * entry.sampling.overflow_probability
     return 0.0
@@ -283,12 +300,13 @@ def _epsilon_without_overflow(
     entries: tuple[entries_lib.LedgerEntry, ...],
     accountant: str,
     adjacency: releases.Adjacency,
+    examples: int,
     delta: float,
 ) -> float:
     """Computes epsilon as if no step had dropped surplus examples."""
-    quick = len(entries) > _MOST_EXACT
+    quick = len(entries) > MOST_EXACT
     total = sum(
-        entry.steps * _rdp_of_entry(entry, adjacency, quick)
+        entry.steps * rdp_of_entry(entry, adjacency, examples, quick)
         for entry in entries
     )
     by_rdp = rdp.compute_epsilon(sums.orders(), total, delta)[0]
@@ -299,19 +317,32 @@ def _epsilon_without_overflow(
     # Both are upper bounds, so the lesser is one, and RDP stands where PLD has
     # cut off the tail (infinity) or cannot be computed (extreme parameters).
     try:
-        interval = _pld_interval(entries, adjacency, by_rdp)
-        composed = _compose_pld(entries, adjacency, interval)
+        interval = _pld_interval(entries, adjacency, examples, by_rdp)
+        composed = _compose_pld(entries, adjacency, examples, interval)
         return min(by_rdp, composed.get_epsilon(delta))
     except (ArithmeticError, ValueError):
         return by_rdp
 
 
-def _rdp_of_entry(
+def rdp_of_entry(
     entry: entries_lib.LedgerEntry,
     adjacency: releases.Adjacency,
+    examples: int,
     quick: bool,
 ) -> np.ndarray:
-    """Computes the RDP of one release at each order, rounded up."""
+    """Computes the RDP of one release at each order, rounded up.
+
+    Args:
+        entry: The entry.
+        adjacency: Adjacency of the guarantee.
+        examples: Number of examples of a person.
+        quick: True for a bound that takes about a millisecond.
+
+    Returns:
+        An upper bound at each of `sums.orders()`.
+    """
+    if examples > 1:
+        return persons.step_rdp(entry, adjacency, examples, quick)
     noise_multiplier, rate = entry.noise_multiplier, entry.sampling.proved_rate
     if isinstance(entry.sampling, samplings.EveryLabel):
         return representations.randomized_response_rdp(
@@ -342,18 +373,22 @@ def _order_tuple() -> tuple[float, ...]:
 def _compose_pld(
     entries: tuple[entries_lib.LedgerEntry, ...],
     adjacency: releases.Adjacency,
+    examples: int,
     interval: float,
 ) -> pld.PLDAccountant:
     # An example zeroed out is to its step one that is not there, so the pair
     # of distributions is that of add-or-remove under both adjacencies.
     return pld.PLDAccountant(value_discretization_interval=interval).compose(
-        events.compose_events(entries, adjacency)
+        persons.compose_events(entries, adjacency, examples)
+        if examples > 1
+        else events.compose_events(entries, adjacency)
     )
 
 
 def _pld_interval(
     entries: Sequence[entries_lib.LedgerEntry],
     adjacency: releases.Adjacency,
+    examples: int,
     epsilon: float,
 ) -> float:
     """Chooses a grid that is fine where epsilon matters.
@@ -363,7 +398,7 @@ def _pld_interval(
     to no noise.
     """
     least_noise = min(
-        entry.noise_multiplier / entry.sensitivity(adjacency)
+        entry.noise_multiplier / entry.sensitivity(adjacency) / examples
         for entry in entries
     )
     # Mean loss of one full step and ten standard deviations above it.

@@ -12,6 +12,8 @@ from tf_dpfp import arguments
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
 from tf_dpfp.accounting import paragraphs as text
+from tf_dpfp.accounting import person_statement
+from tf_dpfp.accounting import persons
 from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import representation_statement
 from tf_dpfp.accounting import samplings
@@ -43,6 +45,7 @@ def statement(
     objections: Sequence[str] = (),
     ordinary_steps: int = 0,
     trained_apart: Sequence[str] = (),
+    examples_per_user: int | None = None,
 ) -> str:
     """Writes the privacy statement of a training.
 
@@ -62,12 +65,15 @@ def statement(
             took before, of which no entry knows.
         trained_apart: Other trainings of the same weights, in words, of which
             no entry knows.
+        examples_per_user: Bound on the examples that one person has in the
+            data, for a figure of whole persons; `None` if there is none.
 
     Returns:
         Plain text in paragraphs of 80 columns. Epsilons are rounded up.
 
     Raises:
-        ValueError: If `delta`, `accountant` or `population` is out of range.
+        ValueError: If an argument is out of range, or nothing is proved for
+            several examples of a person.
 
     Reference:
         - [How to DP-fy ML](https://arxiv.org/abs/2303.00654), section 5.3
@@ -75,17 +81,20 @@ def statement(
     delta = epsilon_lib.check_delta(delta, accountant)
     if population is not None:
         population = arguments.positive_integer("population", population)
+    examples_per_user = persons.check_examples(examples_per_user)
     ran = [entry for entry in table.merge(entries) if entry.steps]
     if not ran and not objections:
         return "No training step has been recorded: epsilon is 0.\n"
     adjacency = entries_lib.adjacency_of(ran)
+    if (examples_per_user or 1) > 1:
+        persons.check_entries(ran, adjacency)
     if objections or adjacency is releases.Adjacency.REPLACE_ONE:
         said, is_private = representation_statement.describe(
             ran, delta, population, objections
         )
     else:
         said, is_private = _describe(
-            ran, delta, accountant, population, recorded
+            ran, delta, accountant, population, recorded, examples_per_user
         )
     if is_private:
         seeded = seeded or any(entry.seeded for entry in ran)
@@ -101,6 +110,7 @@ def _describe(
     accountant: str,
     population: int | None,
     recorded: bool,
+    examples_per_user: int | None,
 ) -> tuple[list[str], bool]:
     """Describes DP-SGD: paragraphs, and `False` if there is no guarantee."""
     training = text.training(
@@ -148,7 +158,9 @@ def _describe(
             if conditional
             else []
         ),
-        text.fill(text.NO_USER_LEVEL),
+        *person_statement.describe(
+            entries, delta, accountant, examples_per_user
+        ),
         *text.sampling(
             entries,
             samplings.PoissonSampling,

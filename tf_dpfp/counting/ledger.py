@@ -109,6 +109,11 @@ class Ledger:
         """Reads what ran so far; takes the counts from the device."""
         return _decoded(self._values())
 
+    @property
+    def is_traced(self) -> bool:
+        """True if a step was traced: its noise can't change any more."""
+        return self._drawn is not None
+
     def next_entry(self, release: Release) -> accounting.LedgerEntry:
         """Returns the entry that the next step adds to.
 

@@ -5,6 +5,7 @@ the same object, so that a step cannot draw one noise and count another.
 """
 
 import dataclasses
+import math
 
 from tf_dpfp import accounting
 
@@ -16,6 +17,7 @@ class GaussianRelease:
     Attributes:
         clip_norm: L2 bound on one example's part of the release.
         noise_multiplier: Standard deviation of the noise over `clip_norm`.
+            NaN until it is calibrated: nothing can be counted with it.
         seed: Seed of the noise; `None`: from the operating system.
         kind: Kind of the release.
     """
@@ -39,6 +41,15 @@ class GaussianRelease:
     def noise(self) -> tuple:
         """Everything that the noise depends on."""
         return self.clip_norm, self.noise_multiplier, self.seed
+
+    @property
+    def is_calibrated(self) -> bool:
+        """True if the noise multiplier is known."""
+        return not math.isnan(self.noise_multiplier)
+
+    def with_noise(self, noise_multiplier: float) -> "GaussianRelease":
+        """Returns the same release with another noise multiplier."""
+        return dataclasses.replace(self, noise_multiplier=noise_multiplier)
 
     def of_kind(self, kind: accounting.Release) -> "GaussianRelease":
         """Returns the same release under another declaration of labels."""
@@ -78,6 +89,17 @@ class JointRelease:
     def noise(self) -> tuple:
         """Everything that the noise depends on."""
         return self.representations.noise, self.sums.noise
+
+    @property
+    def is_calibrated(self) -> bool:
+        """True if the noise multiplier of the sums is known."""
+        return self.sums.is_calibrated
+
+    def with_noise(self, noise_multiplier: float) -> "JointRelease":
+        """Returns the same release with another noise multiplier of sums."""
+        return dataclasses.replace(
+            self, sums=self.sums.with_noise(noise_multiplier)
+        )
 
     def of_kind(self, kind: accounting.Release) -> "JointRelease":
         """Returns the same release under another declaration of labels."""

@@ -24,12 +24,13 @@ from keras import tree
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import per_example
 from tf_dpfp.independence import inputs
+from tf_dpfp.independence import own_losses
 from tf_dpfp.independence.comparison import Difference
 from tf_dpfp.independence.comparison import difference
 from tf_dpfp.independence.comparison import far_apart
 from tf_dpfp.independence.comparison import tolerance_of
+from tf_dpfp.step import forward_pass
 from tf_dpfp.step import traced as traced_lib
-from tf_dpfp.step.microbatch import forward
 from tf_dpfp.step.plan import Plan
 
 # Examples in the batch that the first example is tried in a second time.
@@ -47,11 +48,13 @@ class _Pass(NamedTuple):
         outputs: Predictions and losses of the first example, flat.
         expected: Gradients by automatic differentiation.
         gradients: Per-example gradients.
+        has_own_losses: True if the model or its layers make losses.
     """
 
     outputs: list[tf.Tensor]
     expected: list[tf.Tensor | None]
     gradients: list[per_example.PerExampleGradient | None]
+    has_own_losses: bool
 
     def weighted(self, index: int, factors: list[float]) -> tf.Tensor | None:
         """Returns a weighted sum of a variable's per-example gradients."""
@@ -62,19 +65,17 @@ class _Pass(NamedTuple):
 
 
 def _run(model, plan: Plan, data, batch_size: int) -> _Pass:
-    data = x, y, sample_weight = traced_lib.as_examples(data)
+    data = traced_lib.as_examples(data)
     variables = [v.value for v in plan.variables]
     with tf.GradientTape() as tape:
-        with (
-            _recorded(plan, data) as calls,
-            plan.step(noise=False),
-        ):
-            y_pred = forward(model, x)
-        losses = plan.loss(y, y_pred, sample_weight)
+        passed = forward_pass.forward(
+            model, plan, data, _recorded(plan, data), noise=False
+        )
+        calls, y_pred, losses = passed.calls, passed.y_pred, passed.losses
         total = tf.reduce_sum(losses)
     if any(call.is_spread for call in calls):
         with plan.step(noise=False):
-            _check_shapes(y_pred, forward(model, x))
+            _check_shapes(y_pred, forward_pass.call_model(model, data[0]))
     expected, sources = tape.gradient(
         total, (variables, [call.sources for call in calls])
     )
@@ -87,6 +88,7 @@ def _run(model, plan: Plan, data, batch_size: int) -> _Pass:
         [t[0] for t in tree.flatten((y_pred, losses)) if t is not None],
         _dense(expected),
         gathered,
+        passed.has_own_losses,
     )
 
 
@@ -112,12 +114,14 @@ class _Result(NamedTuple):
         contribution: Those of what it adds to every gradient.
         sums: Those of the gradients by automatic differentiation and the
             sums of the per-example gradients.
+        has_own_losses: True if the model or its layers make losses.
     """
 
     changed: list[tf.Tensor]
     outputs: list[Difference]
     contribution: list[Difference]
     sums: list[Difference]
+    has_own_losses: tf.Tensor
 
 
 def _try(model, plan, statistics, batch, other_batch) -> _Result:
@@ -156,7 +160,8 @@ def _try(model, plan, statistics, batch, other_batch) -> _Result:
         difference(a, b)
         for a, b in zip(first.outputs, other.outputs, strict=True)
     ]
-    return _Result(changed, outputs, contribution, sums)
+    has_own = tf.constant(first.has_own_losses)
+    return _Result(changed, outputs, contribution, sums, has_own)
 
 
 def _only_first(batch_size: int) -> list[float]:
@@ -193,7 +198,8 @@ def _check(model: keras.Model, plan: Plan, data: Any) -> None:
         other_batch = inputs.followed_by(
             batch, inputs.made_up_batch(data, rng, _OTHER_BATCH_SIZE)
         )
-        _compare(model, plan, batch, other_batch)
+        if _compare(model, plan, batch, other_batch):
+            own_losses.check(model, batch)
     except (inputs.CannotTry, tf.errors.OpError) as error:
         warnings.warn(
             f"Model '{model.name}' could not be tried on made-up inputs "
@@ -203,8 +209,12 @@ def _check(model: keras.Model, plan: Plan, data: Any) -> None:
         )
 
 
-def _compare(model: keras.Model, plan: Plan, batch, other_batch) -> None:
-    """Compares two passes; raises ValueError if they disagree."""
+def _compare(model: keras.Model, plan: Plan, batch, other_batch) -> bool:
+    """Compares two passes; raises ValueError if they disagree.
+
+    Returns:
+        Whether the model or its layers make losses of their own.
+    """
     statistics = inputs.statistics_of(model)
 
     def run(a, b):
@@ -215,8 +225,7 @@ def _compare(model: keras.Model, plan: Plan, batch, other_batch) -> None:
     eager_error: Exception | None = None
     if not any(isinstance(u.rule, per_example.GenericRule) for u in plan.units):
         try:
-            _judge(model, plan, statistics, run(batch, other_batch))
-            return
+            return _judge(model, plan, statistics, run(batch, other_batch))
         except (ValueError, tf.errors.OpError) as error:
             # In a graph it can be told which arguments of a layer have the
             # batch in them, and which are the same for all examples.
@@ -225,10 +234,10 @@ def _compare(model: keras.Model, plan: Plan, batch, other_batch) -> None:
         result = tf.function(run, autograph=False)(batch, other_batch)
     except tf.errors.OpError as error:
         raise eager_error or error from None
-    _judge(model, plan, statistics, result)
+    return _judge(model, plan, statistics, result)
 
 
-def _judge(model, plan: Plan, statistics, result: _Result) -> None:
+def _judge(model, plan: Plan, statistics, result: _Result) -> bool:
     result = tree.map_structure(lambda t: t.numpy(), result)
     tolerance = tolerance_of(model)
     _check_statistics(
@@ -242,6 +251,7 @@ def _judge(model, plan: Plan, statistics, result: _Result) -> None:
     _check_gradients(plan, result.sums, tolerance)
     if not any(found.scale > 0.0 for found in result.sums):
         _warn_of_silence(model)
+    return bool(result.has_own_losses)
 
 
 def _warn_of_silence(model: keras.Model) -> None:

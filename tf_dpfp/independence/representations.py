@@ -18,7 +18,7 @@ from tf_dpfp import layers as layers_lib
 from tf_dpfp.independence import comparison
 from tf_dpfp.independence import inputs
 from tf_dpfp.keras_private import layers as keras_layers
-from tf_dpfp.step.microbatch import forward
+from tf_dpfp.step.forward_pass import call_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _forward(model: keras.Model, x: Any, variables: list) -> _Pass:
     trained = model.trainable_variables
     with inputs.restored(model.non_trainable_variables):
         with tf.GradientTape() as tape, layers_lib.trial() as trial:
-            y_pred = forward(model, x)
+            y_pred = call_model(model, x)
         found = [None] * len(trained)
         if trial.inputs and trained:
             found = tape.gradient(trial.inputs, [v.value for v in trained])

@@ -37,6 +37,28 @@ def trainable_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     return [v for v in layer.variables if v.trainable]
 
 
+def added_losses(layer: keras.layers.Layer) -> list:
+    """Returns what a layer itself added to the loss in the latest call."""
+    return list(layer._losses)
+
+
+@contextlib.contextmanager
+def without_regularizers(variables: Iterable[keras.Variable]) -> Iterator[None]:
+    """Leaves the penalties of weights out of the losses of layers.
+
+    Args:
+        variables: The weights.
+    """
+    removed = [(v, v.regularizer) for v in variables if v.regularizer]
+    for variable, _ in removed:
+        variable.regularizer = None
+    try:
+        yield
+    finally:
+        for variable, regularizer in removed:
+            variable.regularizer = regularizer
+
+
 def is_quantized(layer: keras.layers.Layer) -> bool:
     """Tells if `call` is bypassed in favour of quantized arithmetic."""
     return getattr(layer, "quantization_mode", None) is not None

@@ -11,10 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import tensorflow as tf
 from keras.src.trainers import compile_utils
-
-from tf_dpfp.keras_private import variables
 
 
 def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
@@ -52,10 +49,14 @@ def compiled_loss_arguments(model: keras.Model) -> tuple[Any, Any]:
     return compile_loss._user_loss, compile_loss._user_loss_weights
 
 
-def track_output_losses(model: keras.Model, y, y_pred, sample_weight) -> None:
-    """Updates the loss of each output, where the model has several."""
-    if len(model._compile_loss.metrics) or keras.tree.is_nested(y_pred):
-        model._compile_loss(y, y_pred, sample_weight)
+def has_own_loss(model: keras.Model) -> bool:
+    """Tells if the model's class computes its loss by itself."""
+    return type(model).compute_loss is not keras.Model.compute_loss
+
+
+def compute_loss(model: keras.Model, x, y, y_pred, sample_weight) -> Any:
+    """Calls `compute_loss`, with or without its `training` argument."""
+    return model._compute_loss(x, y, y_pred, sample_weight, training=True)
 
 
 def loss_trackers(loss: Any) -> list:
@@ -65,48 +66,6 @@ def loss_trackers(loss: Any) -> list:
         for metric in getattr(loss, "metrics", ())
         for variable in metric.variables
     ]
-
-
-def update_metrics(
-    model: keras.Model, x, y, y_pred, sample_weight, rows: tf.Tensor | None
-) -> dict:
-    """Updates the compiled metrics, leaving out rows of padding.
-
-    Args:
-        model: A compiled model.
-        x: Inputs.
-        y: Labels.
-        y_pred: Predictions.
-        sample_weight: Sample weights, or `None`.
-        rows: Boolean, `(batch,)`: which rows are examples. `None` if all are.
-
-    Returns:
-        The logs of the step.
-    """
-    metrics = model._compile_metrics
-    plain = type(model).compute_metrics is keras.Model.compute_metrics
-    if rows is None or metrics is None or not plain:
-        return model.compute_metrics(x, y, y_pred, sample_weight)
-    if not metrics.built:
-        with variables.made_eagerly():
-            metrics.build(y, y_pred)
-    weights = tf.cast(rows, keras.config.floatx())
-    flat_y, flat_y_pred = metrics._flatten_y(y), metrics._flatten_y(y_pred)
-    flat_weights = [sample_weight] * len(flat_y)
-    if keras.tree.is_nested(sample_weight):
-        flat_weights = metrics._flatten_y(sample_weight)
-    for group, chosen in (
-        (metrics._flat_metrics, [weights] * len(flat_y)),
-        (metrics._flat_weighted_metrics, flat_weights),
-    ):
-        for metric, y_t, y_p, weight in zip(
-            group, flat_y, flat_y_pred, chosen, strict=True
-        ):
-            if metric is not None:
-                metric.update_state(
-                    y_t, y_p, weights if weight is None else weight
-                )
-    return model.get_metrics_result()
 
 
 _LOOP = inspect.unwrap(keras.Model.fit).__code__
@@ -126,8 +85,13 @@ def fit_loops(frame: types.FrameType | None) -> int:
     return found
 
 
-def start_at(model: keras.Model, epoch: int) -> None:
-    """Lets the `fit` that is about to run begin at a later epoch."""
+def start_at(model: keras.Model, epoch: int | None) -> None:
+    """Lets the `fit` that is about to run begin at a later epoch.
+
+    Args:
+        model: The model.
+        epoch: The epoch; `None`: that which `fit` is given.
+    """
     model._initial_epoch = epoch
 
 

@@ -5,6 +5,7 @@ from tf_dpfp.layers.calling import Trial
 from tf_dpfp.layers.calling import joint_step
 from tf_dpfp.layers.calling import trial
 from tf_dpfp.layers.calling import watched
+from tf_dpfp.layers.frozen_affine import FrozenAffine
 from tf_dpfp.layers.label_loss import DebiasedCrossentropy
 from tf_dpfp.layers.per_example import PerExample
 from tf_dpfp.layers.representation import DPRepresentationClip
@@ -12,6 +13,7 @@ from tf_dpfp.layers.representation import DPRepresentationClip
 __all__ = [
     "DPRepresentationClip",
     "DebiasedCrossentropy",
+    "FrozenAffine",
     "PerExample",
     "Release",
     "Trial",

@@ -82,7 +82,10 @@ class PerExample(keras.layers.Wrapper):
         weights = tuple(v for v in self.layer.variables if v.trainable)
         values = [tf.convert_to_tensor(v.value) for v in weights]
         call = one_by_one.OneByOne(self.layer, weights)
-        return call(args, kwargs, values, has_copies=False)
+        outputs, added = call(args, kwargs, values, has_copies=False)
+        if added is not None:
+            self.add_loss(keras.ops.mean(added))
+        return outputs
 
     def arguments(self, inputs, args, training, mask, kwargs):
         """Returns the arguments of the layer, and builds it.
@@ -150,9 +153,9 @@ class PerExampleRule(GenericRule):
         weights = self.variables(layer)
         batch_size = tf.shape(tree.flatten(inputs)[0])[0]
         sources = tuple(copies(v, batch_size) for v in weights)
-        outputs = one_by_one.OneByOne(layer.layer, tuple(weights))(
+        outputs, added = one_by_one.OneByOne(layer.layer, tuple(weights))(
             one_args, one_kwargs, sources, has_copies=True
         )
         return outputs, rules.LayerCall(
-            layer, self, inputs[0], sources, weights
+            layer, self, inputs[0], sources, weights, added=added
         )

@@ -54,14 +54,13 @@ class EagerPasses:
         kind = (_kind(specs), _constants_of(plan))
         function = self.functions.get(kind)
         if function is None:
-            traced = self._traced(plan, (specs, *values))
-            function = self.functions[kind] = _concrete(
-                traced, (specs, *values)
-            )
-        sums, losses, y_pred = function(*_tensors((batch, *values)))
-        return step_lib.MicrobatchResult(sums, losses, y_pred)
+            function = self._function(plan, (specs, *values))
+            self.functions[kind] = function
+        return function(*_tensors((batch, *values)))
 
-    def _traced(self, plan: step_lib.Plan, like: Any) -> Callable:
+    def _function(self, plan: step_lib.Plan, like: Any) -> Callable:
+        metrics = []
+
         def traced(*tensors):
             (x, y, sample_weight, is_example), piece, values = _packed(
                 tensors, like
@@ -83,9 +82,18 @@ class EagerPasses:
                 found = [proved.not_traced(error)]
                 step_proof.raise_unless_proved(self.model, found)
                 raise
-            return result.sums, result.losses, result.y_pred
+            metrics[:] = [variable for variable, _ in result.tracked]
+            added = [tensor for _, tensor in result.tracked]
+            return result.sums, result.losses, result.y_pred, added
 
-        return traced
+        concrete = _concrete(traced, like)
+
+        def function(*tensors):
+            sums, losses, y_pred, added = concrete(*tensors)
+            tracked = list(zip(metrics, added, strict=True))
+            return step_lib.MicrobatchResult(sums, losses, y_pred, tracked)
+
+        return function
 
 
 def of_model(model: keras.Model) -> EagerPasses:

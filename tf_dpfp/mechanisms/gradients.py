@@ -34,6 +34,7 @@ from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import proved
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.mechanisms import train_step
+from tf_dpfp.mechanisms.mechanism import Calibrate
 from tf_dpfp.mechanisms.mechanism import Mechanism
 from tf_dpfp.sampling import pipelines
 from tf_dpfp.step import losses as losses_lib
@@ -120,16 +121,7 @@ class Gradients(Mechanism):
         """
         check_same_model(self.model, self.optimizer)
         self.optimizer.check_marks()
-        self._require_loss()
         self.check_layers()
-
-    def _require_loss(self) -> None:
-        if not keras_trainer.has_compiled_loss(self.model):
-            raise ValueError(
-                f"Model '{self.model.name}' is compiled without a loss. "
-                "Private training needs one loss per example: give `loss=` to "
-                "`compile`."
-            )
 
     def plan(self, x: Any, y: Any, sample_weight: Any) -> step_lib.Plan:
         """Builds and tries the model, once, and plans a step.
@@ -155,8 +147,9 @@ class Gradients(Mechanism):
                     "model first: call it on a batch, then `model.compile`."
                 )
             self.check_layers()
-        self._require_loss()
-        if state.loss is None:
+        # Without one, the first trace tells if the model adds losses.
+        compiled = keras_trainer.has_compiled_loss(model)
+        if state.loss is None and compiled:
             loss, loss_weights = keras_trainer.compiled_loss_arguments(model)
             state.loss = keras_trainer.structured_loss(
                 losses_lib.per_example(loss),
@@ -230,7 +223,9 @@ class Gradients(Mechanism):
             None if drawn is None else drawn.capacity,
         )
 
-    def fit(self, args: tuple, kwargs: dict) -> keras.callbacks.History:
+    def fit(
+        self, args: tuple, kwargs: dict, calibrate: Calibrate
+    ) -> keras.callbacks.History:
         """Runs Keras's `fit` with the ledger open for the data."""
         self.check_ready()
         ordinary = state_lib.ordinary(self.model, "fit")
@@ -243,6 +238,7 @@ class Gradients(Mechanism):
             pipeline = replicas.pipeline_of(strategy, arguments["x"], pipeline)
         self._take_sizes(pipeline)
         if replicas.deals(strategy):
+            calibrate(self, pipeline, arguments)
             return dealt.fit(self, strategy, pipeline, arguments)
         if pipeline.is_dataset:
             # Keras would warn that it can't shuffle a data set.
@@ -253,6 +249,7 @@ class Gradients(Mechanism):
                 ordinary, arguments["x"], args, kwargs
             )
         self.check_draws(arguments["x"], pipeline)
+        calibrate(self, pipeline, arguments)
         with strategy.scope() if strategy else contextlib.nullcontext():
             build_optimizer(self.model, self.optimizer)
         with fit_steps.announced(self.state, self.claims(pipeline)):
@@ -291,6 +288,7 @@ class Gradients(Mechanism):
     def train_on_batch(self, args: tuple, kwargs: dict) -> Any:
         """Runs Keras's `train_on_batch`, of unknown sampling."""
         self.check_ready()
+        self.optimizer.check_calibrated()
         ordinary = state_lib.ordinary(self.model, "train_on_batch")
         arguments = state_lib.bound(ordinary, args, kwargs)
         strategy = self.strategy()
@@ -317,6 +315,7 @@ class Gradients(Mechanism):
                 "returned, itself: another proves nothing. Received: "
                 f"batches={batches!r}"
             )
+        self.optimizer.check_calibrated()
         self.check_draws(batches, pipeline)
         self._take_sizes(pipeline)
         with counting.announced(None, self.claims(pipeline), drawn=True):

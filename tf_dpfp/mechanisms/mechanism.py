@@ -11,8 +11,8 @@ answer differently is a method here, so that no other room asks which one it is.
 import abc
 import contextlib
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -22,6 +22,11 @@ from tf_dpfp import counting
 from tf_dpfp import layers as layers_lib
 from tf_dpfp import validation
 from tf_dpfp.mechanisms import state as state_lib
+from tf_dpfp.sampling import pipelines
+
+# Called with the mechanism, the description of the data and the arguments of
+# `fit`, before anything is traced.
+Calibrate: TypeAlias = Callable[[Any, pipelines.Pipeline, dict[str, Any]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +105,16 @@ class Mechanism(abc.ABC):
         """
 
     @abc.abstractmethod
-    def fit(self, args: tuple, kwargs: dict) -> keras.callbacks.History:
+    def fit(
+        self, args: tuple, kwargs: dict, calibrate: Calibrate
+    ) -> keras.callbacks.History:
         """Runs `fit`: checks, opens the ledger for the data, trains.
 
         Args:
             args: Positional arguments of `fit`.
             kwargs: Keyword arguments of `fit`.
+            calibrate: Finds the noise multiplier of an optimizer that leaves
+                it to `fit`; see `Calibrate`.
 
         Returns:
             The history.

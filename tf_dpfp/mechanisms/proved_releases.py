@@ -93,7 +93,7 @@ def _trace(model: keras.Model, specs: Any) -> tuple[Finding, ...]:
     def traced(*tensors):
         x = tree.pack_sequence_as(specs, list(tensors))
         with layers_lib.watched() as releases:
-            outputs = step_lib.forward(model, x)
+            outputs = step_lib.call_model(model, x)
         graph = tf.compat.v1.get_default_graph()
         found.extend(
             release_proof.findings_of(

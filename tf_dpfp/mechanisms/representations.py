@@ -27,6 +27,7 @@ from tf_dpfp.mechanisms import eager_passes
 from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import proved_releases
 from tf_dpfp.mechanisms import state as state_lib
+from tf_dpfp.mechanisms.mechanism import Calibrate
 from tf_dpfp.mechanisms.mechanism import Mechanism
 
 
@@ -106,7 +107,12 @@ class Representations(Mechanism):
             )
         return found
 
-    def fit(self, args: tuple, kwargs: dict) -> keras.callbacks.History:
+    def fit(
+        self,
+        args: tuple,
+        kwargs: dict,
+        calibrate: Calibrate,  # noqa: ARG002
+    ) -> keras.callbacks.History:
         """Runs Keras's `fit`; the layers count how their batches are drawn."""
         ordinary = state_lib.ordinary(self.model, "fit")
         x = state_lib.bound(ordinary, args, kwargs)["x"]

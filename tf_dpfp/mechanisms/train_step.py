@@ -12,6 +12,7 @@ from tf_dpfp import compilation
 from tf_dpfp import counting
 from tf_dpfp import optimizers
 from tf_dpfp import step as step_lib
+from tf_dpfp.keras_private import metrics as keras_metrics
 from tf_dpfp.keras_private import trainer as keras_trainer
 from tf_dpfp.step import losses as losses_lib
 
@@ -30,6 +31,7 @@ def train_step(mechanism: "Gradients", data: Any) -> dict[str, Any]:
         The logs.
     """
     model = mechanism.model
+    under_xla = compilation.target() is compilation.Target.XLA
 
     def update_logs(x, y, sample_weight, is_example, result):
         present = is_example & losses_lib.has_weight(
@@ -39,11 +41,9 @@ def train_step(mechanism: "Gradients", data: Any) -> dict[str, Any]:
             tf.where(present, result.losses, tf.zeros_like(result.losses)),
             sample_weight=tf.cast(present, result.losses.dtype),
         )
-        keras_trainer.track_output_losses(
-            model, y, result.y_pred, sample_weight
-        )
-        keras_trainer.update_metrics(
-            model, x, y, result.y_pred, sample_weight, present
+        keras_metrics.add(result.tracked, present)
+        keras_metrics.update(
+            model, x, y, result.y_pred, sample_weight, present, under_xla
         )
 
     batch = keras.utils.unpack_x_y_sample_weight(data)

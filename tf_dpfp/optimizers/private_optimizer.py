@@ -40,6 +40,7 @@ from tf_dpfp.optimizers import adaptation as adaptation_lib
 from tf_dpfp.optimizers import carrier_state as carrier_state_lib
 from tf_dpfp.optimizers import clipped_gradients as clipped_lib
 from tf_dpfp.optimizers import joint_release
+from tf_dpfp.optimizers import read_only
 from tf_dpfp.optimizers import release
 from tf_dpfp.optimizers import restoring
 from tf_dpfp.optimizers import settings as settings_lib
@@ -49,7 +50,11 @@ from tf_dpfp.optimizers.expected_batch_size import ExpectedBatchSize
 _KerasOptimizer: Any = object
 
 
-class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
+class PrivateOptimizer(
+    read_only.ReadOnlySettings,
+    keras_optimizers.WithoutAllReduce,
+    _KerasOptimizer,
+):
     """Adds clipping, noise and a ledger to a Keras optimizer.
 
     Use it through `private_optimizer_class` or the ready-made classes
@@ -60,7 +65,9 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         l2_norm_clip: The bound C: each example moves the released sums by at
             most this, in L2 norm over all parameters together.
         noise_multiplier: Standard deviation of the noise over `l2_norm_clip`.
-            0 adds no noise; epsilon is then infinite.
+            0 adds no noise; epsilon is then infinite. `"calibrate"`: `fit`
+            finds the least one with which its data and epochs stay within its
+            `PrivacyBudget`, prints it, and keeps it from the first step on.
         clipping: `"flat"`, `"per_layer"`, `"per_device"`, or a
             `tf_dpfp.clipping.Clipping` object.
         expected_batch_size: Divisor of the noised sum: a public
@@ -89,7 +96,7 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         self,
         *args,
         l2_norm_clip: float = 1.0,
-        noise_multiplier: float | None = None,
+        noise_multiplier: float | str | None = None,
         clipping: str | clipping_lib.Clipping = "flat",
         expected_batch_size: float | None = None,
         microbatch_size: int | None = None,
@@ -127,42 +134,6 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         self._adaptation: adaptation_lib.Adaptation | None = None
         self._carrier_state = carrier_state_lib.CarrierState(self)
 
-    # Read-only: a compiled step would not notice a change.
-    @property
-    def l2_norm_clip(self) -> float:
-        """The bound C on one example's influence on the released sums."""
-        return self._settings.sums.clip_norm
-
-    @property
-    def noise_multiplier(self) -> float:
-        """Standard deviation of the noise over the bound."""
-        return self._settings.sums.noise_multiplier
-
-    @property
-    def clipping(self) -> clipping_lib.Clipping:
-        """Groups that are clipped together, with their clip norms."""
-        return self._settings.clipping
-
-    @property
-    def microbatch_size(self) -> int | None:
-        """Physical batch inside a step, or `None`."""
-        return self._settings.microbatch_size
-
-    @property
-    def seed(self) -> int | None:
-        """Seed of the noise, or `None` for the operating system's."""
-        return self._settings.sums.seed
-
-    @property
-    def secure(self) -> bool:
-        """True if noise is drawn from a cryptographic stream."""
-        return self._settings.secure
-
-    @property
-    def fixed_loss_scale(self) -> float | None:
-        """The `loss_scale_factor` that was given."""
-        return self._settings.loss_scale_factor
-
     @property
     def expected_batch_size(self) -> float | None:
         """Divisor of the noised sum, `None` while unknown."""
@@ -181,7 +152,7 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
     @property
     def next_entry(self) -> accounting.LedgerEntry:
         """Entry that the next step adds to the ledger."""
-        return self._ledger.next_entry(self._settings.release)
+        return self._ledger.next_entry(self.release())
 
     @property
     def updated_variables(self) -> list[keras.Variable]:
@@ -225,7 +196,7 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
 
     def stamp(self) -> counting.Stamp:
         """Stamps a batch with the claim of the thread that steps on it."""
-        return self._ledger.stamp(self._settings.release)
+        return self._ledger.stamp(self.release())
 
     def release_jointly(
         self, representations: counting.GaussianRelease
@@ -259,7 +230,8 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
 
     def ensure_ledger_open(self) -> None:
         """Gets ready to count steps inside a replica."""
-        self._ledger.ensure_open(self._settings.release)
+        if self.is_calibrated:
+            self._ledger.ensure_open(self._settings.release)
         self._layer_seeds.build()
 
     def pass_seeds(self, piece: tf.Tensor | int = 0) -> noise_lib.PassSeeds:
@@ -374,6 +346,7 @@ class PrivateOptimizer(keras_optimizers.WithoutAllReduce, _KerasOptimizer):
         clipped = clipped_lib.checked(
             grads, trainable_variables, type(self).__name__
         )
+        self.check_calibrated()
         self._batch_size.check_known()
         settings = self._settings
         clipped_lib.check_dealt(clipped)

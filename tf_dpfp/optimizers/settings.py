@@ -1,6 +1,7 @@
 """Settings of a private optimizer: checked once, frozen, read by everyone."""
 
 import dataclasses
+import math
 from typing import Any
 
 import keras
@@ -12,6 +13,8 @@ from tf_dpfp import noise as noise_lib
 
 # Squares of shorter gradients may vanish in float32, and with them the norm.
 _LEAST_CLIP = 1e-10
+# Noise multiplier that `fit` finds.
+CALIBRATE = "calibrate"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,7 @@ class PrivacySettings:
         microbatch_size: Physical batch inside a step, or `None`.
         loss_scale_factor: Factor of the loss in the backward pass, or `None`.
         secure: True if noise is drawn from a cryptographic stream.
+        calibrates: True if the noise multiplier is left to `fit`.
     """
 
     release: counting.Release
@@ -36,6 +40,7 @@ class PrivacySettings:
     microbatch_size: int | None
     loss_scale_factor: float | None
     secure: bool
+    calibrates: bool = False
 
     @property
     def sums(self) -> counting.GaussianRelease:
@@ -59,6 +64,19 @@ class PrivacySettings:
             return thresholds
         return None
 
+    def with_noise(self, noise_multiplier: float) -> "PrivacySettings":
+        """Returns the settings with another noise multiplier of the sums.
+
+        Args:
+            noise_multiplier: The noise multiplier, above 0.
+        """
+        noise_multiplier = arguments.number(
+            "noise_multiplier", noise_multiplier, above=0.0
+        )
+        return dataclasses.replace(
+            self, release=self.release.with_noise(noise_multiplier)
+        )
+
     def joint_with(
         self, representations: counting.GaussianRelease
     ) -> "PrivacySettings":
@@ -75,7 +93,9 @@ class PrivacySettings:
         """Returns the arguments of `PrivateOptimizer`, for serialization."""
         return {
             "l2_norm_clip": self.sums.clip_norm,
-            "noise_multiplier": self.sums.noise_multiplier,
+            "noise_multiplier": self.sums.noise_multiplier
+            if self.sums.is_calibrated
+            else CALIBRATE,
             "clipping": keras.saving.serialize_keras_object(self.clipping),
             "expected_batch_size": self.expected_batch_size,
             "microbatch_size": self.microbatch_size,
@@ -88,7 +108,7 @@ class PrivacySettings:
 def checked_settings(
     *,
     l2_norm_clip: float,
-    noise_multiplier: float | None,
+    noise_multiplier: float | str | None,
     clipping: str | clipping_lib.Clipping,
     expected_batch_size: float | None,
     microbatch_size: int | None,
@@ -100,7 +120,8 @@ def checked_settings(
 
     Args:
         l2_norm_clip: See `PrivateOptimizer`, as for all the others.
-        noise_multiplier: `None` is refused: there is no good default.
+        noise_multiplier: A number, or `"calibrate"`. `None` is refused: there
+            is no good default.
         clipping: Name, object or serialized form.
         expected_batch_size: A positive number, or `None`.
         microbatch_size: A positive integer, or `None`.
@@ -118,18 +139,16 @@ def checked_settings(
     if noise_multiplier is None:
         raise ValueError(
             "`noise_multiplier` must be given: it sets the privacy of the "
-            "training. Find one with "
-            "tf_dpfp.calibrate_noise_multiplier(epsilon, delta, sampling_rate, "
-            "steps)."
+            "training. With noise_multiplier='calibrate' `fit` finds it for "
+            "the epsilon of its PrivacyBudget. Received: noise_multiplier=None"
         )
+    noise = _noise_multiplier(noise_multiplier)
     return PrivacySettings(
         release=counting.GaussianRelease(
             clip_norm=arguments.number(
                 "l2_norm_clip", l2_norm_clip, least=_LEAST_CLIP
             ),
-            noise_multiplier=arguments.number(
-                "noise_multiplier", noise_multiplier, least=0.0
-            ),
+            noise_multiplier=noise,
             seed=arguments.seed(seed),
         ),
         clipping=clipping_lib.get(clipping),
@@ -143,6 +162,19 @@ def checked_settings(
         ),
         loss_scale_factor=_positive("loss_scale_factor", loss_scale_factor),
         secure=_checked_secure(secure, seed),
+        calibrates=math.isnan(noise),
+    )
+
+
+def _noise_multiplier(value: Any) -> float:
+    """Checks a noise multiplier; NaN for one that `fit` is to find."""
+    if isinstance(value, str) and value == CALIBRATE:
+        return math.nan
+    return arguments.number(
+        "noise_multiplier",
+        value,
+        least=0.0,
+        hint="Or 'calibrate': `fit` finds it for its PrivacyBudget.",
     )
 
 

@@ -16,12 +16,17 @@ from tf_dpfp.per_example import recurrent as _recurrent
 from tf_dpfp.per_example import scale as _scale
 from tf_dpfp.per_example.batched import IsBatched
 from tf_dpfp.per_example.generic import GenericRule
+from tf_dpfp.per_example.generic import added_losses
+from tf_dpfp.per_example.generic import example_seeds
 from tf_dpfp.per_example.gradients import EmbeddingRows
 from tf_dpfp.per_example.gradients import OuterProduct
 from tf_dpfp.per_example.gradients import PerExampleGradient
 from tf_dpfp.per_example.gradients import PerExampleTensor
+from tf_dpfp.per_example.recording import NotRecordedError
+from tf_dpfp.per_example.recording import Played
 from tf_dpfp.per_example.recording import Unit
 from tf_dpfp.per_example.recording import find_units
+from tf_dpfp.per_example.recording import played_back
 from tf_dpfp.per_example.recording import record_calls
 from tf_dpfp.per_example.rules import GradientRule
 from tf_dpfp.per_example.rules import LayerCall
@@ -37,13 +42,18 @@ __all__ = [
     "GradientRule",
     "IsBatched",
     "LayerCall",
+    "NotRecordedError",
+    "Played",
     "PerExampleTensor",
     "OuterProduct",
     "PerExampleGradient",
     "EmbeddingRows",
     "Unit",
     "add",
+    "added_losses",
+    "example_seeds",
     "find_units",
+    "played_back",
     "record_calls",
     "register_gradient_rule",
     "rule_for",

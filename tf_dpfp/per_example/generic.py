@@ -10,6 +10,7 @@ Costs the memory of `batch` copies of the layer's weights; a layer with many
 weights deserves a rule of its own.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -92,10 +93,9 @@ class GenericRule(rules.GradientRule):
             ) as scope:
                 outputs = call(*one_args, **one_kwargs)
             refuse_statistics(layer, statistics, scope)
-            refuse_added_losses(layer, scope)
             # What is no tensor (`None`) can't be vectorised, nor need be.
             structure.append(outputs)
-            return [
+            return added_losses(scope) + [
                 tf.squeeze(t, 0) for t in tree.flatten(outputs) if t is not None
             ]
 
@@ -108,16 +108,14 @@ class GenericRule(rules.GradientRule):
                 [f for f, m in zip(flat, mapped, strict=True) if m],
             ),
         )
-        found = iter(found)
-        outputs = tree.pack_sequence_as(
-            structure[0],
-            [
-                None if leaf is None else next(found)
-                for leaf in tree.flatten(structure[0])
-            ],
-        )
+        outputs, added = apart(found, structure[0])
         return outputs, rules.LayerCall(
-            layer, self, rules.first(args, kwargs), sources, trainable
+            layer,
+            self,
+            rules.first(args, kwargs),
+            sources,
+            trainable,
+            added=added,
         )
 
     def gradients(self, call, output_gradients):
@@ -146,15 +144,40 @@ def refuse_statistics(layer, variables, scope) -> None:
             )
 
 
-def refuse_added_losses(layer, scope) -> None:
-    """Raises ValueError if a layer adds a loss of its own."""
-    if scope.losses:
-        raise ValueError(
-            f"Layer '{layer.name}' ({type(layer).__name__}) or one it holds "
-            "adds a loss of its own (`add_loss` or an "
-            "`activity_regularizer`), which can't be clipped per example. "
-            "Remove it, or move it into the `loss` of `compile`."
-        )
+def added_losses(scope: keras.StatelessScope) -> list[tf.Tensor]:
+    """Adds up what layers added to the loss, by `add_loss`, in a scope.
+
+    Args:
+        scope: A scope that collects losses.
+
+    Returns:
+        A list of one number; an empty list if nothing was added.
+    """
+    if not scope.losses:
+        return []
+    floatx = keras.config.floatx()
+    return [tf.add_n([tf.reduce_sum(tf.cast(t, floatx)) for t in scope.losses])]
+
+
+def apart(
+    found: Sequence[tf.Tensor], structure: Any
+) -> tuple[Any, tf.Tensor | None]:
+    """Separates outputs of a layer from what it added to the loss.
+
+    Args:
+        found: What was added, if anything, and the outputs, flat.
+        structure: Outputs for one example; leaves may be `None`.
+
+    Returns:
+        The outputs in their structure, and what was added or `None`.
+    """
+    leaves = tree.flatten(structure)
+    count = sum(leaf is not None for leaf in leaves)
+    outputs = iter(found[len(found) - count :])
+    packed = tree.pack_sequence_as(
+        structure, [None if leaf is None else next(outputs) for leaf in leaves]
+    )
+    return packed, found[0] if len(found) > count else None
 
 
 GENERIC_RULE = GenericRule()

@@ -36,7 +36,7 @@ class OneByOne:
         kwargs: dict,
         values: Sequence[tf.Tensor],
         has_copies: bool,
-    ) -> Any:
+    ) -> tuple[Any, tf.Tensor | None]:
         """Calls the layer.
 
         Args:
@@ -47,7 +47,8 @@ class OneByOne:
             has_copies: True if `values` are one for each example.
 
         Returns:
-            What the layer returns, for the whole batch.
+            What the layer returns, for the whole batch, and what it added to
+            the loss of each example, or `None`.
         """
         flat = tree.flatten((args, kwargs))
         is_tensor = [tf.is_tensor(leaf) for leaf in flat]
@@ -73,20 +74,13 @@ class OneByOne:
             ) as scope:
                 outputs = self.layer(*one_args, **one_kwargs)
             generic.refuse_statistics(self.layer, statistics, scope)
-            generic.refuse_added_losses(self.layer, scope)
             structure.append(outputs)
-            return [
+            return generic.added_losses(scope) + [
                 tf.squeeze(t, 0) for t in tree.flatten(outputs) if t is not None
             ]
 
-        found = iter(mapped(call, list(values), has_copies, seeds + tensors))
-        return tree.pack_sequence_as(
-            structure[0],
-            [
-                None if leaf is None else next(found)
-                for leaf in tree.flatten(structure[0])
-            ],
-        )
+        found = mapped(call, list(values), has_copies, seeds + tensors)
+        return generic.apart(found, structure[0])
 
 
 def _batch_size(layer: keras.layers.Layer, tensors: Sequence[tf.Tensor]):
@@ -150,10 +144,13 @@ def mapped(
         )
 
         def gradient(*output_gradients):
-            found = iter(
-                _gradients(one, shared, mapped, floating, output_gradients)
-            )
-            own = [tf.reduce_sum(next(found), axis=0) for _ in shared]
+            # What was looked up makes slices of its gradient.
+            dense = [tf.convert_to_tensor(g) for g in output_gradients]
+            found = iter(_gradients(one, shared, mapped, floating, dense))
+            own = [
+                None if g is None else tf.reduce_sum(g, axis=0)
+                for g in (next(found) for _ in shared)
+            ]
             return own + [next(found) if f else None for f in floating]
 
         return outputs, gradient
@@ -161,14 +158,22 @@ def mapped(
     return list(run(*shared, *mapped))
 
 
-def _gradients(one, shared, mapped, floating, output_gradients):
-    """Gradients of each example: of the weights, and of what is floating."""
+def _gradients(
+    one, shared, mapped, floating, output_gradients
+) -> list[tf.Tensor | None]:
+    """Gradients of each example: of the weights, and of what is floating.
+
+    `None` for what nothing hangs on: zeros that no example makes would be the
+    same for all of them.
+    """
     watched = [m for m, f in zip(mapped, floating, strict=True) if f]
     kinds = [tf.TensorSpec(t.shape, t.dtype) for t in shared]
     kinds += [tf.TensorSpec(t.shape[1:], t.dtype) for t in watched]
+    elements = [*mapped, *output_gradients]
+    is_connected: list[bool] = []
 
     def backward(elements):
-        example, gradients = elements
+        example, gradients = _apart(elements, len(mapped))
         sources = [*shared]
         sources += [e for e, f in zip(example, floating, strict=True) if f]
         with tf.GradientTape() as tape:
@@ -183,15 +188,18 @@ def _gradients(one, shared, mapped, floating, output_gradients):
             [o for o, _ in pairs],
             sources,
             output_gradients=[g for _, g in pairs],
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
-        return [tf.convert_to_tensor(g) for g in found]
+        is_connected[:] = [g is not None for g in found]
+        return [tf.convert_to_tensor(g) for g in found if g is not None]
 
+    # Traced and never run: it tells what is connected.
+    specs = [tf.TensorSpec(t.shape[1:], t.dtype) for t in elements]
+    tf.function(backward, autograph=False).get_concrete_function(specs)
+    kinds = [k for k, known in zip(kinds, is_connected, strict=True) if known]
     if not kinds:
-        return []
-    return tf.map_fn(
-        backward, (mapped, list(output_gradients)), fn_output_signature=kinds
-    )
+        return [None] * len(is_connected)
+    found = iter(tf.map_fn(backward, elements, fn_output_signature=kinds))
+    return [next(found) if known else None for known in is_connected]
 
 
 def _apart(tensors, count: int) -> tuple[list, list]:

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -80,6 +81,22 @@ def find_units(root: keras.layers.Layer) -> list[Unit]:
     return units
 
 
+class Played(NamedTuple):
+    """What a recorded call gave for one example.
+
+    Attributes:
+        outputs: What it returned.
+        added: What it added to the loss, or `None`.
+    """
+
+    outputs: Any
+    added: tf.Tensor | None
+
+
+class NotRecordedError(ValueError):
+    """Raised if a layer is called that has nothing more to play back."""
+
+
 class _Recorder(threading.local):
     """The recording of the current thread: calls, or `None`."""
 
@@ -89,6 +106,8 @@ class _Recorder(threading.local):
     batch_size: tf.Tensor | int = 0
     # Layers whose arguments had no batch in them.
     spread: tuple[str, ...] = ()
+    # What the calls of each layer return, by its identity; `None`: run them.
+    played: dict[int, Iterator[Played]] | None = None
 
 
 _RECORDER = _Recorder()
@@ -104,6 +123,8 @@ def _patched_call(unit: Unit):
     original = unit.layer.call
 
     def call(*args, **kwargs):
+        if _RECORDER.played is not None:
+            return _play_back(unit.layer)
         calls = _RECORDER.calls
         if calls is None:
             return original(*args, **kwargs)
@@ -135,10 +156,25 @@ def _patched_call(unit: Unit):
         finally:
             _RECORDER.calls = calls
         recorded.is_spread = is_spread
+        recorded.outputs = outputs
         calls.append(recorded)
         return outputs
 
     return call
+
+
+def _play_back(layer: keras.layers.Layer) -> Any:
+    recorded = (_RECORDER.played or {}).get(id(layer), iter(()))
+    played = next(recorded, None)
+    if played is None:
+        raise NotRecordedError(
+            f"Layer '{layer.name}' ({type(layer).__name__}) is called more "
+            "often for the loss of one example than for that of a batch, so "
+            "its per-example gradients are out of reach."
+        )
+    if played.added is not None:
+        layer.add_loss(played.added)
+    return played.outputs
 
 
 def _patch(units: Sequence[Unit]) -> None:
@@ -209,4 +245,31 @@ def record_calls(
     finally:
         _RECORDER.calls, _RECORDER.graph = None, None
         _RECORDER.is_batched, _RECORDER.batch_size = None, 0
+        _unpatch(units)
+
+
+@contextlib.contextmanager
+def played_back(
+    units: Sequence[Unit], played: Sequence[tuple[int, Played]]
+) -> Iterator[None]:
+    """Lets units return what was recorded, in place of running.
+
+    Args:
+        units: What `find_units` returned.
+        played: Identities of layers and what their calls give, in the order
+            of the calls.
+
+    Raises:
+        NotRecordedError: If a layer is called more often.
+    """
+    before = _RECORDER.played
+    by_layer: dict[int, list[Played]] = {}
+    for layer, call in played:
+        by_layer.setdefault(layer, []).append(call)
+    _patch(units)
+    _RECORDER.played = {k: iter(calls) for k, calls in by_layer.items()}
+    try:
+        yield
+    finally:
+        _RECORDER.played = before
         _unpatch(units)

@@ -36,6 +36,9 @@ class LayerCall:
         saved: Whatever else the rule needs to keep until then.
         is_spread: True if its arguments, the same for all examples, were given
             once for each.
+        added: For each example, what the layer added to the loss by
+            `add_loss` while it ran example by example; `None` if nothing.
+        outputs: What the call returned, set by the recording.
     """
 
     layer: keras.layers.Layer
@@ -44,6 +47,8 @@ class LayerCall:
     sources: tuple[tf.Tensor, ...]
     saved: Any = None
     is_spread: bool = False
+    added: tf.Tensor | None = None
+    outputs: Any = None
 
 
 class GradientRule(abc.ABC):

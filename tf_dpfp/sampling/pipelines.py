@@ -10,7 +10,7 @@ from keras import tree
 from tf_dpfp import accounting
 from tf_dpfp.sampling import registry
 
-_KERAS_BATCH_SIZE = 32
+KERAS_BATCH_SIZE = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _describe_arrays(x, arguments, need_batch_size: bool) -> Pipeline:
     count = int(leaves[0].shape[0])
     held_out = arguments.get("validation_split") or 0.0
     count -= int(count * held_out)
-    batch_size = min(arguments.get("batch_size") or _KERAS_BATCH_SIZE, count)
+    batch_size = min(arguments.get("batch_size") or KERAS_BATCH_SIZE, count)
     return Pipeline(
         "the arrays",
         accounting.UnknownSampling(count, batch_size)

@@ -20,7 +20,7 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp.keras_private import layers as keras_layers
-from tf_dpfp.per_example import one_by_one
+from tf_dpfp.step import single_examples
 
 # Row i of what these return depends on row i of their arguments alone, and
 # nothing in their code looks at the batch. Hinge and SquaredHinge ask whether
@@ -48,11 +48,6 @@ _EXAMPLE_WISE = {
     )
     if hasattr(keras.losses, name)
 }
-_CONTROL_FLOW = frozenset(
-    """
-    Case If StatelessCase StatelessIf StatelessWhile While
-    """.split()
-)
 _EXAMPLE_WISE_CLASSES = tuple(
     getattr(keras.losses, name) for name in _EXAMPLE_WISE
 )
@@ -192,7 +187,6 @@ class PerExampleLoss(keras.losses.Loss):
         given = tree.map_structure(keras.ops.convert_to_tensor, given)
 
         def of_one(example):
-            example = {k: v[None] for k, v in example.items()}
             prediction = keras_layers.with_mask(
                 example["y_pred"], example.get("mask")
             )
@@ -208,33 +202,10 @@ class PerExampleLoss(keras.losses.Loss):
                     example.get("mask"),
                     "sum_over_batch_size",
                 )
-            return tf.reduce_sum(tf.cast(value, keras.config.floatx()))
+            return [tf.reduce_sum(tf.cast(value, keras.config.floatx()))]
 
-        def loss_of_one(example):
-            # A loss may have a name that can't be the first of a scope.
-            with tf.name_scope("one"):
-                return of_one(example)
-
-        if _branches(loss_of_one, given):
-            (values,) = one_by_one.mapped(
-                lambda _, example: [
-                    loss_of_one(tree.pack_sequence_as(given, example))
-                ],
-                weights=[],
-                has_copies=False,
-                examples=tree.flatten(given),
-            )
-            return values
-        return tf.vectorized_map(loss_of_one, given)
-
-
-def _branches(function, elements) -> bool:
-    """Tells if a function of one element branches or loops."""
-    specs = tree.map_structure(
-        lambda t: tf.TensorSpec(t.shape[1:], t.dtype), elements
-    )
-    traced = tf.function(function, autograph=False).get_concrete_function(specs)
-    return any(op.type in _CONTROL_FLOW for op in traced.graph.get_operations())
+        (losses,) = single_examples.mapped(of_one, given)
+        return losses
 
 
 def _hinge_of(loss: Any) -> Any:

@@ -7,6 +7,7 @@ This module strings the rooms together and decides nothing about any of them.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -17,9 +18,9 @@ from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import compilation
 from tf_dpfp import low_rank
 from tf_dpfp import per_example
-from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.keras_private import random as keras_random
 from tf_dpfp.keras_private import trainer as keras_trainer
+from tf_dpfp.step import forward_pass
 from tf_dpfp.step import losses as losses_lib
 from tf_dpfp.step import traced as traced_lib
 from tf_dpfp.step.plan import Plan
@@ -46,21 +47,13 @@ class MicrobatchResult:
         sums: Sums of the micro-batch; private.
         losses: One loss per example, `(batch,)`.
         y_pred: Predictions.
+        tracked: Variables of metrics, and what each example adds to them.
     """
 
     sums: BatchSums
     losses: tf.Tensor
     y_pred: Any
-
-
-def forward(model: keras.Model, x):
-    """Calls the model in training mode, each layer once."""
-    arguments = {}
-    if keras_trainer.takes_training(model):
-        arguments["training"] = True
-    layers = keras_layers.all_layers(model)
-    with keras_layers.without_rematerialization(layers):
-        return model(x, **arguments)
+    tracked: Sequence[tuple[keras.Variable, tf.Tensor]] = ()
 
 
 def clipped_microbatch(
@@ -94,18 +87,13 @@ def clipped_microbatch(
     data = (x, y, sample_weight, is_example)
     data = x, y, sample_weight, is_example = traced_lib.as_examples(data)
     with tf.GradientTape() as tape, _seeds(plan, piece):
-        with (
-            plan.record(data) as calls,
-            plan.step() as representations,
-        ):
-            y_pred = forward(model, x)
-        losses = plan.loss(y, y_pred, sample_weight)
-        losses = _one_per_example(losses, is_example)
+        passed = forward_pass.forward(model, plan, data, plan.record(data))
+        calls = passed.calls
+        losses = _one_per_example(passed.losses, is_example)
         # One that is not finite takes no part, above representations either.
         counts = is_example & tf.math.is_finite(losses)
         total = tf.reduce_sum(tf.where(counts, losses, tf.zeros_like(losses)))
         total *= tf.cast(plan.loss_scale, total.dtype)
-    _check_no_added_losses(model)
     source_gradients, above = _source_gradients(plan, tape, total, calls)
     present = (
         is_example
@@ -125,7 +113,7 @@ def clipped_microbatch(
                 [t for t in tree.flatten(data) if t is not None],
                 losses,
                 present,
-                representations,
+                passed.representations,
                 gradients,
                 [v.path for v in plan.variables],
                 plan.secret_handles(),
@@ -135,7 +123,9 @@ def clipped_microbatch(
             )
         )
     clipped = clipping_lib.clip_and_sum(gradients, plan.groups, present)
-    return MicrobatchResult(BatchSums(clipped, above), losses, y_pred)
+    return MicrobatchResult(
+        BatchSums(clipped, above), losses, passed.y_pred, passed.tracked
+    )
 
 
 def _seeds(plan: Plan, piece: tf.Tensor | int):
@@ -200,17 +190,6 @@ def _one_per_example(losses: tf.Tensor, is_example: tf.Tensor) -> tf.Tensor:
         )
     # Fails where the sizes are known only now, instead of broadcasting.
     return tf.reshape(losses, tf.shape(is_example))
-
-
-def _check_no_added_losses(model: keras.Model) -> None:
-    expected = sum(v.regularizer is not None for v in model.trainable_variables)
-    if len(model.losses) > expected:
-        raise ValueError(
-            "A layer added a loss of its own (`add_loss` or an "
-            "`activity_regularizer`): one number for the whole batch, which "
-            "can't be clipped per example. Remove it, or move it into the "
-            "`loss` of `compile`."
-        )
 
 
 def _check_unseen(variables, gradients) -> None:

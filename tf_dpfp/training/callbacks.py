@@ -2,11 +2,16 @@
 
 import dataclasses
 import math
+import sys
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import keras
 
 from tf_dpfp import accounting
 from tf_dpfp import mechanisms
+from tf_dpfp.keras_private import distribution as keras_distribution
+from tf_dpfp.keras_private import trainer as keras_trainer
 
 
 @keras.saving.register_keras_serializable(package="tf_dpfp")
@@ -14,9 +19,13 @@ class PrivacyBudget(keras.callbacks.Callback):
     """Shows epsilon while a model trains, and stops before it is exceeded.
 
     Epsilon appears in the progress bar, in `History` and in the logs that
-    other callbacks get, under the name `epsilon`. Training stops before the
-    first step after which it would exceed the budget, earlier sessions
-    included.
+    other callbacks get, under the name `epsilon`, wherever they stand in the
+    list. Training stops before the first step after which it would exceed the
+    budget, earlier sessions included. A training that has reached its budget
+    and is started again ends at once, with a sentence and without a step.
+
+    An optimizer with `noise_multiplier="calibrate"` gets its noise multiplier
+    from this budget.
 
     Args:
         epsilon: Budget. `None` or infinity shows epsilon and never stops.
@@ -26,8 +35,9 @@ class PrivacyBudget(keras.callbacks.Callback):
 
     Raises:
         ValueError: If an argument is out of its range; at the start of the
-            training, if the budget does not allow one step, or `delta` is not
-            below one over the number of examples.
+            training, if the budget is exceeded already or does not allow one
+            step of this kind, or `delta` is not below one over the number of
+            examples.
 
     Example:
 
@@ -55,17 +65,61 @@ class PrivacyBudget(keras.callbacks.Callback):
         self._allowed: float = math.inf
         self._taken = 0
         self._shown = 0.0
+        # True if another callback starts this one, after all others.
+        self._starts_last = False
+        # Batches after which an epoch ends, whatever a call would take.
+        self._in_epoch: int | None = None
+        self._is_done = False
+        self._begins_at: int | None = None
 
-    def on_train_begin(self, logs=None):  # noqa: ARG002
-        state = mechanisms.mechanism_of(self.model).state
-        population = max(state.populations, default=None)
+    @property
+    def is_finite(self) -> bool:
+        """True if there is an epsilon at which training stops."""
+        return math.isfinite(self.epsilon)
+
+    def epsilon_of(self, entries: Sequence[accounting.LedgerEntry]) -> float:
+        """Computes epsilon of ledger entries, by this budget's accountant."""
+        return accounting.compute_epsilon(entries, self.delta, self.accountant)
+
+    def check_delta(self, populations: Collection[int]) -> None:
+        """Refuses a delta that would allow giving away an example.
+
+        Args:
+            populations: Numbers of examples of all data so far.
+
+        Raises:
+            ValueError: If delta is not below one over the greatest of them.
+        """
+        population = max(populations, default=None)
         if population is not None and self.delta >= 1.0 / population:
             raise ValueError(
                 f"delta={self.delta:g} is not below one over the number of "
                 f"examples ({population}): it would allow giving away one "
                 "example whole. Choose a smaller delta."
             )
-        self._start()
+
+    def done(self, epsilon: float) -> str:
+        """Says that training has reached the budget."""
+        return (
+            f"The training has reached its budget: epsilon is {epsilon:.4f} of "
+            f"{self.epsilon:g} at delta {self.delta:g}, and no further step "
+            "fits. Nothing was trained now. Raise the budget to go on."
+        )
+
+    def arrange(self, starts_last: bool, in_epoch: int | None) -> None:
+        """Tells how `fit` runs this callback.
+
+        Args:
+            starts_last: True if `start` is called after all callbacks began.
+            in_epoch: Batches after which an epoch ends; `None`: unknown.
+        """
+        self._starts_last, self._in_epoch = starts_last, in_epoch
+
+    def on_train_begin(self, logs=None):  # noqa: ARG002
+        state = mechanisms.mechanism_of(self.model).state
+        self.check_delta(state.populations)
+        if not self._starts_last:
+            self.start()
 
     def on_train_batch_begin(self, batch, logs=None):  # noqa: ARG002
         # A callback after this one may have restored a checkpoint.
@@ -74,10 +128,18 @@ class PrivacyBudget(keras.callbacks.Callback):
                 mechanisms.mechanism_of(self.model).entries()
                 != self._spent_before
             ):
-                self._start()
+                self.start()
             self._started = True
+        if self._is_done:
+            raise ValueError(self.done(self._compute(0)))
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Counts how many steps the budget allows from here on.
+
+        Raises:
+            ValueError: If it allows none, and the training did not reach it by
+                steps of this kind.
+        """
         self._spent_before = mechanisms.mechanism_of(self.model).entries()
         self._next = mechanisms.mechanism_of(self.model).next_entries()
         if not self._next:
@@ -89,7 +151,7 @@ class PrivacyBudget(keras.callbacks.Callback):
         self._started = False
         self._taken = 0
         self._allowed = math.inf
-        if math.isfinite(self.epsilon):
+        if self.is_finite:
             self._allowed = accounting.max_steps(
                 self._spent_before,
                 self._next,
@@ -97,31 +159,59 @@ class PrivacyBudget(keras.callbacks.Callback):
                 self.delta,
                 self.accountant,
             )
-        self._steps_per_call = int(self.model.steps_per_execution)
-        if self._allowed < self._steps_per_call:
-            spent = self._compute(0)
+        self._is_done = False
+        if self._allowed < self._steps_in_call(0):
+            self._end()
+
+    def _end(self) -> None:
+        """Lets a training that reached its budget end; refuses another."""
+        spent, in_call = self._compute(0), self._steps_in_call(0)
+        ran = {dataclasses.replace(e, steps=0) for e in self._spent_before}
+        known = {dataclasses.replace(e, steps=0) for e in self._next} <= ran
+        if spent > self.epsilon or not known:
             raise ValueError(
                 f"The budget epsilon={self.epsilon:g} at delta="
-                f"{self.delta:g} does not allow the next "
-                f"{self._steps_per_call} step(s): {spent:.4g} is spent. Raise "
-                "the noise multiplier, lower the sampling rate, or raise the "
-                "budget."
+                f"{self.delta:g} does not allow the next {in_call} step(s): "
+                f"{spent:.4g} is spent. Raise the noise multiplier, lower the "
+                "sampling rate, or raise the budget."
             )
+        print(self.done(spent), flush=True)
+        self._is_done = True
+        # No epoch is left then: Keras ends the training without a step.
+        self._begins_at = keras_distribution.initial_epoch(self.model)
+        keras_trainer.start_at(self.model, sys.maxsize)
 
-    def on_train_batch_end(self, batch, logs=None):  # noqa: ARG002
+    def on_train_end(self, logs=None):  # noqa: ARG002
+        if self._is_done:
+            keras_trainer.start_at(self.model, self._begins_at)
+            self._is_done = False
+
+    def on_train_batch_end(self, batch, logs=None):
         # Counted from the ledger: a call runs one step or several.
         self._taken = self._count()
         if self.accountant == "rdp":
             self._shown = self._compute(self._taken)
         if logs is not None:
             logs["epsilon"] = self._shown
-        if self._taken + self._steps_per_call > self._allowed:
+        if self._taken + self._steps_in_call(batch + 1) > self._allowed:
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch, logs=None):  # noqa: ARG002
         self._shown = self._compute(self._taken)
         if logs is not None:
             logs["epsilon"] = self._shown
+
+    def _steps_in_call(self, begun: int) -> int:
+        """Counts the steps of the next call, at most.
+
+        Args:
+            begun: Number of batches of this epoch that were taken.
+        """
+        in_call = int(self.model.steps_per_execution)
+        if self._in_epoch is None:
+            return in_call
+        left = self._in_epoch - begun
+        return min(in_call, left if left > 0 else self._in_epoch)
 
     def _count(self) -> int:
         """Steps taken since this training began."""
@@ -138,7 +228,7 @@ class PrivacyBudget(keras.callbacks.Callback):
                 for entry in self._next
             ),
         ]
-        return accounting.compute_epsilon(entries, self.delta, self.accountant)
+        return self.epsilon_of(entries)
 
     def get_config(self):
         """Returns the arguments."""
@@ -147,3 +237,70 @@ class PrivacyBudget(keras.callbacks.Callback):
             "delta": self.delta,
             "accountant": self.accountant,
         }
+
+
+class _StartLast(keras.callbacks.Callback):
+    """Starts budgets after all other callbacks: one may restore a ledger.
+
+    Args:
+        budgets: The budgets.
+    """
+
+    def __init__(self, budgets: Sequence[PrivacyBudget]):
+        super().__init__()
+        self._budgets = budgets
+
+    def on_train_begin(self, logs=None):  # noqa: ARG002
+        for budget in self._budgets:
+            budget.start()
+
+
+def budgets_of(callbacks: Any) -> list[PrivacyBudget]:
+    """Lists the budgets among the callbacks of `fit`.
+
+    Args:
+        callbacks: What `fit` was given.
+    """
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    flat = keras.tree.flatten(callbacks) if callbacks else []
+    return [each for each in flat if isinstance(each, PrivacyBudget)]
+
+
+def arranged(callbacks: Any, in_epoch: int | None) -> Any:
+    """Puts budgets before the other callbacks, and starts them last.
+
+    So epsilon is in the logs that all others get, and what others restore is
+    counted as spent.
+
+    Args:
+        callbacks: What `fit` was given.
+        in_epoch: Batches after which an epoch ends; `None`: unknown.
+
+    Returns:
+        What to give to Keras. A `CallbackList` stays as it is.
+    """
+    budgets = budgets_of(callbacks)
+    listed = isinstance(callbacks, keras.callbacks.CallbackList)
+    for budget in budgets:
+        budget.arrange(starts_last=not listed, in_epoch=in_epoch)
+    if listed or not budgets:
+        return callbacks
+    others = [
+        each
+        for each in keras.tree.flatten(callbacks)
+        if not isinstance(each, PrivacyBudget)
+    ]
+    return [*budgets, *others, _StartLast(budgets)]
+
+
+def empty_history(model: keras.Model) -> keras.callbacks.History:
+    """Returns the history of a `fit` that had nothing to do.
+
+    Args:
+        model: The model.
+    """
+    history = keras.callbacks.History()
+    history.set_model(model)
+    history.on_train_begin()
+    return history

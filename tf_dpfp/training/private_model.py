@@ -24,8 +24,11 @@ from tf_dpfp.mechanisms import gradients
 from tf_dpfp.mechanisms import ordinary_steps
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.mechanisms import trained_apart
+from tf_dpfp.training import calibrating
+from tf_dpfp.training import callbacks as callbacks_lib
 from tf_dpfp.training import compiling
 from tf_dpfp.training import fallback
+from tf_dpfp.training import lengths
 
 
 def _compile(self, *args, **kwargs) -> None:
@@ -39,7 +42,27 @@ def _compile(self, *args, **kwargs) -> None:
 
 def _fit(self, *args, **kwargs) -> keras.callbacks.History:
     """Trains as `keras.Model.fit`, and counts how batches are drawn."""
-    return _compiled_mechanism(self).fit(args, kwargs)
+    mechanism = _compiled_mechanism(self)
+    ordinary = state_lib.ordinary(self, "fit")
+    arguments = state_lib.bound(ordinary, args, kwargs)
+    budgets = callbacks_lib.budgets_of(arguments.get("callbacks"))
+    if budgets:
+        in_epoch = None
+        if lengths.is_cut_off(arguments):
+            in_epoch = lengths.batches_of(arguments)
+        callbacks = callbacks_lib.arranged(arguments["callbacks"], in_epoch)
+        args, kwargs = state_lib.replaced(
+            ordinary, args, kwargs, callbacks=callbacks
+        )
+
+    def calibrate(found, pipeline, arguments) -> None:
+        calibrating.calibrate(found, pipeline, arguments, budgets)
+
+    try:
+        return mechanism.fit(args, kwargs, calibrate)
+    except calibrating.BudgetReachedError as reached:
+        print(reached, flush=True)
+        return callbacks_lib.empty_history(self)
 
 
 def _train_on_batch(self, *args, **kwargs) -> Any:
@@ -108,6 +131,8 @@ def make_private(model: keras.Model) -> keras.Model:
     model.fit(tf_dpfp.poisson_batches(x, y, expected_batch_size=256))
     ```
 
+    A model that is private already stays as it is.
+
     Warns of a model that an ordinary optimizer trained before: no epsilon
     counts its steps.
 
@@ -120,19 +145,16 @@ def make_private(model: keras.Model) -> keras.Model:
 
     Raises:
         TypeError: If `model` is not a Keras model.
-        ValueError: If the model is private already, has a training step of
-            its own, or holds layers that can't be trained privately; the
-            message lists every problem and the way out.
+        ValueError: If the model has a training step of its own, or holds
+            layers that can't be trained privately; the message lists every
+            problem and the way out.
     """
     if not isinstance(model, keras.Model):
         raise TypeError(
             f"`make_private` takes a keras.Model. Received: {model!r}"
         )
     if state_lib.is_private(model):
-        raise ValueError(
-            f"Model '{model.name}' is private already. Call `make_private` "
-            "once."
-        )
+        return model
     validation.raise_if_invalid(model)
     findings = None
     inputs = clip_layers.inputs_of(model)

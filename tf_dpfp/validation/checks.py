@@ -1,13 +1,14 @@
 """Checks of layers, which read no data: can they be trained privately?"""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 
 import keras
 
 from tf_dpfp import layers
 from tf_dpfp import low_rank
 from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.validation import batch_normalizations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +45,23 @@ _REWRITE_WEIGHTS = _classes("SpectralNormalization")
 
 
 def _batch_normalization(layer) -> Problem | None:
-    if not isinstance(layer, keras.layers.BatchNormalization):
+    if not batch_normalizations.is_trained(layer):
         return None
-    if not layer.trainable:
-        return None
+    obstacle = batch_normalizations.obstacle(layer)
+    if obstacle is None or not layer.built:
+        way_out = (
+            "Replace it with GroupNormalization or LayerNormalization "
+            "(`tf_dpfp.fix(model)` does, once the model is built), or set "
+            "`layer.trainable = False` to use its statistics as they are."
+        )
+    else:
+        way_out = f"`tf_dpfp.fix` can't replace it, for it {obstacle}"
     return Problem(
         layer.path,
         "BatchNormalization mixes the examples of a batch and keeps "
         "statistics of the data without noise.",
-        "Replace it with GroupNormalization (`tf_dpfp.fix(model)` does), or "
-        "set `layer.trainable = False` to use its statistics as they are.",
-        fixable=True,
+        way_out,
+        fixable=obstacle is None,
     )
 
 
@@ -79,14 +86,17 @@ def _rewriting_layer(layer) -> Problem | None:
     )
 
 
-def _activity_regularizer(layer) -> Problem | None:
-    if getattr(layer, "activity_regularizer", None) is None:
+def _stateful(layer) -> Problem | None:
+    if not getattr(layer, "stateful", False):
+        return None
+    if not isinstance(layer, keras.layers.RNN | keras.layers.Bidirectional):
         return None
     return Problem(
         layer.path,
-        "its activity_regularizer is one number for the whole batch and "
-        "can't be clipped per example.",
-        "Remove it, or add the term to the `loss` of `compile`.",
+        "it hands its states from one batch to the next (stateful=True): "
+        "examples of several batches would meet, and what it keeps would "
+        "leave without noise.",
+        "Set `stateful=False`.",
     )
 
 
@@ -122,7 +132,7 @@ LAYER_CHECKS: tuple[LayerCheck, ...] = (
     _batch_normalization,
     _mixing_layer,
     _rewriting_layer,
-    _activity_regularizer,
+    _stateful,
     _quantized,
     _reparametrized,
 )
@@ -141,13 +151,21 @@ def _model_problems(model: keras.Model) -> Iterator[Problem]:
             "Write a custom loop with `tf_dpfp.loops.clipped_gradients`, or "
             "leave train_step to Keras and pass the loss to `compile`.",
         )
-    if cls.compute_loss is not keras.Model.compute_loss:
+    noised = _releases_representations(model)
+    if noised and cls.compute_loss is not keras.Model.compute_loss:
         yield Problem(
             model.name,
-            f"{cls.__name__} has a compute_loss of its own, which returns one "
-            "number for the whole batch.",
-            "Pass a loss of single examples to `compile` instead.",
+            f"{cls.__name__} has a compute_loss of its own, which may go past "
+            "the noise of its DPRepresentationClip.",
+            "Pass a loss to `compile` instead.",
         )
+
+
+def _releases_representations(model: keras.Model) -> bool:
+    return any(
+        isinstance(layer, layers.DPRepresentationClip)
+        for layer in keras_layers.all_layers(model)
+    )
 
 
 def validate(model: keras.Model) -> list[Problem]:
@@ -177,26 +195,29 @@ def default_checks(model: keras.Model) -> tuple[LayerCheck, ...]:
         an ordinary optimizer takes no gradient of single examples,
         `RANDOM_MIXING_CHECKS`.
     """
-    noised = any(
-        isinstance(layer, layers.DPRepresentationClip)
-        for layer in keras_layers.all_layers(model)
-    )
-    return RANDOM_MIXING_CHECKS if noised else LAYER_CHECKS
+    if _releases_representations(model):
+        return RANDOM_MIXING_CHECKS
+    return LAYER_CHECKS
 
 
 def _validate(
-    model: keras.Model, checks: Sequence[LayerCheck]
+    model: keras.Model,
+    checks: Sequence[LayerCheck],
+    apart_from: Set[int] = frozenset(),
 ) -> list[Problem]:
     found = [
         check(layer)
         for layer in keras_layers.all_layers(model)
+        if id(layer) not in apart_from
         for check in checks
     ]
     return [*_model_problems(model), *(p for p in found if p is not None)]
 
 
 def raise_if_invalid(
-    model: keras.Model, checks: Sequence[LayerCheck] | None = None
+    model: keras.Model,
+    checks: Sequence[LayerCheck] | None = None,
+    apart_from: Sequence[keras.layers.Layer] = (),
 ) -> None:
     """Refuses a model that can't be trained privately.
 
@@ -204,12 +225,16 @@ def raise_if_invalid(
         model: A Keras model.
         checks: Checks that every layer must pass; `None` for
             `default_checks`.
+        apart_from: Layers that need not pass, for they are about to be
+            replaced.
 
     Raises:
         ValueError: With every problem and the way out of each.
     """
     problems = _validate(
-        model, default_checks(model) if checks is None else checks
+        model,
+        default_checks(model) if checks is None else checks,
+        {id(layer) for layer in apart_from},
     )
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)

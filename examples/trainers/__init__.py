@@ -1,0 +1,1 @@
+"""Commands that train, with flags: `python -m examples.trainers.train`."""

@@ -1,0 +1,139 @@
+"""Small image classifiers that train well with differential privacy."""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from keras import layers
+
+from examples.trainers import scattering
+
+_CHUNK = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A classifier, and what is fixed before it.
+
+    Attributes:
+        features: A transform without weights to learn, computed once for each
+            image. `None` if the classifier takes the images themselves.
+        classifier: What is trained: from features to logits.
+    """
+
+    features: keras.Model | None
+    classifier: keras.Model
+
+    def transform(self, images: np.ndarray, dtype="float32") -> np.ndarray:
+        """Computes the features.
+
+        Args:
+            images: `(n, height, width, channels)`, in [0, 1].
+            dtype: Of the result. Half precision halves the memory.
+
+        Returns:
+            What the classifier takes.
+        """
+        if self.features is None:
+            return images
+        result = np.empty((len(images), *self.features.output_shape[1:]), dtype)
+        for start in range(0, len(images), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            result[chunk] = self.features.predict_on_batch(images[chunk])
+        return result
+
+    def for_images(self) -> keras.Model:
+        """Returns a model from images to logits, to give away.
+
+        It is not compiled: neither the optimizer nor its state is in it.
+        """
+        # Not `clone_model`, which compiles the copy with the same optimizer.
+        classifier = keras.Sequential.from_config(self.classifier.get_config())
+        classifier.set_weights(self.classifier.get_weights())
+        if self.features is None:
+            return classifier
+        images = keras.Input(self.features.input_shape[1:])
+        return keras.Model(images, classifier(self.features(images)))
+
+
+def build(
+    name: str, input_shape: tuple[int, int, int], num_classes: int
+) -> Network:
+    """Builds a network by name.
+
+    Args:
+        name: One of `NAMES`.
+        input_shape: `(height, width, channels)` of the images.
+        num_classes: Number of classes.
+
+    Returns:
+        A `Network`; its models are built.
+
+    Raises:
+        ValueError: If there is no network of that name, or the images are of
+            a size that it can't take.
+    """
+    if name not in _CLASSIFIERS:
+        raise ValueError(f"model is one of {NAMES}. Received: {name!r}.")
+    features = None
+    shape = input_shape
+    if name == "scattering":
+        features = scattering.features(input_shape)
+        shape = features.output_shape[1:]
+    try:
+        classifier = keras.Sequential(
+            [
+                keras.Input(shape),
+                *_CLASSIFIERS[name](),
+                layers.Dense(num_classes, name="logits"),
+            ],
+            name=name,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"Images of shape {input_shape} do not fit the model {name!r}; "
+            f"they may be too small. Use the model 'mlp'. Keras says: {error}"
+        ) from error
+    return Network(features, classifier)
+
+
+def _cnn() -> list[layers.Layer]:
+    """The CNN of the TF-Privacy tutorial, with tanh in place of ReLU.
+
+    A bounded activation keeps the gradients of single examples small, so that
+    clipping takes less away.
+
+    Reference:
+        Papernot et al., 2021, "Tempered Sigmoid Activations for Deep Learning
+        with Differential Privacy", arXiv 2007.14191.
+    """
+    return [
+        layers.Conv2D(16, 8, strides=2, padding="same", activation="tanh"),
+        layers.MaxPooling2D(2, strides=1),
+        layers.Conv2D(32, 4, strides=2, activation="tanh"),
+        layers.MaxPooling2D(2, strides=1),
+        layers.Flatten(),
+        layers.Dense(32, activation="tanh"),
+    ]
+
+
+def _mlp() -> list[layers.Layer]:
+    return [layers.Flatten(), layers.Dense(128, activation="tanh")]
+
+
+def _on_scattering() -> list[layers.Layer]:
+    """One convolution on top of the features of `scattering`."""
+    return [
+        layers.Conv2D(32, 3, activation="tanh"),
+        layers.MaxPooling2D(2, strides=1),
+        layers.Flatten(),
+    ]
+
+
+_CLASSIFIERS: dict[str, Callable[[], list[layers.Layer]]] = {
+    "cnn": _cnn,
+    "mlp": _mlp,
+    "scattering": _on_scattering,
+}
+NAMES = tuple(_CLASSIFIERS)

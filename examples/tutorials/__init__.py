@@ -1,0 +1,1 @@
+"""Tutorials: each runs as a script, from top to bottom, and as a notebook."""

@@ -1,0 +1,185 @@
+"""
+Title: Fine-tuning a text classifier privately
+Author: The tf_dpfp authors
+Date created: 2026/11/22
+Last modified: 2026/11/22
+Description: A spam filter from a pretrained encoder of KerasHub.
+Accelerator: None
+"""
+
+"""
+## Introduction
+
+A model that tells spam from wanted mail learns from other people's mail. What
+it remembers of it, whoever gets the model can try to read out. Differential
+privacy bounds that: whatever anybody does with the weights, they tell almost
+nothing about any one mail.
+
+Privacy costs least where the model knows much beforehand and few weights are
+trained. So we take an encoder that was pretrained on public text, leave it as
+it is, and train a new layer on top of it with 4,800 mails.
+
+The guarantee covers these mails. It does not cover what the encoder saw before.
+"""
+
+"""
+## Setup
+"""
+
+import os
+
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+import keras
+import keras_hub
+import numpy as np
+
+import tf_dpfp
+from examples.trainers import minilm
+from examples.trainers import text_datasets
+
+# Fewer epochs for a quick look, for example TF_DPFP_TUTORIAL_EPOCHS=1.
+epochs = int(os.environ.get("TF_DPFP_TUTORIAL_EPOCHS", 30))
+path = os.environ.get("TF_DPFP_TUTORIAL_MODEL", "private_spam_filter.keras")
+
+epsilon = 3.0
+delta = 1e-5
+sampling_rate = 1 / 8
+
+"""
+## E-mails and an encoder
+
+SpamAssassin's public corpus, of each mail the subject and the text: a bit less
+than a third is spam. The encoder is all-MiniLM-L6-v2, six blocks and 22.7
+million weights. The first 32 tokens of a mail will do.
+"""
+
+(mails, labels), (test_mails, test_labels) = text_datasets.load("mails")
+
+preset = str(minilm.folder())
+preprocessor = keras_hub.models.BertTextClassifierPreprocessor(
+    keras_hub.models.BertTokenizer.from_preset(preset), sequence_length=32
+)
+backbone = keras_hub.models.BertBackbone.from_preset(preset, dropout=0.0)
+
+
+def tokens(texts):
+    """Each text by itself: this may be done before batches are drawn."""
+    found = preprocessor(list(texts))
+    return {name: np.array(value) for name, value in found.items()}
+
+
+"""
+This encoder was made for the mean over a text's tokens, scaled to length 1. It
+is frozen, and sees each mail by itself: once is enough.
+"""
+
+backbone.trainable = False
+mean = minilm.mean_over_tokens(
+    backbone.output["sequence_output"], backbone.input["padding_mask"]
+)
+vectors = keras.layers.UnitNormalization()(mean)
+encoder = keras.Model(backbone.input, vectors)
+train, test = (
+    encoder.predict(tokens(texts), batch_size=128, verbose=0)
+    for texts in (mails, test_mails)
+)
+
+keras.utils.set_random_seed(0)
+head = keras.layers.Dense(2, name="logits")
+classifier = keras.Sequential([keras.Input(train.shape[1:]), head])
+
+"""
+## Three lines
+
+`make_private`, a private optimizer, and Poisson batches. The noise follows from
+the budget, and `PrivacyBudget` stops before more of it is spent.
+"""
+
+steps_per_epoch = round(1 / sampling_rate)
+steps = epochs * steps_per_epoch
+
+tf_dpfp.make_private(classifier)
+classifier.compile(
+    optimizer=tf_dpfp.DPAdam(
+        keras.optimizers.schedules.CosineDecay(0.1, steps),
+        l2_norm_clip=0.1,
+        noise_multiplier=tf_dpfp.calibrate_noise_multiplier(
+            epsilon, delta, sampling_rate=sampling_rate, steps=steps
+        ),
+    ),
+    loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+)
+classifier.fit(
+    tf_dpfp.poisson_batches(
+        train,
+        labels,
+        sampling_rate=sampling_rate,
+        steps_per_epoch=steps_per_epoch,
+    ),
+    epochs=epochs,
+    callbacks=[tf_dpfp.PrivacyBudget(epsilon, delta)],
+    verbose=0,
+)
+print(tf_dpfp.privacy_statement(classifier, delta))
+
+"""
+## How good it is
+
+The test mails were not trained on, and what is printed of them is not covered
+by the guarantee: if yours are private, they need one of their own.
+"""
+
+logits = classifier.predict(test, batch_size=128, verbose=0)
+said_spam = np.argmax(logits, axis=1) == 1
+is_spam = test_labels == 1
+accuracy = np.mean(said_spam == is_spam)
+print(f"Right: {accuracy:.2%}; always wanted: {np.mean(~is_spam):.2%}")
+print(f"Spam that is found: {np.mean(said_spam[is_spam]):.2%}")
+print(f"Wanted mail that is lost: {np.mean(said_spam[~is_spam]):.2%}")
+
+"""
+## The model leaves the house
+
+From tokens to logits it is a model of KerasHub like any other, and whoever
+loads it needs no tf_dpfp. Write the statement beside it: what is loaded has no
+ledger.
+"""
+
+model = keras.Model(backbone.input, head(vectors))
+model.save(path)
+with open(f"{path}.privacy.txt", "w") as file:
+    file.write(tf_dpfp.privacy_statement(classifier, delta))
+
+loaded = keras.saving.load_model(path)
+print(
+    loaded.predict(tokens(["cheap pills, buy now", "minutes of the meeting"]))
+)
+
+"""
+## Conclusion
+
+| | Right, of 1108 test mails | ε at δ = 1e-5 |
+| --- | --- | --- |
+| always "wanted" | 70.4 % | |
+| private head | 93.2 % | 3.0 |
+
+One training, 70 seconds of CPU time, most of them for the encoder. It finds
+86 % of the spam, and takes 3.7 % of the wanted mail for spam. The two texts
+above get logits of -4.2 and 2.6, and of 1.7 and -2.3, for wanted and spam.
+
+Where to go from here:
+
+- A head of 770 weights learns fast; more of the encoder takes more steps. LoRA
+  in all six blocks, at the same epsilon, still said "wanted" to all but one
+  mail after 24 steps. `python -m examples.trainers.finetune_text` has LoRA,
+  everything, and other data and encoders; [KerasHub](../docs/keras_hub.md) says
+  what they cost.
+- Batches may be strings: a task of KerasHub keeps its preprocessor
+  ([guide](../docs/guide.md#kerashub-tasks)).
+- A threshold other than one half loses less wanted mail. Choose it on mails
+  that are public, or pay for it.
+"""
+
+# Imports follow the text, as in all code examples of keras.io.
+# ruff: noqa: D103, D205, D212, D415, E402

@@ -1,0 +1,103 @@
+"""The tutorials, run cell by cell with little data."""
+
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+import tf_dpfp
+from examples import tutorial_files
+from tests.replicas import common as replicas
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs a tutorial as a notebook does, with a stand-in for its `fetch`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TF_DPFP_TUTORIAL_EPOCHS", "1")
+
+    def run_cells(name, fetch=None, **values):
+        path = tutorial_files.TUTORIALS / f"{name}.py"
+        namespace = {"__name__": "__main__"}
+        for cell in tutorial_files.read(path).cells:
+            if cell.is_code:
+                exec(compile(cell.text, str(path), "exec"), namespace)
+            if fetch and "fetch" in namespace:
+                namespace["fetch"] = fetch
+            namespace |= {k: v for k, v in values.items() if k in namespace}
+        return namespace
+
+    return run_cells
+
+
+def _census(package, member, sha256):
+    del package, sha256
+    rng = np.random.default_rng(0)
+    lines = []
+    for _ in range(300):
+        age, years = rng.integers(17, 80), rng.integers(1, 16)
+        label = ">50K" if years > 9 else "<=50K"
+        words = ", ".join(f"w{n}" for n in rng.integers(0, 9, 6))
+        lines.append(
+            f"{age}, Private, 77516, Masters, {years}, {words[:2]}, b, c, d, "
+            f"Male, 2174, 0, 40, Cuba, {label}"
+        )
+    ending = "." if member.endswith("test") else ""
+    return ("|header\n" + "\n".join(x + ending for x in lines)).encode()
+
+
+def test_structured_data(run, capsys, monkeypatch):
+    found = run("structured_data", fetch=_census, batch_size=100)
+    assert (pathlib.Path("structured_data.png")).exists()
+    for budget, model in zip(found["budgets"], found["models"], strict=True):
+        spent = tf_dpfp.compute_epsilon(model, found["delta"])
+        assert 0.9 * budget < spent <= budget
+    # What is made of a person hangs on nobody else.
+    some = {name: column[:5] for name, column in found["train"].items()}
+    np.testing.assert_array_equal(found["encode"](some), found["x_train"][:5])
+    assert set(np.unique(found["y_train"])) == {0.0, 1.0}
+    assert "It was performed, not assumed" in capsys.readouterr().out
+
+
+def _functions(name):
+    text = (tutorial_files.TUTORIALS / f"{name}.py").read_text()
+    _, mark, rest = text.partition("def fetch(")
+    return rest.partition("\n    return content\n")[0] if mark else None
+
+
+def test_what_fetches_is_the_same_everywhere_and_checks():
+    found = {
+        path.stem: _functions(path.stem) for path in tutorial_files.paths()
+    }
+    texts = {text for text in found.values() if text}
+    assert len(texts) == 1
+    assert "hashlib.sha256(content).hexdigest() != sha256" in texts.pop()
+
+
+def test_audit(run, monkeypatch):
+    monkeypatch.setenv("TF_DPFP_TUTORIAL_RUNS", "600")
+    found = run("audit", budgets=[4.0])
+    assert pathlib.Path("audit.png").exists()
+    assert [r.claimed_epsilon for r in found["reports"]] == [None, 4.0]
+    # Of the coins of canaries, and of the promise of this budget.
+    assert found["reports"][1].included.sum() in range(400, 600)
+    assert found["sound"].lower_bound < found["half"].lower_bound
+    assert found["wrong"].refuted
+
+
+def test_several_devices(run, monkeypatch, capsys):
+    # The CPU of this process is split already.
+    monkeypatch.setattr(
+        tf_dpfp.distribute, "make_strategy", lambda *_, **__: strategy
+    )
+    strategy = replicas.strategy(2)
+    found = run("several_devices", budgets=[3.0])
+    assert pathlib.Path("several_devices.png").exists()
+    (model,) = found["models"]
+    assert model.distribute_strategy is strategy
+    (entry,) = tf_dpfp.ledger(model)
+    assert entry.steps == 20 and entry.sampling.sampling_rate == 0.05
+    assert set(tf_dpfp.clip_norms(found["split"])) == {"CPU:0", "CPU:1"}
+    epsilons = re.findall(r"epsilon ([\d.]+), test", capsys.readouterr().out)
+    assert [2.9 < float(e) <= 3.0 for e in epsilons] == [True, True, False]

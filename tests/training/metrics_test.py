@@ -1,0 +1,198 @@
+"""Metrics of private steps are those of Keras on the same examples."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import tf_dpfp
+
+COUNT, TOKENS = 10, 4
+
+
+class NoWeights(keras.metrics.Metric):
+    """A metric that takes no weights, and no batch without examples."""
+
+    def __init__(self):
+        super().__init__(name="highest")
+        self.seen = self.add_variable((), "zeros", name="seen")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        assert sample_weight is None
+        del y_true
+        self.seen.assign(
+            keras.ops.maximum(self.seen, keras.ops.max(y_pred + 1.0))
+        )
+
+    def result(self):
+        return self.seen + 0.0
+
+
+def _tokens(mask_zero=True):
+    inputs = keras.Input((TOKENS,), dtype="int32")
+    hidden = layers.Embedding(9, 5, mask_zero=mask_zero)(inputs)
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(hidden))
+
+
+def _image():
+    return keras.Sequential(
+        [keras.Input((3, 3, 2)), layers.Conv2D(2, 1, activation="softmax")]
+    )
+
+
+def _two_outputs():
+    inputs = keras.Input((TOKENS,), dtype="int32")
+    hidden = layers.Embedding(9, 5, mask_zero=True)(inputs)
+    tags = layers.Dense(3, activation="softmax", name="tags")(hidden)
+    mean = layers.GlobalAveragePooling1D()(hidden)
+    kind = layers.Dense(1, activation="sigmoid", name="kind")(mean)
+    return keras.Model(inputs, {"tags": tags, "kind": kind})
+
+
+class OwnMetrics(keras.Sequential):
+    def __init__(self):
+        super().__init__([keras.Input((3, 3, 2)), layers.Conv2D(1, 1)])
+        self.input_mean = keras.metrics.Mean(name="input_mean")
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        self.input_mean.update_state(x)
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+
+def _data(kind):
+    rng = np.random.default_rng(0)
+    x = rng.integers(1, 9, (COUNT, TOKENS)).astype("int32")
+    for i in range(COUNT):
+        x[i, i % TOKENS + 1 :] = 0
+    tags = rng.integers(0, 3, (COUNT, TOKENS))
+    weights = rng.uniform(0.1, 2.0, (COUNT, TOKENS)).astype("float32")
+    if kind == "tokens":
+        return x, tags
+    if kind == "weighted tokens":
+        return x, tags, weights
+    if kind == "outputs":
+        return x, {"tags": tags, "kind": rng.integers(0, 2, (COUNT, 1))}
+    if kind == "weighted outputs":
+        y = {"tags": tags, "kind": rng.integers(0, 2, (COUNT, 1))}
+        return x, y, {"tags": weights, "kind": weights[:, 0]}
+    image = rng.normal(size=(COUNT, 3, 3, 2)).astype("float32")
+    return image, rng.integers(0, 2, (COUNT, 3, 3))
+
+
+CROSSENTROPY = "sparse_categorical_crossentropy"
+CASES = {
+    "masked tokens": (_tokens, "tokens", {"metrics": ["accuracy"]}),
+    "tokens": (
+        lambda: _tokens(mask_zero=False),
+        "tokens",
+        {"metrics": ["accuracy", CROSSENTROPY]},
+    ),
+    "weights of tokens": (
+        _tokens,
+        "weighted tokens",
+        {"metrics": ["accuracy"], "weighted_metrics": ["accuracy"]},
+    ),
+    "images": (
+        _image,
+        "image",
+        {"metrics": [keras.metrics.MeanIoU, NoWeights]},
+    ),
+    "outputs": (
+        _two_outputs,
+        "outputs",
+        {
+            "metrics": {"tags": ["accuracy"], "kind": ["mae", "accuracy"]},
+            "loss": {"tags": CROSSENTROPY, "kind": "binary_crossentropy"},
+        },
+    ),
+    "weights of outputs": (
+        _two_outputs,
+        "weighted outputs",
+        {
+            "metrics": {"kind": "mae"},
+            "weighted_metrics": {"tags": ["accuracy"], "kind": ["mse"]},
+            "loss": {"tags": CROSSENTROPY, "kind": "binary_crossentropy"},
+        },
+    ),
+    "its own": (OwnMetrics, "image", {"loss": "mse", "metrics": ["mae"]}),
+}
+
+
+def _made(metrics):
+    """Metrics belong to one model: makes those that are given as classes."""
+
+    def make(leaf):
+        if leaf is keras.metrics.MeanIoU:
+            return leaf(2, sparse_y_pred=False, name="iou")
+        return leaf() if isinstance(leaf, type) else leaf
+
+    return keras.tree.map_structure(make, metrics)
+
+
+@pytest.mark.parametrize(
+    ("case", "microbatch_size"),
+    [
+        *((case, None) for case in CASES),
+        # Pieces of four, the last one padded.
+        ("weights of tokens", 4),
+        ("images", 4),
+    ],
+)
+def test_metrics_are_those_of_an_ordinary_evaluation(
+    case, microbatch_size, without_trial
+):
+    build, kind, compiled = CASES[case]
+    x, y, *weights = _data(kind)
+    compiled = {"loss": CROSSENTROPY} | compiled
+    ordinary = build()
+    ordinary.compile("sgd", **_made(compiled))
+    batches = tf.data.Dataset.from_tensor_slices((x, y, *weights))
+    # Of ten examples: one batch, as means of scalars hang on the batches.
+    expected = ordinary.evaluate(
+        batches.batch(COUNT), return_dict=True, verbose=0
+    )
+
+    private = build()
+    private.set_weights(ordinary.get_weights())
+    tf_dpfp.make_private(private)
+    optimizer = tf_dpfp.DPSGD(
+        0.0, noise_multiplier=1.0, microbatch_size=microbatch_size
+    )
+    private.compile(optimizer, **_made(compiled))
+    found = private.fit(batches.batch(COUNT), verbose=0).history
+    assert set(found) == set(expected)
+    # Of a loss under masks, each example counts as much as any other.
+    names = [n for n in expected if not n.endswith("loss") or kind == "image"]
+    assert names
+    for name in names:
+        np.testing.assert_allclose(
+            found[name][0], expected[name], rtol=1e-5, err_msg=name
+        )
+
+
+def test_metrics_of_a_batch_without_examples_stay(without_trial):
+    model = tf_dpfp.make_private(_image())
+
+    def mean(y_true, y_pred):
+        del y_true
+        return keras.ops.mean(y_pred)
+
+    model.compile(
+        tf_dpfp.DPSGD(0.0, noise_multiplier=1.0, expected_batch_size=1),
+        CROSSENTROPY,
+        metrics=[mean, NoWeights()],
+    )
+    x, y = _data("image")
+    sizes = [4, 0, 1]
+    pieces = tf.data.Dataset.from_generator(
+        lambda: ((x[:n], y[:n]) for n in sizes),
+        output_signature=(
+            tf.TensorSpec([None, *x.shape[1:]], x.dtype),
+            tf.TensorSpec([None, *y.shape[1:]], y.dtype),
+        ),
+    )
+    found = model.fit(pieces, verbose=0).history
+    # Keras means the means of the two batches that have examples.
+    np.testing.assert_allclose(found["mean"], [0.5], rtol=1e-6)
+    assert 1.0 < found["highest"][0] < 2.0

@@ -1,0 +1,100 @@
+"""Functions of one example, called on each example of a batch.
+
+Vectorised; or in a loop where the function branches or loops itself, which is
+slower and can be proved.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from keras import tree
+
+from tf_dpfp.per_example import one_by_one
+
+_CONTROL_FLOW = frozenset(
+    """
+    Case If StatelessCase StatelessIf StatelessWhile While
+    """.split()
+)
+
+# Takes nested tensors of one example, a batch of one, and returns tensors.
+Function = Callable[[Any], list[tf.Tensor]]
+
+
+def mapped(function: Function, given: Any) -> list[tf.Tensor]:
+    """Calls a function on each example.
+
+    Args:
+        function: Takes a batch of one, in the structure of `given`.
+        given: Tensors with examples along the first axis, nested; other leaves
+            are handed to each call as they are.
+
+    Returns:
+        What the function returns, examples along the first axis.
+    """
+    examples = [leaf for leaf in tree.flatten(given) if tf.is_tensor(leaf)]
+
+    def of_one(leaves):
+        # A loss may have a name that can't be the first of a scope.
+        with tf.name_scope("one"):
+            return function(_packed(given, leaves))
+
+    if _branches(of_one, examples):
+        return one_by_one.mapped(
+            lambda _, leaves: of_one(leaves),
+            weights=[],
+            has_copies=False,
+            examples=examples,
+        )
+    return tf.vectorized_map(of_one, [_densely(t) for t in examples])
+
+
+def _densely(tensor: tf.Tensor) -> tf.Tensor:
+    """Makes the gradient of a tensor dense.
+
+    Vectorised, an example is looked up, and its gradient is a slice. Slices of
+    several uses are joined end to end, where rows are examples no more.
+    """
+    if not tensor.dtype.is_floating:
+        return tensor
+
+    @tf.custom_gradient
+    def dense(tensor):
+        return tf.identity(tensor), tf.convert_to_tensor
+
+    return dense(tensor)
+
+
+def trace(function: Function, given: Any) -> tf.Graph:
+    """Traces a function of one example, in a graph that never runs.
+
+    Args:
+        function: As for `mapped`.
+        given: As for `mapped`.
+
+    Returns:
+        The graph.
+    """
+    examples = [leaf for leaf in tree.flatten(given) if tf.is_tensor(leaf)]
+    return _trace(lambda leaves: function(_packed(given, leaves)), examples)
+
+
+def _packed(given: Any, leaves: list[tf.Tensor]) -> Any:
+    remaining = iter(leaves)
+    return tree.map_structure(
+        lambda leaf: next(remaining)[None] if tf.is_tensor(leaf) else leaf,
+        given,
+    )
+
+
+def _trace(function, examples: list[tf.Tensor]) -> tf.Graph:
+    specs = [tf.TensorSpec(t.shape[1:], t.dtype) for t in examples]
+    traced = tf.function(function, autograph=False)
+    return traced.get_concrete_function(specs).graph
+
+
+def _branches(function, examples: list[tf.Tensor]) -> bool:
+    """Tells if a function of one example branches or loops."""
+    graph = _trace(function, examples)
+    return any(op.type in _CONTROL_FLOW for op in graph.get_operations())
