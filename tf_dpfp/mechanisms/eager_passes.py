@@ -59,7 +59,7 @@ class EagerPasses:
         return function(*_tensors((batch, *values)))
 
     def _function(self, plan: step_lib.Plan, like: Any) -> Callable:
-        metrics = []
+        metrics: list[keras.Variable] = []
 
         def traced(*tensors):
             (x, y, sample_weight, is_example), piece, values = _packed(
