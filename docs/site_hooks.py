@@ -117,6 +117,8 @@ def _relinked(text: str, origin: str, page: str) -> str:
             return match[0]
         folder = posixpath.dirname(origin)
         file = posixpath.normpath(posixpath.join(folder, path))
+        if not (ROOT / file).exists() and file not in targets:
+            return match[0]  # MkDocs says that it leads nowhere.
         if file not in targets:
             return f"{words[1:-1]} (`{file}`)"
         target = posixpath.relpath(targets[file], posixpath.dirname(page))

@@ -212,7 +212,7 @@ are scaled so that their squares always add up to that of `l2_norm_clip`.
 | per layer, adaptive thresholds | 15 | 85.7 % | 2.7 |
 
 One training each, so differences of a few tenths may be chance; the
-[benchmarks](../docs/benchmarks.md#ways-to-clip) have three of each, twice as
+[benchmarks](../../docs/benchmarks.md#ways-to-clip) have three of each, twice as
 long, with the same order: fixed thresholds lose a little, and adaptive ones win
 it back.
 

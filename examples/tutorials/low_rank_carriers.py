@@ -222,7 +222,7 @@ one of 1, and compare with plain clipping at the same epsilon.
 
 Where to go from here:
 
-- [Benchmarks](../docs/benchmarks.md#accuracy-of-low-rank-carriers): more
+- [Benchmarks](../../docs/benchmarks.md#accuracy-of-low-rank-carriers): more
   tasks, and what was measured of the gradient and the noise.
 - `include=` and `exclude=` choose layers, and several calls give them different
   ranks; `left_only=True` releases one carrier in place of two.

@@ -173,10 +173,10 @@ Where to go from here:
 - A head of 770 weights learns fast; more of the encoder takes more steps. LoRA
   in all six blocks, at the same epsilon, still said "wanted" to all but one
   mail after 24 steps. `python -m examples.trainers.finetune_text` has LoRA,
-  everything, and other data and encoders; [KerasHub](../docs/keras_hub.md) says
-  what they cost.
+  everything, and other data and encoders; [KerasHub](../../docs/keras_hub.md)
+  says what they cost.
 - Batches may be strings: a task of KerasHub keeps its preprocessor
-  ([guide](../docs/guide.md#kerashub-tasks)).
+  ([guide](../../docs/guide.md#kerashub-tasks)).
 - A threshold other than one half loses less wanted mail. Choose it on mails
   that are public, or pay for it.
 """

@@ -236,8 +236,8 @@ The private one wrote
 Words take a longer training of a larger model, and there the noise will tell.
 The usual way is to let public text do most of it: start from a pretrained model
 and fine-tune it privately. `make_private` does not mind which it is given:
-[KerasHub](../docs/keras_hub.md) lists the language models that train, with LoRA
-or without.
+[KerasHub](../../docs/keras_hub.md) lists the language models that train, with
+LoRA or without.
 """
 
 # Imports follow the text, as in all code examples of keras.io.

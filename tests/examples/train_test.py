@@ -19,9 +19,7 @@ import pytest
 import tf_dpfp
 from examples.trainers import checkpoints
 from examples.trainers import datasets
-from examples.trainers import minilm
 from examples.trainers import plots
-from examples.trainers import text_datasets
 from examples.trainers import training
 from tf_dpfp import accounting
 
@@ -466,63 +464,3 @@ def test_every_setting_has_a_flag(monkeypatch):
     fields = {f.name: f.default for f in dataclasses.fields(training.Config)}
     given = {name: values[name].value for name in fields}
     assert given == fields
-
-
-@pytest.mark.parametrize(
-    ("tutorial", "says", "leaves"),
-    [
-        (
-            "mnist_private_training.py",
-            "Epsilon with the Poisson sampling above",
-            "private_mnist.keras",
-        ),
-        ("adaptive_clipping.py", "epsilon 2.", "adaptive_thresholds.png"),
-        (
-            "low_rank_carriers.py",
-            "random: test accuracy",
-            "low_rank_carriers.png",
-        ),
-    ],
-)
-def test_the_tutorials_run(
-    tutorial, says, leaves, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TF_DPFP_TUTORIAL_EPOCHS", "1")
-
-    def small(name):
-        rng = np.random.default_rng(0)
-        x = rng.uniform(0, 1, (2400, 28, 28, 1)).astype("float32")
-        y = rng.integers(0, 10, 2400)
-        return (x, y), (x[:100], y[:100])
-
-    monkeypatch.setattr(datasets, "load", small)
-    runpy.run_path(str(TUTORIALS / tutorial))
-    assert says in capsys.readouterr().out
-    assert (tmp_path / leaves).exists()
-
-
-def test_the_tutorial_on_text_runs(tmp_path, monkeypatch, capsys):
-    rng = np.random.default_rng(0)
-
-    def small():
-        texts = np.array([f"sentence {i}" for i in range(10_340)], object)
-        labels = rng.integers(0, 2, 10_340)
-        return (texts[:-100], labels[:-100]), (texts[-100:], labels[-100:])
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TF_DPFP_TUTORIAL_EPOCHS", "1")
-    monkeypatch.setattr(text_datasets, "load_movie_reviews", small)
-    monkeypatch.setattr(
-        minilm,
-        "sentence_vectors",
-        lambda texts: rng.normal(size=(len(texts), 8)).astype("float32"),
-    )
-    runpy.run_path(str(TUTORIALS / "noised_representations.py"))
-    printed = capsys.readouterr().out
-    # Both guarantees are met, each for its own neighbours.
-    assert "replace-one adjacency" in printed
-    figures = [float(e) for e in re.findall(r"epsilon (\d\.\d+)\n", printed)]
-    assert len(figures) == 5
-    assert all(2.9 < figure <= 3.0 for figure in figures)
-    assert (tmp_path / "noised_representations.png").exists()

@@ -1,8 +1,10 @@
-"""The tutorials, run cell by cell with little data."""
+"""The tutorials, run from top to bottom with little data."""
 
+import ast
 import pathlib
 import re
 
+import keras
 import numpy as np
 import pytest
 
@@ -13,22 +15,21 @@ from tests.replicas import common as replicas
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Runs a tutorial as a notebook does, with a stand-in for its `fetch`."""
+    """Runs a tutorial, statement by statement, with stand-ins for names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TF_DPFP_TUTORIAL_EPOCHS", "1")
 
-    def run_cells(name, fetch=None, **values):
+    def run_statements(name, **values):
         path = tutorial_files.TUTORIALS / f"{name}.py"
         namespace = {"__name__": "__main__"}
-        for cell in tutorial_files.read(path).cells:
-            if cell.is_code:
-                exec(compile(cell.text, str(path), "exec"), namespace)
-            if fetch and "fetch" in namespace:
-                namespace["fetch"] = fetch
+        for node in ast.parse(path.read_text()).body:
+            statement = ast.Module([node], type_ignores=[])
+            exec(compile(statement, str(path), "exec"), namespace)
+            # As soon as the tutorial has made its own.
             namespace |= {k: v for k, v in values.items() if k in namespace}
         return namespace
 
-    return run_cells
+    return run_statements
 
 
 def _census(package, member, sha256):
@@ -47,7 +48,7 @@ def _census(package, member, sha256):
     return ("|header\n" + "\n".join(x + ending for x in lines)).encode()
 
 
-def test_structured_data(run, capsys, monkeypatch):
+def test_structured_data(run, capsys):
     found = run("structured_data", fetch=_census, batch_size=100)
     assert (pathlib.Path("structured_data.png")).exists()
     for budget, model in zip(found["budgets"], found["models"], strict=True):
@@ -101,3 +102,68 @@ def test_several_devices(run, monkeypatch, capsys):
     assert set(tf_dpfp.clip_norms(found["split"])) == {"CPU:0", "CPU:1"}
     epsilons = re.findall(r"epsilon ([\d.]+), test", capsys.readouterr().out)
     assert [2.9 < float(e) <= 3.0 for e in epsilons] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("tutorial", "says", "leaves"),
+    [
+        (
+            "mnist_private_training",
+            "Epsilon with the Poisson sampling above",
+            "private_mnist.keras",
+        ),
+        ("adaptive_clipping", "epsilon 2.", "adaptive_thresholds.png"),
+        (
+            "low_rank_carriers",
+            "random: test accuracy",
+            "low_rank_carriers.png",
+        ),
+    ],
+)
+def test_tutorials_on_images(run, tutorial, says, leaves, monkeypatch, capsys):
+    def small():
+        rng = np.random.default_rng(0)
+        x = rng.integers(0, 256, (2400, 28, 28)).astype("uint8")
+        y = rng.integers(0, 10, 2400)
+        return (x, y), (x[:100], y[:100])
+
+    for data in (keras.datasets.mnist, keras.datasets.fashion_mnist):
+        monkeypatch.setattr(data, "load_data", small)
+    found = run(tutorial)
+    assert says in capsys.readouterr().out
+    assert pathlib.Path(leaves).exists()
+    assert 0.9 < np.abs(found["x_train"]).max() <= 1.0
+
+
+def test_noised_representations(run, capsys):
+    rng = np.random.default_rng(0)
+
+    def sentences():
+        texts = np.array([f"sentence {i}" for i in range(10_340)], object)
+        return texts, rng.integers(0, 2, (len(texts), 1))
+
+    def encoder():
+        ids = keras.Input((4,), dtype="int32", name="token_ids")
+        mask = keras.Input((4,), dtype="int32", name="padding_mask")
+        outputs = {"sequence_output": keras.layers.Embedding(50, 8)(ids)}
+        return (
+            keras.Model({"token_ids": ids, "padding_mask": mask}, outputs),
+            lambda texts: {
+                "token_ids": rng.integers(0, 50, (len(texts), 4)),
+                "padding_mask": np.ones((len(texts), 4), "int32"),
+            },
+        )
+
+    pytest.importorskip("keras_hub")
+    run(
+        "noised_representations",
+        load_sentences=sentences,
+        load_encoder=encoder,
+    )
+    printed = capsys.readouterr().out
+    # Both guarantees are met, each for its own neighbours.
+    assert "replace-one adjacency" in printed
+    figures = [float(e) for e in re.findall(r"epsilon (\d\.\d+)\n", printed)]
+    assert len(figures) == 5
+    assert all(2.9 < figure <= 3.0 for figure in figures)
+    assert pathlib.Path("noised_representations.png").exists()

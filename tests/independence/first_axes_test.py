@@ -47,6 +47,17 @@ def test_what_has_the_batch_in_it(name, length):
     assert found == [name in HAS_THE_BATCH]
 
 
+def test_a_constant_of_the_model_is_the_same_for_all():
+    found = []
+
+    @tf.function(autograph=False)
+    def trace(x):
+        found.append(first_axes.FirstAxes([x])(CAPTURED))
+
+    trace.get_concrete_function(tf.TensorSpec([None, 4], tf.float32))
+    assert found == [False]
+
+
 def test_what_an_outer_graph_captured_may_be_data():
     found = []
 

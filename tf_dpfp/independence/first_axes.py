@@ -39,6 +39,9 @@ class FirstAxes:
         Returns:
             False if the tensor is the same for all examples.
         """
+        if not tf.is_symbolic_tensor(tensor):
+            # A constant of the model, made before the batch was there.
+            return False
         if self._is_reached(tensor):
             return True
         if tensor.shape.rank is not None and tensor.shape[0] is not None:

@@ -25,6 +25,7 @@ from tf_dpfp.per_example.gradients import PerExampleTensor
 from tf_dpfp.per_example.recording import NotRecordedError
 from tf_dpfp.per_example.recording import Played
 from tf_dpfp.per_example.recording import Unit
+from tf_dpfp.per_example.recording import explaining
 from tf_dpfp.per_example.recording import find_units
 from tf_dpfp.per_example.recording import played_back
 from tf_dpfp.per_example.recording import record_calls
@@ -52,6 +53,7 @@ __all__ = [
     "add",
     "added_losses",
     "example_seeds",
+    "explaining",
     "find_units",
     "played_back",
     "record_calls",
