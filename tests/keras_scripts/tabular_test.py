@@ -125,6 +125,23 @@ def test_collaborative_filtering():
     )
 
 
+class UsersMeet(RecommenderNet):
+    def call(self, inputs):
+        users = self.user_embedding(inputs[:, 0])
+        movies = self.movie_embedding(inputs[:, 1])
+        return ops.sigmoid(ops.tensordot(users, movies, 2) + users[:, :1])
+
+
+@pytest.mark.usefixtures("without_trial")
+def test_a_sum_over_the_users_of_a_batch_is_refused():
+    x = np.random.default_rng(0).integers(0, 8, (8, 2))
+    model = tf_dpfp.make_private(UsersMeet(8, 8, 4))
+    model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), loss="mse")
+    with pytest.raises(ValueError, match="not independent of each other"):
+        model.fit(x, np.zeros((8, 1)), verbose=0)
+    assert tf_dpfp.ledger(model) == []
+
+
 def test_tab_transformer():
     def build():
         inputs = _inputs()
@@ -201,6 +218,8 @@ class VariableSelection(layers.Layer):
 
 
 def test_gated_residual_and_variable_selection():
+    """It learns as usual unless it is clipped: norms differ 200-fold."""
+
     def build():
         inputs = _inputs()
         columns = _embedded(inputs, 8)

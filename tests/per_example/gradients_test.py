@@ -303,7 +303,7 @@ def test_lookups_and_products_of_one_table():
             ),
         ]
     )
-    assert isinstance(found, sums._TiedTable)
+    assert isinstance(found, sums.TiedTable)
     truth = np.einsum("btd,btp->bdp", left, right)
     for i in range(batch):
         for t in range(3):

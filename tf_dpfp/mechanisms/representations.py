@@ -29,6 +29,7 @@ from tf_dpfp.mechanisms import proved_releases
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.mechanisms.mechanism import Calibrate
 from tf_dpfp.mechanisms.mechanism import Mechanism
+from tf_dpfp.sampling import pipelines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Representations(Mechanism):
         ordinary = state_lib.ordinary(self.model, "fit")
         x = state_lib.bound(ordinary, args, kwargs)["x"]
         self.check_layers()
+        pipelines.refuse_persons(x, pipelines.NOT_OF_REPRESENTATIONS)
         info = _draws_of(x)
         if info is not None:
             self._check_draws(x, info)

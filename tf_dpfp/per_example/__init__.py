@@ -15,6 +15,7 @@ from tf_dpfp.per_example import normalization as _normalization
 from tf_dpfp.per_example import recurrent as _recurrent
 from tf_dpfp.per_example import scale as _scale
 from tf_dpfp.per_example.batched import IsBatched
+from tf_dpfp.per_example.consecutive import add_consecutive
 from tf_dpfp.per_example.generic import GenericRule
 from tf_dpfp.per_example.generic import added_losses
 from tf_dpfp.per_example.generic import example_seeds
@@ -51,6 +52,7 @@ __all__ = [
     "EmbeddingRows",
     "Unit",
     "add",
+    "add_consecutive",
     "added_losses",
     "example_seeds",
     "explaining",

@@ -234,6 +234,10 @@ class OuterProduct(PerExampleGradient):
         self.layout = layout
         self._matrix = None
 
+    def with_factors(self, left: tf.Tensor, right: tf.Tensor) -> "OuterProduct":
+        """The gradients of the same variable with other factors."""
+        return OuterProduct(left, right, self._to_variable, self.layout)
+
     @property
     def is_matrix(self) -> bool:
         """Whether the variable is the matrix itself, of shape `(d, p)`."""

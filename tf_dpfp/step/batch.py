@@ -6,6 +6,7 @@ from keras import tree
 
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import sampling as sampling_lib
+from tf_dpfp.keras_private import distribution as keras_distribution
 from tf_dpfp.keras_private import lookups as keras_lookups
 from tf_dpfp.optimizers import ClippedGradients
 from tf_dpfp.optimizers import JointGradients
@@ -47,6 +48,7 @@ def regularization_gradients(
 
 
 @keras_lookups.guarded()
+@keras_distribution.whole_losses()
 def clipped_batch(
     model: keras.Model,
     plan: Plan,
@@ -61,7 +63,8 @@ def clipped_batch(
     Args:
         model: A built model.
         plan: Its plan.
-        x: Inputs.
+        x: Inputs; with `plan.places`, of persons in the first axis and of
+            their examples in the second, like the others.
         y: Labels.
         sample_weight: Sample weights, or `None`.
         microbatch_size: Physical batch, or `None` for the whole at once.
@@ -74,10 +77,17 @@ def clipped_batch(
     """
     data = (x, y, sample_weight)
     data, is_example = sampling_lib.pad_to_multiple(data, microbatch_size or 1)
-    if microbatch_size is None:
-        result = _run(model, plan, (*data, is_example), 0)
+
+    def clipped(data, is_example, index=0):
+        if plan.places is not None:
+            data = sampling_lib.flat(data)
+            is_example = tf.repeat(is_example, plan.places)
+        result = _run(model, plan, (*data, is_example), index)
         after_microbatch(*data, is_example, result)
         return result.sums
+
+    if microbatch_size is None:
+        return clipped(data, is_example)
     pieces = sampling_lib.split_microbatches(
         (data, is_example), microbatch_size
     )
@@ -90,9 +100,7 @@ def clipped_batch(
 
     def run(index):
         piece, piece_is_example = at(index)
-        result = _run(model, plan, (*piece, piece_is_example), index)
-        after_microbatch(*piece, piece_is_example, result)
-        return result.sums
+        return clipped(piece, piece_is_example, index)
 
     # Piece 0 outside the loop: it shows which variables get a sum, and builds
     # whatever Keras builds on first use.
@@ -178,6 +186,7 @@ def as_clipped_gradients(
         variables=tuple(plan.variables),
         groups=tuple(plan.groups),
         carriers=tuple(plan.carriers),
+        kind=plan.kind,
         regularization=tuple(regularization[:below]),
         replicas=replicas,
         joint=joint,
