@@ -59,6 +59,7 @@ def prove_step(
         secret_handles=traced.secret_handles,
         given=Given(
             public=[traced.piece] if tf.is_tensor(traced.piece) else (),
+            of_weights=traced.of_weights,
             noises=_noises(traced.representations),
         ),
     )

@@ -30,6 +30,7 @@ from tf_dpfp.keras_private import distribution as keras_distribution
 from tf_dpfp.keras_private import trainer as keras_trainer
 from tf_dpfp.mechanisms import clip_layers
 from tf_dpfp.mechanisms import dealt
+from tf_dpfp.mechanisms import eager_passes
 from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import proved
 from tf_dpfp.mechanisms import state as state_lib
@@ -167,15 +168,19 @@ class Gradients(Mechanism):
             )
             state.tried_for = None
             state.traces = {}
+            state.eager_passes = {}
         below = self.below(x)
         plan = step_lib.make_plan(model, self.optimizer, state.loss, below)
-        plan = proved.with_proof(model, plan, (x, y, sample_weight))
+        plan = proved.with_proof(model, plan)
         if state.tried_for != proved.settings(model):
             self.check_layers()
             self._try(plan, (x, y, sample_weight))
             # Calls may set attributes of layers.
             state.tried_for = proved.settings(model)
-        return plan
+        if not tf.executing_eagerly():
+            return plan
+        eager_pass = eager_passes.of_model(model)
+        return dataclasses.replace(plan, eager_pass=eager_pass)
 
     def _try(self, plan: step_lib.Plan, batch: Any) -> None:
         """Tries the model; the proof names what the trial only notices."""
@@ -184,7 +189,7 @@ class Gradients(Mechanism):
         except gradient_trial.ExamplesMeetError as error:
             specs = proved.specs_of(batch)
             with compilation.tracing_for(compilation.Target.KERNELS):
-                found = proved.trace(self.model, plan, specs).findings
+                found = proved.trace(self.model, plan, specs)
             raise ValueError(step_proof.named(str(error), found)) from None
 
     def findings(
@@ -210,7 +215,7 @@ class Gradients(Mechanism):
         if self.model.jit_compile:
             target = compilation.Target.XLA
         with compilation.tracing_for(target):
-            return proved.trace(self.model, plan, specs).findings
+            return proved.trace(self.model, plan, specs)
 
     def claims(
         self, pipeline: pipelines.Pipeline

@@ -15,7 +15,6 @@ from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import step as step_lib
 from tf_dpfp.keras_private import metrics as keras_metrics
 from tf_dpfp.keras_private import trainer as keras_trainer
-from tf_dpfp.mechanisms import proved
 from tf_dpfp.step import losses as losses_lib
 
 if TYPE_CHECKING:
@@ -93,8 +92,6 @@ def clipped_gradients(
     # Layers and losses get the examples end to end.
     of_examples = tuple(batch if places is None else sampling_lib.flat(batch))
     plan = mechanism.plan(*of_examples)
-    if tf.executing_eagerly():
-        proved.prove_eager(model, plan, of_examples)
     if places is not None:
         mechanism.check_persons()
         plan = dataclasses.replace(plan, places=places)

@@ -11,6 +11,7 @@ from tf_dpfp.keras_private import lookups as keras_lookups
 from tf_dpfp.optimizers import ClippedGradients
 from tf_dpfp.optimizers import JointGradients
 from tf_dpfp.step.microbatch import BatchSums
+from tf_dpfp.step.microbatch import MicrobatchResult
 from tf_dpfp.step.microbatch import backward
 from tf_dpfp.step.microbatch import clipped_microbatch
 from tf_dpfp.step.plan import Plan
@@ -81,10 +82,7 @@ def clipped_batch(
         if plan.places is not None:
             data = sampling_lib.flat(data)
             is_example = tf.repeat(is_example, plan.places)
-        x, y, sample_weight = data
-        result = clipped_microbatch(
-            model, plan, x, y, sample_weight, is_example, index
-        )
+        result = _run(model, plan, (*data, is_example), index)
         after_microbatch(*data, is_example, result)
         return result.sums
 
@@ -132,6 +130,15 @@ def clipped_batch(
             parallel_iterations=1,
         )
     return tree.pack_sequence_as(first, _with_none(first, totals))
+
+
+def _run(model, plan: Plan, batch: tuple, piece) -> MicrobatchResult:
+    if tf.executing_eagerly() and plan.eager_pass is not None:
+        return plan.eager_pass(plan, batch, piece)
+    x, y, sample_weight, is_example = batch
+    return clipped_microbatch(
+        model, plan, x, y, sample_weight, is_example, piece
+    )
 
 
 def _tensors(sums: BatchSums) -> list[tf.Tensor]:

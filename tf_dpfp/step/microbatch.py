@@ -120,6 +120,7 @@ def clipped_microbatch(
                 plan.secret_handles(),
                 keras_trainer.loss_trackers(plan.loss),
                 piece,
+                plan.of_weights,
             )
         )
     if plan.places is not None and plan.places > 1:

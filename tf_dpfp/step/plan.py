@@ -48,6 +48,11 @@ class Plan:
             batch; `None` if examples are clipped, each by itself.
         first_axes: Given the tensors of a micro-batch, returns a function that
             tells which arguments of layers have the batch in them.
+        eager_pass: Given the plan, `(x, y, sample_weight, is_example)` and the
+            number of the micro-batch, computes a `MicrobatchResult` in a
+            graph, for steps that run eagerly; `None` runs them eagerly.
+        of_weights: Tensors of the plan that were made of weights alone, outside
+            of the graph.
     """
 
     units: Sequence[per_example.Unit]
@@ -65,6 +70,8 @@ class Plan:
     first_axes: (
         Callable[[Sequence[tf.Tensor]], per_example.IsBatched] | None
     ) = None
+    eager_pass: Callable[..., Any] | None = None
+    of_weights: Sequence[tf.Tensor] = ()
 
     @property
     def kind(self) -> accounting.Release | None:
