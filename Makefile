@@ -27,6 +27,12 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c '$(SUPPORTED)' >/dev/null 2>&1 && echo $$p && break; done)
 
 BIN := $(VENV)/bin
+
+# The tests compare with TensorFlow Privacy, which stops at Python 3.11 and
+# pins old versions of what it needs: installed without them.
+TF_PRIVACY = $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))' \
+	|| exit 0; $(BIN)/python -m pip install -qq --disable-pip-version-check \
+	--no-deps tensorflow-privacy==0.9.0
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
@@ -84,4 +90,5 @@ $(VENV)/.installed-%: setup.cfg pyproject.toml $(VENV)/.created
 	@echo "Installing tf_dpfp[$*] into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check \
 		--editable '.[$*]'
+	@$(if $(filter all test,$*),$(TF_PRIVACY))
 	@touch $@

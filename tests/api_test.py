@@ -20,7 +20,7 @@ privacy_statement private_optimizer_class reparametrize validate
 
 SUBMODULES = {
     "accounting": """
-        EndToEnd EveryLabel Joint Labels LedgerEntry PoissonSampling
+        EndToEnd EveryLabel Joint Labels LedgerEntry PersonSums PoissonSampling
         Representations Sums UnknownSampling WithoutReplacement
         calibrate_noise_multiplier claimed_epsilon compute_epsilon max_steps
     """,

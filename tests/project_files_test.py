@@ -1,7 +1,10 @@
-"""CITATION.cff and the hooks of pre-commit say what the project does."""
+"""What CITATION.cff, setup.cfg and the hooks of pre-commit say holds."""
 
+import ast
+import configparser
 import pathlib
 import re
+import sys
 
 from tf_dpfp.version import __version__
 
@@ -32,3 +35,47 @@ def test_make_lint_runs_every_tool_of_the_hooks():
     tools = re.findall(r"entry: \.venv/bin/(\w+(?: \w+)?)", hooks)
     assert len(tools) == hooks.count("- id: ")
     assert [tool for tool in tools if f"/{tool}" not in lint] == []
+
+
+def _requirements(section, option):
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup[section][option].splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_a_plain_install_is_small():
+    assert _requirements("options", "install_requires") == [
+        "tensorflow>=2.18",
+        "keras>=3.8",
+        "absl-py",
+        "dp-accounting>=0.6",
+        "numpy",
+        "scipy",
+    ]
+
+
+def test_nothing_else_is_imported_when_the_package_is():
+    required = {"absl", "dp_accounting", "keras", "numpy", "scipy"}
+    # TensorFlow installs h5py, which writes Keras's files.
+    known = required | {"tensorflow", "h5py", "tf_dpfp"}
+    found = {}
+    for path in (ROOT / "tf_dpfp").rglob("*.py"):
+        # Imports inside of functions are of extras.
+        for node in ast.parse(path.read_text()).body:
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module]
+            for name in names:
+                found.setdefault(name.partition(".")[0], path.name)
+    standard = sys.stdlib_module_names
+    assert {n: found[n] for n in found if n not in known | standard} == {}
+
+
+def test_tf_privacy_is_installed_past_its_pins():
+    pinned = "--no-deps tensorflow-privacy==0.9.0"
+    assert pinned in (ROOT / "Makefile").read_text()
+    extra = _requirements("options.extras_require", "tf_privacy")
+    assert not [line for line in extra if line.startswith("tensorflow")]

@@ -217,6 +217,15 @@ def _limits(least, most, above, below) -> str:
     return " and".join(words)
 
 
+def _is_number(text: str) -> bool:
+    """Recognises text that would be a number without its quotes."""
+    with contextlib.suppress(ValueError):
+        return math.isfinite(float(text))
+    return False
+
+
 def _message(name: str, value: Any, wanted: str, hint: str) -> str:
     reason = f" {hint}" if hint else ""
+    if isinstance(value, str) and _is_number(value):
+        reason += " Leave the quotes out: text is no number."
     return f"`{name}` must be {wanted}.{reason} Received: {name}={value!r}"

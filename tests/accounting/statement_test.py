@@ -1,6 +1,7 @@
 import math
 import re
 import sys
+from unittest import mock
 
 from absl.testing import parameterized
 
@@ -9,6 +10,7 @@ from tf_dpfp.accounting import epsilon as epsilon_lib
 from tf_dpfp.accounting import paragraphs
 from tf_dpfp.accounting import samplings
 from tf_dpfp.accounting import statement as statement_lib
+from tf_dpfp.accounting import tf_privacy
 
 _ANY = "Epsilon without any assumption on the sampling:"
 _ZERO = "Epsilon under zero-out adjacency:"
@@ -292,3 +294,38 @@ class TensorFlowPrivacyTest(parameterized.TestCase):
             accountant=accountant,
         )
         self.assertEqual(_figures(sampled)[_POISSON], figures[_AS_IF])
+
+    @parameterized.parameters((64, 500), (33, 7), (6400, 3), (7, 12_345))
+    def test_their_statement_counts_the_same_steps(self, batch_size, steps):
+        entry = _poisson(1.5, steps, batch_size / 6400)
+        said = tf_privacy.tf_privacy_statement([entry], 1e-5, "rdp", 6400)
+        assert f"with {batch_size} examples per iteration" in " ".join(
+            said.split()
+        )
+        _, figure = re.findall(r"^ {4}Epsilon.*: +(\S+)$", said, re.M)
+        ours = epsilon_lib.compute_epsilon([entry], 1e-5)
+        self.assertAlmostEqual(float(figure), ours, delta=2e-3 * (1 + ours))
+
+
+class TensorFlowPrivacyRefusalsTest(parameterized.TestCase):
+    def test_what_they_cannot_say_names_the_versions(self):
+        for entries, population in (
+            ([], 100),
+            ([_poisson(1.0, 5), _poisson(2.0, 5)], 100),
+            ([_poisson(0.0, 5)], 100),
+            ([_poisson(1.0, 5)], None),
+            ([_unknown(1.0, 5)], 100),
+        ):
+            with self.assertRaisesRegex(ValueError, "0.9.0.*0.6 or later"):
+                tf_privacy.tf_privacy_statement(
+                    entries, 1e-5, "rdp", population
+                )
+
+    def test_without_the_package_the_way_to_it_is_named(self):
+        with mock.patch.dict(
+            sys.modules, {"tensorflow_privacy.privacy.analysis": None}
+        ):
+            with self.assertRaisesRegex(ImportError, "--no-deps"):
+                tf_privacy.tf_privacy_statement(
+                    [_poisson(1.0, 5, 0.1)], 1e-5, "rdp", 100
+                )

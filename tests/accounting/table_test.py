@@ -2,6 +2,7 @@ import dataclasses
 
 import hypothesis
 import numpy as np
+import pytest
 from absl.testing import parameterized
 from hypothesis import strategies as st
 
@@ -222,3 +223,22 @@ class LedgerTest(parameterized.TestCase):
         table.encode_table(entries)
         with self.assertRaisesRegex(ValueError, "1025 ran"):
             table.encode_table([*entries, _entry(1, 0.5)])
+
+
+def test_sums_of_persons_keep_their_number_of_examples():
+    entries = [
+        entries_lib.LedgerEntry(
+            samplings.PoissonSampling(0.25, 1e-12),
+            1.5,
+            7,
+            release=releases.PersonSums(count),
+        )
+        for count in (1, 64)
+    ]
+    assert table.decode_table(*table.encode_table(entries)) == entries
+    row = table.encode(entries[0])
+    for column, wrong in ((5, 0.0), (6, 0.0), (6, 1.5), (6, -1.0)):
+        damaged = row.copy()
+        damaged[column] = wrong
+        with pytest.raises(ValueError):
+            table.decode(damaged, 1)

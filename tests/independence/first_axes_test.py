@@ -40,11 +40,22 @@ def test_what_has_the_batch_in_it(name, length):
 
     @tf.function(autograph=False)
     def trace(x):
-        is_batched = first_axes.FirstAxes([x], tuple)
+        is_batched = first_axes.FirstAxes([x])
         found.append(is_batched(tf.convert_to_tensor(make(x))))
 
     trace.get_concrete_function(tf.TensorSpec([None, length], tf.float32))
     assert found == [name in HAS_THE_BATCH]
+
+
+def test_a_constant_of_the_model_is_the_same_for_all():
+    found = []
+
+    @tf.function(autograph=False)
+    def trace(x):
+        found.append(first_axes.FirstAxes([x])(CAPTURED))
+
+    trace.get_concrete_function(tf.TensorSpec([None, 4], tf.float32))
+    assert found == [False]
 
 
 def test_what_an_outer_graph_captured_may_be_data():
@@ -54,7 +65,7 @@ def test_what_an_outer_graph_captured_may_be_data():
     def trace(x, other):
         def body(i):
             inner = tf.identity(x)
-            is_batched = first_axes.FirstAxes([inner], tuple)
+            is_batched = first_axes.FirstAxes([inner])
             found.append(is_batched(other + 1.0))
             found.append(is_batched(CAPTURED + 1))
             return i + 1

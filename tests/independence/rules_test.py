@@ -31,6 +31,14 @@ def _own(x):
     return tf.argmax(x, -1, tf.int32)
 
 
+def _twice_added(x, *rows, places=1):
+    """Adds up two batches, each at its row numbers."""
+    both, index = tf.concat([x, -x], 0), tf.concat(rows, 0)
+    batch_size = tf.shape(x)[0]
+    added = tf.math.unsorted_segment_sum(both, index, batch_size * places)
+    return tf.reshape(added, [batch_size, -1])
+
+
 def _wild(x):
     """Indices of the example that may be out of range."""
     return tf.cast(x, tf.int32)
@@ -217,6 +225,12 @@ KEEPS = [
     ("Transpose", lambda x: _swap(tf.cumsum(_swap(x), 0)), XT),
     ("ConcatV2", lambda x: tf.concat([x, -x], 1), X),
     ("ConcatV2", lambda x: tf.reshape(tf.concat([x, -x], 0), [2, -1, 3])[0], X),
+    ("ConcatV2", lambda x: _twice_added(x, _rows(x), _rows(x)), X),
+    (
+        "ConcatV2",
+        lambda x: _twice_added(x, _rows(x) * 4 + 1, _rows(x) * 4 + 1, places=4),
+        X,
+    ),
     ("Split", lambda x: tf.split(tf.concat([x, -x], 0), 2)[1], X),
     ("Pack", lambda x: tf.stack([x, x], 1), X),
     ("Unpack", lambda x: tf.unstack(x, axis=1)[0], X),
@@ -454,6 +468,13 @@ MIXES = [
         tf.TensorSpec([None, 6, 2]),
     ),
     ("ConcatV2", lambda x: tf.concat([x[:, :1], tf.zeros([1, 1])], 0), X),
+    ("ConcatV2", lambda x: _twice_added(x, _rows(x), _rows(x) * 2), X),
+    ("ConcatV2", lambda x: _twice_added(x, _rows(x), _rows(x) + 1), X),
+    (
+        "UnsortedSegmentSum",
+        lambda x: _twice_added(x, _rows(x) + 1, _rows(x) + 1),
+        X,
+    ),
     (
         "Pack",
         lambda x: tf.stack([x, tf.cast(tf.range(24), x.dtype)], 1),

@@ -124,7 +124,9 @@ def _without_a_rule(x):
     return x * tf.cast(number, x.dtype)
 
 
-def _compiled(*inner, loss="mse", microbatch_size=None, **kwargs):
+def _compiled(
+    *inner, loss="mse", microbatch_size=None, noise_multiplier=1.0, **kwargs
+):
     model = keras.Sequential(
         [keras.Input((3,)), layers.Dense(3), *inner, layers.Dense(2)]
     )
@@ -132,7 +134,7 @@ def _compiled(*inner, loss="mse", microbatch_size=None, **kwargs):
     optimizer = tf_dpfp.DPSGD(
         0.1,
         l2_norm_clip=1.0,
-        noise_multiplier=1.0,
+        noise_multiplier=noise_multiplier,
         expected_batch_size=8,
         microbatch_size=microbatch_size,
     )
@@ -168,6 +170,71 @@ def test_a_layer_that_mixes_one_size_of_batch_never_sees_it():
 
     for found, expected in zip(sums(model), sums(plain), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+class Branches(layers.Layer):
+    """Mixes examples where Python code lets it."""
+
+    def __init__(self, condition):
+        super().__init__()
+        self.condition = condition
+
+    def call(self, x):
+        if self.condition(x):
+            return x + tf.reduce_sum(x, axis=0, keepdims=True)
+        return x
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+@pytest.mark.parametrize("way", ["train_on_batch", "loop", "pieces"])
+def test_an_eager_step_runs_what_was_proved(way):
+    """A trace takes one branch, where the batch has no size; steps as well."""
+    pieces = 4 if way == "pieces" else None
+    mixes = Branches(lambda x: x.shape[0] is not None and x.shape[0] > 2)
+    arguments = {
+        "run_eagerly": True,
+        "microbatch_size": pieces,
+        "noise_multiplier": 0.0,
+    }
+    model, plain = _compiled(mixes, **arguments), _compiled(**arguments)
+    plain.set_weights(model.get_weights())
+    for one in (model, plain):
+        for size in (8, 5, 8):
+            if way == "loop":
+                clipped = tf_dpfp.loops.clipped_gradients(
+                    one, X[:size], Y[:size]
+                )
+                one.optimizer.apply(clipped)
+            else:
+                one.train_on_batch(X[:size], Y[:size])
+    for mine, other in zip(model.weights, plain.weights, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-6)
+
+
+def test_functions_that_run_eagerly_run_what_was_proved():
+    """As `tf.config.run_functions_eagerly` makes them; see conftest."""
+    mixes = Branches(lambda x: x.shape[0] is not None)
+    model = _compiled(mixes, noise_multiplier=0.0)
+    plain = _compiled(noise_multiplier=0.0)
+    plain.set_weights(model.get_weights())
+    tf.config.run_functions_eagerly(True)
+    for one in (model, plain):
+        one.train_on_batch(X, Y)
+    for mine, other in zip(model.weights, plain.weights, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-6)
+    with pytest.raises(ValueError, match=MEET):
+        _compiled(Calls(_route)).train_on_batch(X, Y)
+
+
+def test_an_eager_branch_on_data_is_refused():
+    model = _compiled(
+        Branches(lambda x: float(tf.reduce_max(x)) > 0.0), run_eagerly=True
+    )
+    with pytest.raises(ValueError, match="can't be trained"):
+        model.train_on_batch(X, Y)
+    assert sum(e.steps for e in model.optimizer.ledger_entries) == 0
 
 
 def test_a_micro_batch_is_proved_like_a_batch():
@@ -447,33 +514,3 @@ def test_a_name_like_that_of_a_loss_tracker_hides_no_statistic():
     model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), "mse")
     with pytest.raises(ValueError, match="AssignVariableOp"):
         model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
-
-
-@pytest.mark.parametrize("eager", [False, True])
-@pytest.mark.parametrize("where", ["call", "loss", "loss of a compiled one"])
-def test_a_metric_is_not_read(where, eager):
-    # It holds the examples of earlier steps, without noise.
-    compiled = keras.metrics.MeanSquaredError()
-    inputs = layers.Input((3,))
-    outputs = layers.Dense(2)(inputs)
-    if where == "call":
-        outputs = Calls(lambda t: t + compiled.result())(outputs)
-    model = tf_dpfp.make_private(keras.Model(inputs, outputs))
-
-    def loss(y_true, y_pred):
-        read = {
-            "call": lambda: 0.0,
-            "loss": lambda: model.metrics[0].result(),
-            "loss of a compiled one": compiled.result,
-        }[where]
-        return keras.losses.mean_squared_error(y_true, y_pred) * read()
-
-    model.compile(
-        tf_dpfp.DPSGD(0.1, noise_multiplier=1.0),
-        loss=loss,
-        metrics=[compiled],
-        run_eagerly=eager,
-    )
-    with pytest.raises(ValueError, match="reads a metric"):
-        model.fit(X, Y, batch_size=4, verbose=0)
-    assert not model.optimizer.ledger_entries

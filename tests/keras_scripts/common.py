@@ -9,6 +9,14 @@ import tf_dpfp
 _NO_CLIPPING = 1e6
 
 
+def _built(build, x):
+    # A layer that a script calls on a constant is a constant of the model.
+    keras.utils.set_random_seed(0)
+    model = build()
+    model(keras.tree.map_structure(lambda values: values[:1], x))
+    return model
+
+
 def _fit(model, optimizer, x, y, batch_size, epochs, compiled, fitted):
     model.compile(optimizer=optimizer, **compiled)
     # Equal batches: the same examples in the same order.
@@ -62,11 +70,7 @@ def assert_learns_as_ordinary(
         The model that was trained privately.
     """
     fitted = fitted or {}
-    keras.utils.set_random_seed(0)
-    ordinary, private = build(), build()
-    first = keras.tree.map_structure(lambda values: values[:1], x)
-    for model in (ordinary, private):
-        model(first)
+    ordinary, private = _built(build, x), _built(build, x)
     private.set_weights(ordinary.get_weights())
     expected = _fit(
         ordinary,

@@ -25,7 +25,7 @@ from keras import layers
 import tf_dpfp
 from tf_dpfp.independence import gradients as trial_lib
 
-EXAMPLES = int(os.environ.get("TF_DPFP_INTERLEAVINGS", "12"))
+EXAMPLES = int(os.environ.get("TF_DPFP_INTERLEAVINGS", "6"))
 STEPS = 3
 X = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
 Y = X.sum(axis=1, keepdims=True)

@@ -128,7 +128,7 @@ def test_tied_table_is_not_written_out_for_each_example():
     model, ids = _language_model("tied")
     weights = oracle.weights_like(model(ids))
     found = oracle.recorded(model, ids, weights)
-    assert isinstance(found[0], sums._TiedTable)
+    assert isinstance(found[0], sums.TiedTable)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -153,7 +153,7 @@ def test_terms_of_a_tied_table_that_cancel_keep_the_norm(seed, scale):
             ),
         ]
     )
-    assert isinstance(tied, sums._TiedTable) and tied.product.writes_matrix
+    assert isinstance(tied, sums.TiedTable) and tied.product.writes_matrix
     norm = np.sqrt(tied.squared_norms().numpy()[0])
     released = np.asarray(tied.weighted_sum(tf.ones([1])), np.float64)
     assert np.linalg.norm(released) <= 1.0001 * norm

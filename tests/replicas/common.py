@@ -11,6 +11,7 @@ from keras import layers
 
 import tf_dpfp
 from tests import helpers
+from tf_dpfp import step as step_lib
 
 EXAMPLES, FEATURES, CLASSES = 61, 7, 3
 CLIP, EXPECTED = 0.3, 9.0
@@ -91,6 +92,10 @@ def refuses(model, message, *args, kind=ValueError, **kwargs):
     for mine, theirs in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, theirs)
     assert tf_dpfp.ledger(model) == []
+
+
+def owned(model):
+    return step_lib.owned_variables(model)
 
 
 def assert_equal_weights(a, b, atol=1e-5):

@@ -169,3 +169,18 @@ def test_the_budget_stops_several_replicas_where_it_stops_one():
     assert entry.steps > 2 * len(common.batches())
     epsilons = [tf_dpfp.compute_epsilon(m, 1e-3) for m in models]
     assert 2.0 < epsilons[0] == epsilons[1] <= 3.0
+
+
+def test_the_noise_that_fit_finds_is_that_of_one(capsys):
+    one, two = (common.private(n, noise_multiplier="calibrate") for n in (1, 2))
+    for model in (one, two):
+        budget = tf_dpfp.PrivacyBudget(2.0, 1e-3)
+        common.fit(model, common.batches(), epochs=2, callbacks=[budget])
+        assert 1.998 <= tf_dpfp.compute_epsilon(model, 1e-3) <= 2.0
+    assert one.optimizer.noise_multiplier == two.optimizer.noise_multiplier
+    assert tf_dpfp.ledger(one) == tf_dpfp.ledger(two)
+    weights = two.get_weights()
+    common.fit(two, common.batches(), epochs=1, callbacks=[budget])
+    assert "reached its budget" in capsys.readouterr().out
+    for mine, theirs in zip(weights, two.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)

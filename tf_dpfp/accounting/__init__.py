@@ -23,6 +23,7 @@ from tf_dpfp.accounting.releases import Adjacency
 from tf_dpfp.accounting.releases import EndToEnd
 from tf_dpfp.accounting.releases import Joint
 from tf_dpfp.accounting.releases import Labels
+from tf_dpfp.accounting.releases import PersonSums
 from tf_dpfp.accounting.releases import Release
 from tf_dpfp.accounting.releases import Representations
 from tf_dpfp.accounting.releases import Sums
@@ -33,6 +34,7 @@ from tf_dpfp.accounting.samplings import UnknownSampling
 from tf_dpfp.accounting.samplings import WithoutReplacement
 from tf_dpfp.accounting.statement import statement as privacy_statement
 from tf_dpfp.accounting.table import merge
+from tf_dpfp.accounting.tf_privacy import tf_privacy_statement
 
 # Public. The other names are for the other folders of the package.
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "Joint",
     "Labels",
     "LedgerEntry",
+    "PersonSums",
     "PoissonSampling",
     "Representations",
     "Sums",

@@ -123,6 +123,8 @@ def compute_epsilon(
         return 0.0
     if any(entry.is_bare for entry in ran):
         return math.inf
+    if examples_per_user is None and persons.units_differ(ran):
+        return math.inf
     curve = functools.partial(
         _epsilon_without_overflow, ran, accountant, adjacency, examples
     )

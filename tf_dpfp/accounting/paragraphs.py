@@ -132,9 +132,10 @@ def training(
     entries: Sequence[entries_lib.LedgerEntry],
     words: Callable[[entries_lib.LedgerEntry], str],
     length: str = "",
+    units: str = "examples",
 ) -> str:
     """Writes a headline with one line per entry, of `words(entry)`, below."""
-    examples = "" if population is None else f" over {population} examples"
+    examples = "" if population is None else f" over {population} {units}"
     lines = [fill(words(entry), indent=4) for entry in entries]
     return "\n".join([f"{method}{examples}{length}:", *lines])
 
@@ -143,6 +144,7 @@ def delta_warning(
     entries: Sequence[entries_lib.LedgerEntry],
     delta: float,
     population: int | None,
+    units: str = "examples",
 ) -> list[str]:
     """Warns of a delta that is too large for the number of examples."""
     sizes = [getattr(e.sampling, "population", None) for e in entries]
@@ -152,7 +154,7 @@ def delta_warning(
     return [
         fill(
             f"WARNING: delta = {delta} is not below one over the number of "
-            f"examples ({max(known)}). At such a delta even the release of one "
+            f"{units} ({max(known)}). At such a delta even the release of one "
             "random example in clear could be called private. Choose a delta "
             "well below it."
         )

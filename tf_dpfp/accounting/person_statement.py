@@ -1,5 +1,6 @@
 """Paragraph of a privacy statement about persons with several examples."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from tf_dpfp.accounting import entries as entries_lib
@@ -8,6 +9,59 @@ from tf_dpfp.accounting import paragraphs as text
 from tf_dpfp.accounting import persons
 from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """Words for whom the guarantee protects.
+
+    Attributes:
+        level: Name of the guarantee.
+        one: Noun.
+        many: Its plural.
+    """
+
+    level: str
+    one: str
+    many: str
+
+
+_EXAMPLES = Unit("Example-level DP", "example", "examples")
+_PERSONS = Unit("User-level DP", "person", "persons")
+_BOTH = Unit("DP", "example or person", "examples or persons")
+
+_WITHOUT_BOUND = {
+    _EXAMPLES: text.NO_USER_LEVEL,
+    _PERSONS: (
+        "Neighbours differ by one person with all of their examples, however "
+        "many: those with the same id are one person's, as the ids say. In a "
+        "step the gradients of up to so many of them are added up, and their "
+        "sum is clipped. To change some examples of a person is to remove the "
+        "person and to add another."
+    ),
+    _BOTH: (
+        "Some of the steps protect one example, others one person with all "
+        "examples. Nothing is proved of both together without a bound on the "
+        "number of examples of a person (examples_per_user), so epsilon is "
+        "infinite."
+    ),
+}
+
+
+def unit_of(entries: Sequence[entries_lib.LedgerEntry]) -> Unit:
+    """Returns whom all of the entries protect, in words."""
+    if persons.units_differ(entries):
+        return _BOTH
+    by_person = any(entry.release.unit == "person" for entry in entries)
+    return _PERSONS if by_person else _EXAMPLES
+
+
+def words(entry: entries_lib.LedgerEntry) -> str:
+    """Says how many examples of a person are in a step; else nothing."""
+    if not isinstance(entry.release, releases.PersonSums):
+        return ""
+    count = text.count(entry.release.max_examples, "example")
+    return f" of persons, up to {count} of each"
 
 
 def describe(
@@ -32,7 +86,7 @@ def describe(
         ValueError: If nothing is proved for several examples.
     """
     if examples_per_user is None:
-        return [text.fill(text.NO_USER_LEVEL)]
+        return [text.fill(_WITHOUT_BOUND[unit_of(entries)])]
     epsilon = epsilon_lib.compute_epsilon(
         entries,
         delta,
@@ -68,15 +122,18 @@ def _accounting(
 
 def _reason(entries: Sequence[entries_lib.LedgerEntry]) -> str:
     reasons = []
-    if _are_sampled(entries):
+    of_examples = [e for e in entries if e.release.unit == "example"]
+    if _are_sampled(of_examples):
         reasons.append(
             "With Poisson sampling each example of a person is in a step by a "
             "coin of its own: a mixture of Gaussians, over how many are."
         )
-    if any(e.sampling.by_position for e in entries):
+    if any(e.sampling.by_position for e in of_examples):
         reasons.append(
             "With unknown sampling all of them may be in every step."
         )
+    if len(of_examples) < len(entries):
+        reasons.append("Where persons are drawn, the bound changes nothing.")
     return text.fill(" ".join(reasons))
 
 

@@ -97,13 +97,28 @@ def check_entries(
             "`examples_per_user` out: the guarantee is for one example."
         )
     for entry in entries:
-        if getattr(entry.sampling, "overflow_probability", 0.0):
+        overflow = getattr(entry.sampling, "overflow_probability", 0.0)
+        if overflow and entry.release.unit == "example":
             raise ValueError(
                 "Batches with padded='static' may drop surplus examples, with "
                 "a probability that is known for one example more, not for "
                 "all of a person. Leave `examples_per_user` out, or train on "
                 f"batches with padded=None. Received: {entry.sampling!r}"
             )
+
+
+def units_differ(entries: Iterable[entries_lib.LedgerEntry]) -> bool:
+    """Tells if some steps protect examples, and others persons.
+
+    Nothing is proved of them together, unless a person has a bounded number of
+    examples: a step of examples may have any number of a person's, and to add
+    one example to a person moves a step of persons by up to twice the clip
+    norm.
+
+    Args:
+        entries: Everything that ran.
+    """
+    return len({entry.release.unit for entry in entries if entry.steps}) > 1
 
 
 def step_rdp(
@@ -126,10 +141,17 @@ def step_rdp(
     noise = entry.noise_multiplier / entry.sensitivity(adjacency)
     rate = entry.sampling.proved_rate
     by_coins = isinstance(entry.sampling, samplings.PoissonSampling)
+    examples = _moved(entry, examples)
     if examples == 1 or not by_coins:
         of_one = sums.quick_sampled_rdp if quick else sums.sampled_rdp
         return of_one(rate, noise / examples)
     return _sampled_rdp(rate, noise, examples, quick)
+
+
+def _moved(entry: entries_lib.LedgerEntry, examples: int) -> int:
+    """Returns how many parts of a step a person moves."""
+    # A step of persons has one part of each, whatever examples there are.
+    return 1 if entry.release.unit == "person" else examples
 
 
 @functools.lru_cache(maxsize=1024)
@@ -256,8 +278,13 @@ def _step_event(
     noise = entry.noise_multiplier / entry.sensitivity(adjacency)
     rate = entry.sampling.proved_rate
     by_coins = isinstance(entry.sampling, samplings.PoissonSampling)
+    examples = _moved(entry, examples)
     if rate == 1.0 or not by_coins:
         return dp_accounting.GaussianDpEvent(noise / examples)
+    if examples == 1:
+        return dp_accounting.PoissonSampledDpEvent(
+            rate, dp_accounting.GaussianDpEvent(noise)
+        )
     if not HAS_MIXTURES:
         raise ValueError(
             "This version of dp_accounting has no mixtures of Gaussians."

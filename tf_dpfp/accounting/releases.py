@@ -40,6 +40,8 @@ class Release:
         adjacency: Adjacency of the guarantee. Sums hide whether an example is
             there; representations and labels exist once for each example, so
             they can only hide what the example is.
+        unit: Whom the guarantee protects: one `"example"`, or one `"person"`
+            with all examples.
         sensitivities: Greatest distance by which one example moves the
             release, in clip norms, for each adjacency that has a proof, while
             all other examples stay in their steps.
@@ -49,6 +51,7 @@ class Release:
     """
 
     adjacency: ClassVar[Adjacency] = Adjacency.REPLACE_ONE
+    unit: ClassVar[str] = "example"
     sensitivities: ClassVar[Mapping[Adjacency, float]] = {}
     samplings: ClassVar[tuple[type, ...]] = ()
     has_representations: ClassVar[bool] = False
@@ -105,6 +108,31 @@ class Sums(Release):
         Adjacency.REPLACE_ONE: 2.0,
     }
     samplings = (PoissonSampling, UnknownSampling)
+
+
+@dataclasses.dataclass(frozen=True)
+class PersonSums(Sums):
+    """Noised sums of clipped gradients of persons.
+
+    A person's gradient is the sum over up to `max_examples` examples of the
+    person, and is clipped as a whole. Neighbours differ by one person with all
+    examples: to add or remove one example of a person may move the clipped
+    gradient by twice the clip norm.
+
+    Args:
+        max_examples: Greatest number of examples of a person in a step.
+
+    Raises:
+        ValueError: If it is not a positive integer.
+    """
+
+    max_examples: int
+
+    unit = "person"
+
+    def __post_init__(self):
+        count = arguments.positive_integer("max_examples", self.max_examples)
+        object.__setattr__(self, "max_examples", count)
 
 
 @dataclasses.dataclass(frozen=True)

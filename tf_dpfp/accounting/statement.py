@@ -113,12 +113,14 @@ def _describe(
     examples_per_user: int | None,
 ) -> tuple[list[str], bool]:
     """Describes DP-SGD: paragraphs, and `False` if there is no guarantee."""
+    unit = person_statement.unit_of(entries)
     training = text.training(
         "DP-SGD performed" if recorded else "DP-SGD to be performed",
         population,
         entries,
         _words,
         f" for {_steps(entries)}",
+        unit.many,
     )
     given = [] if recorded else [text.fill(_GIVEN)]
     bare = [entry for entry in entries if entry.is_bare]
@@ -134,12 +136,12 @@ def _describe(
     return [
         training,
         *given,
-        *text.delta_warning(entries, delta, population),
+        *text.delta_warning(entries, delta, population, unit.many),
         *text.guarantee(
             entries,
             delta,
             accountant,
-            "Example-level DP with add-or-remove-one adjacency at delta = "
+            f"{unit.level} with add-or-remove-one adjacency at delta = "
             f"{delta} computed with {accountant.upper()} accounting, proved "
             "for the steps above:",
             "Epsilon with the Poisson sampling above:",
@@ -164,8 +166,8 @@ def _describe(
         *text.sampling(
             entries,
             samplings.PoissonSampling,
-            "Poisson sampling puts each example into each step independently "
-            f"of all others. {performed}",
+            f"Poisson sampling puts each {unit.one} into each step "
+            f"independently of all others. {performed}",
         ),
         *([text.fill(_AS_IF)] if conditional else []),
     ], True
@@ -177,10 +179,11 @@ def _words(entry: entries_lib.LedgerEntry) -> str:
     words += f"{entry.noise_multiplier:g} and "
     if isinstance(sampling, samplings.PoissonSampling):
         words += f"Poisson sampling at rate {sampling.sampling_rate:g}"
+        words += person_statement.words(entry)
         if sampling.overflow_probability:
             words += (
-                ", each step dropping surplus examples with probability at "
-                f"most {sampling.overflow_probability:.3g}"
+                f", each step dropping surplus {entry.release.unit}s with "
+                f"probability at most {sampling.overflow_probability:.3g}"
             )
     elif isinstance(sampling, samplings.UnknownSampling):
         words += "batches of unknown sampling"

@@ -18,6 +18,8 @@ from tf_dpfp.accounting import samplings
 # are more of them for kinds with more parameters.
 WIDTH = 8
 _CODE, _NOISE_MULTIPLIER, _FIRST, _SECOND, _SEEDED, _RELEASE = range(6)
+# Of a release with a number of its own.
+_OF_RELEASE = 6
 
 # Most descriptions of one training: a new one begins only when the noise
 # multiplier, the sampling or the release changes.
@@ -44,6 +46,8 @@ _RELEASES: dict[int, releases.Release] = {
     8: releases.Joint(releases.LABELS_UNDECLARED),
 }
 _RELEASE_CODES = {release: code for code, release in _RELEASES.items()}
+# The number of examples of a person stands in the column of the release.
+_PERSON_SUMS_CODE = 10
 
 
 def encode(entry: entries_lib.LedgerEntry) -> np.ndarray:
@@ -59,12 +63,10 @@ def encode(entry: entries_lib.LedgerEntry) -> np.ndarray:
     Raises:
         ValueError: If the entry's sampling or release has no code.
     """
-    if entry.release not in _RELEASE_CODES:
-        raise ValueError(f"Unknown kind of release: {entry.release!r}.")
     row = np.zeros(WIDTH, dtype=np.float64)
     row[_NOISE_MULTIPLIER] = entry.noise_multiplier
     row[_SEEDED] = float(entry.seeded)
-    row[_RELEASE] = float(_RELEASE_CODES[entry.release])
+    row[[_RELEASE, _OF_RELEASE]] = _encode_release(entry.release)
     row[[_CODE, _FIRST, _SECOND]] = _encode_sampling(entry.sampling)
     return row
 
@@ -88,7 +90,7 @@ def decode(row: np.ndarray, steps: int) -> entries_lib.LedgerEntry:
             f"A ledger row must be float64 of shape ({WIDTH},). Received: "
             f"{row.dtype} of shape {row.shape}."
         )
-    if not np.all(np.isfinite(row)) or np.any(row[_RELEASE + 1 :] != 0.0):
+    if not np.all(np.isfinite(row)) or np.any(row[_OF_RELEASE + 1 :] != 0.0):
         raise ValueError(f"Not a ledger row: {row.tolist()}.")
     return entries_lib.LedgerEntry(
         sampling=_decode_sampling(row),
@@ -220,8 +222,21 @@ def _decode_sampling(row: np.ndarray) -> samplings.Sampling:
     return samplings.UnknownSampling(counts[0] or None, counts[1] or None)
 
 
+def _encode_release(release: releases.Release) -> tuple[float, float]:
+    """Returns the code of a kind of release and its parameter."""
+    if isinstance(release, releases.PersonSums):
+        return _PERSON_SUMS_CODE, release.max_examples
+    if release not in _RELEASE_CODES:
+        raise ValueError(f"Unknown kind of release: {release!r}.")
+    return _RELEASE_CODES[release], 0.0
+
+
 def _decode_release(row: np.ndarray) -> releases.Release:
-    code = float(row[_RELEASE])
+    code, parameter = float(row[_RELEASE]), float(row[_OF_RELEASE])
+    if code == _PERSON_SUMS_CODE and parameter.is_integer():
+        return releases.PersonSums(int(parameter))
+    if parameter:
+        raise ValueError(f"Not a ledger row: {row.tolist()}.")
     # A float finds an equal integer in a dict; 1.5 finds none.
     if code not in _RELEASES:
         raise _unknown("release", code)

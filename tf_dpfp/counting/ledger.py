@@ -224,6 +224,7 @@ class Ledger:
             # At every call of a compiled step, before any of it runs.
             compilation.keep_float32_products()
             located = claims.of_thread(self) or self._unclaimed[release]
+            _require_same_unit(release, located.claim.release)
             for function in tuple(self._called_before):
                 function(located)
             return located.rows
@@ -260,12 +261,14 @@ class Ledger:
             batch_size: The size of its batch, where a claim has one.
 
         Raises:
-            RuntimeError: If the ledger counts another noise.
+            RuntimeError: If the ledger counts another noise, or the claim is
+                for examples where the step is for persons.
         """
         _require_same(self._drawn, release)
         located = claims.of_thread(self)
         if located is not None:
             _require_same(release, located.claim.release)
+            _require_same_unit(release, located.claim.release)
         self.ensure_open(release)
         self._drawn = release
         rows = None if stamp is None else stamp.take(self)
@@ -354,6 +357,19 @@ def _require_same(drawn: Release | None, counted: Release) -> None:
             "The noise of a step and its row in the privacy ledger must come "
             "from the same release. Compile the model with a new optimizer, or "
             f"make a new layer. Received: noise={drawn}, ledger={counted}"
+        )
+
+
+def _require_same_unit(released: Release, claimed: Release) -> None:
+    """Refuses to count a step of examples as one of persons, or the reverse."""
+    if released.kind.unit != claimed.kind.unit:
+        raise RuntimeError(
+            f"The batches are claimed to be drawn by {claimed.kind.unit}, and "
+            f"this step clips the gradient of every {released.kind.unit}. In "
+            "a loop over batches of poisson_batches(users=...), call "
+            "`clipped_gradients` or `distributed_step` with persons=True, on "
+            f"whole batches. Received: claimed={claimed.kind}, "
+            f"released={released.kind}"
         )
 
 

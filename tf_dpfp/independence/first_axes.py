@@ -3,10 +3,10 @@
 Positions `0 ... 31` look like a batch of 32, and a batch of one like a table
 that all examples share, so sizes alone do not decide. What no data lead to,
 and whose size is not the batch size, is the same for all examples. In a graph
-this can be followed; an eager step asks a trace of it.
+this can be followed, and every private step runs in one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -23,18 +23,10 @@ class FirstAxes:
 
     Args:
         examples: Tensors of the micro-batch.
-        traced: Returns the answers of a trace, in the order of the questions;
-            an eager step needs them.
     """
 
-    def __init__(
-        self,
-        examples: Sequence[tf.Tensor],
-        traced: Callable[[], Sequence[bool]],
-    ):
-        self.answers: list[bool] = []
+    def __init__(self, examples: Sequence[tf.Tensor]):
         self._examples = examples
-        self._traced = traced
         self._reached = {id(t): True for t in examples}
         self._walk: Walk | None = None
 
@@ -46,33 +38,16 @@ class FirstAxes:
 
         Returns:
             False if the tensor is the same for all examples.
-
-        Raises:
-            ValueError: If an eager step asks what its trace did not.
         """
-        answer = self._answer(tensor)
-        self.answers.append(answer)
-        return answer
-
-    def _answer(self, tensor: tf.Tensor) -> bool:
-        if tf.executing_eagerly():
-            return self._answer_of_trace()
+        if not tf.is_symbolic_tensor(tensor):
+            # A constant of the model, made before the batch was there.
+            return False
         if self._is_reached(tensor):
             return True
         if tensor.shape.rank is not None and tensor.shape[0] is not None:
             # The size of the batch is not known while a step is traced.
             return False
         return self._hangs_on_batch(tensor)
-
-    def _answer_of_trace(self) -> bool:
-        answers, number = self._traced(), len(self.answers)
-        if number >= len(answers):
-            raise ValueError(
-                "The model calls other layers in an eager step than in a "
-                "compiled one, so it can't be told which of their arguments "
-                "are the examples. Compile with run_eagerly=False."
-            )
-        return answers[number]
 
     def _is_reached(self, tensor: tf.Tensor) -> bool:
         """Tells whether data lead to the elements of a tensor."""

@@ -15,6 +15,8 @@ class Given:
     Args:
         public: Tensors that are free of data: what was released with noise,
             or what the guarantee leaves out.
+        of_weights: Tensors made of weights alone, outside of the graph: free
+            of data and of the batch size.
         noises: Pairs of noise, whose key is secret and new in every step, and
             a tensor of the same shape that it is added to.
     """
@@ -23,13 +25,15 @@ class Given:
         self,
         public: Sequence[tf.Tensor] = (),
         noises: Sequence[tuple[tf.Tensor, tf.Tensor]] = (),
+        of_weights: Sequence[tf.Tensor] = (),
     ):
         self._public = {id(t): t for t in public}
+        self._of_weights = {id(t): t for t in of_weights}
         self._noises = {id(noise): (noise, to) for noise, to in noises}
 
     def needs(self, tensor: tf.Tensor) -> Sequence[tf.Tensor] | None:
         """Lists what must be known before; `None` if nothing is given."""
-        if id(tensor) in self._public:
+        if id(tensor) in self._public or id(tensor) in self._of_weights:
             return ()
         if id(tensor) in self._noises:
             return self._noises[id(tensor)][1:]
@@ -47,6 +51,10 @@ class Given:
         """
         if id(tensor) in self._public:
             return _free(tensor, batch)
+        if id(tensor) in self._of_weights:
+            return values_lib.free(
+                tuple(map(Size.of, tensor.shape)), None, on_batch_size=False
+            )
         added_to = known[id(self._noises[id(tensor)][1])]
         if added_to.is_examples:
             # Each example has numbers of its own.

@@ -29,12 +29,17 @@ from tf_dpfp.independence.comparison import Difference
 from tf_dpfp.independence.comparison import difference
 from tf_dpfp.independence.comparison import far_apart
 from tf_dpfp.independence.comparison import tolerance_of
+from tf_dpfp.per_example import batched
 from tf_dpfp.step import forward_pass
 from tf_dpfp.step import traced as traced_lib
 from tf_dpfp.step.plan import Plan
 
 # Examples in the batch that the first example is tried in a second time.
 _OTHER_BATCH_SIZE = 5
+_GENERIC_RULE = (
+    "`tf_dpfp.gradient_rules.register_gradient_rule(OuterLayer)"
+    "(tf_dpfp.gradient_rules.GenericRule)`"
+)
 
 
 class ExamplesMeetError(ValueError):
@@ -278,7 +283,9 @@ def _check_batch_sizes(plan: Plan, gathered, expected: int) -> None:
                 f"The layer of '{variable.path}' is called with {rows} rows "
                 f"for a batch of {expected} examples, so its rows are not the "
                 "examples. Keep the batch in the first axis, without merging "
-                "others into it: layers take further axes as they are."
+                "others into it: layers take further axes as they are. Or let "
+                "the layer that moves the batch see one example at a time: "
+                f"`tf_dpfp.PerExample(layer)`, or {_GENERIC_RULE}."
             )
 
 
@@ -293,7 +300,7 @@ def _check_shapes(recorded: Any, ordinary: Any) -> None:
                 "gives one row for each example in a private step. With that "
                 f"the model gives {tuple(a.shape)} instead of "
                 f"{tuple(b.shape)}. Use what the layer gives by broadcasting, "
-                "as in `x + table(positions)`."
+                f"as in `x + table(positions)`. {batched.OF_ONE_GRAPH}"
             )
 
 
@@ -329,5 +336,7 @@ def _check_gradients(plan, sums: list[Difference], tolerance: float) -> None:
                 "up to its gradient: the loss depends on it outside the "
                 "recorded calls of its layer, or a registered gradient rule "
                 "is wrong. Call the layer instead of reading its weights, or "
-                "mend the rule."
+                "mend the rule. A layer that takes a gradient in its own "
+                "`call`, as gradient penalties do, needs the generic rule: "
+                f"{_GENERIC_RULE}."
             )

@@ -129,7 +129,8 @@ def _stacked(parts: Sequence[Value], sizes: Sizes, axis: int) -> Value:
     """Joins whole batches one behind the other.
 
     Index `i` of each part belongs to example `(i // after) % batch_size`, and
-    so it does in the result if `after` is the same in all.
+    so it does in the result if `after` is the same in all. Row numbers stay
+    those of the example, if they are made up alike in all parts.
     """
     if not all(p.is_examples for p in parts):
         raise findings.Refusal(
@@ -137,12 +138,21 @@ def _stacked(parts: Sequence[Value], sizes: Sizes, axis: int) -> Value:
             "places of the batch."
         )
     own = [p.example_layout for p in parts]
-    if any(
-        layout.axis != axis or layout.after != own[0].after for layout in own
-    ) or any(p.numbers_examples for p in parts):
+    ranges = None
+    is_alike = all(
+        layout.axis == axis and layout.after == own[0].after for layout in own
+    )
+    if any(p.numbers_examples for p in parts):
+        ranges = parts[0].ranges
+        is_alike &= all(p.ranges == ranges for p in parts)
+        # Bounds of each index of the last axis are not those of a longer one.
+        is_alike &= ranges is not None and len(ranges) == 1
+    if not is_alike:
         raise findings.Refusal("Its operands hold the examples differently.")
     before = sum((layout.before for layout in own), sizes_lib.ZERO)
-    return values_lib.examples(sizes, Layout(axis, before, own[0].after))
+    return values_lib.examples(
+        sizes, Layout(axis, before, own[0].after), ranges
+    )
 
 
 def _columns(

@@ -10,7 +10,7 @@ other losses by the size of the batch. Nothing here is needed for privacy.
 import enum
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -21,6 +21,8 @@ from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.keras_private import trainer as keras_trainer
 
 _TOLERANCE = 1e-3
+# Number of weights that losses are compared for.
+_DRAWS = 6
 
 
 class _Kind(enum.Enum):
@@ -42,80 +44,76 @@ def check(model: keras.Model, batch: tuple) -> None:
     Raises:
         ValueError: If what a layer adds is not a mean over the batch.
     """
-    with inputs.restored(model.non_trainable_variables):
-        _call(model, batch[0], training=True)
-    adding = _adding_layers(model)
-    if adding:
-        kinds = _kinds(model, batch, lambda: _added(adding))
-        for layer, kind in zip(adding, kinds, strict=True):
-            if kind in (_Kind.SUM, _Kind.OTHER):
-                raise ValueError(_refusal(layer, kind))
-    if keras_trainer.has_own_loss(model):
-        (kind,) = _kinds(model, batch, None)
+    layers = keras_layers.all_layers(model)
+    has_own = keras_trainer.has_own_loss(model)
+    kinds = _kinds(model, layers, batch)
+    for layer, kind in zip(layers, kinds[:-1], strict=True):
         if kind in (_Kind.SUM, _Kind.OTHER):
-            warnings.warn(_warning(model), stacklevel=2)
-
-
-def _adding_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """Lists the layers that added losses in the latest call."""
-    return [
-        layer
-        for layer in keras_layers.all_layers(model)
-        if keras_layers.added_losses(layer)
-    ]
-
-
-def _added(layers: Sequence[keras.layers.Layer]) -> list[float]:
-    return [
-        sum(float(tf.reduce_sum(t)) for t in keras_layers.added_losses(layer))
-        for layer in layers
-    ]
+            raise ValueError(_refusal(layer, kind))
+    if has_own and kinds[-1] in (_Kind.SUM, _Kind.OTHER):
+        warnings.warn(_warning(model), stacklevel=2)
 
 
 def _kinds(
-    model: keras.Model,
-    batch: tuple,
-    added: Callable[[], list[float]] | None,
+    model: keras.Model, layers: Sequence[keras.layers.Layer], batch: tuple
 ) -> list[_Kind]:
-    """Tells the kind of each loss.
+    """Tells the kind of what each layer adds, and of `compute_loss` last."""
+    found = [_Kind.MEAN] * (len(layers) + 1)
+    for draw in range(_DRAWS):
+        weights = _drawn_weights(model, draw)
+        # Random layers keep still outside of training.
+        for training in (True, False):
+            kinds = _kinds_of_draw(model, layers, batch, weights, training)
+            if _Kind.RANDOM not in kinds:
+                break
+        found = [
+            kind if known is _Kind.MEAN else known
+            for known, kind in zip(found, kinds, strict=True)
+        ]
+    return found
 
-    Args:
-        model: The model.
-        batch: A made-up batch.
-        added: Returns what layers added in the latest call; `None`: the loss
-            of the model's own `compute_loss`.
 
-    Returns:
-        One for each loss.
-    """
-    state = model.non_trainable_variables
+def _drawn_weights(model: keras.Model, draw: int) -> list[tuple]:
+    """Moves the weights: what is no mean for some may look like one."""
+    size = float(min(draw, 1))
+    return [
+        (
+            v,
+            tf.convert_to_tensor(v.value)
+            + tf.cast(
+                tf.random.stateless_normal(v.shape, [draw, i], 0.0, size),
+                v.dtype,
+            ),
+        )
+        for i, v in enumerate(model.trainable_variables)
+    ]
 
-    def numbers(rows: slice, training: bool) -> list[float]:
-        x, y, weight = tree.map_structure(
+
+def _kinds_of_draw(model, layers, batch, weights, training) -> list[_Kind]:
+    def numbers(rows: slice) -> list[float]:
+        x, y, sample_weight = tree.map_structure(
             lambda t: None if t is None else t[rows], batch
         )
-        with inputs.restored(state):
+        # What is written inside of the scope is gone with it.
+        with keras.StatelessScope(state_mapping=weights, collect_losses=True):
             y_pred = _call(model, x, training)
-            if added is not None:
-                return added()
-            loss = keras_trainer.compute_loss(model, x, y, y_pred, weight)
-            return [float(tf.reduce_sum(loss))]
+            added = [
+                sum(float(tf.reduce_sum(t)) for t in one)
+                for one in map(keras_layers.added_losses, layers)
+            ]
+            if not keras_trainer.has_own_loss(model):
+                return [*added, 0.0]
+            loss = keras_trainer.compute_loss(
+                model, x, y, y_pred, sample_weight
+            )
+            return [*added, float(tf.reduce_sum(loss))]
 
-    kinds: list[_Kind] = []
-    # Random layers keep still outside of training.
-    for training in (True, False):
-        whole = numbers(slice(None), training)
-        again = numbers(slice(None), training)
-        single = [
-            numbers(slice(i, i + 1), training) for i in range(inputs.EXAMPLES)
-        ]
-        kinds = [
-            _kind(a, b, [one[i] for one in single])
-            for i, (a, b) in enumerate(zip(whole, again, strict=True))
-        ]
-        if _Kind.RANDOM not in kinds:
-            break
-    return kinds
+    whole, again = numbers(slice(None)), numbers(slice(None))
+    single = [numbers(slice(i, i + 1)) for i in range(inputs.EXAMPLES)]
+    return [
+        _kind(a, b, [one[i] for one in single])
+        for i, (a, b) in enumerate(zip(whole, again, strict=True))
+    ]
 
 
 def _call(model: keras.Model, x, training: bool):
@@ -125,6 +123,8 @@ def _call(model: keras.Model, x, training: bool):
 
 
 def _kind(whole: float, again: float, single: Sequence[float]) -> _Kind:
+    if not math.isfinite(whole):
+        return _Kind.MEAN
     if not _are_near(whole, again):
         return _Kind.RANDOM
     total = math.fsum(single)

@@ -132,7 +132,6 @@ def prove(
     secret_handles: Sequence[tf.Tensor] = (),
     given: Given | None = None,
     follows_data: bool = False,
-    metric_handles: Sequence[tf.Tensor] = (),
 ) -> Proof:
     """Proves that every example stays by itself.
 
@@ -161,8 +160,6 @@ def prove(
         given: Tensors that are taken for known.
         follows_data: True where examples are replaced and never left out: the
             batch size may then be written, and decide what is done.
-        metric_handles: Handles of variables that hold data of earlier steps,
-            without noise: what is read from them is not proved.
 
     Returns:
         A `Proof`.
@@ -171,13 +168,12 @@ def prove(
         ValueError: If an example tensor has no first axis, or sizes of the
             batch differ.
     """
-    started = time.perf_counter()
+    started = time.thread_time()
     batch = _batch_size(examples)
     secrets = frozenset(map(id, secret_handles))
     walk = Walk(batch, layers, least_rows, given, follows_data)
     names = {id(v.handle): name for name, v in (variables or {}).items()}
-    metrics = frozenset(map(id, metric_handles))
-    captures = _begin(walk, graph, examples, names, metrics)
+    captures = _begin(walk, graph, examples, names)
     values = [walk.value(item.tensor) for item in released]
     walk.judge(graph.get_operations() if operations is None else operations)
     return Proof(
@@ -187,7 +183,7 @@ def prove(
         captures=tuple(captures),
         batch_size=int(batch) if batch.is_number else None,
         operations=walk.operations,
-        seconds=time.perf_counter() - started,
+        seconds=time.thread_time() - started,
     )
 
 
@@ -203,10 +199,9 @@ def _begin(
     graph: tf.Graph,
     examples: Sequence[tf.Tensor],
     names: Mapping[int, str],
-    metrics: Collection[int] = (),
 ) -> list[Capture]:
     """Tells a walk of the examples and of what the graph captures."""
-    captures = _assume_captures(graph, walk, names, metrics)
+    captures = _assume_captures(graph, walk, names)
     for i, tensor in enumerate(examples):
         walk.assume(tensor, _example(tensor, i, walk.batch))
     return captures
@@ -244,10 +239,7 @@ def _example(tensor: tf.Tensor, number: int, batch: Size) -> Value:
 
 
 def _assume_captures(
-    graph: tf.Graph,
-    walk: Walk,
-    names: Mapping[int, str],
-    metrics: Collection[int],
+    graph: tf.Graph, walk: Walk, names: Mapping[int, str]
 ) -> list[Capture]:
     """Describes what the graph takes from Python and from outer graphs."""
     found = []
@@ -256,10 +248,7 @@ def _assume_captures(
         if inner.dtype in (tf.resource, tf.variant):
             name = names.get(id(external), inner.name)
             found.append(Capture(name, True, inner.shape))
-            value = Value(Kind.RESOURCE, (), name=name)
-            if id(seed_origins.outside(external)) in metrics:
-                value = values_lib.mixed(_of_metric(inner.name))
-            walk.assume(inner, value)
+            walk.assume(inner, Value(Kind.RESOURCE, (), name=name))
         elif hasattr(external, "numpy"):
             found.append(Capture(inner.name, False, inner.shape))
             walk.assume(inner, state_rules.describe(external.numpy()))
@@ -267,7 +256,7 @@ def _assume_captures(
             if outer is None:
                 # No tensor of an outer graph is of the batch.
                 outer = Walk(walk.batch, walk.layers, walk.least_rows)
-                found += _assume_captures(external.graph, outer, names, metrics)
+                found += _assume_captures(external.graph, outer, names)
             walk.assume(inner, outer.value(external))
     for tensor in keras_call_time.captured_by(graph):
         found.append(Capture(tensor.name, False, tensor.shape))
@@ -277,19 +266,6 @@ def _assume_captures(
             value = Value(Kind.RESOURCE, (), name=tensor.name)
             walk.assume_unless_known(tensor, value)
     return found
-
-
-def _of_metric(name: str) -> Finding:
-    return Finding(
-        Category.MIXED,
-        layer="",
-        operation="ReadVariableOp",
-        name=name,
-        reason="It reads a metric, which holds data of the examples before it, "
-        "without noise.",
-        way_out="Compute what the model and its loss need from the example at "
-        "hand, or in a callback from public data.",
-    )
 
 
 def _dependence(value: Value, batch: Size) -> Dependence:

@@ -21,7 +21,6 @@ from tf_dpfp.independence.findings import Finding
 from tf_dpfp.independence.given import Given
 from tf_dpfp.independence.proof import Released
 from tf_dpfp.keras_private import layers as keras_layers
-from tf_dpfp.keras_private import metrics as keras_metrics
 from tf_dpfp.step.traced import Traced
 
 # That a step fails for some data is said in the documentation.
@@ -36,7 +35,6 @@ _KNOWN = {
 def prove_step(
     traced: Traced,
     layers: Collection[str] = (),
-    metrics: Collection[keras.Variable] = (),
 ) -> proof_lib.Proof:
     """Proves the forward and backward pass of a micro-batch.
 
@@ -46,13 +44,12 @@ def prove_step(
     Args:
         traced: The pass.
         layers: Names of the model's layers, for messages.
-        metrics: Variables of metrics, which hold data without noise.
 
     Returns:
         The `Proof`.
     """
-    handles = frozenset(map(id, _handles(traced.trackers)))
-    of_metrics = _handles([v.value for v in metrics])
+    copies = [c for v in traced.trackers for c in getattr(v, "values", [v])]
+    handles = frozenset(id(copy.handle) for copy in copies)
     return proof_lib.prove(
         traced.graph,
         traced.examples,
@@ -60,17 +57,12 @@ def prove_step(
         [o for o in traced.operations if not _tracks_a_loss(o, handles)],
         layers,
         secret_handles=traced.secret_handles,
-        metric_handles=[h for h in of_metrics if id(h) not in handles],
         given=Given(
             public=[traced.piece] if tf.is_tensor(traced.piece) else (),
+            of_weights=traced.of_weights,
             noises=_noises(traced.representations),
         ),
     )
-
-
-def _handles(variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
-    copies = [c for v in variables for c in getattr(v, "values", [v])]
-    return [copy.handle for copy in copies]
 
 
 def _noises(
@@ -93,8 +85,7 @@ def _tracks_a_loss(op: tf.Operation, trackers: Collection[int]) -> bool:
 def findings_of(model: keras.Model, traced: Traced) -> tuple[Finding, ...]:
     """Lists what is not proved of a step."""
     names = {layer.name for layer in keras_layers.all_layers(model)}
-    metrics = keras_metrics.metric_variables(model)
-    proof = prove_step(traced, names, metrics)
+    proof = prove_step(traced, names)
     return (*proof.refusals(ALLOWED), *_known_draws(proof))
 
 

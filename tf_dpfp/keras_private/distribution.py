@@ -5,11 +5,14 @@ it, and then it can go.
 """
 
 import contextlib
+import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.losses import loss as loss_lib
 
 
 @contextlib.contextmanager
@@ -104,3 +107,41 @@ def reducible_logs(model: keras.Model) -> Iterator[None]:
             yield
         finally:
             forget_steps()
+
+
+class _Losses(threading.local):
+    """How the losses of Keras are reduced in this thread."""
+
+    are_whole: bool = False
+
+
+_LOSSES = _Losses()
+
+
+@contextlib.contextmanager
+def whole_losses() -> Iterator[None]:
+    """Leaves losses of this thread as they are on one replica.
+
+    On several replicas Keras divides what a `keras.losses.Loss` returns by
+    their number, for gradients that are added up over replicas. The loss of
+    one example belongs to one replica, and is whole.
+    """
+    before, _LOSSES.are_whole = _LOSSES.are_whole, True
+    try:
+        yield
+    finally:
+        _LOSSES.are_whole = before
+
+
+def _leave_whole(name: str) -> None:
+    ordinary = getattr(loss_lib, name)
+
+    @functools.wraps(ordinary)
+    def scale(value):
+        return value if _LOSSES.are_whole else ordinary(value)
+
+    setattr(loss_lib, name, scale)
+
+
+_leave_whole("scale_loss_for_distribution")
+_leave_whole("unscale_loss_for_distribution")

@@ -38,8 +38,11 @@ def trainable_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
 
 
 def added_losses(layer: keras.layers.Layer) -> list:
-    """Returns what a layer itself added to the loss in the latest call."""
-    return list(layer._losses)
+    """Returns what a layer itself added to the loss in the latest call.
+
+    Within a `keras.StatelessScope` that collects losses, in that scope.
+    """
+    return layer._get_own_losses()
 
 
 @contextlib.contextmanager

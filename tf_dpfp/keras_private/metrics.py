@@ -82,34 +82,6 @@ def add(
         variable.assign_add(tf.reduce_sum(kept, axis=0))
 
 
-def metric_variables(model: keras.Model) -> list[keras.Variable]:
-    """Lists the variables of all metrics of a model, compiled ones included.
-
-    Args:
-        model: A model.
-    """
-    compiled = getattr(model, "_compile_metrics", None)
-    # Keras lists those of `compile` only once they are built.
-    given = tree.flatten(
-        [
-            getattr(compiled, "_user_metrics", None),
-            getattr(compiled, "_user_weighted_metrics", None),
-        ]
-    )
-    found = [
-        *(m for m in given if isinstance(m, keras.metrics.Metric)),
-        *keras_layers.all_layers(model),
-    ]
-    listed = [v for one in found for v in _metric_variables_of(one)]
-    return list({id(v): v for v in listed}.values())
-
-
-def _metric_variables_of(one: Any) -> list[keras.Variable]:
-    if isinstance(one, keras.metrics.Metric):
-        return one.variables
-    return one.metrics_variables
-
-
 def _is_plain(model: keras.Model) -> bool:
     return type(model).compute_metrics is keras.Model.compute_metrics
 

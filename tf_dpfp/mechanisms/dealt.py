@@ -1,6 +1,7 @@
 """Training on several replicas: every example of a batch goes to one."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp import replicas
+from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import step as step_lib
 from tf_dpfp.keras_private import distribution as keras_distribution
 from tf_dpfp.mechanisms import fit_steps
@@ -112,11 +114,14 @@ def build(
         lambda t: tf.TensorSpec(t.shape, t.dtype) if tf.is_tensor(t) else t,
         batch,
     )
+    places = sampling_lib.max_examples_of(specs)
+    if places is not None:
+        specs = tuple(sampling_lib.flat(specs))
     with tf.init_scope():
         data = replicas.build(strategy, mechanism.model, specs)
         mechanism.check_layers()
-        plan = mechanism.plan(*data)
-        mechanism.optimizer.ensure_ledger_open()
+        plan = dataclasses.replace(mechanism.plan(*data), places=places)
+        mechanism.optimizer.ensure_ledger_open(plan.kind)
     return plan
 
 

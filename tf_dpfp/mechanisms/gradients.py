@@ -26,9 +26,11 @@ from tf_dpfp.independence import gradients as gradient_trial
 from tf_dpfp.independence import inputs
 from tf_dpfp.independence import step_proof
 from tf_dpfp.independence.findings import Finding
+from tf_dpfp.keras_private import distribution as keras_distribution
 from tf_dpfp.keras_private import trainer as keras_trainer
 from tf_dpfp.mechanisms import clip_layers
 from tf_dpfp.mechanisms import dealt
+from tf_dpfp.mechanisms import eager_passes
 from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import proved
 from tf_dpfp.mechanisms import state as state_lib
@@ -102,13 +104,22 @@ class Gradients(Mechanism):
             pipeline: Its description.
         """
 
-    def kind(self, pipeline: pipelines.Pipeline) -> Any:  # noqa: ARG002
+    def kind(self, pipeline: pipelines.Pipeline) -> Any:
         """Returns the kind of release on a pipeline; `None`: the optimizer's.
 
         Args:
             pipeline: Description of the data.
         """
-        return None
+        if pipeline.max_examples_per_user is None:
+            return None
+        return accounting.PersonSums(pipeline.max_examples_per_user)
+
+    def check_persons(self) -> None:
+        """Refuses batches of persons where they can't be released.
+
+        Raises:
+            ValueError: If so.
+        """
 
     # The same for both.
 
@@ -157,15 +168,19 @@ class Gradients(Mechanism):
             )
             state.tried_for = None
             state.traces = {}
+            state.eager_passes = {}
         below = self.below(x)
         plan = step_lib.make_plan(model, self.optimizer, state.loss, below)
-        plan = proved.with_proof(model, plan, (x, y, sample_weight))
+        plan = proved.with_proof(model, plan)
         if state.tried_for != proved.settings(model):
             self.check_layers()
             self._try(plan, (x, y, sample_weight))
             # Calls may set attributes of layers.
             state.tried_for = proved.settings(model)
-        return plan
+        if not tf.executing_eagerly():
+            return plan
+        eager_pass = eager_passes.of_model(model)
+        return dataclasses.replace(plan, eager_pass=eager_pass)
 
     def _try(self, plan: step_lib.Plan, batch: Any) -> None:
         """Tries the model; the proof names what the trial only notices."""
@@ -174,7 +189,7 @@ class Gradients(Mechanism):
         except gradient_trial.ExamplesMeetError as error:
             specs = proved.specs_of(batch)
             with compilation.tracing_for(compilation.Target.KERNELS):
-                found = proved.trace(self.model, plan, specs).findings
+                found = proved.trace(self.model, plan, specs)
             raise ValueError(step_proof.named(str(error), found)) from None
 
     def findings(
@@ -200,7 +215,7 @@ class Gradients(Mechanism):
         if self.model.jit_compile:
             target = compilation.Target.XLA
         with compilation.tracing_for(target):
-            return proved.trace(self.model, plan, specs).findings
+            return proved.trace(self.model, plan, specs)
 
     def claims(
         self, pipeline: pipelines.Pipeline
@@ -247,7 +262,10 @@ class Gradients(Mechanism):
         calibrate(self, pipeline, arguments)
         with strategy.scope() if strategy else contextlib.nullcontext():
             build_optimizer(self.model, self.optimizer)
-        with fit_steps.announced(self.state, self.claims(pipeline)):
+        with (
+            _built_of_persons(self.model, arguments["x"]),
+            fit_steps.announced(self.state, self.claims(pipeline)),
+        ):
             return ordinary(*args, **kwargs)
 
     def _compiles_sizes(self) -> bool:
@@ -317,6 +335,17 @@ class Gradients(Mechanism):
             yield
 
 
+def _built_of_persons(
+    model: keras.Model, batches: Any
+) -> contextlib.AbstractContextManager[None]:
+    """Builds a model for the examples of persons, which Keras can't."""
+    spec = getattr(batches, "element_spec", None)
+    if not isinstance(spec, sampling_lib.PersonBatch):
+        return contextlib.nullcontext()
+    keras_distribution.symbolic_build(model, tuple(sampling_lib.flat(spec)))
+    return keras_distribution.without_symbolic_build(model)
+
+
 def _is_poisson(pipeline: pipelines.Pipeline) -> bool:
     return isinstance(pipeline.sampling, accounting.PoissonSampling)
 
@@ -327,6 +356,11 @@ def _weighed(ordinary, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     batches, class_weight = arguments["x"], arguments.get("class_weight")
     if not class_weight or not isinstance(batches, tf.data.Dataset):
         return args, kwargs
+    pipelines.refuse_persons(
+        batches,
+        "`class_weight` is for batches of examples. Give weights with the "
+        "examples instead: poisson_batches(x, y, sample_weight, ...).",
+    )
     weighed = sampling_lib.weigh(batches, class_weight)
     if weighed is batches:
         return args, kwargs

@@ -159,6 +159,10 @@ class Joint(Gradients):
             self.release()
             self.try_on(batches.element_spec[0])
 
+    def check_persons(self) -> None:
+        """Refuses batches of persons."""
+        raise ValueError(pipelines.NOT_OF_REPRESENTATIONS)
+
     def kind(self, pipeline: pipelines.Pipeline) -> Any:
         """Returns the kind of release, by what the draws say of labels."""
         if pipeline.drawn is None:

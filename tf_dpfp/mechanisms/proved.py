@@ -1,8 +1,7 @@
-"""Proofs of steps: of every graph that is traced, and of eager steps."""
+"""Proofs of steps, of every graph that is traced."""
 
 import dataclasses
-import functools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import Any
 
 import keras
@@ -49,41 +48,14 @@ def settings(model: keras.Model) -> tuple[Hashable, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trace:
-    """Result of a trace that does not run.
-
-    Attributes:
-        findings: What is not proved.
-        answers: For each argument of a layer, in order, whether it has the
-            batch in it.
-    """
-
-    findings: tuple[Finding, ...]
-    answers: tuple[bool, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
 class _Judge:
     """Judges every micro-batch that is traced.
 
     Args:
         model: A private model.
-        plan: The plan of the step.
-        specs: Specifications of `(x, y, sample_weight)`.
     """
 
     model: keras.Model
-    plan: step_lib.Plan
-    specs: Any
-
-    def first_axes(self, examples: Sequence[tf.Tensor]) -> FirstAxes:
-        """Tells which arguments of layers have the batch in them."""
-
-        @functools.cache
-        def answers() -> tuple[bool, ...]:
-            return _eager_trace(self.model, self.plan, self.specs).answers
-
-        return FirstAxes(examples, answers)
 
     def __call__(self, traced: step_lib.Traced) -> None:
         """Raises for what is not proved; see `raise_unless_proved`."""
@@ -91,43 +63,21 @@ class _Judge:
         step_proof.raise_unless_proved(self.model, found)
 
 
-def with_proof(
-    model: keras.Model, plan: step_lib.Plan, batch: Any
-) -> step_lib.Plan:
+def with_proof(model: keras.Model, plan: step_lib.Plan) -> step_lib.Plan:
     """Returns a plan whose steps are proved while they are traced.
 
     Args:
         model: A private model.
         plan: The plan of a step.
-        batch: `(x, y, sample_weight)`; only shapes and types matter.
     """
-    judge = _Judge(model, plan, specs_of(batch))
     return dataclasses.replace(
-        plan, on_traced=judge, first_axes=judge.first_axes
+        plan, on_traced=_Judge(model), first_axes=FirstAxes
     )
 
 
-def prove_eager(model: keras.Model, plan: step_lib.Plan, batch: Any) -> None:
-    """Proves a step that runs eagerly, once for batches of one kind.
-
-    Args:
-        model: A private model.
-        plan: The plan of the step.
-        batch: `(x, y, sample_weight)`; only shapes and types matter.
-
-    Raises:
-        ValueError: If examples meet, or data leave without noise.
-    """
-    found = _eager_trace(model, plan, specs_of(batch)).findings
-    step_proof.raise_unless_proved(model, found)
-
-
-def _eager_trace(model: keras.Model, plan: step_lib.Plan, specs: Any) -> Trace:
-    with compilation.tracing_for(compilation.Target.KERNELS):
-        return trace(model, plan, specs)
-
-
-def trace(model: keras.Model, plan: step_lib.Plan, specs: Any) -> Trace:
+def trace(
+    model: keras.Model, plan: step_lib.Plan, specs: Any
+) -> tuple[Finding, ...]:
     """Proves a step that does not run in a graph.
 
     The same forward and backward pass is traced in a graph that never runs,
@@ -139,7 +89,7 @@ def trace(model: keras.Model, plan: step_lib.Plan, specs: Any) -> Trace:
         specs: Specifications of `(x, y, sample_weight)`.
 
     Returns:
-        What is not proved, and which arguments have the batch in them.
+        What is not proved.
     """
     state = state_lib.state_of(model)
     target = compilation.target()
@@ -148,7 +98,7 @@ def trace(model: keras.Model, plan: step_lib.Plan, specs: Any) -> Trace:
         try:
             found = inputs.outside_of_graphs(_trace, model, plan, specs, target)
         except Exception as error:  # Of any code in a layer or a loss.
-            found = Trace((not_traced(error),))
+            found = (not_traced(error),)
         state.traces[kind] = found
     return state.traces[kind]
 
@@ -177,18 +127,12 @@ def _trace(
     plan: step_lib.Plan,
     specs: Any,
     target: compilation.Target,
-) -> Trace:
+) -> tuple[Finding, ...]:
     found: list[Finding] = []
-    asked: list[FirstAxes] = []
-
-    def first_axes(examples):
-        asked.append(FirstAxes(examples, tuple))
-        return asked[-1]
-
     plan = dataclasses.replace(
         plan,
         on_traced=lambda t: found.extend(step_proof.findings_of(model, t)),
-        first_axes=first_axes,
+        first_axes=FirstAxes,
     )
 
     def traced(*tensors):
@@ -203,8 +147,7 @@ def _trace(
     flat = [s for s in tree.flatten(specs) if s is not None]
     with compilation.tracing_for(target):
         tf.function(traced, autograph=False).get_concrete_function(*flat)
-    (answers,) = {tuple(a.answers) for a in asked}
-    return Trace(tuple(found), answers)
+    return tuple(found)
 
 
 def specs_of(batch: Any) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import tree
 
@@ -37,10 +38,7 @@ def train_step(
             it.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    if tf.executing_eagerly():
-        check(model, x)
-        return step(data)
-    if not all(map(_is_plain, tree.flatten((x, y, sample_weight)))):
+    if tf.executing_eagerly() or not is_plain((x, y, sample_weight)):
         # Ragged or sparse: nothing is known of where the examples are.
         check(model, x)
         return step(data)
@@ -85,8 +83,8 @@ def check(model: keras.Model, x: Any) -> None:
             found = inputs.outside_of_graphs(_trace, model, specs)
         except Exception as error:  # Of any code in a layer.
             found = (proved.not_traced(error),)
-        state.traces[kind] = proved.Trace(tuple(found))
-    step_proof.raise_unless_proved(model, state.traces[kind].findings)
+        state.traces[kind] = found
+    step_proof.raise_unless_proved(model, state.traces[kind])
 
 
 def _trace(model: keras.Model, specs: Any) -> tuple[Finding, ...]:
@@ -131,5 +129,13 @@ def _tensors(nested: Any) -> list[tf.Tensor]:
     return [t for t in tree.flatten(nested) if tf.is_tensor(t)]
 
 
-def _is_plain(leaf: Any) -> bool:
-    return leaf is None or isinstance(leaf, tf.Tensor)
+def is_plain(batch: Any) -> bool:
+    """Tells a batch of ordinary tensors from a ragged or sparse one.
+
+    Args:
+        batch: The batch, nested.
+    """
+    return all(
+        leaf is None or isinstance(leaf, (tf.Tensor, np.ndarray))
+        for leaf in tree.flatten(batch)
+    )

@@ -23,11 +23,13 @@ from tf_dpfp.independence.representations import Findings
 from tf_dpfp.keras_private import lookups as keras_lookups
 from tf_dpfp.keras_private import random as keras_random
 from tf_dpfp.mechanisms import clip_layers
+from tf_dpfp.mechanisms import eager_passes
 from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import proved_releases
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.mechanisms.mechanism import Calibrate
 from tf_dpfp.mechanisms.mechanism import Mechanism
+from tf_dpfp.sampling import pipelines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,7 @@ class Representations(Mechanism):
         ordinary = state_lib.ordinary(self.model, "fit")
         x = state_lib.bound(ordinary, args, kwargs)["x"]
         self.check_layers()
+        pipelines.refuse_persons(x, pipelines.NOT_OF_REPRESENTATIONS)
         info = _draws_of(x)
         if info is not None:
             self._check_draws(x, info)
@@ -133,6 +136,13 @@ class Representations(Mechanism):
         """Takes an ordinary step of a model that passed its trial."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         self.try_on(x)
+        if any(layer.end_to_end for layer in self.layers):
+            return self._step(data)
+        if tf.executing_eagerly() and proved_releases.is_plain(data):
+            return eager_passes.whole_step(self.model, self._step, data)
+        return self._step(data)
+
+    def _step(self, data: Any) -> dict[str, Any]:
         step = state_lib.ordinary(self.model, "train_step")
         # A representation that is not finite is replaced by zeros.
         with self._secret_seeds(), keras_lookups.guarded(labels=False):

@@ -2,17 +2,17 @@
 
 import inspect
 import types
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 import keras
 
 from tf_dpfp import optimizers
+from tf_dpfp.independence.findings import Finding
 from tf_dpfp.independence.representations import Findings
 
 if TYPE_CHECKING:
     from tf_dpfp.mechanisms.mechanism import Mechanism
-    from tf_dpfp.mechanisms.proved import Trace
 
 _STATE = "_tf_dpfp_state"
 
@@ -26,8 +26,10 @@ class State:
             the first step.
         tried_for: Weights, layers and settings for which the per-example
             gradients passed their trial; `None` before.
-        traces: Traces of steps that do not run in a graph, by the settings of
+        traces: What is not proved of traces that never run, by the settings of
             the model and the kind of the batch.
+        eager_passes: Functions of steps that run eagerly, by the settings of
+            the model, then by the kinds of the batch and of the plan.
         findings: Result of the trial of a model with noised representations.
         tried_with: Trainability of all layers at that trial.
         populations: Numbers of examples of all data sets so far.
@@ -47,7 +49,8 @@ class State:
         self.mechanism: Mechanism | None = None
         self.loss: Any = None
         self.tried_for: tuple[Hashable, ...] | None = None
-        self.traces: dict[Hashable, Trace] = {}
+        self.traces: dict[Hashable, tuple[Finding, ...]] = {}
+        self.eager_passes: dict[Hashable, dict[Hashable, Callable]] = {}
         self.findings: Findings | None = None
         self.tried_with: tuple[bool, ...] = ()
         self.populations: set[int] = set()

@@ -11,10 +11,10 @@ from keras import tree
 from tf_dpfp import compilation
 from tf_dpfp import counting
 from tf_dpfp import optimizers
+from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import step as step_lib
 from tf_dpfp.keras_private import metrics as keras_metrics
 from tf_dpfp.keras_private import trainer as keras_trainer
-from tf_dpfp.mechanisms import proved
 from tf_dpfp.step import losses as losses_lib
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def train_step(mechanism: "Gradients", data: Any) -> dict[str, Any]:
             model, x, y, result.y_pred, sample_weight, present, under_xla
         )
 
-    batch = keras.utils.unpack_x_y_sample_weight(data)
+    batch: Any = data
+    if not isinstance(data, sampling_lib.PersonBatch):
+        batch = keras.utils.unpack_x_y_sample_weight(data)
     mechanism.optimizer.apply(
         clipped_gradients(
             mechanism, batch, mechanism.state.dealt_to, update_logs
@@ -67,7 +69,8 @@ def clipped_gradients(
 
     Args:
         mechanism: The mechanism of the model.
-        batch: `(x, y, sample_weight)`.
+        batch: `(x, y, sample_weight)`, or a `PersonBatch`: then the gradients
+            of persons are clipped.
         num_replicas: Number of replicas that the batch was dealt to.
         after_microbatch: Function called for every micro-batch: metrics.
         stamp: Claim of the batch; `None`: that of the steps of this thread.
@@ -76,6 +79,8 @@ def clipped_gradients(
         `ClippedGradients`; private until the optimizer adds noise.
 
     Raises:
+        ValueError: If the batch is of persons and representations are
+            released.
         RuntimeError: If TensorFlow is set to compute products more coarsely
             than the norms allow for.
     """
@@ -83,9 +88,13 @@ def clipped_gradients(
     compilation.keep_float32_products()
     model = mechanism.model
     x, y, sample_weight = batch
-    plan = mechanism.plan(x, y, sample_weight)
-    if tf.executing_eagerly():
-        proved.prove_eager(model, plan, batch)
+    places = sampling_lib.max_examples_of(batch)
+    # Layers and losses get the examples end to end.
+    of_examples = tuple(batch if places is None else sampling_lib.flat(batch))
+    plan = mechanism.plan(*of_examples)
+    if places is not None:
+        mechanism.check_persons()
+        plan = dataclasses.replace(plan, places=places)
     sums = step_lib.clipped_batch(
         model,
         plan,
@@ -102,7 +111,7 @@ def clipped_gradients(
     return dataclasses.replace(
         clipped,
         owner=mechanism.optimizer,
-        stamp=mechanism.optimizer.stamp() if stamp is None else stamp,
+        stamp=mechanism.optimizer.stamp(plan.kind) if stamp is None else stamp,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_dpfp import accounting
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import counting
 from tf_dpfp import low_rank
@@ -46,6 +47,8 @@ class ClippedGradients:
             model.
         stamp: The claim of the batch, for one step; `None`: of unknown
             sampling.
+        kind: What is released, where it is other than the optimizer's: sums
+            of persons.
     """
 
     sums: Sequence[tf.Tensor | None]
@@ -58,6 +61,7 @@ class ClippedGradients:
     joint: joint_release.JointGradients | None = None
     owner: Any = None
     stamp: counting.Stamp | None = None
+    kind: accounting.Release | None = None
 
     @property
     def all_variables(self) -> list[keras.Variable]:

@@ -175,17 +175,15 @@ class PrivateOptimizer(
         Args:
             sampling: The sampling.
             seeded: True if it follows a seed.
-            kind: Kind of the representations that are released jointly, if
-                other than what `release_jointly` was told.
+            kind: Kind of the release, if other than the optimizer's: sums of
+                persons, or representations that are released jointly.
             batch_size: The batch size for which that holds; `None`: any.
 
         Returns:
             The claim, by ledger; announce it (`counting.announced`).
         """
         self._renew_keys()
-        released = self._settings.release
-        if kind is not None:
-            released = released.of_kind(kind)
+        released = self._settings.release_of(kind)
         claim = counting.Claim(released, sampling, seeded, 1, batch_size)
         return {self._ledger: claim}
 
@@ -194,9 +192,14 @@ class PrivateOptimizer(
         self._noise_source.renew_after_fork()
         self._layer_seeds.renew_after_fork()
 
-    def stamp(self) -> counting.Stamp:
-        """Stamps a batch with the claim of the thread that steps on it."""
-        return self._ledger.stamp(self.release())
+    def stamp(self, kind: accounting.Release | None = None) -> counting.Stamp:
+        """Stamps a batch with the claim of the thread that steps on it.
+
+        Args:
+            kind: Kind of the release, if other than the optimizer's.
+        """
+        self.check_calibrated()
+        return self._ledger.stamp(self._settings.release_of(kind))
 
     def release_jointly(
         self, representations: counting.GaussianRelease
@@ -228,10 +231,16 @@ class PrivateOptimizer(
         self._settings = self._settings.joint_with(representations)
         self.ensure_ledger_open()
 
-    def ensure_ledger_open(self) -> None:
-        """Gets ready to count steps inside a replica."""
+    def ensure_ledger_open(
+        self, kind: accounting.Release | None = None
+    ) -> None:
+        """Gets ready to count steps inside a replica.
+
+        Args:
+            kind: Kind of the release, if other than the optimizer's.
+        """
         if self.is_calibrated:
-            self._ledger.ensure_open(self._settings.release)
+            self._ledger.ensure_open(self._settings.release_of(kind))
         self._layer_seeds.build()
 
     def pass_seeds(self, piece: tf.Tensor | int = 0) -> noise_lib.PassSeeds:
@@ -364,7 +373,9 @@ class PrivateOptimizer(
         )
         # Before anything is released: a step that fails half-way is counted.
         self._ledger.count_step(
-            settings.release, clipped.stamp, clipped.counted_batch_size
+            settings.release_of(clipped.kind),
+            clipped.stamp,
+            clipped.counted_batch_size,
         )
         noise_multiplier, counts = settings.sums.noise_multiplier, None
         adaptation = self._adaptation

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from tf_dpfp import accounting
 from tf_dpfp import arguments
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import counting
@@ -63,6 +64,14 @@ class PrivacySettings:
         if isinstance(thresholds, clipping_lib.Adaptive):
             return thresholds
         return None
+
+    def release_of(self, kind: accounting.Release | None) -> counting.Release:
+        """Returns the release of a step of another kind, of the same noise.
+
+        Args:
+            kind: The kind; `None`: that of the settings.
+        """
+        return self.release if kind is None else self.release.of_kind(kind)
 
     def with_noise(self, noise_multiplier: float) -> "PrivacySettings":
         """Returns the settings with another noise multiplier of the sums.
@@ -211,7 +220,8 @@ def keras_arguments(
         that example's, and Keras must not divide once more.
 
     Raises:
-        ValueError: If gradients are to be accumulated by Keras.
+        ValueError: If gradients are to be accumulated by Keras, or the
+            learning rate is not finite.
     """
     if kwargs.get("gradient_accumulation_steps"):
         raise ValueError(
@@ -221,6 +231,13 @@ def keras_arguments(
             f"{kwargs['gradient_accumulation_steps']}"
         )
     kwargs = dict(kwargs)
+    rate = args[0] if args else kwargs.get("learning_rate", 0.0)
+    if isinstance(rate, (int, float)) and not math.isfinite(rate):
+        raise ValueError(
+            "`learning_rate` must be a finite number, or a schedule: any other "
+            "turns every weight into NaN at the first step. Received: "
+            f"learning_rate={rate}"
+        )
     loss_scale = kwargs.pop("loss_scale_factor", None)
     # Keras would make an integer variable of an integer.
     if args and isinstance(args[0], int):

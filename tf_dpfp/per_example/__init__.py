@@ -15,6 +15,7 @@ from tf_dpfp.per_example import normalization as _normalization
 from tf_dpfp.per_example import recurrent as _recurrent
 from tf_dpfp.per_example import scale as _scale
 from tf_dpfp.per_example.batched import IsBatched
+from tf_dpfp.per_example.consecutive import add_consecutive
 from tf_dpfp.per_example.generic import GenericRule
 from tf_dpfp.per_example.generic import added_losses
 from tf_dpfp.per_example.generic import example_seeds
@@ -25,6 +26,7 @@ from tf_dpfp.per_example.gradients import PerExampleTensor
 from tf_dpfp.per_example.recording import NotRecordedError
 from tf_dpfp.per_example.recording import Played
 from tf_dpfp.per_example.recording import Unit
+from tf_dpfp.per_example.recording import explaining
 from tf_dpfp.per_example.recording import find_units
 from tf_dpfp.per_example.recording import played_back
 from tf_dpfp.per_example.recording import record_calls
@@ -50,8 +52,10 @@ __all__ = [
     "EmbeddingRows",
     "Unit",
     "add",
+    "add_consecutive",
     "added_losses",
     "example_seeds",
+    "explaining",
     "find_units",
     "played_back",
     "record_calls",

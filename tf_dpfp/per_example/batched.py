@@ -14,6 +14,12 @@ from keras import tree
 
 # Tells of a tensor whether its first axis may be the batch.
 IsBatched = Callable[[tf.Tensor], bool]
+# Why a layer with weights that is called on one graph may be refused.
+OF_ONE_GRAPH = (
+    "In a network over the nodes of one graph, the features of a node reach "
+    "the predictions of its neighbours, so that no clipped gradient bounds its "
+    "influence: give each example a graph of its own."
+)
 
 
 class _Answers(threading.local):

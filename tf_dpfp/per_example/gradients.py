@@ -42,6 +42,7 @@ from tf_dpfp import compilation
 
 SLACK = 2.0**-20
 _LEAST_NORMAL = 2.0**-126
+_LONG_ROW = 2**14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,22 @@ def _sum_squares(values: tf.Tensor) -> tf.Tensor:
     if compilation.target() is compilation.Target.KERNELS:
         # One pass over the numbers, where squaring and summing take two.
         return tf.square(tf.math.reduce_euclidean_norm(flat, axis=1))
+    if _loses_addends(flat):
+        doubled = tf.cast(flat, tf.float64)
+        total = tf.reduce_sum(tf.square(doubled), axis=1)
+        return tf.cast(total, flat.dtype)
     return tf.reduce_sum(tf.square(flat), axis=1)
+
+
+def _loses_addends(flat: tf.Tensor) -> bool:
+    """Tells rows so long that XLA's sums of them on CPUs lose what they add.
+
+    It adds one number after the other, where kernels and other devices add up
+    in a tree: at 2^24 numbers, 4e-4 of a squared norm were missing.
+    """
+    if compilation.has_accelerator():
+        return False
+    return flat.shape[1] is None or flat.shape[1] >= _LONG_ROW
 
 
 def _present_rows(values: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
@@ -217,6 +233,10 @@ class OuterProduct(PerExampleGradient):
         self._to_variable = to_variable or _as_it_is
         self.layout = layout
         self._matrix = None
+
+    def with_factors(self, left: tf.Tensor, right: tf.Tensor) -> "OuterProduct":
+        """The gradients of the same variable with other factors."""
+        return OuterProduct(left, right, self._to_variable, self.layout)
 
     @property
     def is_matrix(self) -> bool:

@@ -204,8 +204,26 @@ def _note_on(names: Sequence[str]) -> str:
         "example: (batch, ...). Use what they give by broadcasting, as in `x + "
         "table(positions)`, or set "
         "`tf_dpfp.gradient_rules.register_gradient_rule(OuterLayer)"
-        "(tf_dpfp.gradient_rules.GenericRule)` for the layer that calls them."
+        "(tf_dpfp.gradient_rules.GenericRule)` for the layer that calls them. "
+        + batched.OF_ONE_GRAPH
     )
+
+
+@contextlib.contextmanager
+def explaining(calls: Sequence[rules.LayerCall]) -> Iterator[None]:
+    """Notes on errors that calls gave one row for each example.
+
+    Args:
+        calls: Recorded calls, of which some may have been on what is the same
+            for all examples.
+    """
+    try:
+        yield
+    except Exception as error:
+        names = [call.layer.name for call in calls if call.is_spread]
+        if names:
+            error.add_note(_note_on(names))
+        raise
 
 
 @contextlib.contextmanager

@@ -172,6 +172,12 @@ def _run(layer, cell, sequences, states, mask, training):
         layer.unroll,
         layer.zero_output_for_mask,
     )
+    if layer.return_state:
+        # Where states alone are used, the outputs get zeros of a known shape
+        # for a gradient, and not those of an empty list.
+        last, outputs, *new_states = tf.identity_n(
+            [last, outputs, *tree.flatten(new_states)]
+        )
     parts = tf.split(outputs, 3 if kind.saves_resets else 2, axis=-1)
     run = recurrences.Run(
         cell,

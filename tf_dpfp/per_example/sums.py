@@ -10,7 +10,7 @@ from tf_dpfp.per_example import gradients
 TABLE_LAYOUT = "table"
 
 
-class _TiedTable(gradients.PerExampleGradient):
+class TiedTable(gradients.PerExampleGradient):
     """Lookups in a table and products with the same table, added exactly.
 
     The gradient of a table E that is read by rows and that also projects:
@@ -68,11 +68,9 @@ def _concatenate(parts, make):
 def _add_products(
     parts: Sequence[gradients.OuterProduct],
 ) -> gradients.OuterProduct:
-    return gradients.OuterProduct(
+    return parts[0].with_factors(
         tf.concat([p.left for p in parts], axis=1),
         tf.concat([p.right for p in parts], axis=1),
-        parts[0]._to_variable,
-        parts[0].layout,
     )
 
 
@@ -114,7 +112,7 @@ def add(
             return _concatenate(rows, _add_rows)
         product = _concatenate(products, _add_products)
         if product.layout == TABLE_LAYOUT:
-            return _TiedTable(_concatenate(rows, _add_rows), product)
+            return TiedTable(_concatenate(rows, _add_rows), product)
     return gradients.PerExampleTensor(
         tf.add_n([p.materialize() for p in parts])
     )

@@ -11,6 +11,9 @@ from tf_dpfp.sampling.labels import keep_probability
 from tf_dpfp.sampling.labels import randomize_labels
 from tf_dpfp.sampling.padding import pad_to_multiple
 from tf_dpfp.sampling.padding import split_microbatches
+from tf_dpfp.sampling.persons import PersonBatch
+from tf_dpfp.sampling.persons import flat
+from tf_dpfp.sampling.persons import max_examples_of
 from tf_dpfp.sampling.poisson import poisson_batches
 from tf_dpfp.sampling.registry import SamplingInfo
 from tf_dpfp.sampling.registry import draws_of
@@ -21,6 +24,7 @@ from tf_dpfp.sampling.shuffled import shuffled_batches
 from tf_dpfp.sampling.stratified import stratified_batches
 
 __all__ = [
+    "PersonBatch",
     "RandomizedLabels",
     "SamplingInfo",
     "bucket_sizes",
@@ -28,8 +32,10 @@ __all__ = [
     "deal",
     "draws_of",
     "examples_digest",
+    "flat",
     "in_buckets",
     "keep_probability",
+    "max_examples_of",
     "pad_to_multiple",
     "piece_of",
     "poisson_batches",

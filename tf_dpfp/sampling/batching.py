@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpfp.sampling import padding
+from tf_dpfp.sampling import persons
 from tf_dpfp.sampling import source as source_lib
 from tf_dpfp.sampling.source import Leaves
 from tf_dpfp.sampling.source import Source
@@ -20,6 +21,7 @@ def batches(
     capacity: int | None,
     map_fn: Callable[..., Any] | None,
     fixed: int | None = None,
+    places: int | None = None,
 ) -> tf.data.Dataset:
     """Fetches the batches of given draws, in the structure of the source.
 
@@ -30,13 +32,20 @@ def batches(
         capacity: Size that every batch is padded to; `None` for no padding.
         map_fn: Function that transforms a batch; `None` for no change.
         fixed: Size of every batch, if all draws have the same.
+        places: Number of places for examples of a person; draws then have a
+            row of so many indices for each, and batches are `PersonBatch`es.
+            `None` if examples are drawn.
 
     Returns:
         A `tf.data.Dataset`.
     """
 
     def generate() -> Iterator[Leaves]:
-        return (source.take(indices) for indices in draws())
+        if places is None:
+            return (source.take(indices) for indices in draws())
+        return (_with_absent(source, rows.reshape(-1)) for rows in draws())
+
+    capacity = capacity and capacity * (places or 1)
 
     def assemble(*leaves: tf.Tensor) -> Any:
         tensors, size = list(leaves), tf.shape(leaves[0])[0]
@@ -48,6 +57,9 @@ def batches(
             tensors, is_example = padding.pad_to_multiple(tensors, capacity)
             size = capacity
             tensors = [_of_size(leaf, size) for leaf in tensors]
+        if places is not None:
+            # Places of padding are absent, too.
+            *tensors, is_example = tensors
         batch = keras.tree.pack_sequence_as(source.structure, tensors)
         if map_fn is not None:
             batch = source_lib.as_components(map_fn(*batch))
@@ -56,19 +68,44 @@ def batches(
                 keras.tree.lists_to_tuples(batch),
             )
         if capacity is not None:
-            batch = weigh_padding(
-                batch, tf.ensure_shape(is_example, [capacity])
-            )
+            is_example = tf.ensure_shape(is_example, [capacity])
+        if capacity is not None or places is not None:
+            batch = weigh_padding(batch, is_example)
+        if places is not None:
+            return persons.by_person(batch, places)
         return _as_element(batch)
 
+    mask = () if places is None else (tf.TensorSpec([], tf.bool),)
     signature = tuple(
-        tf.TensorSpec([None, *spec.shape], spec.dtype) for spec in source.specs
+        tf.TensorSpec([None, *spec.shape], spec.dtype)
+        for spec in (*source.specs, *mask)
     )
     dataset = tf.data.Dataset.from_generator(
         generate, output_signature=signature
     )
     parallel = None if map_fn is None else tf.data.AUTOTUNE
     return dataset.map(assemble, num_parallel_calls=parallel)
+
+
+def _with_absent(source: Source, indices: np.ndarray) -> Leaves:
+    """Fetches examples, zeros (empty strings) where none is meant.
+
+    Args:
+        source: The examples.
+        indices: Their indices, or `persons.ABSENT`.
+
+    Returns:
+        The leaves, and a mask of what is an example.
+    """
+    is_example = indices != persons.ABSENT
+    found = source.take(indices[is_example])
+    leaves = []
+    for leaf in found:
+        empty = b"" if leaf.dtype == object else 0
+        whole = np.full((len(indices), *leaf.shape[1:]), empty, leaf.dtype)
+        whole[is_example] = leaf
+        leaves.append(whole)
+    return (*leaves, is_example)
 
 
 def _of_size(leaf: Any, size: int | tf.Tensor) -> tf.Tensor:
@@ -120,9 +157,9 @@ def weigh_padding(
     """
     if len(batch) == 1:
         raise ValueError(
-            "padded='static' marks padding by its sample weight, which needs "
-            "targets. Pass `y`, or use padded=None. Received: batches of x "
-            "alone"
+            "padded='static' and `users` mark padding by its sample weight, "
+            "which needs targets. Pass `y`, or leave them out. Received: "
+            "batches of x alone"
         )
     if len(batch) == 2:
         return (*batch, tf.cast(is_example, keras.config.floatx()))

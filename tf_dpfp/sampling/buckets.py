@@ -20,6 +20,7 @@ from scipy import stats
 from tf_dpfp.accounting import PoissonSampling
 from tf_dpfp.sampling import batching
 from tf_dpfp.sampling import padding
+from tf_dpfp.sampling import persons
 from tf_dpfp.sampling import registry
 
 # Sizes are multiples of this, as matrix units have them.
@@ -104,6 +105,11 @@ def in_buckets(
         return batches
     assert isinstance(info.sampling, PoissonSampling)
     sizes = bucket_sizes(info.population, info.sampling.sampling_rate, multiple)
+    if isinstance(spec, persons.PersonBatch):
+        # A named tuple is one argument of a function, not several.
+        return batches.map(
+            lambda batch: persons.PersonBatch(*_padded(tuple(batch), sizes))
+        ).prefetch(2)
     return batches.map(lambda *batch: _padded(batch, sizes)).prefetch(2)
 
 

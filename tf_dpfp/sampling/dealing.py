@@ -38,7 +38,8 @@ def deal(
 
         def piece(replica: tf.Tensor) -> Any:
             dealt = piece_of(batch, replica, replicas, static)
-            return dealt if isinstance(element, tuple) else dealt[0]
+            # A named tuple is one argument, not several.
+            return dealt if type(element) is tuple else dealt[0]
 
         return tf.data.Dataset.range(replicas).map(piece)
 

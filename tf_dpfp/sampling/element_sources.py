@@ -1,6 +1,7 @@
 """Sources of objects that hold whole examples."""
 
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_dpfp.keras_private import datasets
 from tf_dpfp.sampling import source as source_lib
 from tf_dpfp.sampling.source import Leaves
 from tf_dpfp.sampling.source import Source
@@ -39,9 +41,23 @@ _UNBATCHING = (
 _PATIENCE = 5.0
 
 
+# What may come after a batch and leaves it as it is.
+_KEEPING = (
+    "_AssertCardinalityDataset",
+    "_CacheDataset",
+    "CacheDataset",
+    "_OptionsDataset",
+    "_PrefetchDataset",
+    "_ShuffleDataset",
+)
+
+
 def from_dataset(dataset: tf.data.Dataset) -> Source:
-    """Reads a data set of single examples into memory."""
+    """Reads a data set of single examples, or of batches, into memory."""
     size = int(dataset.cardinality())
+    if size != tf.data.INFINITE_CARDINALITY and _is_batched(dataset):
+        dataset = _unbatched(dataset)
+        size = int(dataset.cardinality())
     if size == tf.data.INFINITE_CARDINALITY:
         raise ValueError(
             "The data set is infinite. Leave out `.repeat()`: every example "
@@ -89,6 +105,52 @@ def from_dataset(dataset: tf.data.Dataset) -> Source:
         return tuple(np.take(leaf, indices, axis=0) for leaf in leaves)
 
     return Source(size, structure, specs, take)
+
+
+def _is_batched(dataset: tf.data.Dataset) -> bool:
+    """Tells if a data set consists of batches that nothing has touched."""
+    node = dataset
+    while type(node).__name__ in _KEEPING:
+        (node,) = datasets.made_of(node)
+    specs = keras.tree.flatten(dataset.element_spec)
+    if not all(isinstance(spec, tf.TensorSpec) for spec in specs):
+        return False
+    if type(node).__name__ not in ("_BatchDataset", "_ParallelBatchDataset"):
+        return False
+    # Batches of batches would hold examples that are batches.
+    for below in datasets.made_of(node):
+        _refuse_batched(below)
+    return True
+
+
+def _unbatched(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Takes the examples out of batches, and counts them.
+
+    Raises:
+        ValueError: If examples may have been left out: which ones would depend
+            on how many there are.
+    """
+    for spec in keras.tree.flatten(dataset.element_spec):
+        if spec.shape.rank and spec.shape[0] is not None:
+            raise ValueError(
+                "The data set is batched with drop_remainder=True, which "
+                "leaves examples out by their number: one more would change "
+                "which. Leave out `drop_remainder=True`, or `.batch()`. "
+                f"Received: {dataset!r}"
+            )
+    size = 0
+    for batch in dataset:
+        size += int(tf.shape(keras.tree.flatten(batch)[0])[0])
+    warnings.warn(
+        f"The data set is batched. Its {size} examples are taken out of their "
+        "batches, and drawn one by one; leave out `.batch()` to read them "
+        "once only.",
+        UserWarning,
+        stacklevel=4,
+    )
+    return dataset.unbatch().apply(
+        tf.data.experimental.assert_cardinality(size)
+    )
 
 
 def _with_progress(dataset: tf.data.Dataset, size: int) -> Iterator[Any]:

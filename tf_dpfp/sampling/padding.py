@@ -129,7 +129,8 @@ def _to_tensor(leaf: Any) -> tf.Tensor | None:
     if isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
         raise ValueError(
             f"A batch cannot hold a {type(leaf).__name__}. Make it dense first "
-            "(for example with `.to_tensor()` or `tf.sparse.to_dense`). "
+            "(for example with `.to_tensor()` or `tf.sparse.to_dense`; a "
+            "matrix of scipy.sparse with `.toarray()`). "
             f"Received: shape {leaf.shape}"
         )
     leaf = tf.convert_to_tensor(leaf)

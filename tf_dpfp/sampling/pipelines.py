@@ -8,9 +8,15 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp import accounting
+from tf_dpfp.sampling import persons
 from tf_dpfp.sampling import registry
 
 KERAS_BATCH_SIZE = 32
+
+NOT_OF_REPRESENTATIONS = (
+    "A model with a DPRepresentationClip releases representations of single "
+    "examples, and nothing is proved for persons. Leave `users` out."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +33,8 @@ class Pipeline:
         is_dataset: Boolean, true for a data set made by this package.
         drawn: Sampling of its draws, if `stratified_batches` made it.
         batch_size: Batch size, for arrays.
+        max_examples_per_user: Greatest number of examples of a person, for
+            batches that are drawn by person.
     """
 
     name: str
@@ -37,6 +45,7 @@ class Pipeline:
     is_dataset: bool = False
     drawn: registry.SamplingInfo | None = None
     batch_size: int | None = None
+    max_examples_per_user: int | None = None
 
 
 UNKNOWN = Pipeline("the batch", accounting.UnknownSampling(), None)
@@ -92,6 +101,7 @@ def describe_joint(
     Raises:
         ValueError: If a batch is several draws.
     """
+    refuse_persons(arguments["x"], NOT_OF_REPRESENTATIONS)
     info = registry.sampling_of(arguments["x"])
     if info is not None:
         return _of_joint_steps(info)
@@ -103,6 +113,12 @@ def _describe_unknown(
 ) -> Pipeline:
     """Describes an ordinary pipeline: each example may be in every step."""
     x = arguments["x"]
+    refuse_persons(
+        x,
+        "A data set that is derived from batches of persons proves nothing of "
+        "persons. Pass the data set that `poisson_batches` returned, itself, "
+        "and change batches by its `map_fn`.",
+    )
     draws = registry.draws_of(x)
     if draws != 1:
         raise ValueError(
@@ -129,7 +145,25 @@ def of_info(info: registry.SamplingInfo) -> Pipeline:
         info.population,
         info.seeded,
         is_dataset=True,
+        max_examples_per_user=info.max_examples_per_user,
     )
+
+
+def refuse_persons(x: Any, reason: str) -> None:
+    """Refuses batches that are drawn by person.
+
+    Args:
+        x: Data that `fit` was given.
+        reason: Sentence that says why.
+
+    Raises:
+        ValueError: If `x` is a data set of such batches.
+    """
+    is_dataset = isinstance(x, tf.data.Dataset)
+    if is_dataset and isinstance(x.element_spec, persons.PersonBatch):
+        raise ValueError(
+            f"{reason} Received: batches of poisson_batches(users=...)"
+        )
 
 
 def _of_joint_steps(info: registry.SamplingInfo) -> Pipeline:

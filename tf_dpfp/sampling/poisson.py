@@ -11,10 +11,12 @@ from scipy import stats
 from tf_dpfp import arguments
 from tf_dpfp.accounting import PoissonSampling
 from tf_dpfp.sampling import batching
+from tf_dpfp.sampling import persons
 from tf_dpfp.sampling import registry
 from tf_dpfp.sampling import source as source_lib
 from tf_dpfp.sampling import sources
 from tf_dpfp.sampling.binomial import BinomialCounts
+from tf_dpfp.sampling.persons import Persons
 from tf_dpfp.sampling.source import Source
 
 # Probability per step that a padded batch cannot hold its draw, by default.
@@ -35,6 +37,8 @@ def poisson_batches(
     map_fn: Callable[..., Any] | None = None,
     cache: bool = False,
     seed: int | None = None,
+    users: Any = None,
+    max_examples_per_user: int | None = None,
 ) -> tf.data.Dataset:
     """Draws batches by Poisson sampling, which the privacy analysis assumes.
 
@@ -52,6 +56,13 @@ def poisson_batches(
     An example must be in the data once, and an example is what is protected:
     a person with several examples is protected less.
 
+    With `users` it is persons who are drawn, each by one coin, and whom the
+    guarantee protects, with all of their examples. Of a person who is drawn up
+    to `max_examples_per_user` examples are used, chosen at random in every
+    step. `fit` clips the sum of their gradients. What is said of examples here
+    holds of persons then: the rate, `expected_batch_size`, `capacity`, the
+    `microbatch_size` of the optimizer and the public size count persons.
+
     Example:
 
     >>> x = np.arange(10)
@@ -66,9 +77,9 @@ def poisson_batches(
             - an array or tensor, or arrays nested in dicts, tuples and lists,
                 with a common first axis over examples. Floats become Keras's
                 `floatx`, as in `fit`. Memory-mapped arrays are read by batch;
-            - a `tf.data.Dataset` of single examples (not batched, not
-                repeated) with a known cardinality. It is read once, with a
-                progress bar if that takes long, and kept in memory, so random
+            - a `tf.data.Dataset` of single examples (not repeated) with a
+                known cardinality, or of batches of them. It is read once, with
+                a progress bar if that takes long, and kept in memory, so random
                 augmentation belongs in `map_fn`;
             - a `keras.utils.PyDataset`. Examples are drawn from within its
                 batches, which must all have the size of the first, except the
@@ -112,18 +123,27 @@ def poisson_batches(
             can tell which examples were drawn. `None` takes the randomness of
             each iteration from the operating system, whatever global seeds are
             set.
+        users: One id for each example, in order, that says whose it is:
+            integers, strings or other values to compare. Or a function of a
+            batch of examples (`x`, `(x, y)` or `(x, y, sample_weight)`, as
+            arrays) that returns their ids. Needs targets.
+        max_examples_per_user: Greatest number of examples of a person in a
+            step; needed with `users`. A step computes so many for everyone.
 
     Returns:
         A `tf.data.Dataset` of `steps_per_epoch` batches `x`, `(x, y)` or
         `(x, y, sample_weight)`, known to `fit` as Poisson-sampled. Lists come
         out as tuples; a tuple `x` without `y` comes out as `(x,)`, as in
         Keras. A data set derived from it by `map`, `take` and the like claims
-        nothing; use `map_fn`.
+        nothing; use `map_fn`. With `users`, batches are named tuples
+        `(x, y, sample_weight)` of shapes `(persons, max_examples_per_user,
+        ...)`, of weight zero where a person has fewer examples; `map_fn` sees
+        all of it end to end.
 
     Raises:
         ValueError: If an argument is outside its range, or contradicts another
             one or the data.
-        TypeError: If examples cannot be drawn from `x`.
+        TypeError: If examples cannot be drawn from `x`, or ids be compared.
 
     Reference:
         - Abadi et al., 2016, "Deep Learning with Differential Privacy".
@@ -138,23 +158,27 @@ def poisson_batches(
     capacity = _checked_capacity(padded, capacity)
     seed = arguments.seed(seed)
     registry.refuse_drawn(x)
+    places = persons.checked_places(users, max_examples_per_user)
     source = sources.make_source(x, y, sample_weight, cache)
+    grouped = None if places is None else persons.group(source, users, places)
+    size = source.size if grouped is None else grouped.size
     if rate is None:
         assert batch_size is not None  # One of the two was given.
-        rate = _rate_of(batch_size, source.size)
+        rate = _rate_of(
+            batch_size, size, "examples" if users is None else "persons"
+        )
     sampler = _Sampler(
         source=source,
         rate=rate,
-        expected_batch_size=batch_size or rate * source.size,
+        persons=grouped,
+        expected_batch_size=batch_size or rate * size,
         steps=steps_per_epoch or max(1, round(1 / rate)),
         padded=padded is not None,
         capacity=capacity,
         map_fn=map_fn,
         seed=seed,
     )
-    shards = registry.Shards(
-        sampler.shard, lambda key: source_lib.digest(source, key)
-    )
+    shards = registry.Shards(sampler.shard, sampler.digest)
     return registry.register(*sampler.shard(0, 1), shards)
 
 
@@ -163,6 +187,7 @@ class _Sampler:
     """Checked settings of `poisson_batches`."""
 
     source: Source
+    persons: Persons | None
     rate: float
     expected_batch_size: float
     steps: int
@@ -171,11 +196,22 @@ class _Sampler:
     map_fn: Callable[..., Any] | None
     seed: int | None
 
+    @property
+    def size(self) -> int:
+        """Number of examples, or of persons, that are drawn from."""
+        return self.source.size if self.persons is None else self.persons.size
+
+    def digest(self, key: bytes) -> bytes:
+        """Computes a digest of the examples; see `examples_digest`."""
+        if self.persons is None:
+            return source_lib.digest(self.source, key)
+        return self.persons.digest(self.source, key)
+
     def shard(
         self, index: int, count: int
     ) -> tuple[tf.data.Dataset, registry.SamplingInfo]:
         """Returns the batches of one worker; see `sampled_shard`."""
-        largest = -(-self.source.size // count)
+        largest = -(-self.size // count)
         capacity, overflow = None, 0.0
         if self.padded:
             if self.capacity:
@@ -189,10 +225,13 @@ class _Sampler:
         info = registry.SamplingInfo(
             sampling=PoissonSampling(self.rate, min(1.0, overflow)),
             expected_batch_size=self.expected_batch_size,
-            population=self.source.size,
+            population=self.size,
             steps_per_epoch=self.steps,
             capacity=capacity,
             seeded=self.seed is not None,
+            max_examples_per_user=(
+                None if self.persons is None else self.persons.max_examples
+            ),
         )
         return self._batches(index, count, capacity), info
 
@@ -200,16 +239,27 @@ class _Sampler:
         self, index: int, count: int, capacity: int | None
     ) -> tf.data.Dataset:
         """Returns `steps` batches of every `count`-th example."""
-        source = source_lib.every_nth(self.source, index, count)
+        source, grouped, places = self.source, self.persons, None
+        if grouped is None:
+            source = source_lib.every_nth(source, index, count)
+            size = source.size
+        else:
+            grouped = grouped.every_nth(index, count)
+            size, places = grouped.size, grouped.max_examples
         entropy = batching.seeds(self.seed, index)
-        counts = BinomialCounts(source.size, self.rate)
+        counts = BinomialCounts(size, self.rate)
 
         def draws() -> Iterator[np.ndarray]:
             rng = np.random.default_rng(next(entropy))
             for _ in range(self.steps):
-                yield draw(rng, counts, capacity)
+                drawn = draw(rng, counts, capacity)
+                if grouped is not None:
+                    drawn = grouped.draw_examples(rng, drawn)
+                yield drawn
 
-        dataset = batching.batches(source, draws, capacity, self.map_fn)
+        dataset = batching.batches(
+            source, draws, capacity, self.map_fn, places=places
+        )
         return dataset.apply(
             tf.data.experimental.assert_cardinality(self.steps)
         ).prefetch(2)
@@ -301,10 +351,10 @@ def _checked_sizes(
     return expected_batch_size, sampling_rate
 
 
-def _rate_of(expected_batch_size: float, population: int) -> float:
+def _rate_of(expected_batch_size: float, population: int, unit: str) -> float:
     if expected_batch_size > population:
         raise ValueError(
-            "`expected_batch_size` must be at most the number of examples, "
+            f"`expected_batch_size` must be at most the number of {unit}, "
             f"{population}. Choose a smaller one. Received: "
             f"expected_batch_size={expected_batch_size:g}"
         )

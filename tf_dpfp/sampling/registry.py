@@ -29,6 +29,9 @@ class SamplingInfo:
         draws: Number of independent draws in a batch.
         labels: Ledger entry of the randomised labels; `None` if labels were
             not randomised.
+        max_examples_per_user: Greatest number of examples of a person in a
+            batch that is drawn by person, whose sizes are numbers of persons;
+            `None` if examples are drawn.
     """
 
     sampling: PoissonSampling | WithoutReplacement
@@ -39,6 +42,7 @@ class SamplingInfo:
     seeded: bool = False
     draws: int = 1
     labels: LedgerEntry | None = None
+    max_examples_per_user: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,6 +40,8 @@ def make_source(
         raise ValueError(
             "`x` is None. Pass the examples to draw from. Received: x=None"
         )
+    for name, part in (("x", x), ("y", y), ("sample_weight", sample_weight)):
+        _refuse_sparse(name, part)
     from_elements = _element_source(x)
     if from_elements is None:
         if sample_weight is not None and y is None:
@@ -71,6 +73,18 @@ def make_source(
         leaves = source.take(np.arange(source.size))
         return dataclasses.replace(source, take=_taker(leaves))
     return source
+
+
+def _refuse_sparse(name: str, value: Any) -> None:
+    """Refuses matrices of scipy.sparse, which are no arrays to Keras."""
+    if type(value).__module__.startswith("scipy.sparse"):
+        raise ValueError(
+            f"`{name}` is a {type(value).__name__} of scipy.sparse, and "
+            "examples are drawn as dense arrays. Give its `.toarray()`, or, "
+            "where that does not fit into memory, an object whose `__len__` is "
+            "the number of rows and whose `__getitem__` returns one of them as "
+            f"(x, y), made dense. Received: {name} of shape {value.shape}"
+        )
 
 
 def _element_source(x: Any) -> Callable[[Any], Source] | None:

@@ -7,6 +7,7 @@ from tf_dpfp.step.forward_pass import ForwardPass
 from tf_dpfp.step.forward_pass import call_model
 from tf_dpfp.step.forward_pass import forward
 from tf_dpfp.step.microbatch import MicrobatchResult
+from tf_dpfp.step.microbatch import clipped_microbatch
 from tf_dpfp.step.plan import Below
 from tf_dpfp.step.plan import Plan
 from tf_dpfp.step.plan import make_plan
@@ -25,6 +26,7 @@ __all__ = [
     "as_examples",
     "call_model",
     "clipped_batch",
+    "clipped_microbatch",
     "count_operations",
     "forward",
     "make_plan",

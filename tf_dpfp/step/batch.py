@@ -6,10 +6,12 @@ from keras import tree
 
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import sampling as sampling_lib
+from tf_dpfp.keras_private import distribution as keras_distribution
 from tf_dpfp.keras_private import lookups as keras_lookups
 from tf_dpfp.optimizers import ClippedGradients
 from tf_dpfp.optimizers import JointGradients
 from tf_dpfp.step.microbatch import BatchSums
+from tf_dpfp.step.microbatch import MicrobatchResult
 from tf_dpfp.step.microbatch import backward
 from tf_dpfp.step.microbatch import clipped_microbatch
 from tf_dpfp.step.plan import Plan
@@ -46,6 +48,7 @@ def regularization_gradients(
 
 
 @keras_lookups.guarded()
+@keras_distribution.whole_losses()
 def clipped_batch(
     model: keras.Model,
     plan: Plan,
@@ -60,7 +63,8 @@ def clipped_batch(
     Args:
         model: A built model.
         plan: Its plan.
-        x: Inputs.
+        x: Inputs; with `plan.places`, of persons in the first axis and of
+            their examples in the second, like the others.
         y: Labels.
         sample_weight: Sample weights, or `None`.
         microbatch_size: Physical batch, or `None` for the whole at once.
@@ -73,13 +77,17 @@ def clipped_batch(
     """
     data = (x, y, sample_weight)
     data, is_example = sampling_lib.pad_to_multiple(data, microbatch_size or 1)
-    if microbatch_size is None:
-        x, y, sample_weight = data
-        result = clipped_microbatch(
-            model, plan, x, y, sample_weight, is_example
-        )
+
+    def clipped(data, is_example, index=0):
+        if plan.places is not None:
+            data = sampling_lib.flat(data)
+            is_example = tf.repeat(is_example, plan.places)
+        result = _run(model, plan, (*data, is_example), index)
         after_microbatch(*data, is_example, result)
         return result.sums
+
+    if microbatch_size is None:
+        return clipped(data, is_example)
     pieces = sampling_lib.split_microbatches(
         (data, is_example), microbatch_size
     )
@@ -92,12 +100,7 @@ def clipped_batch(
 
     def run(index):
         piece, piece_is_example = at(index)
-        x, y, sample_weight = piece
-        result = clipped_microbatch(
-            model, plan, x, y, sample_weight, piece_is_example, index
-        )
-        after_microbatch(*piece, piece_is_example, result)
-        return result.sums
+        return clipped(piece, piece_is_example, index)
 
     # Piece 0 outside the loop: it shows which variables get a sum, and builds
     # whatever Keras builds on first use.
@@ -127,6 +130,15 @@ def clipped_batch(
             parallel_iterations=1,
         )
     return tree.pack_sequence_as(first, _with_none(first, totals))
+
+
+def _run(model, plan: Plan, batch: tuple, piece) -> MicrobatchResult:
+    if tf.executing_eagerly() and plan.eager_pass is not None:
+        return plan.eager_pass(plan, batch, piece)
+    x, y, sample_weight, is_example = batch
+    return clipped_microbatch(
+        model, plan, x, y, sample_weight, is_example, piece
+    )
 
 
 def _tensors(sums: BatchSums) -> list[tf.Tensor]:
@@ -174,6 +186,7 @@ def as_clipped_gradients(
         variables=tuple(plan.variables),
         groups=tuple(plan.groups),
         carriers=tuple(plan.carriers),
+        kind=plan.kind,
         regularization=tuple(regularization[:below]),
         replicas=replicas,
         joint=joint,

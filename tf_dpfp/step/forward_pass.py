@@ -85,7 +85,8 @@ def forward(
             _check_no_representations(own, plan)
             own = own.with_calls_of_loss(y_pred, calls, call_model)
     if own is None:
-        losses = _compiled(model, plan, y, y_pred, sample_weight)
+        with per_example.explaining(calls):
+            losses = _compiled(model, plan, y, y_pred, sample_weight)
         return ForwardPass(y_pred, losses, calls, representations)
     found = own.losses(y_pred, calls, call_model)
     losses = found.losses

@@ -103,6 +103,7 @@ def clipped_microbatch(
     gradients = clipping_lib.gather_gradients(
         calls, source_gradients, plan.variables, plan.groups
     )
+    of_examples = gradients
     gradients = low_rank.project_all(gradients, plan.carriers, plan.variables)
     if plan.on_traced is not None and not tf.executing_eagerly():
         graph = tf.compat.v1.get_default_graph()
@@ -119,12 +120,46 @@ def clipped_microbatch(
                 plan.secret_handles(),
                 keras_trainer.loss_trackers(plan.loss),
                 piece,
+                plan.of_weights,
             )
+        )
+    if plan.places is not None and plan.places > 1:
+        gradients, present = _of_persons(
+            plan, plan.places, of_examples, present
         )
     clipped = clipping_lib.clip_and_sum(gradients, plan.groups, present)
     return MicrobatchResult(
         BatchSums(clipped, above), losses, passed.y_pred, passed.tracked
     )
+
+
+def _of_persons(
+    plan: Plan,
+    places: int,
+    gradients: Sequence[per_example.PerExampleGradient | None],
+    present: tf.Tensor,
+) -> tuple[list[per_example.PerExampleGradient | None], tf.Tensor]:
+    """Makes the gradients of persons of those of their examples.
+
+    Args:
+        plan: Plan of the step.
+        places: Number of examples of a person.
+        gradients: Gradients of the examples, before any projection.
+        present: Boolean: true for examples that take part.
+
+    Returns:
+        What is to be clipped, and which persons take part: those with an
+        example that does.
+    """
+    added = [
+        None
+        if gradient is None
+        else per_example.add_consecutive(gradient, places, present)
+        for gradient in gradients
+    ]
+    present = tf.reduce_any(tf.reshape(present, [-1, places]), axis=1)
+    projected = low_rank.project_all(added, plan.carriers, plan.variables)
+    return projected, present
 
 
 def _seeds(plan: Plan, piece: tf.Tensor | int):

@@ -186,10 +186,7 @@ class _OfOne:
                 y_pred = tree.map_structure(
                     keras_layers.with_mask, example["y_pred"], example["masks"]
                 )
-                value = _one_number(
-                    keras_trainer.compute_loss(model, *_in_order(data, y_pred)),
-                    own,
-                )
+                value = self._own_number(data, y_pred, bool(played))
             else:
                 (value,) = per_example.added_losses(scope)
         _refuse_updates(model, scope)
@@ -199,6 +196,29 @@ class _OfOne:
             if scope.get_current_value(v) is not before[id(v)]
         ]
         return [value, *(scope.get_current_value(v) for v in self.tracked)]
+
+    def _own_number(self, data: tuple, y_pred, plays_back: bool) -> tf.Tensor:
+        own = self._own
+        try:
+            value = keras_trainer.compute_loss(
+                own.model, *_in_order(data, y_pred)
+            )
+        except per_example.NotRecordedError:
+            raise
+        except Exception as error:  # Of any code in it.
+            if not plays_back:
+                raise
+            raise ValueError(
+                f"{own.where} calls layers, and fails on one example, where "
+                "they give what they gave for the batch "
+                f"({type(error).__name__}: {error}). If it takes a gradient "
+                "through a layer, as a gradient penalty does, that can't be "
+                "done in compute_loss: compute it in the `call` of a layer "
+                "that returns the loss of each example, and set "
+                "`tf_dpfp.gradient_rules.register_gradient_rule(ThatLayer)"
+                "(tf_dpfp.gradient_rules.GenericRule)`."
+            ) from error
+        return _one_number(value, own)
 
     def _hidden(self, variable: keras.Variable) -> tf.Tensor:
         """Zeros in place of a metric, which the losses must not read.

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 from keras import tree
 
+from tf_dpfp import accounting
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import compilation
 from tf_dpfp import counting
@@ -43,8 +44,15 @@ class Plan:
         secret_handles: Returns handles of the variables that they come from.
         on_traced: Called for every micro-batch that is traced in a graph,
             before anything is clipped.
+        places: Number of examples of a person, which lie end to end in a
+            batch; `None` if examples are clipped, each by itself.
         first_axes: Given the tensors of a micro-batch, returns a function that
             tells which arguments of layers have the batch in them.
+        eager_pass: Given the plan, `(x, y, sample_weight, is_example)` and the
+            number of the micro-batch, computes a `MicrobatchResult` in a
+            graph, for steps that run eagerly; `None` runs them eagerly.
+        of_weights: Tensors of the plan that were made of weights alone, outside
+            of the graph.
     """
 
     units: Sequence[per_example.Unit]
@@ -58,9 +66,19 @@ class Plan:
     above: Sequence[keras.Variable] = ()
     representations: counting.GaussianRelease | None = None
     on_traced: Callable[[Traced], None] | None = None
+    places: int | None = None
     first_axes: (
         Callable[[Sequence[tf.Tensor]], per_example.IsBatched] | None
     ) = None
+    eager_pass: Callable[..., Any] | None = None
+    of_weights: Sequence[tf.Tensor] = ()
+
+    @property
+    def kind(self) -> accounting.Release | None:
+        """What a step releases; `None`: what the optimizer says."""
+        if self.places is None:
+            return None
+        return accounting.PersonSums(self.places)
 
     def record(
         self, data: Any

@@ -27,6 +27,7 @@ class Traced:
         secret_handles: Handles of the variables that secret seeds come from.
         trackers: Variables of Keras's metrics of the loss of each output.
         piece: Number of the micro-batch.
+        of_weights: Tensors made of weights alone, outside of the graph.
     """
 
     graph: tf.Graph
@@ -40,6 +41,7 @@ class Traced:
     secret_handles: Sequence[tf.Tensor] = ()
     trackers: Sequence[tf.Variable] = ()
     piece: tf.Tensor | int = 0
+    of_weights: Sequence[tf.Tensor] = ()
 
 
 def as_examples(data: Any) -> Any:

@@ -59,6 +59,7 @@ def compile_private(model: keras.Model, args: tuple, kwargs: dict) -> None:
         model.optimizer = before
         raise
     state.mechanism = mechanism
+    state.eager_passes = {}  # Of the loss and the metrics before.
     state.xla_by_default = by_default
     clip_layers.begin_with(model, before)
     mechanism.check_compiled()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+from tf_dpfp import arguments
 from tf_dpfp import mechanisms
 from tf_dpfp import optimizers
 from tf_dpfp import replicas
@@ -17,7 +18,7 @@ from tf_dpfp.mechanisms import train_step
 
 @tf.autograph.experimental.do_not_convert
 def clipped_gradients(
-    model: keras.Model, x, y, sample_weight=None
+    model: keras.Model, x, y, sample_weight=None, *, persons: bool = False
 ) -> optimizers.ClippedGradients:
     """Computes clipped gradients of one batch, for a custom training loop.
 
@@ -37,6 +38,9 @@ def clipped_gradients(
         x: Inputs of the batch.
         y: Labels.
         sample_weight: Sample weights, or `None`.
+        persons: Boolean. True for batches of `poisson_batches(users=...)`,
+            with persons in the first axis and their examples in the second:
+            the gradients of persons are clipped.
 
     Returns:
         `ClippedGradients` to pass to `model.optimizer.apply`. The numbers in
@@ -46,11 +50,27 @@ def clipped_gradients(
         NotPrivateError: If the model or its optimizer is not private.
     """
     mechanism = mechanisms.gradients_of(model)
-    return train_step.clipped_gradients(mechanism, (x, y, sample_weight))
+    batch = _batch(x, y, sample_weight, persons)
+    return train_step.clipped_gradients(mechanism, batch)
+
+
+def _batch(x, y, sample_weight, persons: bool) -> tuple:
+    """Packs the components of a batch, of examples or of persons."""
+    if not arguments.boolean("persons", persons):
+        return x, y, sample_weight
+    if sample_weight is None:
+        raise ValueError(
+            "A batch of persons needs the sample weights that came with it: "
+            "they are zero where a person has fewer examples. Received: "
+            "persons=True, sample_weight=None"
+        )
+    return sampling_lib.PersonBatch(x, y, sample_weight)
 
 
 @tf.autograph.experimental.do_not_convert
-def distributed_step(model: keras.Model, x, y, sample_weight=None) -> None:
+def distributed_step(
+    model: keras.Model, x, y, sample_weight=None, *, persons: bool = False
+) -> None:
     """Takes one private step of a custom training loop, on all replicas.
 
     Takes a whole batch, deals it to the replicas of the strategy that the model
@@ -72,6 +92,7 @@ def distributed_step(model: keras.Model, x, y, sample_weight=None) -> None:
         x: Inputs of the whole batch.
         y: Labels.
         sample_weight: Sample weights, or `None`.
+        persons: Boolean, true for batches of `poisson_batches(users=...)`.
 
     Raises:
         NotPrivateError: If the model or its optimizer is not private.
@@ -82,13 +103,16 @@ def distributed_step(model: keras.Model, x, y, sample_weight=None) -> None:
     optimizer = mechanism.optimizer
     strategy = mechanism.strategy()
     if strategy is None or not replicas.deals(strategy):
-        optimizer.apply(clipped_gradients(model, x, y, sample_weight))
+        optimizer.apply(
+            clipped_gradients(model, x, y, sample_weight, persons=persons)
+        )
         return
-    batch = replicas.whole_batch(strategy, (x, y, sample_weight))
+    given = _batch(x, y, sample_weight, persons)
+    batch = replicas.whole_batch(strategy, given)
     count = strategy.num_replicas_in_sync
-    dealt.build(mechanism, strategy, batch)
+    plan = dealt.build(mechanism, strategy, batch)
 
-    stamp = optimizer.stamp()  # Replicas may be threads of their own.
+    stamp = optimizer.stamp(plan.kind)  # Replicas may be threads of their own.
 
     def of_replica():
         piece = sampling_lib.piece_of(batch, replica.index(), count)

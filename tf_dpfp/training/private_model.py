@@ -27,6 +27,7 @@ from tf_dpfp.mechanisms import trained_apart
 from tf_dpfp.training import calibrating
 from tf_dpfp.training import callbacks as callbacks_lib
 from tf_dpfp.training import compiling
+from tf_dpfp.training import explained
 from tf_dpfp.training import fallback
 from tf_dpfp.training import lengths
 
@@ -45,6 +46,7 @@ def _fit(self, *args, **kwargs) -> keras.callbacks.History:
     mechanism = _compiled_mechanism(self)
     ordinary = state_lib.ordinary(self, "fit")
     arguments = state_lib.bound(ordinary, args, kwargs)
+    explained.check_split(arguments)
     budgets = callbacks_lib.budgets_of(arguments.get("callbacks"))
     if budgets:
         in_epoch = None
@@ -59,7 +61,8 @@ def _fit(self, *args, **kwargs) -> keras.callbacks.History:
         calibrating.calibrate(found, pipeline, arguments, budgets)
 
     try:
-        return mechanism.fit(args, kwargs, calibrate)
+        with explained.explained(self, arguments):
+            return mechanism.fit(args, kwargs, calibrate)
     except calibrating.BudgetReachedError as reached:
         print(reached, flush=True)
         return callbacks_lib.empty_history(self)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import keras
 
 from tf_dpfp import accounting
+from tf_dpfp import arguments
 from tf_dpfp import mechanisms
 from tf_dpfp import step as step_lib
 from tf_dpfp.mechanisms import trained_apart
@@ -44,6 +45,10 @@ def compute_epsilon(
     of `stratified_batches`, are amplified by sampling. Others are not, and an
     example that is added to or removed from fixed batches moves each later sum
     by up to twice the clip norm.
+
+    After steps on `poisson_batches(users=...)` neighbours differ by one person
+    with all examples. After steps on persons and others on examples epsilon is
+    infinite, unless `examples_per_user` bounds what a person has.
 
     A person with several examples is protected less. With `examples_per_user`
     neighbours differ by a whole person: with Poisson sampling each of the
@@ -99,6 +104,7 @@ def privacy_statement(
     accountant: str = "rdp",
     *,
     examples_per_user: int | None = None,
+    style: str = "tf_dpfp",
 ) -> str:
     """Says in words what a model's training guarantees and what it does not.
 
@@ -108,6 +114,8 @@ def privacy_statement(
         accountant: `"rdp"` or `"pld"`.
         examples_per_user: Greatest number of examples that one person has in
             the data, for a figure of whole persons; see `compute_epsilon`.
+        style: `"tf_privacy"` adds what TensorFlow Privacy says of the same
+            training, which it does not observe.
 
     Returns:
         Plain text.
@@ -115,10 +123,13 @@ def privacy_statement(
     Raises:
         NotPrivateError: If the model or its optimizer is not private.
         ValueError: If an argument is out of range, or nothing is proved for
-            several examples of a person.
+            several examples of a person; with style="tf_privacy", if
+            TensorFlow Privacy can't describe the training.
+        ImportError: With style="tf_privacy", if it is not installed.
     """
+    arguments.one_of("style", style, ["tf_dpfp", "tf_privacy"])
     mechanism = mechanisms.mechanism_of(model)
-    return accounting.privacy_statement(
+    said = accounting.privacy_statement(
         mechanism.entries(),
         delta,
         accountant=accountant,
@@ -127,6 +138,14 @@ def privacy_statement(
         ordinary_steps=mechanism.state.ordinary_steps,
         trained_apart=trained_apart.found(model),
         examples_per_user=examples_per_user,
+    )
+    if style == "tf_dpfp":
+        return said
+    return f"{said}\n" + accounting.tf_privacy_statement(
+        mechanism.entries(),
+        delta,
+        accountant,
+        max(mechanism.state.populations, default=None),
     )
 
 

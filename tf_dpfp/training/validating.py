@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_dpfp import mechanisms
+from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import validation
 
 
@@ -40,6 +41,8 @@ def validate(model: keras.Model, data: Any = None) -> list[validation.Problem]:
         return problems
     if isinstance(data, tf.data.Dataset):
         data = data.element_spec
+    if isinstance(data, sampling_lib.PersonBatch):
+        data = tuple(sampling_lib.flat(data))
     batch = keras.utils.unpack_x_y_sample_weight(data)
     mechanism = mechanisms.gradients_of(model)
     try:
