@@ -177,16 +177,16 @@ def _of_a_group(entries, delta, examples):
 
 @pytest.mark.skipif(not persons.HAS_MIXTURES, reason="dp_accounting before 0.5")
 def test_pld_is_that_of_dp_accounting():
-    entries = [_poisson(0.05, 1.5, 4), _unknown(40.0, 5)]
+    entries = [_poisson(0.05, 6.0, 4), _unknown(160.0, 5)]
     found = accounting.compute_epsilon(
         entries, 1e-5, "pld", examples_per_user=3
     )
     by_rdp = accounting.compute_epsilon(entries, 1e-5, examples_per_user=3)
     mixture = dp_accounting.dp_event.MixtureOfGaussiansDpEvent(
-        1.5, range(4), stats.binom.pmf(range(4), 3, 0.05)
+        6.0, range(4), stats.binom.pmf(range(4), 3, 0.05)
     )
     accountant = pld.PLDAccountant().compose(mixture, 4)
-    accountant.compose(dp_accounting.GaussianDpEvent(40.0 / 6.0), 5)
+    accountant.compose(dp_accounting.GaussianDpEvent(160.0 / 6.0), 5)
     assert found == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-3)
     assert found < by_rdp
 

@@ -98,8 +98,9 @@ def test_an_eager_step_has_it_off_before_it_multiplies(gpu, model, monkeypatch):
         return matmul(*args, **kwargs)
 
     monkeypatch.setattr(tf, "matmul", watched)
+    weights = np.ones(len(X), np.float32)  # Batches of them are traced anew.
     with pytest.warns(UserWarning, match="TF32"):
-        tf_dpfp.loops.clipped_gradients(model, X, Y)
+        tf_dpfp.loops.clipped_gradients(model, X, Y, weights)
     assert seen and not any(seen)
 
 

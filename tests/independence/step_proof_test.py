@@ -237,6 +237,35 @@ def test_an_eager_branch_on_data_is_refused():
     assert sum(e.steps for e in model.optimizer.ledger_entries) == 0
 
 
+@pytest.mark.parametrize("place", ["loss", "layer"])
+@pytest.mark.parametrize("built", [False, True])
+def test_what_reads_a_metric_is_refused(place, built):
+    """A metric holds sums over earlier examples, which got no noise."""
+    seen = keras.metrics.MeanSquaredError()
+    loss = keras.losses.MeanSquaredError()
+
+    def reads_it(y_true, y_pred):
+        return loss(y_true, y_pred) * (1.0 + seen.result())
+
+    layer = Calls(lambda x: x * (1.0 + seen.total.value))
+    model = _compiled(
+        *([layer] if place == "layer" else []),
+        loss=reads_it if place == "loss" else "mse",
+        metrics=[seen],
+    )
+    if built:
+        model.evaluate(X, Y, verbose=0)
+    with pytest.raises(ValueError, match="reads a metric"):
+        _fit(model)
+    assert sum(e.steps for e in model.optimizer.ledger_entries) == 0
+
+
+def test_metrics_beside_a_loss_are_proved():
+    model = _compiled(metrics=["mae"], weighted_metrics=["mse"])
+    _fit(model)
+    _fit(model)
+
+
 def test_a_micro_batch_is_proved_like_a_batch():
     model = _compiled(Calls(_route), microbatch_size=4)
     with pytest.raises(ValueError, match="Cumsum"):

@@ -130,6 +130,7 @@ def prove(
     variables: Mapping[str, tf.Variable] | None = None,
     least_rows: int = 1,
     secret_handles: Sequence[tf.Tensor] = (),
+    data_handles: Sequence[tf.Tensor] = (),
     given: Given | None = None,
     follows_data: bool = False,
 ) -> Proof:
@@ -157,6 +158,7 @@ def prove(
             included. With 2, axes that are dropped if they have the size 1
             can't be the batch.
         secret_handles: Handles of the variables with the keys of secret seeds.
+        data_handles: Handles of variables that hold data: those of metrics.
         given: Tensors that are taken for known.
         follows_data: True where examples are replaced and never left out: the
             batch size may then be written, and decide what is done.
@@ -174,6 +176,7 @@ def prove(
     walk = Walk(batch, layers, least_rows, given, follows_data)
     names = {id(v.handle): name for name, v in (variables or {}).items()}
     captures = _begin(walk, graph, examples, names)
+    _assume_data(walk, graph, frozenset(map(id, data_handles)))
     values = [walk.value(item.tensor) for item in released]
     walk.judge(graph.get_operations() if operations is None else operations)
     return Proof(
@@ -205,6 +208,25 @@ def _begin(
     for i, tensor in enumerate(examples):
         walk.assume(tensor, _example(tensor, i, walk.batch))
     return captures
+
+
+def _assume_data(
+    walk: Walk, graph: tf.Graph, data_handles: Collection[int]
+) -> None:
+    """Tells a walk which captured variables hold data."""
+    for _, inner in getattr(graph, "captures", ()):
+        if inner.dtype != tf.resource:
+            continue
+        if id(seed_origins.outside(inner)) in data_handles:
+            refused = walk.refused(
+                inner.op,
+                inner,
+                "It reads a metric, which holds what it saw of earlier "
+                "examples, without noise.",
+                "Keep what the loss and the layers need in variables that "
+                "nothing but the optimizer writes.",
+            )
+            walk.assume(inner, refused)
 
 
 def _batch_size(examples: Sequence[tf.Tensor]) -> Size:

@@ -48,8 +48,7 @@ def prove_step(
     Returns:
         The `Proof`.
     """
-    copies = [c for v in traced.trackers for c in getattr(v, "values", [v])]
-    handles = frozenset(id(copy.handle) for copy in copies)
+    handles = frozenset(map(id, _handles(traced.trackers)))
     return proof_lib.prove(
         traced.graph,
         traced.examples,
@@ -57,12 +56,18 @@ def prove_step(
         [o for o in traced.operations if not _tracks_a_loss(o, handles)],
         layers,
         secret_handles=traced.secret_handles,
+        data_handles=_handles([*traced.metrics, *traced.trackers]),
         given=Given(
             public=[traced.piece] if tf.is_tensor(traced.piece) else (),
             of_weights=traced.of_weights,
             noises=_noises(traced.representations),
         ),
     )
+
+
+def _handles(variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
+    """Lists the handles of variables, and of their copies on replicas."""
+    return [c.handle for v in variables for c in getattr(v, "values", [v])]
 
 
 def _noises(

@@ -18,6 +18,23 @@ from tf_dpfp.keras_private import trainer
 from tf_dpfp.keras_private import variables
 
 
+def variables_of(model: keras.Model) -> list[tf.Variable]:
+    """Returns the variables in which metrics of a model keep what they saw.
+
+    Args:
+        model: A model, compiled or not; its metrics may not be built yet.
+    """
+    metrics = list(model.metrics)
+    compiled = getattr(model, "_compile_metrics", None)
+    if compiled is not None:
+        given = [compiled._user_metrics, compiled._user_weighted_metrics]
+        metrics += [
+            m for m in tree.flatten(given) if isinstance(m, keras.Metric)
+        ]
+    found = {id(v): v.value for m in metrics for v in m.variables}
+    return list(found.values())
+
+
 def update(
     model: keras.Model,
     x,

@@ -18,6 +18,7 @@ from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import compilation
 from tf_dpfp import low_rank
 from tf_dpfp import per_example
+from tf_dpfp.keras_private import metrics as keras_metrics
 from tf_dpfp.keras_private import random as keras_random
 from tf_dpfp.keras_private import trainer as keras_trainer
 from tf_dpfp.step import forward_pass
@@ -119,6 +120,7 @@ def clipped_microbatch(
                 [v.path for v in plan.variables],
                 plan.secret_handles(),
                 keras_trainer.loss_trackers(plan.loss),
+                keras_metrics.variables_of(model),
                 piece,
                 plan.of_weights,
             )

@@ -26,6 +26,7 @@ class Traced:
         paths: Path of each variable.
         secret_handles: Handles of the variables that secret seeds come from.
         trackers: Variables of Keras's metrics of the loss of each output.
+        metrics: Variables in which metrics keep what they saw of the data.
         piece: Number of the micro-batch.
         of_weights: Tensors made of weights alone, outside of the graph.
     """
@@ -40,6 +41,7 @@ class Traced:
     paths: Sequence[str]
     secret_handles: Sequence[tf.Tensor] = ()
     trackers: Sequence[tf.Variable] = ()
+    metrics: Sequence[tf.Variable] = ()
     piece: tf.Tensor | int = 0
     of_weights: Sequence[tf.Tensor] = ()
 
