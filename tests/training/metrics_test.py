@@ -196,3 +196,88 @@ def test_metrics_of_a_batch_without_examples_stay(without_trial):
     # Keras means the means of the two batches that have examples.
     np.testing.assert_allclose(found["mean"], [0.5], rtol=1e-6)
     assert 1.0 < found["highest"][0] < 2.0
+
+
+class CentersOnMetrics(keras.Model):
+    """Keeps a mean of the inputs, which it takes where metrics are updated."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(1)
+        self.mean = self.add_weight(
+            shape=(3,), initializer="zeros", trainable=False
+        )
+
+    def call(self, x):
+        return self.dense(x - self.mean)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        self.mean.assign(keras.ops.mean(x, axis=0))
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+
+class Writes(keras.metrics.Mean):
+    """Adds to a weight of the model beside its own variables."""
+
+    def __init__(self, variable):
+        super().__init__(name="writes")
+        self._writes = [variable]
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self._writes[0].assign_add(keras.ops.ones_like(self._writes[0]))
+        super().update_state(y_pred)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"run_eagerly": True}])
+@pytest.mark.parametrize("kind", ["compute_metrics", "metric"])
+def test_a_metric_that_writes_a_weight_is_refused(kind, arguments):
+    """What it saw would be in the weights, and in the next step's loss."""
+    x = np.ones((8, 3), np.float32)
+    metrics = None
+    if kind == "metric":
+        model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+        metrics = [Writes(model.layers[-1].bias)]
+    else:
+        model = CentersOnMetrics()
+        model(x)
+    tf_dpfp.make_private(model)
+    model.compile(
+        tf_dpfp.DPSGD(0.1, noise_multiplier=1.0),
+        loss="mse",
+        metrics=metrics,
+        **arguments,
+    )
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="A metric writes the weight"):
+        model.fit(x, x[:, :1], batch_size=4, verbose=0)
+    for was, now in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(was, now)
+    assert sum(e.steps for e in tf_dpfp.ledger(model)) == 0
+
+
+class NormOf(keras.metrics.Metric):
+    """Shows the length of a weight, which it holds."""
+
+    def __init__(self, variable):
+        super().__init__(name="norm")
+        self.variable = variable
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        pass
+
+    def result(self):
+        return keras.ops.norm(self.variable)
+
+
+def test_a_metric_may_read_a_weight():
+    x = np.ones((8, 3), np.float32)
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+    tf_dpfp.make_private(model)
+    model.compile(
+        tf_dpfp.DPSGD(0.1, noise_multiplier=1.0),
+        loss="mse",
+        metrics=[NormOf(model.layers[-1].kernel)],
+    )
+    history = model.fit(x, x[:, :1], batch_size=4, verbose=0).history
+    norm = np.linalg.norm(model.layers[-1].kernel.numpy())
+    np.testing.assert_allclose(history["norm"], [norm], rtol=1e-6)

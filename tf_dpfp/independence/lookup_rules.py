@@ -17,6 +17,7 @@ from tf_dpfp.independence import image_rules
 from tf_dpfp.independence import layouts
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import sizes as sizes_lib
+from tf_dpfp.independence import state_rules
 from tf_dpfp.independence import values as values_lib
 from tf_dpfp.independence.registry import Walk
 from tf_dpfp.independence.sizes import ONE
@@ -182,6 +183,7 @@ def resource_gather(
     op: tf.Operation, values: Sequence[Value], walk: Walk
 ) -> Value:
     """Looks indices up in a variable."""
+    state_rules.check_read(values[0])
     index = values[1]
     rows = walk.static(op.outputs[0])
     if rows is None or op.get_attr("batch_dims"):

@@ -218,15 +218,7 @@ def _assume_data(
         if inner.dtype != tf.resource:
             continue
         if id(seed_origins.outside(inner)) in data_handles:
-            refused = walk.refused(
-                inner.op,
-                inner,
-                "It reads a metric, which holds what it saw of earlier "
-                "examples, without noise.",
-                "Keep what the loss and the layers need in variables that "
-                "nothing but the optimizer writes.",
-            )
-            walk.assume(inner, refused)
+            walk.assume(inner, state_rules.holding_data(inner.op.name))
 
 
 def _batch_size(examples: Sequence[tf.Tensor]) -> Size:

@@ -73,10 +73,19 @@ def handle(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     return Value(Kind.RESOURCE, (), name=op.name)
 
 
+def holding_data(name: str) -> Value:
+    """Describes a variable of a metric, which holds what it saw.
+
+    Args:
+        name: Name of its handle.
+    """
+    return Value(Kind.RESOURCE, (), name=name, holds_data=True)
+
+
 @registry.rule("ReadVariableOp", takes_lists=True)
 def read(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Reads a variable: free of data, for nothing else may be written."""
-    _check_resource(values[0])
+    check_read(values[0])
     return values_lib.free(walk.static(op.outputs[0]))
 
 
@@ -89,6 +98,25 @@ def read_and_skip(
     if not all(map(_is_harmless, values)):
         raise findings.Refusal("The data decide how far it skips.")
     return values_lib.free(walk.static(op.outputs[0]))
+
+
+def check_read(value: Value) -> None:
+    """Raises for a variable that may hold data.
+
+    Args:
+        value: Description of its handle.
+
+    Raises:
+        Refusal: If it is one of a metric, or data choose it.
+    """
+    _check_resource(value)
+    if value.holds_data:
+        raise findings.Refusal(
+            "It reads a metric, which holds what it saw of earlier examples, "
+            "without noise.",
+            "Keep what the loss and the layers need in variables that nothing "
+            "but the optimizer writes.",
+        )
 
 
 def _check_resource(value: Value) -> None:

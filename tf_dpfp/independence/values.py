@@ -118,6 +118,7 @@ class Value:
             the condition that it is below the batch size.
         finding: The reason, of `MIXED`.
         name: Name of a `RESOURCE`.
+        holds_data: True for a `RESOURCE` in which a metric keeps what it saw.
     """
 
     kind: Kind
@@ -132,6 +133,7 @@ class Value:
     counts_examples: bool = False
     finding: findings.Finding | None = None
     name: str = ""
+    holds_data: bool = False
 
     @property
     def is_free(self) -> bool:

@@ -32,7 +32,9 @@ def variables_of(model: keras.Model) -> list[tf.Variable]:
             m for m in tree.flatten(given) if isinstance(m, keras.Metric)
         ]
     found = {id(v): v.value for m in metrics for v in m.variables}
-    return list(found.values())
+    # A metric of a weight may hold it; it can't write it.
+    weights = set(map(id, model.weights))
+    return [value for key, value in found.items() if key not in weights]
 
 
 def update(
@@ -54,7 +56,17 @@ def update(
         sample_weight: Sample weights, or `None`.
         is_example: Boolean, `(batch,)`: false for padding.
         fixed_size: Keep all tensors at their sizes, for XLA.
+
+    Raises:
+        ValueError: If a metric writes a weight of the model.
     """
+    with variables.kept(model.weights):
+        _update(model, x, y, y_pred, sample_weight, is_example, fixed_size)
+
+
+def _update(
+    model, x, y, y_pred, sample_weight, is_example, fixed_size: bool
+) -> None:
     compiled = model._compile_metrics
     if compiled is not None and not compiled.built:
         with variables.made_eagerly():

@@ -1,7 +1,9 @@
 """Restores of a Keras variable, and sums that no other thread undoes."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -11,6 +13,56 @@ import tensorflow as tf
 # `tf.train.Checkpoint` writes a Keras variable by this method, past `assign`
 # and past `load_own_variables`.
 _RESTORE = "_restore_from_tensors"
+
+
+class _Kept(threading.local):
+    """Variables that nothing may write in this thread, by their identity."""
+
+    def __init__(self) -> None:
+        self.variables: dict[int, keras.Variable] = {}
+
+
+_KEPT = _Kept()
+
+
+@contextlib.contextmanager
+def kept(variables: Sequence[keras.Variable]) -> Iterator[None]:
+    """Refuses to assign to variables, in this thread.
+
+    Args:
+        variables: The variables.
+
+    Yields:
+        Nothing. Inside, `assign` raises a `ValueError`, while a graph is traced
+        as well as eagerly.
+    """
+    before = _KEPT.variables
+    _KEPT.variables = {id(v): v for v in variables}
+    try:
+        yield
+    finally:
+        _KEPT.variables = before
+
+
+def _guard(variables: Any) -> None:
+    """Replaces `assign` of a class of variables."""
+    ordinary = variables.assign
+
+    @functools.wraps(ordinary)
+    def assign(self, value):
+        if id(self) in _KEPT.variables:
+            raise ValueError(
+                f"A metric writes the weight '{self.path}'. What it saw of the "
+                "data would get into the weights without noise. Write to the "
+                "metric's own variables. Received: assign to "
+                f"variable={self.path!r}"
+            )
+        return ordinary(self, value)
+
+    variables.assign = assign
+
+
+_guard(keras.Variable)
 
 
 @contextlib.contextmanager

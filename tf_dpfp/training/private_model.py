@@ -66,6 +66,9 @@ def _fit(self, *args, **kwargs) -> keras.callbacks.History:
     except calibrating.BudgetReachedError as reached:
         print(reached, flush=True)
         return callbacks_lib.empty_history(self)
+    finally:
+        for budget in budgets:
+            budget.on_train_end()  # Keras doesn't call it after an exception.
 
 
 def _train_on_batch(self, *args, **kwargs) -> Any:
