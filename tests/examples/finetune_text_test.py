@@ -418,8 +418,10 @@ def test_frozen_embeddings_stay(preset):
 
 
 def test_command_has_a_flag_for_every_field():
-    source = importlib.util.find_spec("examples.trainers.finetune_text").origin
-    with open(source) as file:
-        text = file.read()
+    text = ""
+    for name in ("finetune_text", "commands"):  # The latter has shared flags.
+        source = importlib.util.find_spec(f"examples.trainers.{name}").origin
+        with open(source) as file:
+            text += file.read()
     for field in finetune_config.Config.__dataclass_fields__:
         assert f'"{field}"' in text

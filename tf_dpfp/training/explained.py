@@ -55,7 +55,8 @@ def explained(model: keras.Model, arguments: dict[str, Any]) -> Iterator[None]:
         yield
     except (ValueError, TypeError, tf.errors.OpError) as error:
         said = _said(model, arguments, str(error))
-        if said is None:
+        # A note tells the reason already.
+        if said is None or getattr(error, "__notes__", ()):
             raise
         raise ValueError(_with_origin(said, error)) from error
 
