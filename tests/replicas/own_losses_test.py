@@ -10,6 +10,7 @@ from keras import layers
 from keras import ops
 
 import tf_dpfp
+from tests.replicas import common
 
 COUNT = 6
 
@@ -28,8 +29,7 @@ def _update(replicas, cls, loss):
     """Returns how far a step of the rate 1 moves the weights."""
     scope = contextlib.nullcontext()
     if replicas > 1:
-        devices = [f"CPU:{i}" for i in range(replicas)]
-        scope = tf.distribute.MirroredStrategy(devices).scope()
+        scope = common.strategy(replicas).scope()
     with scope:
         ones = keras.initializers.Ones()
         model = cls(

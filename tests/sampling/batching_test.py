@@ -28,7 +28,8 @@ def test_what_is_no_seed_is_refused_alike(kind, seed):
         SEEDED[kind](seed)
     assert str(caught.value) == (
         "`seed` must be None or an integer from 0 to 2**63 - 1. "
-        f"Received: seed={seed!r}"
+        + ("Leave the quotes out: text is no number. " * isinstance(seed, str))
+        + f"Received: seed={seed!r}"
     )
 
 

@@ -67,10 +67,9 @@ def _is_reached(
     slow: list[tuple[int, float, float]] = []
     known = np.zeros_like(sums.orders())
     for entry in entries:
-        noise = entry.noise_multiplier / entry.sensitivity(adjacency)
-        rate = entry.sampling.proved_rate
         if _is_slow(entry, adjacency):
-            slow.append((entry.steps, rate, noise))
+            noise = entry.noise_multiplier / entry.sensitivity(adjacency)
+            slow.append((entry.steps, entry.sampling.proved_rate, noise))
         else:
             known += entry.steps * epsilon_lib.rdp_of_entry(
                 entry, adjacency, examples=1, quick=False

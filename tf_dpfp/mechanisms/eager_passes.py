@@ -16,6 +16,8 @@ from keras import tree
 from tf_dpfp import compilation
 from tf_dpfp import step as step_lib
 from tf_dpfp.independence import step_proof
+from tf_dpfp.independence.first_axes import FirstAxes
+from tf_dpfp.keras_private import forked
 from tf_dpfp.mechanisms import proved
 from tf_dpfp.mechanisms import state as state_lib
 
@@ -51,12 +53,51 @@ class EagerPasses:
         """
         specs = proved.specs_of(batch)
         values = (tf.cast(piece, tf.int32), _values_of(plan))
-        kind = (_kind(specs), _constants_of(plan))
+        kind = (forked.is_forked(), *_kind(specs), _constants_of(plan))
         function = self.functions.get(kind)
         if function is None:
-            function = self._function(plan, (specs, *values))
+            make = self._eagerly if forked.is_forked() else self._function
+            function = make(plan, (specs, *values))
             self.functions[kind] = function
         return function(*_tensors((batch, *values)))
+
+    def _eagerly(self, plan: step_lib.Plan, like: Any) -> Callable:
+        """Proves a pass that runs eagerly, in a process that was forked."""
+        answers: list[bool] = []
+
+        class Noted(FirstAxes):
+            def __call__(self, tensor):
+                answers.append(super().__call__(tensor))
+                return answers[-1]
+
+        noted = dataclasses.replace(plan, first_axes=Noted)
+        found = proved.fresh_trace(self.model, noted, like[0][:3])
+        step_proof.raise_unless_proved(self.model, found)
+        if not all(answers):
+            raise ValueError(
+                f"Model '{self.model.name}' calls layers on tensors that are "
+                "the same for all examples, which an eager step of a process "
+                "that was forked can't tell from the batch. Start the process "
+                "with multiprocessing.get_context('spawn')."
+            )
+
+        def run(*tensors):
+            (x, y, sample_weight, is_example), piece, values = _packed(
+                tensors, like
+            )
+            return step_lib.clipped_microbatch(
+                self.model,
+                dataclasses.replace(
+                    _with_values(plan, values), first_axes=None
+                ),
+                x,
+                y,
+                sample_weight,
+                is_example,
+                piece,
+            )
+
+        return run
 
     def _function(self, plan: step_lib.Plan, like: Any) -> Callable:
         metrics: list[keras.Variable] = []
@@ -199,9 +240,10 @@ def _number_or_kind(value: Any) -> Any:
     return tf.TensorSpec.from_tensor(value) if tf.is_tensor(value) else value
 
 
-def _kind(specs: Any) -> Hashable:
+def _kind(specs: Any) -> tuple[Hashable, ...]:
     # Of replicas, each has variables of its own on its device.
-    return str(tree.map_structure(repr, specs)), tf.zeros([]).device
+    of_device = tf.zeros([]).device
+    return str(tree.map_structure(repr, specs)), of_device
 
 
 def _concrete(function: Callable, like: Any) -> Callable:

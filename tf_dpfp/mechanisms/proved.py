@@ -103,6 +103,23 @@ def trace(
     return state.traces[kind]
 
 
+def fresh_trace(
+    model: keras.Model, plan: step_lib.Plan, specs: Any
+) -> tuple[Finding, ...]:
+    """Proves a step like `trace`, whatever was traced before.
+
+    Args:
+        model: A private model.
+        plan: The plan of the step.
+        specs: Specifications of `(x, y, sample_weight)`.
+
+    Returns:
+        What is not proved.
+    """
+    target = compilation.Target.KERNELS
+    return inputs.outside_of_graphs(_trace, model, plan, specs, target)
+
+
 def not_traced(error: Exception) -> Finding:
     """Describes a step that does not run on batches of unknown size.
 
@@ -132,7 +149,7 @@ def _trace(
     plan = dataclasses.replace(
         plan,
         on_traced=lambda t: found.extend(step_proof.findings_of(model, t)),
-        first_axes=FirstAxes,
+        first_axes=plan.first_axes or FirstAxes,
     )
 
     def traced(*tensors):

@@ -20,6 +20,7 @@ from tf_dpfp import optimizers
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import validation
 from tf_dpfp.independence.representations import Findings
+from tf_dpfp.keras_private import forked
 from tf_dpfp.keras_private import lookups as keras_lookups
 from tf_dpfp.keras_private import random as keras_random
 from tf_dpfp.mechanisms import clip_layers
@@ -138,7 +139,8 @@ class Representations(Mechanism):
         self.try_on(x)
         if any(layer.end_to_end for layer in self.layers):
             return self._step(data)
-        if tf.executing_eagerly() and proved_releases.is_plain(data):
+        in_graph = tf.executing_eagerly() and not forked.is_forked()
+        if in_graph and proved_releases.is_plain(data):
             return eager_passes.whole_step(self.model, self._step, data)
         return self._step(data)
 

@@ -56,7 +56,7 @@ def explained(model: keras.Model, arguments: dict[str, Any]) -> Iterator[None]:
     except (ValueError, TypeError, tf.errors.OpError) as error:
         said = _said(model, arguments, str(error))
         # A note tells the reason already.
-        if said is None or getattr(error, "__notes__", ()):
+        if said is None or hasattr(error, "__notes__"):
             raise
         raise ValueError(_with_origin(said, error)) from error
 
