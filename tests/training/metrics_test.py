@@ -229,7 +229,7 @@ class Writes(keras.metrics.Mean):
 
 
 @pytest.mark.parametrize("arguments", [{}, {"run_eagerly": True}])
-@pytest.mark.parametrize("kind", ["compute_metrics", "metric"])
+@pytest.mark.parametrize("kind", ["compute_metrics", "metric", "optimizer"])
 def test_a_metric_that_writes_a_weight_is_refused(kind, arguments):
     """What it saw would be in the weights, and in the next step's loss."""
     x = np.ones((8, 3), np.float32)
@@ -237,18 +237,19 @@ def test_a_metric_that_writes_a_weight_is_refused(kind, arguments):
     if kind == "metric":
         model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
         metrics = [Writes(model.layers[-1].bias)]
+    elif kind == "optimizer":
+        model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
     else:
         model = CentersOnMetrics()
         model(x)
     tf_dpfp.make_private(model)
-    model.compile(
-        tf_dpfp.DPSGD(0.1, noise_multiplier=1.0),
-        loss="mse",
-        metrics=metrics,
-        **arguments,
-    )
+    optimizer = tf_dpfp.DPSGD(0.1, noise_multiplier=1.0)
+    if kind == "optimizer":
+        # A rate that follows the data would tell of them in the weights.
+        metrics = [Writes(optimizer._learning_rate)]
+    model.compile(optimizer, loss="mse", metrics=metrics, **arguments)
     before = model.get_weights()
-    with pytest.raises(ValueError, match="A metric writes the weight"):
+    with pytest.raises(ValueError, match="A metric writes"):
         model.fit(x, x[:, :1], batch_size=4, verbose=0)
     for was, now in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(was, now)

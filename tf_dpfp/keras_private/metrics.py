@@ -58,9 +58,10 @@ def update(
         fixed_size: Keep all tensors at their sizes, for XLA.
 
     Raises:
-        ValueError: If a metric writes a weight of the model.
+        ValueError: If a metric writes a weight of the model, or a variable of
+            its optimizer.
     """
-    with variables.kept(model.weights):
+    with variables.kept([*model.weights, *model.optimizer.variables]):
         _update(model, x, y, y_pred, sample_weight, is_example, fixed_size)
 
 

@@ -52,7 +52,7 @@ def _guard(variables: Any) -> None:
     def assign(self, value):
         if id(self) in _KEPT.variables:
             raise ValueError(
-                f"A metric writes the weight '{self.path}'. What it saw of the "
+                f"A metric writes '{self.path}'. What it saw of the "
                 "data would get into the weights without noise. Write to the "
                 "metric's own variables. Received: assign to "
                 f"variable={self.path!r}"

@@ -137,7 +137,12 @@ class PrivacyBudget(keras.callbacks.Callback):
         # One may have stepped by itself, or another thread.
         self.count_others()
         if self._taken + self._steps_in_call(batch) > self._allowed:
-            raise ValueError(self.done(self._compute(self._taken)))
+            raise ValueError(
+                "Steps of another callback or thread have used up the budget "
+                f"epsilon={self.epsilon:g} at delta={self.delta:g}: "
+                f"{self._compute(self._taken):.4g} is spent, and no further "
+                "step fits."
+            )
 
     def start(self) -> None:
         """Counts how many steps the budget allows from here on.
