@@ -8,6 +8,7 @@ For example `python -m tf_dpfp.accounting --noise_multiplier=1.1
 import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app
 from absl import flags
@@ -183,7 +184,10 @@ def _run(names: Sequence[str], argv: Sequence[str]) -> int:
         print(f"error: not a flag: {argv[1]!r}.", file=sys.stderr)
         return 2
     try:
-        text = report(**{name: flags.FLAGS[name].value for name in names})
+        values: dict[str, Any] = {
+            name: flags.FLAGS[name].value for name in names
+        }
+        text = report(**values)
     except (TypeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -248,10 +248,10 @@ def many_runs_epsilon(
     found = scores > threshold
     return float(
         epsilon_of_counts(
-            np.count_nonzero(found & ~included),
-            np.count_nonzero(~included),
-            np.count_nonzero(~found & included),
-            np.count_nonzero(included),
+            int(np.count_nonzero(found & ~included)),
+            int(np.count_nonzero(~included)),
+            int(np.count_nonzero(~found & included)),
+            int(np.count_nonzero(included)),
             delta,
             confidence,
         )
