@@ -13,6 +13,7 @@ from tf_dpfp.independence import functions
 from tf_dpfp.independence import given as given_lib
 from tf_dpfp.independence import joins
 from tf_dpfp.independence import layouts
+from tf_dpfp.independence import preconditions
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import rule_table
 from tf_dpfp.independence import state_rules
@@ -169,7 +170,7 @@ class Walk:
     def _by_rule(
         self, rule: registry.Rule, op: tf.Operation, values: list[Value]
     ) -> list[Value]:
-        hangs = self._check(rule, values)
+        hangs = preconditions.check(rule, values)
         found = rule.apply(op, values, self)
         results = found if isinstance(found, list) else [found]
         if hangs:
@@ -184,37 +185,6 @@ class Walk:
         if clipped is not None:
             return [clipped]
         return [values_lib.mixed(finding, self.static(o)) for o in op.outputs]
-
-    def _check(self, rule: registry.Rule, values: Sequence[Value]) -> bool:
-        """Checks what all rules ask for; true if the result may hang on B."""
-        if rule.takes_mixed:
-            return False
-        count = len(values)
-        shapes = {i % count for i in rule.shapes if -count <= i < count}
-        per_example = lists = False
-        for value in values:
-            per_example = per_example or value.is_examples
-            lists = lists or value.kind in (Kind.LIST, Kind.RESOURCE)
-            if value.numbers_examples and not rule.takes_numbers:
-                raise findings.Refusal(
-                    "It computes with the number of the row.",
-                    findings.ROW_NUMBER,
-                )
-        if lists and not rule.takes_lists:
-            raise findings.Refusal("It reads a list or a variable.")
-        hangs = False
-        for i, value in enumerate(values):
-            if i in shapes and value.is_examples:
-                raise findings.Refusal("The data decide a shape.")
-            if value.hangs_on_batch and (
-                i not in shapes or value.numbers is None
-            ):
-                hangs = True
-        if hangs and per_example and not rule.takes_batch_size:
-            raise findings.Refusal(
-                "It computes with the batch size.", findings.BATCH_SIZE
-            )
-        return hangs
 
     def no_data_in(self, tensor: tf.Tensor) -> bool:
         """Returns true if no data flow into a tensor that was interpreted."""

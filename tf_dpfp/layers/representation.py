@@ -12,6 +12,7 @@ from tf_dpfp import noise as noise_lib
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp.clipping import clip_representations
 from tf_dpfp.layers import calling
+from tf_dpfp.layers import declared_labels
 
 # Beyond these, float32 has no numbers for the bound or its noise.
 _LEAST_CLIP, _GREATEST_CLIP = 1e-10, 1e30
@@ -97,8 +98,8 @@ class DPRepresentationClip(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self._labels = _labels_entry(labels)
-        self._labels_public = labels == "public" if _is_text(labels) else False
+        self._labels = declared_labels.entry(labels)
+        self._labels_public = declared_labels.are_public(labels)
         self._end_to_end = arguments.boolean("end_to_end", end_to_end)
         # Clipping, noise and the ledger read the same frozen object.
         self._release = counting.GaussianRelease(
@@ -161,16 +162,7 @@ class DPRepresentationClip(keras.layers.Layer):
     @property
     def labels(self) -> Any:
         """Declaration of the labels, as in the config."""
-        if self._labels is None:
-            return "public" if self._labels_public else None
-        sampling = self._labels.sampling
-        assert isinstance(sampling, accounting.EveryLabel)
-        return {
-            "epsilon": 1.0 / self._labels.noise_multiplier,
-            "num_classes": sampling.num_classes,
-            "identity": sampling.identity,
-            "seeded": self._labels.seeded,
-        }
+        return declared_labels.config(self._labels, self._labels_public)
 
     def build(self, input_shape):  # noqa: ARG002
         """Creates the ledger, a weight that is not trained."""
@@ -395,31 +387,6 @@ class DPRepresentationClip(keras.layers.Layer):
             "end_to_end": self.end_to_end,
             "seed": self.seed,
         }
-
-
-def _is_text(value) -> bool:
-    return isinstance(value, str)
-
-
-def _labels_entry(labels) -> accounting.LedgerEntry | None:
-    """Returns the release of the labels; `None` if not randomised."""
-    if labels is None or (_is_text(labels) and labels == "public"):
-        return None
-    if isinstance(labels, sampling_lib.RandomizedLabels):
-        return labels.entry
-    if isinstance(labels, dict):
-        return accounting.LedgerEntry(
-            accounting.EveryLabel(labels["num_classes"], labels["identity"]),
-            1.0 / labels["epsilon"],
-            1,
-            labels["seeded"],
-            accounting.Labels(),
-        )
-    raise ValueError(
-        "`labels` must be 'public', what "
-        "tf_dpfp.representations.randomize_labels returned, or None. "
-        f"Received: labels={labels!r}"
-    )
 
 
 def _without_masked(inputs: tf.Tensor, mask) -> tf.Tensor:

@@ -28,6 +28,7 @@ from tf_dpfp.independence import step_proof
 from tf_dpfp.independence.findings import Finding
 from tf_dpfp.keras_private import distribution as keras_distribution
 from tf_dpfp.keras_private import trainer as keras_trainer
+from tf_dpfp.mechanisms import building
 from tf_dpfp.mechanisms import clip_layers
 from tf_dpfp.mechanisms import dealt
 from tf_dpfp.mechanisms import eager_passes
@@ -129,7 +130,7 @@ class Gradients(Mechanism):
         Raises:
             ValueError: If the model can't be trained privately as it is.
         """
-        check_same_model(self.model, self.optimizer)
+        building.check_same_model(self.model, self.optimizer)
         self.optimizer.check_marks()
         self.check_layers()
 
@@ -261,7 +262,7 @@ class Gradients(Mechanism):
         self.check_draws(arguments["x"], pipeline)
         calibrate(self, pipeline, arguments)
         with strategy.scope() if strategy else contextlib.nullcontext():
-            build_optimizer(self.model, self.optimizer)
+            building.build_optimizer(self.model, self.optimizer)
         with (
             _built_of_persons(self.model, arguments["x"]),
             fit_steps.announced(self.state, self.claims(pipeline)),
@@ -367,38 +368,3 @@ def _weighed(ordinary, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return state_lib.replaced(
         ordinary, args, kwargs, x=weighed, class_weight=None
     )
-
-
-def check_same_model(
-    model: keras.Model, optimizer: optimizers.PrivateOptimizer
-) -> None:
-    """Refuses an optimizer that was built for another model.
-
-    Args:
-        model: The model.
-        optimizer: Its optimizer.
-
-    Raises:
-        ValueError: If the optimizer updates variables of another model.
-    """
-    if not optimizer.built or not model.built:
-        return
-    mine = {id(v) for v in model.variables}
-    if any(id(v) not in mine for v in optimizer.updated_variables):
-        raise ValueError(
-            f"The optimizer '{optimizer.name}' was built for another model. "
-            "Make a new optimizer for each model: its ledger belongs to one."
-        )
-
-
-def build_optimizer(
-    model: keras.Model, optimizer: optimizers.PrivateOptimizer
-) -> None:
-    """Builds the optimizer before training, so that files can restore it.
-
-    Args:
-        model: The model.
-        optimizer: Its optimizer.
-    """
-    if model.built and not optimizer.built and model.trainable_variables:
-        optimizer.build(model.trainable_variables)

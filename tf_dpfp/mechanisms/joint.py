@@ -17,9 +17,9 @@ from tf_dpfp import counting
 from tf_dpfp import replicas
 from tf_dpfp import step as step_lib
 from tf_dpfp.independence.representations import Findings
+from tf_dpfp.mechanisms import building
 from tf_dpfp.mechanisms import clip_layers
 from tf_dpfp.mechanisms.gradients import Gradients
-from tf_dpfp.mechanisms.gradients import build_optimizer
 from tf_dpfp.sampling import pipelines
 
 
@@ -150,7 +150,7 @@ class Joint(Gradients):
         """Returns what is trained below the representations."""
         released = self.release()
         found = self.try_on(x)
-        build_optimizer(self.model, self.optimizer)
+        building.build_optimizer(self.model, self.optimizer)
         return step_lib.Below(released, found.positions)
 
     def check_draws(self, batches: Any, pipeline: pipelines.Pipeline) -> None:

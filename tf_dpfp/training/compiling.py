@@ -9,8 +9,8 @@ from tf_dpfp import compilation
 from tf_dpfp import mechanisms
 from tf_dpfp import optimizers
 from tf_dpfp.keras_private import trainer as keras_trainer
+from tf_dpfp.mechanisms import building
 from tf_dpfp.mechanisms import clip_layers
-from tf_dpfp.mechanisms import gradients
 from tf_dpfp.mechanisms import state as state_lib
 
 
@@ -50,7 +50,7 @@ def compile_private(model: keras.Model, args: tuple, kwargs: dict) -> None:
         ordinary(*args, **kwargs)
         # A model's own `compile` may have put another optimizer in its place.
         if isinstance(model.optimizer, optimizers.PrivateOptimizer):
-            gradients.check_same_model(model, model.optimizer)
+            building.check_same_model(model, model.optimizer)
             _check_secure(model)
         mechanism = mechanisms.choose(model, model.optimizer)
         _take_over(mechanism, state.mechanism, before)
@@ -149,7 +149,7 @@ def compile_loaded(model: keras.Model, config: dict) -> bool:
             "its ledger is then lost, and adding up is your task."
         ) from error
     # The state that follows in the file holds the ledger.
-    gradients.build_optimizer(model, model.optimizer)
+    building.build_optimizer(model, model.optimizer)
     return True
 
 

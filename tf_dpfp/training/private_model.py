@@ -18,9 +18,9 @@ from tf_dpfp import optimizers
 from tf_dpfp import replicas
 from tf_dpfp import validation
 from tf_dpfp.independence import representations as trial
+from tf_dpfp.mechanisms import building
 from tf_dpfp.mechanisms import clip_layers
 from tf_dpfp.mechanisms import fit_steps
-from tf_dpfp.mechanisms import gradients
 from tf_dpfp.mechanisms import ordinary_steps
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.mechanisms import trained_apart
@@ -178,7 +178,7 @@ def make_private(model: keras.Model) -> keras.Model:
     model.train_function = None
     optimizer = getattr(model, "optimizer", None)
     if isinstance(optimizer, optimizers.PrivateOptimizer):
-        gradients.check_same_model(model, optimizer)
+        building.check_same_model(model, optimizer)
         # Remembered from here on, for the optimizer holds the ledger.
         mechanisms.mechanism_of(model)
     return model
