@@ -19,6 +19,7 @@ from tf_dpfp.accounting.ledger_rows import decode_rows
 from tf_dpfp.accounting.ledger_rows import encode_rows
 from tf_dpfp.accounting.ledger_rows import greater
 from tf_dpfp.accounting.ledger_rows import missing
+from tf_dpfp.accounting.record import Record
 from tf_dpfp.accounting.releases import Adjacency
 from tf_dpfp.accounting.releases import EndToEnd
 from tf_dpfp.accounting.releases import Joint
@@ -32,7 +33,9 @@ from tf_dpfp.accounting.samplings import PoissonSampling
 from tf_dpfp.accounting.samplings import Sampling
 from tf_dpfp.accounting.samplings import UnknownSampling
 from tf_dpfp.accounting.samplings import WithoutReplacement
+from tf_dpfp.accounting.statement import paragraphs_of
 from tf_dpfp.accounting.statement import statement as privacy_statement
+from tf_dpfp.accounting.statement import written
 from tf_dpfp.accounting.table import merge
 from tf_dpfp.accounting.tf_privacy import tf_privacy_statement
 

@@ -319,8 +319,8 @@ def _epsilon_without_overflow(
     # Both are upper bounds, so the lesser is one, and RDP stands where PLD has
     # cut off the tail (infinity) or cannot be computed (extreme parameters).
     try:
-        interval = _pld_interval(entries, adjacency, examples, by_rdp)
-        composed = _compose_pld(entries, adjacency, examples, interval)
+        interval = pld_interval(entries, adjacency, examples, by_rdp)
+        composed = compose_pld(entries, adjacency, examples, interval)
         return min(by_rdp, composed.get_epsilon(delta))
     except (ArithmeticError, ValueError):
         return by_rdp
@@ -372,12 +372,26 @@ def _order_tuple() -> tuple[float, ...]:
 
 
 @functools.lru_cache(maxsize=8)
-def _compose_pld(
+def compose_pld(
     entries: tuple[entries_lib.LedgerEntry, ...],
     adjacency: releases.Adjacency,
     examples: int,
     interval: float,
 ) -> pld.PLDAccountant:
+    """Composes the privacy loss distributions of entries.
+
+    Args:
+        entries: Entries of steps that ran, merged; sums with noise.
+        adjacency: Add-or-remove-one or zero-out.
+        examples: Number of examples of a person.
+        interval: Grid of the losses; see `pld_interval`.
+
+    Returns:
+        The accountant, which holds the composition.
+
+    Raises:
+        ValueError: If a distribution can't be computed.
+    """
     # An example zeroed out is to its step one that is not there, so the pair
     # of distributions is that of add-or-remove under both adjacencies.
     return pld.PLDAccountant(value_discretization_interval=interval).compose(
@@ -387,7 +401,7 @@ def _compose_pld(
     )
 
 
-def _pld_interval(
+def pld_interval(
     entries: Sequence[entries_lib.LedgerEntry],
     adjacency: releases.Adjacency,
     examples: int,
@@ -398,6 +412,15 @@ def _pld_interval(
     PLDs are rounded pessimistically, so any grid gives an upper bound; the
     fine one would need gigabytes for an epsilon in the thousands, or for next
     to no noise.
+
+    Args:
+        entries: Entries of steps that ran.
+        adjacency: Adjacency of the guarantee.
+        examples: Number of examples of a person.
+        epsilon: About where the distribution is read.
+
+    Returns:
+        The distance of neighbouring losses.
     """
     least_noise = min(
         entry.noise_multiplier / entry.sensitivity(adjacency) / examples
