@@ -124,6 +124,51 @@ def attacks(
     >>> attacks([ran]).mu
     0.25
     """
+    found = curve_of(entries, examples_per_user, accountant)
+    if found.curve is None:
+        return unlimited()
+    if found.mu is not None:
+        return Attacks(found.method, _rates(found.curve), found.mu, True)
+    mu = _least_mu(found.curve)
+    return Attacks(
+        found.method, _rates(found.curve), mu, least_error=LEAST_ERROR
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The function `T` of a ledger.
+
+    Attributes:
+        method: What it was computed from.
+        curve: An upper bound of `T`; `None` if nothing is protected.
+        mu: The distance of Gaussian mechanisms, where it is exact.
+    """
+
+    method: str
+    curve: Curve | None
+    mu: float | None = None
+
+
+def curve_of(
+    entries: Iterable[entries_lib.LedgerEntry],
+    examples_per_user: int | None = None,
+    accountant: str = "pld",
+) -> Found:
+    """Bounds the true positive rate of attacks at every false positive rate.
+
+    Args:
+        entries: Ledger entries, in any order.
+        examples_per_user: As in `attacks`.
+        accountant: As in `attacks`.
+
+    Returns:
+        The bound.
+
+    Raises:
+        ValueError: If an argument is out of range, or nothing is proved for
+            several examples.
+    """
     arguments.one_of("accountant", accountant, epsilon_lib.ACCOUNTANTS)
     ran = tuple(entry for entry in table.merge(entries) if entry.steps)
     adjacency = entries_lib.adjacency_of(ran)
@@ -132,24 +177,17 @@ def attacks(
         persons.check_entries(ran, adjacency)
     mixed = examples_per_user is None and persons.units_differ(ran)
     if mixed or any(entry.is_bare for entry in ran):
-        return unlimited()
+        return Found("none", None)
     tau = math.fsum(map(epsilon_lib.overflow_probability, ran))
     if all(_is_gaussian(entry, adjacency) for entry in ran):
         mu = _gaussian_mu(ran, adjacency, examples)
         curve = _with_overflow(lambda at: _gaussian_curve(at, mu), tau)
-        if not tau:
-            return Attacks("gaussian", _rates(curve), mu, is_exact=True)
-        method = "gaussian"
-    else:
-        by_losses = (
-            accountant == "pld"
-            and adjacency is not releases.Adjacency.REPLACE_ONE
-        )
-        method, curve = _bounded_curve(ran, adjacency, examples, by_losses)
-        curve = _with_overflow(curve, tau)
-    return Attacks(
-        method, _rates(curve), _least_mu(curve), least_error=LEAST_ERROR
+        return Found("gaussian", curve, None if tau else mu)
+    by_losses = (
+        accountant == "pld" and adjacency is not releases.Adjacency.REPLACE_ONE
     )
+    method, curve = _bounded_curve(ran, adjacency, examples, by_losses)
+    return Found(method, _with_overflow(curve, tau))
 
 
 def unlimited() -> Attacks:

@@ -49,6 +49,12 @@ _LONG = (
     "or more: tf_dpfp.compute_epsilon(model, delta, 'pld', "
     "examples_per_user={examples})."
 )
+# With more the PLD of each would take a minute together.
+_MOST_KINDS = 8
+_MANY = (
+    "The PLD of {kinds} kinds of steps takes long: "
+    "tf_dpfp.compute_epsilon(model, delta, 'pld')."
+)
 _NO_EPSILON = (
     "No epsilon is proved at this delta: batches that drop surplus examples "
     "spend more than all of it."
@@ -60,8 +66,7 @@ _ATTACKS = (
 )
 _SAMPLED_MU = (
     "Not exact: for attacks whose rates of false positives and of false "
-    "negatives are both at least {least:g}. Of rarer errors it says nothing: "
-    "for these the steps count as if all examples were in each."
+    "negatives are both at least {least:g}. Of rarer errors it says nothing."
 )
 
 
@@ -151,6 +156,8 @@ def _unit(record: accounting.Record) -> dict[str, Any]:
 
 
 def _why_no_pld(record: accounting.Record, delta: float) -> str | None:
+    if len(record.entries) > _MOST_KINDS:
+        return _MANY.format(kinds=len(record.entries))
     if delta < accounting.MIN_PLD_DELTA:
         return _SMALL_DELTA.format(least=accounting.MIN_PLD_DELTA)
     adjacency = accounting.adjacency_of(record.entries)
@@ -233,6 +240,8 @@ def _attacks(
     accountant: str = "pld",
 ) -> dict[str, Any]:
     found = accounting.unlimited()
+    if len(record.entries) > _MOST_KINDS:
+        accountant = "rdp"
     if not record.objections:
         found = accounting.attacks(
             record.entries, examples_per_user, accountant
