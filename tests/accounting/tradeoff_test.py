@@ -31,7 +31,7 @@ def _drawn(rate=0.25, noise=2.0, steps=4, release=None):
 
 
 def _rates(entries, **kwargs):
-    return dict(tradeoff.attacks(entries, **kwargs).rates)
+    return dict(tradeoff.membership_attacks(entries, **kwargs).rates)
 
 
 PUBLIC = releases.Representations("public")
@@ -54,7 +54,7 @@ PUBLIC = releases.Representations("public")
     ],
 )
 def test_mu_of_gaussians_is_exact(entries, squared):
-    found = tradeoff.attacks(entries)
+    found = tradeoff.membership_attacks(entries)
     assert found.is_exact and found.method == "gaussian"
     assert found.mu == pytest.approx(math.sqrt(squared), rel=1e-12, abs=1e-12)
     for at, rate in found.rates:
@@ -63,10 +63,12 @@ def test_mu_of_gaussians_is_exact(entries, squared):
 
 
 def test_mu_of_a_person_is_that_of_all_their_examples():
-    assert tradeoff.attacks([_poisson(6.0, 1)], 3).mu == pytest.approx(0.5)
+    assert tradeoff.membership_attacks(
+        [_poisson(6.0, 1)], 3
+    ).mu == pytest.approx(0.5)
     # A step of persons has one part of each.
     step = _poisson(6.0, 1, release=releases.PersonSums(9))
-    assert tradeoff.attacks([step], 3).mu == pytest.approx(1 / 6)
+    assert tradeoff.membership_attacks([step], 3).mu == pytest.approx(1 / 6)
 
 
 def _sampled_step(at, rate, shift):
@@ -156,7 +158,7 @@ def test_representations_that_are_drawn_are_below_those_that_are_not():
     ],
 )
 def test_mu_of_sampled_steps_allows_all_that_they_allow(entries):
-    found = tradeoff.attacks(entries)
+    found = tradeoff.membership_attacks(entries)
     assert not found.is_exact and found.least_error == 1e-6
     curve = tradeoff.curve_of(entries).curve
     at = normal.cdf(np.random.default_rng(0).uniform(-4.75, 4.75, 2000))
@@ -176,7 +178,9 @@ def test_dropped_examples_add_to_the_rates(rate):
         dropped(at), np.minimum(kept(at + 0.01) + 0.01, 1.0), rtol=1e-9
     )
     # Nor is any mu exact then.
-    assert not tradeoff.attacks([_poisson(1.0, 100, rate, 1e-4)]).is_exact
+    assert not tradeoff.membership_attacks(
+        [_poisson(1.0, 100, rate, 1e-4)]
+    ).is_exact
 
 
 @pytest.mark.parametrize(
@@ -188,14 +192,14 @@ def test_dropped_examples_add_to_the_rates(rate):
     ],
 )
 def test_where_nothing_is_protected_attacks_may_do_all(entries):
-    found = tradeoff.attacks(entries)
+    found = tradeoff.membership_attacks(entries)
     assert found.method == "none" and found.mu is None
     assert {rate for _, rate in found.rates} == {1.0}
 
 
 def test_a_bound_on_persons_makes_one_unit_of_two():
     steps = [_poisson(9.0), _poisson(9.0, release=releases.PersonSums(2))]
-    found = tradeoff.attacks(steps, examples_per_user=2)
+    found = tradeoff.membership_attacks(steps, examples_per_user=2)
     assert found.mu == pytest.approx(math.sqrt(5.0) / 9.0)
 
 
@@ -210,9 +214,9 @@ def test_more_examples_of_a_person_are_easier_to_find():
 
 def test_persons_of_representations_are_refused():
     with pytest.raises(ValueError, match="examples_per_user"):
-        tradeoff.attacks([_drawn()], examples_per_user=2)
+        tradeoff.membership_attacks([_drawn()], examples_per_user=2)
 
 
 def test_many_kinds_of_steps_take_seconds():
     entries = [_poisson(1.0 + i / 100, 3, 0.01 + i / 1e4) for i in range(40)]
-    assert tradeoff.attacks(entries, accountant="rdp").mu < 1.0
+    assert tradeoff.membership_attacks(entries, accountant="rdp").mu < 1.0

@@ -93,7 +93,7 @@ def test_rates_of_more_noise_than_was_drawn_are_beaten(flat):
 
 
 def test_the_best_attack_comes_close_to_the_rates(flat):
-    mu = tradeoff.attacks([RAN["DP-SGD, flat"]]).mu
+    mu = tradeoff.membership_attacks([RAN["DP-SGD, flat"]]).mu
     there = flat.scores[flat.included]
     away = flat.scores[~flat.included]
     shown = stats.norm.ppf(np.mean(there > np.quantile(away, 0.9)))

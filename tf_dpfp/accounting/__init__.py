@@ -41,27 +41,27 @@ from tf_dpfp.accounting.statement import statement as privacy_statement
 from tf_dpfp.accounting.statement import written
 from tf_dpfp.accounting.table import merge
 from tf_dpfp.accounting.tf_privacy import tf_privacy_statement
-from tf_dpfp.accounting.tradeoff import Attacks
-from tf_dpfp.accounting.tradeoff import attacks
+from tf_dpfp.accounting.tradeoff import MembershipAttacks
+from tf_dpfp.accounting.tradeoff import membership_attacks
 from tf_dpfp.accounting.tradeoff import unlimited
 
 # Public. The other names are for the other folders of the package.
 __all__ = [
-    "Attacks",
     "EndToEnd",
     "EveryLabel",
     "Joint",
     "Labels",
     "LedgerEntry",
+    "MembershipAttacks",
     "PersonSums",
     "PoissonSampling",
     "Representations",
     "Sums",
     "UnknownSampling",
     "WithoutReplacement",
-    "attacks",
     "calibrate_noise_multiplier",
     "claimed_epsilon",
     "compute_epsilon",
     "max_steps",
+    "membership_attacks",
 ]

@@ -71,7 +71,7 @@ Curve: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Attacks:
+class MembershipAttacks:
     """Success of membership attacks that a ledger allows.
 
     Attributes:
@@ -93,11 +93,11 @@ class Attacks:
     least_error: float = 0.0
 
 
-def attacks(
+def membership_attacks(
     entries: Iterable[entries_lib.LedgerEntry],
     examples_per_user: int | None = None,
     accountant: str = "pld",
-) -> Attacks:
+) -> MembershipAttacks:
     """Bounds the success of membership attacks on everything that ran.
 
     Neighbours are those of `compute_epsilon`. The rates hold for attacks that
@@ -121,16 +121,18 @@ def attacks(
 
     >>> sampling = samplings.PoissonSampling(1.0)
     >>> ran = entries_lib.LedgerEntry(sampling, noise_multiplier=8.0, steps=4)
-    >>> attacks([ran]).mu
+    >>> membership_attacks([ran]).mu
     0.25
     """
     found = curve_of(entries, examples_per_user, accountant)
     if found.curve is None:
         return unlimited()
     if found.mu is not None:
-        return Attacks(found.method, _rates(found.curve), found.mu, True)
+        return MembershipAttacks(
+            found.method, _rates(found.curve), found.mu, True
+        )
     mu = _least_mu(found.curve)
-    return Attacks(
+    return MembershipAttacks(
         found.method, _rates(found.curve), mu, least_error=LEAST_ERROR
     )
 
@@ -159,8 +161,8 @@ def curve_of(
 
     Args:
         entries: Ledger entries, in any order.
-        examples_per_user: As in `attacks`.
-        accountant: As in `attacks`.
+        examples_per_user: As in `membership_attacks`.
+        accountant: As in `membership_attacks`.
 
     Returns:
         The bound.
@@ -190,9 +192,9 @@ def curve_of(
     return Found(method, _with_overflow(curve, tau))
 
 
-def unlimited() -> Attacks:
+def unlimited() -> MembershipAttacks:
     """Returns what attacks may do where nothing is protected."""
-    return Attacks("none", tuple((rate, 1.0) for rate in RATES), None)
+    return MembershipAttacks("none", tuple((rate, 1.0) for rate in RATES), None)
 
 
 def _rates(curve: Curve) -> tuple[tuple[float, float], ...]:

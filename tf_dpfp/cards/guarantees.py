@@ -1,7 +1,8 @@
 """What a record guarantees at a delta, as fields of a card.
 
 Every figure and every sentence comes from the paragraphs of the statement
-(`accounting.paragraphs_of`); rates of attacks come from `accounting.attacks`.
+(`accounting.paragraphs_of`); rates of attacks come from
+`accounting.membership_attacks`.
 """
 
 import math
@@ -243,7 +244,7 @@ def _attacks(
     if len(record.entries) > _MOST_KINDS:
         accountant = "rdp"
     if not record.objections:
-        found = accounting.attacks(
+        found = accounting.membership_attacks(
             record.entries, examples_per_user, accountant
         )
     reason = None
