@@ -1,5 +1,6 @@
 """Rates of membership attacks against closed forms and simulated attacks."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -167,6 +168,20 @@ def test_mu_of_sampled_steps_allows_all_that_they_allow(entries):
     # And not much more.
     less = max(found.mu - 0.05, 0.0)
     assert less == 0.0 or np.any(rates > normal.cdf(normal.ppf(at) + less))
+
+
+@dataclasses.dataclass(frozen=True)
+class _MoreIsSaid(entries_lib.LedgerEntry):
+    more: int = 1
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.1])
+def test_steps_of_which_more_is_said_are_left_to_the_accountant(rate):
+    plain = _poisson(2.0, 5, rate)
+    more = _MoreIsSaid(plain.sampling, 2.0, 5)
+    found = tradeoff.membership_attacks([more])
+    assert found.method == "rdp" and not found.is_exact
+    assert found.mu > tradeoff.membership_attacks([plain]).mu
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.1])

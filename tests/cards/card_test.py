@@ -15,6 +15,7 @@ from tests.cards import common
 from tf_dpfp import accounting
 from tf_dpfp import auditing
 from tf_dpfp import cards
+from tf_dpfp.cards import guarantees
 
 DELTA = 1e-3
 
@@ -340,6 +341,29 @@ def test_other_fields_are_no_card():
         cards.PrivacyCard({**fields, "steps": [step]}).at_delta(1e-4)
 
 
+def test_objections_leave_no_guarantee_whatever_the_ledger_says():
+    known = _card(common.sums).record
+    record = dataclasses.replace(known, objections=("It bypassed the noise.",))
+    fields = guarantees.fields_of(record, DELTA, None)
+    for accountant in ("rdp", "pld"):
+        epsilon = fields["epsilon"][accountant]
+        assert epsilon["infinite"] and "bypassed" in epsilon["reason"]
+    assert fields["attacks"]["method"] == "none"
+    assert fields["gaussian_dp"]["mu"] is None
+    assert fields["warnings"][0]["items"] == ["It bypassed the noise."]
+    # And they stay on the card at every delta.
+    card = cards.PrivacyCard(
+        {
+            **_card(common.sums).fields,
+            "record": {
+                **_card(common.sums).fields["record"],
+                "objections": ["It bypassed the noise."],
+            },
+        }
+    )
+    assert card.at_delta(1e-4).epsilon() == math.inf
+
+
 def test_many_kinds_of_steps_are_composed_by_rdp_alone():
     record = _card(common.sums).record
     (entry,) = record.entries
@@ -349,8 +373,6 @@ def test_many_kinds_of_steps_are_composed_by_rdp_alone():
             for i in range(40)
         )
     )
-    from tf_dpfp.cards import guarantees
-
     fields = guarantees.fields_of(many, DELTA, None)
     assert "40 kinds" in fields["epsilon"]["pld"]["reason"]
     assert fields["attacks"]["method"] == "rdp"

@@ -42,6 +42,7 @@ from tf_dpfp.accounting.statement import written
 from tf_dpfp.accounting.table import merge
 from tf_dpfp.accounting.tf_privacy import tf_privacy_statement
 from tf_dpfp.accounting.tradeoff import MembershipAttacks
+from tf_dpfp.accounting.tradeoff import has_losses
 from tf_dpfp.accounting.tradeoff import membership_attacks
 from tf_dpfp.accounting.tradeoff import unlimited
 

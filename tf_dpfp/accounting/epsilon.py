@@ -307,10 +307,7 @@ def _epsilon_without_overflow(
 ) -> float:
     """Computes epsilon as if no step had dropped surplus examples."""
     quick = len(entries) > MOST_EXACT
-    total = sum(
-        entry.steps * rdp_of_entry(entry, adjacency, examples, quick)
-        for entry in entries
-    )
+    total = composed_rdp(entries, adjacency, examples, quick)
     by_rdp = rdp.compute_epsilon(sums.orders(), total, delta)[0]
     if accountant == "rdp" or delta < MIN_PLD_DELTA or math.isinf(by_rdp):
         return by_rdp
@@ -324,6 +321,29 @@ def _epsilon_without_overflow(
         return min(by_rdp, composed.get_epsilon(delta))
     except (ArithmeticError, ValueError):
         return by_rdp
+
+
+def composed_rdp(
+    entries: Iterable[entries_lib.LedgerEntry],
+    adjacency: releases.Adjacency,
+    examples: int = 1,
+    quick: bool = False,
+) -> np.ndarray:
+    """Computes the RDP of everything that ran, rounded up.
+
+    Args:
+        entries: Everything that ran.
+        adjacency: Adjacency of the guarantee.
+        examples: Number of examples of a person.
+        quick: True for a bound that takes about a millisecond an entry.
+
+    Returns:
+        An upper bound at each of `sums.orders()`.
+    """
+    total = np.zeros_like(sums.orders())
+    for entry in entries:
+        total += entry.steps * rdp_of_entry(entry, adjacency, examples, quick)
+    return total
 
 
 def rdp_of_entry(

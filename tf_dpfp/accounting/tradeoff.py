@@ -66,6 +66,17 @@ _BISECTIONS = 40
 # Above the rounding of the accountants at these rates.
 _MARGIN = 1e-9
 
+# The closed form is for these alone: others are left to the accountants.
+_GAUSSIANS = (
+    *(releases.Sums, releases.PersonSums),
+    *(releases.Representations, releases.Joint),
+)
+_SAMPLINGS = (
+    samplings.PoissonSampling,
+    samplings.UnknownSampling,
+    samplings.WithoutReplacement,
+)
+
 # From false positive rates to the greatest true positive rates.
 Curve: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
@@ -186,10 +197,30 @@ def curve_of(
         curve = _with_overflow(lambda at: _gaussian_curve(at, mu), tau)
         return Found("gaussian", curve, None if tau else mu)
     by_losses = (
-        accountant == "pld" and adjacency is not releases.Adjacency.REPLACE_ONE
+        accountant == "pld"
+        and adjacency is not releases.Adjacency.REPLACE_ONE
+        and all(map(has_losses, ran))
     )
     method, curve = _bounded_curve(ran, adjacency, examples, by_losses)
     return Found(method, _with_overflow(curve, tau))
+
+
+def has_losses(entry: entries_lib.LedgerEntry) -> bool:
+    """Tells if an entry is nothing but a number of equal steps.
+
+    What else an entry may say of its steps, only divergences know of: neither
+    losses nor a closed form are taken for it.
+
+    Args:
+        entry: The entry.
+    """
+    return entry == entries_lib.LedgerEntry(
+        entry.sampling,
+        entry.noise_multiplier,
+        entry.steps,
+        entry.seeded,
+        entry.release,
+    )
 
 
 def unlimited() -> MembershipAttacks:
@@ -205,8 +236,9 @@ def _rates(curve: Curve) -> tuple[tuple[float, float], ...]:
 def _is_gaussian(
     entry: entries_lib.LedgerEntry, adjacency: releases.Adjacency
 ) -> bool:
-    """Tells if a step is accounted for as a Gaussian that all are in."""
-    if isinstance(entry.sampling, samplings.EveryLabel):
+    """Tells if steps are accounted for as Gaussians that all are in."""
+    known = type(entry.release) in _GAUSSIANS and has_losses(entry)
+    if not known or type(entry.sampling) not in _SAMPLINGS:
         return False
     if entry.release.has_representations:
         return entry.sampling.proved_rate == 1.0
@@ -244,11 +276,7 @@ def _bounded_curve(
 ) -> tuple[str, Curve]:
     """Bounds `T` by the losses where they are known, else by divergences."""
     quick = len(entries) > epsilon_lib.MOST_EXACT
-    divergences = np.zeros_like(sums.orders())
-    for entry in entries:
-        divergences += entry.steps * epsilon_lib.rdp_of_entry(
-            entry, adjacency, examples, quick
-        )
+    divergences = epsilon_lib.composed_rdp(entries, adjacency, examples, quick)
     if by_losses:
         # About where the curve is read: no rate is below this delta.
         near = rdp.compute_epsilon(sums.orders(), divergences, LEAST_ERROR)[0]

@@ -109,12 +109,10 @@ def tuning_of(record: accounting.Record) -> list[dict[str, Any]] | None:
     Args:
         record: What is known of the training.
     """
-    found = [
-        steps.fields_of(entry)
-        for entry in record.entries
-        if getattr(entry.release, "is_search", False)
-    ]
-    return found or None
+    found = dict.fromkeys(
+        getattr(entry, "search", None) for entry in record.entries
+    )
+    return [steps.described(search) for search in found if search] or None
 
 
 def _judged(

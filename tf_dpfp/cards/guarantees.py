@@ -36,12 +36,14 @@ _RELEASED = {
 }
 # Kinds of paragraphs.
 _WARNINGS = ("no_privacy", "delta", "trained_before", "trained_apart", "seeded")
-_EXPLANATIONS = ("given", "released", "unit", "labels", "below", "sampling")
+# Fields of their own have what these say; all others explain.
+_APART = (*_WARNINGS, "training", "not_covered")
 
 _BY_REPLACEMENT = (
     "Under replace-one adjacency everything is composed by RDP; the PLD of "
     "representations and labels is not computed."
 )
+_BY_DIVERGENCES = "Part of what ran is composed by RDP alone."
 _SMALL_DELTA = (
     "Below a delta of {least:g} the PLD accountant is not exact; use RDP."
 )
@@ -131,7 +133,9 @@ def fields_of(
             for p in said
             if p.kind in _WARNINGS
         ],
-        "explanations": [p.words for p in said if p.kind in _EXPLANATIONS],
+        "explanations": [
+            p.words for p in said if p.kind not in _APART and not p.figures
+        ],
         "not_covered": [
             item for p in said if p.kind == "not_covered" for item in p.items
         ],
@@ -164,6 +168,8 @@ def _why_no_pld(record: accounting.Record, delta: float) -> str | None:
     adjacency = accounting.adjacency_of(record.entries)
     if adjacency is accounting.Adjacency.REPLACE_ONE:
         return _BY_REPLACEMENT
+    if not all(map(accounting.has_losses, record.entries)):
+        return _BY_DIVERGENCES
     return None
 
 

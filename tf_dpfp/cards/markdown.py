@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tf_dpfp import accounting
-from tf_dpfp.cards import steps
 
 # With more groups a line says how many there are, and between what.
 _MOST_NORMS = 12
@@ -220,25 +219,26 @@ def _steps(fields: Mapping[str, Any]) -> list[str]:
         return ["No step was recorded."]
     rows = []
     for step in fields["steps"]:
-        entry = steps.entry_of(step)
-        sampling = dict(step["sampling"])
-        kind = sampling.pop("kind")
-        details = ", ".join(
-            f"{name} {value!r}"
-            for name, value in sampling.items()
-            if value not in (None, 0.0)
-        )
         rows.append(
             (
-                str(entry.steps),
-                repr(entry.noise_multiplier),
-                f"{kind}: {details}" if details else kind,
-                step["release"]["kind"],
-                "yes" if entry.seeded else "no",
+                str(step["steps"]),
+                repr(step["noise_multiplier"]),
+                _described(step["sampling"]),
+                _described(step["release"]),
+                "yes" if step["seeded"] else "no",
             )
         )
     head = ("steps", "noise multiplier", "sampling", "release", "seeded")
     return [_table(head, rows)]
+
+
+def _described(part: Mapping[str, Any]) -> str:
+    values = ", ".join(
+        f"{name} {value}"
+        for name, value in part.items()
+        if name != "kind" and value not in (None, 0.0)
+    )
+    return f"{part['kind']}: {values}" if values else part["kind"]
 
 
 def _figures(fields: Mapping[str, Any]) -> list[str]:
@@ -301,8 +301,7 @@ def _down(field: Mapping[str, Any]) -> str:
 def _tuning(fields: Mapping[str, Any]) -> str:
     if fields["tuning"] is None:
         return "No search for settings is in the ledger."
-    count = len(fields["tuning"])
-    return f"A search for settings is in the ledger, in {count} kinds of steps."
+    return "In the ledger:\n\n" + _listed(map(_described, fields["tuning"]))
 
 
 def _data(fields: Mapping[str, Any]) -> list[str]:

@@ -16,12 +16,13 @@ def fields_of(entry: accounting.LedgerEntry) -> dict[str, Any]:
     Returns:
         Names of classes, and their numbers, which JSON keeps exactly.
     """
+    named = {
+        field.name: getattr(entry, field.name)
+        for field in dataclasses.fields(entry)
+    }
     return {
-        "steps": entry.steps,
-        "noise_multiplier": entry.noise_multiplier,
-        "sampling": _fields(entry.sampling),
-        "release": _fields(entry.release),
-        "seeded": entry.seeded,
+        name: described(value) if dataclasses.is_dataclass(value) else value
+        for name, value in named.items()
     }
 
 
@@ -39,11 +40,10 @@ def entry_of(fields: Mapping[str, Any]) -> accounting.LedgerEntry:
     """
     try:
         return accounting.LedgerEntry(
-            sampling=_object(fields["sampling"]),
-            noise_multiplier=fields["noise_multiplier"],
-            steps=fields["steps"],
-            seeded=fields["seeded"],
-            release=_object(fields["release"]),
+            **{
+                name: _object(value) if isinstance(value, dict) else value
+                for name, value in fields.items()
+            }
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
@@ -52,13 +52,19 @@ def entry_of(fields: Mapping[str, Any]) -> accounting.LedgerEntry:
         ) from error
 
 
-def _fields(described: Any) -> dict[str, Any]:
-    return {"kind": type(described).__name__, **dataclasses.asdict(described)}
+def described(part: Any) -> dict[str, Any]:
+    """Writes a part of an entry as the name of its class, and its numbers.
+
+    Args:
+        part: A sampling, a release or another frozen dataclass.
+    """
+    return {"kind": type(part).__name__, **dataclasses.asdict(part)}
 
 
 def _object(fields: Mapping[str, Any]) -> Any:
     values = dict(fields)
     kind = values.pop("kind")
-    if kind not in accounting.__all__:
+    make: Any = getattr(accounting, kind)
+    if not (isinstance(make, type) and dataclasses.is_dataclass(make)):
         raise KeyError(kind)
-    return getattr(accounting, kind)(**values)
+    return make(**values)
