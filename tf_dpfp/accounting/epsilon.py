@@ -35,12 +35,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from dp_accounting import pld
 from dp_accounting import rdp
 
 from tf_dpfp import arguments
 from tf_dpfp.accounting import entries as entries_lib
-from tf_dpfp.accounting import events
+from tf_dpfp.accounting import losses
 from tf_dpfp.accounting import persons
 from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import representations
@@ -56,12 +55,6 @@ MIN_PLD_DELTA = 1e-10
 
 # No training takes more steps than this; `max_steps` searches no further.
 STEP_LIMIT = 2**40
-
-# PLD grid, the epsilon up to which it is that fine, and the most points that
-# one step may take on it.
-_PLD_INTERVAL = 1e-4
-_PLD_FINE_EPSILON = 50.0
-_PLD_POINTS = 2e6
 
 # With more kinds of steps, a bound stands in for the RDP of each, which takes
 # a third of a second for a rate that was not met before.
@@ -316,8 +309,8 @@ def _epsilon_without_overflow(
     # Both are upper bounds, so the lesser is one, and RDP stands where PLD has
     # cut off the tail (infinity) or cannot be computed (extreme parameters).
     try:
-        interval = pld_interval(entries, adjacency, examples, by_rdp)
-        composed = compose_pld(entries, adjacency, examples, interval)
+        interval = losses.pld_interval(entries, adjacency, examples, by_rdp)
+        composed = losses.compose_pld(entries, adjacency, examples, interval)
         return min(by_rdp, composed.get_epsilon(delta))
     except (ArithmeticError, ValueError):
         return by_rdp
@@ -389,70 +382,3 @@ def rdp_of_entry(
 @functools.cache
 def _order_tuple() -> tuple[float, ...]:
     return tuple(sums.orders().tolist())
-
-
-@functools.lru_cache(maxsize=8)
-def compose_pld(
-    entries: tuple[entries_lib.LedgerEntry, ...],
-    adjacency: releases.Adjacency,
-    examples: int,
-    interval: float,
-) -> pld.PLDAccountant:
-    """Composes the privacy loss distributions of entries.
-
-    Args:
-        entries: Entries of steps that ran, merged; sums with noise.
-        adjacency: Add-or-remove-one or zero-out.
-        examples: Number of examples of a person.
-        interval: Grid of the losses; see `pld_interval`.
-
-    Returns:
-        The accountant, which holds the composition.
-
-    Raises:
-        ValueError: If a distribution can't be computed.
-    """
-    # An example zeroed out is to its step one that is not there, so the pair
-    # of distributions is that of add-or-remove under both adjacencies.
-    return pld.PLDAccountant(value_discretization_interval=interval).compose(
-        persons.compose_events(entries, adjacency, examples)
-        if examples > 1
-        else events.compose_events(entries, adjacency)
-    )
-
-
-def pld_interval(
-    entries: Sequence[entries_lib.LedgerEntry],
-    adjacency: releases.Adjacency,
-    examples: int,
-    epsilon: float,
-) -> float:
-    """Chooses a grid that is fine where epsilon matters.
-
-    PLDs are rounded pessimistically, so any grid gives an upper bound; the
-    fine one would need gigabytes for an epsilon in the thousands, or for next
-    to no noise.
-
-    Args:
-        entries: Entries of steps that ran.
-        adjacency: Adjacency of the guarantee.
-        examples: Number of examples of a person.
-        epsilon: About where the distribution is read.
-
-    Returns:
-        The distance of neighbouring losses.
-    """
-    least_noise = min(
-        entry.noise_multiplier / entry.sensitivity(adjacency) / examples
-        for entry in entries
-    )
-    # Mean loss of one full step and ten standard deviations above it.
-    widest_loss = 0.5 / least_noise / least_noise + 10.0 / least_noise
-    interval = max(
-        _PLD_INTERVAL,
-        _PLD_INTERVAL * epsilon / _PLD_FINE_EPSILON,
-        widest_loss / _PLD_POINTS,
-    )
-    # Few distinct grids keep epsilon regular in its arguments.
-    doublings = math.ceil(math.log2(interval / _PLD_INTERVAL))
-    return _PLD_INTERVAL * 2.0**doublings

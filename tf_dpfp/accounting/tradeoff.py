@@ -45,6 +45,7 @@ from scipy import special
 from tf_dpfp import arguments
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
+from tf_dpfp.accounting import losses
 from tf_dpfp.accounting import persons
 from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
@@ -281,10 +282,8 @@ def _bounded_curve(
         # About where the curve is read: no rate is below this delta.
         near = rdp.compute_epsilon(sums.orders(), divergences, LEAST_ERROR)[0]
         try:
-            interval = epsilon_lib.pld_interval(
-                entries, adjacency, examples, near
-            )
-            accountant = epsilon_lib.compose_pld(
+            interval = losses.pld_interval(entries, adjacency, examples, near)
+            accountant = losses.compose_pld(
                 entries, adjacency, examples, interval
             )
             deltas = np.asarray(accountant.get_delta(_EPSILONS))
