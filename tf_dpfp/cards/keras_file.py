@@ -67,6 +67,8 @@ def put(path: pathlib.Path, text: str) -> None:
         path: Path of a `.keras` file.
         text: The member's text.
     """
+    # The file itself, and no link to it, gives way to the new one.
+    path = path.resolve()
 
     def write(beside: pathlib.Path) -> None:
         with zipfile.ZipFile(path) as archive:
