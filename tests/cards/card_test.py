@@ -34,12 +34,15 @@ def _strict(text):
     return json.loads(text, parse_constant=refuse)
 
 
-all_cards = pytest.mark.parametrize(
-    "make", common.ALL, ids=lambda make: make.__name__
+# By module: all tests of one training follow each other, which spares most of
+# the PLDs.
+@pytest.fixture(
+    scope="module", params=common.ALL, ids=lambda make: make.__name__
 )
+def make(request):
+    return request.param
 
 
-@all_cards
 def test_cards_are_strict_json_and_as_the_schema_says(make):
     fields = _strict(_card(make).to_json())
     assert common.problems(fields) == []
@@ -81,7 +84,6 @@ def _letters(text):
     return "".join(text.split())
 
 
-@all_cards
 @pytest.mark.parametrize("accountant", ["rdp", "pld"])
 def test_text_equals_card(make, accountant):
     model, card = _model(make), _card(make)
@@ -115,7 +117,6 @@ def test_text_equals_card(make, accountant):
         assert sentence in words and sentence in markdown
 
 
-@all_cards
 def test_epsilons_are_those_of_the_accountant(make):
     model, card = _model(make), _card(make)
     for accountant in ("rdp", "pld"):
@@ -161,7 +162,6 @@ def test_units_adjacencies_mechanisms_and_clip_norms():
         assert list(of_rows.values()) == list(rows.values())
 
 
-@all_cards
 def test_steps_come_back_exactly(make):
     assert _card(make).record.entries == tuple(
         accounting.Record(tuple(tf_dpfp.ledger(_model(make)))).entries
@@ -169,7 +169,7 @@ def test_steps_come_back_exactly(make):
 
 
 def test_another_delta_needs_no_model():
-    for make in (common.several, common.joint, common.trained_before):
+    for make in (common.persons, common.joint, common.trained_before):
         again = cards.PrivacyCard(json.loads(_card(make).to_json()))
         expected = tf_dpfp.privacy_card(_model(make), 1e-6).to_json()
         assert again.at_delta(1e-6).to_json() == expected

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from unittest import mock
 
 import keras
 import numpy as np
@@ -278,24 +279,26 @@ def test_the_command_reads_a_card_back(card, path):
     assert other == card.at_delta(1e-5).to_json()
 
 
-def test_the_program(card, path, tmp_path):
+def test_the_program(card, path):
     card.write(path)
-
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "tf_dpfp", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-
-    done = run("card", str(path), "--delta=1e-4", "--format=json")
+    done = subprocess.run(
+        [sys.executable, "-m", "tf_dpfp", "card", str(path), "--format=json"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == card.at_delta(1e-4).to_json()
+    assert done.stdout == card.to_json()
+
+
+def test_what_can_not_be_read_is_an_error_of_the_command(tmp_path, capsys):
+    flags = mock.Mock(FLAGS=mock.Mock(delta=None, format="json"))
     (tmp_path / "other.keras").write_bytes(b"")
-    failed = run("card", str(tmp_path / "other.keras"))
-    assert failed.returncode == 2 and failed.stdout == ""
-    assert "error: " in failed.stderr and "is no .keras file" in failed.stderr
+    with mock.patch.object(command, "flags", flags):
+        status = command.run(["tf_dpfp", "card", str(tmp_path / "other.keras")])
+    written = capsys.readouterr()
+    assert status == 2 and written.out == ""
+    assert "error: " in written.err and "is no .keras file" in written.err
 
 
 def test_the_command_says_how_it_is_used(capsys):

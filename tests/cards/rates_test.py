@@ -78,13 +78,13 @@ def _excess(report, entry):
 
 @pytest.fixture(scope="module")
 def flat():
-    return audit_cases.flat(600, seed=5)
+    return audit_cases.flat(500, seed=5)
 
 
 @pytest.mark.parametrize("name", RAN)
 def test_no_audit_beats_the_rates_of_the_card(name, flat):
     is_flat = CASES[name] is audit_cases.flat
-    report = flat if is_flat else CASES[name](RUNS.get(name, 200), seed=5)
+    report = flat if is_flat else CASES[name](RUNS.get(name, 100), seed=5)
     assert _excess(report, RAN[name]) <= 0.0
 
 
