@@ -18,7 +18,7 @@ from tf_dpfp.keras_private import trainer
 from tf_dpfp.keras_private import variables
 
 
-def variables_of(model: keras.Model) -> list[tf.Variable]:
+def variables_of(model: keras.Model) -> list[keras.Variable]:
     """Returns the variables in which metrics of a model keep what they saw.
 
     Args:
@@ -31,10 +31,10 @@ def variables_of(model: keras.Model) -> list[tf.Variable]:
         metrics += [
             m for m in tree.flatten(given) if isinstance(m, keras.Metric)
         ]
-    found = {id(v): v.value for m in metrics for v in m.variables}
+    found = {id(v): v for m in metrics for v in m.variables}
     # A metric of a weight may hold it; it can't write it.
     weights = set(map(id, model.weights))
-    return [value for key, value in found.items() if key not in weights]
+    return [v for key, v in found.items() if key not in weights]
 
 
 def update(

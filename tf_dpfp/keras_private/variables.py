@@ -16,10 +16,12 @@ _RESTORE = "_restore_from_tensors"
 
 
 class _Kept(threading.local):
-    """Variables that nothing may write in this thread, by their identity."""
+    """Variables that nothing may write, or read, in this thread."""
 
     def __init__(self) -> None:
         self.variables: dict[int, keras.Variable] = {}
+        # By whom they may not be read.
+        self.unread: dict[int, str] = {}
 
 
 _KEPT = _Kept()
@@ -63,6 +65,46 @@ def _guard(variables: Any) -> None:
 
 
 _guard(keras.Variable)
+
+
+@contextlib.contextmanager
+def unread(variables: Sequence[keras.Variable], reader: str) -> Iterator[None]:
+    """Refuses to read variables, in this thread.
+
+    Args:
+        variables: The variables.
+        reader: Who reads, for the message.
+
+    Yields:
+        Nothing. Inside, `value` and whatever goes by it raise a `ValueError`,
+        while a graph is traced as well as eagerly.
+    """
+    before = _KEPT.unread
+    _KEPT.unread = {id(v): reader for v in variables}
+    try:
+        yield
+    finally:
+        _KEPT.unread = before
+
+
+def _guard_value(variables: Any) -> None:
+    """Replaces the property `value` of a class of variables."""
+    ordinary = variables.value
+
+    @functools.wraps(ordinary.fget)
+    def value(self):
+        if _KEPT.unread and id(self) in _KEPT.unread:
+            raise ValueError(
+                f"{_KEPT.unread[id(self)]} reads the metric variable "
+                f"'{self.path}', which holds what it saw of the data, without "
+                "noise. Let it read weights, and variables of its own."
+            )
+        return ordinary.fget(self)
+
+    variables.value = property(value, ordinary.fset, doc=ordinary.__doc__)
+
+
+_guard_value(keras.Variable)
 
 
 @contextlib.contextmanager
