@@ -61,12 +61,22 @@ def update(
         ValueError: If a metric writes a weight of the model, or a variable of
             its optimizer.
     """
-    with variables.kept([*model.weights, *model.optimizer.variables]):
-        _update(model, x, y, y_pred, sample_weight, is_example, fixed_size)
+    kept = [*model.weights, *model.optimizer.variables]
+    with variables.kept(kept):
+        _update(
+            model, x, y, y_pred, sample_weight, is_example, fixed_size, kept
+        )
 
 
 def _update(
-    model, x, y, y_pred, sample_weight, is_example, fixed_size: bool
+    model,
+    x,
+    y,
+    y_pred,
+    sample_weight,
+    is_example,
+    fixed_size: bool,
+    weights: Sequence[keras.Variable],
 ) -> None:
     compiled = model._compile_metrics
     if compiled is not None and not compiled.built:
@@ -85,8 +95,9 @@ def _update(
         ]
         x_kept, *rest = kept
         rest[-1] = _spread_over_masks(*rest[1:])
-        _track_output_losses(model, *rest)
-        model.compute_metrics(x_kept, *rest)
+        with variables.kept(weights):  # The branch has a graph of its own.
+            _track_output_losses(model, *rest)
+            model.compute_metrics(x_kept, *rest)
         return tf.constant(True)
 
     # Some functions are not a number for no examples.
