@@ -106,9 +106,9 @@ def on_compiling_loaded(
 ) -> None:
     """Adds to how Keras compiles loaded models.
 
-    Keras leaves a model that overrides `compile` uncompiled, or, where its constructor compiles it,
-    with an optimizer that has nothing to do with the file. The tasks of
-    KerasHub are of this kind.
+    Keras leaves a model that overrides `compile` uncompiled, or, where its
+    constructor compiles it, with an optimizer that has nothing to do with the
+    file. The tasks of KerasHub are of this kind.
 
     Args:
         compile_loaded: Called with the model and its saved configuration;

@@ -126,9 +126,10 @@ def _check_secure(model: keras.Model) -> None:
 def leave_loss_unscaled(model: keras.Model) -> None:
     """Takes a private optimizer out of Keras's scaling of the loss.
 
-    With the policy `mixed_float16` Keras wraps what it compiles, ordinary models
-    and those from files, in a `LossScaleOptimizer`, which skips the steps in which
-    one example overflows. Private steps scale the loss of each example.
+    With the policy `mixed_float16` Keras wraps what it compiles, ordinary
+    models and those from files, in a `LossScaleOptimizer`, which skips the
+    steps in which one example overflows. Private steps scale the loss of each
+    example.
 
     Args:
         model: A model, compiled or not.
