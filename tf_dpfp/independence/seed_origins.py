@@ -68,7 +68,7 @@ def _sources(waiting: list[tf.Tensor]) -> Iterator[tf.Tensor]:
             continue
         seen.add(id(tensor))
         kept.append(tensor)  # Known by their identity, they must live on.
-        outside = captured(tensor)
+        outside = _captured(tensor)
         if outside is not None and not _is_eager(outside):
             waiting.append(outside)
             continue
@@ -79,12 +79,8 @@ def _sources(waiting: list[tf.Tensor]) -> Iterator[tf.Tensor]:
             waiting += tensor.op.inputs
 
 
-def captured(tensor: tf.Tensor) -> tf.Tensor | None:
-    """Returns what a placeholder of a function stands for, if it is known.
-
-    Args:
-        tensor: A tensor of a graph.
-    """
+def _captured(tensor: tf.Tensor) -> tf.Tensor | None:
+    """Returns what a placeholder of a function stands for, if it is known."""
     for external, inner in getattr(tensor.graph, "captures", ()):
         if inner is tensor:
             return external
@@ -98,7 +94,7 @@ def _is_eager(tensor: tf.Tensor) -> bool:
 def outside(tensor: tf.Tensor) -> tf.Tensor:
     """Follows a placeholder out of all functions."""
     while not _is_eager(tensor):
-        found = captured(tensor)
+        found = _captured(tensor)
         if found is None:
             return tensor
         tensor = found

@@ -10,7 +10,6 @@ from collections.abc import Collection, Sequence
 
 import tensorflow as tf
 
-from tf_dpfp.independence import seed_origins
 from tf_dpfp.independence import state_rules
 from tf_dpfp.keras_private import call_time as keras_call_time
 
@@ -39,52 +38,71 @@ def first_with_data(
     Returns:
         The operation; `None` if there is none.
     """
-    free: dict[int, tf.Tensor] = {}
+    search = _Search(released, data_handles)
     for op in operations:
         if not state_rules.has_effect(op):
             continue
-        for tensor in op.inputs:
-            if _reaches_data(tensor, op.graph, released, data_handles, free):
-                return op
+        if any(search.reaches_data(t, op.graph) for t in op.inputs):
+            return op
     return None
 
 
-def _reaches_data(
-    tensor: tf.Tensor,
-    graph: tf.Graph,
-    released: Collection[str],
-    data_handles: Collection[int],
-    free: dict[int, tf.Tensor],
-) -> bool:
-    """Follows a tensor back to what it is made of.
+class _Search:
+    """Follows tensors back to what they are made of.
 
     Args:
-        tensor: The tensor.
-        graph: Its graph.
-        released: Names of its tensors where to stop.
+        released: Names of tensors where to stop.
         data_handles: Handles of variables that hold data.
-        free: Tensors that were followed before; grows.
     """
-    waiting = [tensor]
-    while waiting:
-        tensor = waiting.pop()
-        if id(tensor) in free:
-            continue
-        free[id(tensor)] = tensor
-        if hasattr(tensor, "numpy"):  # Of Python: a constant of the graph.
-            if id(tensor) in data_handles:
+
+    def __init__(
+        self, released: Collection[str], data_handles: Collection[int]
+    ):
+        self._released = released
+        self._data_handles = data_handles
+        # Tensors that were followed before, and captures by graph.
+        self._seen: dict[int, tf.Tensor] = {}
+        self._captures: dict[int, dict[int, tf.Tensor]] = {}
+
+    def reaches_data(self, tensor: tf.Tensor, graph: tf.Graph) -> bool:
+        """Tells if a tensor is made of data.
+
+        Args:
+            tensor: The tensor.
+            graph: Its graph, to which the names of released tensors belong.
+        """
+        waiting = [tensor]
+        while waiting:
+            tensor = waiting.pop()
+            if id(tensor) in self._seen:
+                continue
+            self._seen[id(tensor)] = tensor
+            if hasattr(tensor, "numpy"):  # Of Python: a constant of the graph.
+                if id(tensor) in self._data_handles:
+                    return True
+                continue
+            if tensor.graph is graph and tensor.name in self._released:
+                continue
+            captured = self._captured(tensor)
+            if captured is not None:
+                waiting.append(captured)
+            elif _is_of_batch(tensor):
                 return True
-            continue
-        if tensor.graph is graph and tensor.name in released:
-            continue
-        captured = seed_origins.captured(tensor)
-        if captured is not None:
-            waiting.append(captured)
-        elif _is_of_batch(tensor):
-            return True
-        else:
-            waiting += tensor.op.inputs
-    return False
+            else:
+                waiting += tensor.op.inputs
+        return False
+
+    def _captured(self, tensor: tf.Tensor) -> tf.Tensor | None:
+        """Returns what a placeholder of a function stands for, if known."""
+        if tensor.op.type != "Placeholder":
+            return None
+        graph = tensor.graph
+        if id(graph) not in self._captures:
+            self._captures[id(graph)] = {
+                id(inner): outer
+                for outer, inner in getattr(graph, "captures", ())
+            }
+        return self._captures[id(graph)].get(id(tensor))
 
 
 def _is_of_batch(tensor: tf.Tensor) -> bool:
