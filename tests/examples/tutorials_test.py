@@ -61,6 +61,62 @@ def test_structured_data(run, capsys):
     assert "It was performed, not assumed" in capsys.readouterr().out
 
 
+def _letters(package, member, sha256):
+    del package, member, sha256
+    rng = np.random.default_rng(0)
+    groups = ["alt.atheism", "comp.graphics", "rec.autos", "soc.religion"]
+    words = [f"of {group} and {rng.integers(9)}" for group in groups]
+    lines = ["Category\tText", "d\tstring", "class\t"]
+    lines += [f"{groups[n]}\t{words[n]}" for n in rng.integers(0, 4, 300)]
+    return "\n".join(lines).encode()
+
+
+def test_text_transformer(run):
+    found = run(
+        "text_transformer",
+        fetch=_letters,
+        batch_size=100,
+        length=8,
+        vocabulary_size=50,
+    )
+    assert pathlib.Path("text_transformer.png").exists()
+    for budget, model in zip(found["budgets"], found["models"], strict=True):
+        spent = tf_dpfp.compute_epsilon(model, found["delta"])
+        assert 0.99 * budget < spent <= budget
+    # Religion is talk; no word is a number by which others are counted.
+    assert set(found["y_train"]) == {0, 1, 3}
+    assert found["x_train"].min() == 0 and found["x_train"].max() <= 50
+
+
+def _ratings(package, member, sha256):
+    del package, sha256
+    rng = np.random.default_rng(0)
+    if member.endswith(".user"):
+        jobs = ["baker", "other"]
+        lines = [f"{n}\t{20 + n}\tF\t{jobs[n % 2]}\t0" for n in range(1, 41)]
+    else:
+        lines = [
+            f"{rng.integers(1, 41)}\t{rng.integers(1, 99)}\t"
+            f"{rng.integers(1, 6)}\t0"
+            for _ in range(600)
+        ]
+    return "\n".join(["header", *lines]).encode()
+
+
+def test_recommender(run, capsys):
+    found = run("recommender", fetch=_ratings)
+    assert pathlib.Path("recommender.png").exists()
+    for budget, model in zip(found["budgets"], found["models"], strict=True):
+        spent = tf_dpfp.compute_epsilon(model, found["delta"])
+        assert 0.99 * budget < spent <= budget
+        (entry,) = tf_dpfp.ledger(model)
+        assert entry.release.unit == "person"
+    # One rating has what was asked for; more of them have more.
+    first, *more = found["of_a_person"]
+    assert 0.99 * 3.0 < first <= 3.0 and first < more[0] < more[-1]
+    assert "person" in capsys.readouterr().out
+
+
 def _functions(name):
     text = (tutorial_files.TUTORIALS / f"{name}.py").read_text()
     _, mark, rest = text.partition("def fetch(")
