@@ -254,9 +254,9 @@ print(tf_dpfp.privacy_statement(models[1], delta))
 | --- | --- | --- | --- | --- |
 | always 3.5 | 1.130 | 0 | 0 | 0 |
 | by rating | 1.048 | 3.0 | 151 | nothing useful |
-| by person | 1.111 | below 1.0 | 1.0 | 1.0 |
-| by person | 1.078 | below 3.0 | 3.0 | 3.0 |
-| by person | 1.062 | below 8.0 | 8.0 | 8.0 |
+| by person | 1.111 | at most 1.0 | 1.0 | 1.0 |
+| by person | 1.078 | at most 3.0 | 3.0 | 3.0 |
+| by person | 1.062 | at most 8.0 | 8.0 | 8.0 |
 | without privacy | 1.036 | none | none | none |
 
 ![Error against epsilon](../../docs/tutorial_recommender.png)
