@@ -9,6 +9,7 @@ or in pieces, with `--hypothesis-seed=1` and so on.
 
 import collections
 import copy
+import gc
 import json
 import os
 import signal
@@ -190,6 +191,7 @@ class _Machine:
         read, write = os.pipe()
         child = os.fork()
         if not child:
+            gc.disable()  # To free functions, TensorFlow needs its threads.
             signal.alarm(_ALARM)
             try:
                 for _ in range(steps):

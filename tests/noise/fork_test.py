@@ -18,7 +18,7 @@ from tests import helpers
 from tf_dpfp.noise import gaussian
 
 _FORKED = """
-import json, os, signal, sys
+import gc, json, os, signal, sys
 import keras, numpy as np, tf_dpfp
 
 seed = json.loads(sys.argv[1])
@@ -51,7 +51,8 @@ def by_claims():
 by_optimizer(), by_layer()
 read, write = os.pipe()
 pid = os.fork()
-signal.alarm(120)  # TensorFlow's threads do not come along.
+signal.alarm(120)  # TensorFlow's threads do not come along,
+gc.disable()  # and are needed to free its functions.
 child = pid == 0 and os.fork()
 # Claims first: the next step of the optimizer would take a new key itself.
 draws = {
