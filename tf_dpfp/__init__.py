@@ -38,6 +38,8 @@ from tf_dpfp import representations
 from tf_dpfp.accounting import calibrate_noise_multiplier
 from tf_dpfp.clipping import Flat
 from tf_dpfp.clipping import PerLayer
+from tf_dpfp.evaluation import PrivateEvaluation
+from tf_dpfp.evaluation import evaluate_privately
 from tf_dpfp.layers import DPRepresentationClip
 from tf_dpfp.layers import PerExample
 from tf_dpfp.low_rank import RGPDense
@@ -77,10 +79,12 @@ __all__ = [
     "PerExample",
     "PerLayer",
     "PrivacyBudget",
+    "PrivateEvaluation",
     "RGPDense",
     "calibrate_noise_multiplier",
     "clip_norms",
     "compute_epsilon",
+    "evaluate_privately",
     "fix",
     "ledger",
     "make_private",

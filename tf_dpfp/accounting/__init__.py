@@ -21,12 +21,15 @@ from tf_dpfp.accounting.ledger_rows import greater
 from tf_dpfp.accounting.ledger_rows import missing
 from tf_dpfp.accounting.releases import Adjacency
 from tf_dpfp.accounting.releases import EndToEnd
+from tf_dpfp.accounting.releases import Evaluation
 from tf_dpfp.accounting.releases import Joint
 from tf_dpfp.accounting.releases import Labels
+from tf_dpfp.accounting.releases import PersonEvaluation
 from tf_dpfp.accounting.releases import PersonSums
 from tf_dpfp.accounting.releases import Release
 from tf_dpfp.accounting.releases import Representations
 from tf_dpfp.accounting.releases import Sums
+from tf_dpfp.accounting.samplings import EveryExample
 from tf_dpfp.accounting.samplings import EveryLabel
 from tf_dpfp.accounting.samplings import PoissonSampling
 from tf_dpfp.accounting.samplings import Sampling
@@ -39,10 +42,13 @@ from tf_dpfp.accounting.tf_privacy import tf_privacy_statement
 # Public. The other names are for the other folders of the package.
 __all__ = [
     "EndToEnd",
+    "Evaluation",
+    "EveryExample",
     "EveryLabel",
     "Joint",
     "Labels",
     "LedgerEntry",
+    "PersonEvaluation",
     "PersonSums",
     "PoissonSampling",
     "Representations",

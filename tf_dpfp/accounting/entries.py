@@ -61,13 +61,13 @@ class LedgerEntry:
         if not isinstance(self.sampling, samplings.Sampling):
             raise ValueError(
                 "`sampling` must be a PoissonSampling, an UnknownSampling, a "
-                "WithoutReplacement or an EveryLabel. Received: "
-                f"sampling={self.sampling!r}"
+                "WithoutReplacement, an EveryLabel or an EveryExample. "
+                f"Received: sampling={self.sampling!r}"
             )
         if not isinstance(self.release, releases.Release):
             raise ValueError(
                 "`release` must be a Sums, a Representations, a Joint, an "
-                "EndToEnd or a Labels. Received: "
+                "EndToEnd, a Labels or an Evaluation. Received: "
                 f"release={self.release!r}"
             )
         if not isinstance(self.sampling, self.release.samplings):

@@ -126,6 +126,29 @@ def count(number: int, one: str, many: str | None = None) -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
+def length(entries: Sequence[entries_lib.LedgerEntry]) -> str:
+    """Counts steps and evaluations, in words."""
+    steps, evaluations = 0, 0
+    for entry in entries:
+        if isinstance(entry.release, releases.Evaluation):
+            evaluations += entry.steps
+        else:
+            steps += entry.steps
+    words = count(steps, "step") if steps or not evaluations else ""
+    if not evaluations:
+        return words
+    return " and ".join(filter(None, [words, count(evaluations, "evaluation")]))
+
+
+def evaluation(entry: entries_lib.LedgerEntry) -> str:
+    """Describes the evaluations that an entry counts."""
+    return (
+        f"{count(entry.steps, 'evaluation')} with noise multiplier "
+        f"{entry.noise_multiplier:g}: noised counts of every "
+        f"{entry.release.unit} of the data that were evaluated"
+    )
+
+
 def training(
     method: str,
     population: int | None,

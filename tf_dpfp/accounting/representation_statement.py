@@ -60,6 +60,8 @@ def _words(entry: entries_lib.LedgerEntry) -> str:
             "of representations and, from the same examples, sums of clipped "
             f"gradients, {noise} of both together"
         )
+    if isinstance(entry.release, releases.Evaluation):
+        return text.evaluation(entry)
     if isinstance(entry.release, releases.Sums):
         return f"{text.count(entry.steps, 'step')} of DP-SGD {noise}"
     if isinstance(sampling, samplings.WithoutReplacement):

@@ -174,6 +174,8 @@ def _describe(
 
 
 def _words(entry: entries_lib.LedgerEntry) -> str:
+    if isinstance(entry.release, releases.Evaluation):
+        return text.evaluation(entry)
     sampling = entry.sampling
     words = f"{_steps([entry])} with noise multiplier "
     words += f"{entry.noise_multiplier:g} and "
@@ -235,4 +237,4 @@ def _as_if_poisson(
 
 
 def _steps(entries: Sequence[entries_lib.LedgerEntry]) -> str:
-    return text.count(sum(entry.steps for entry in entries), "step")
+    return text.length(entries)

@@ -33,6 +33,7 @@ _POISSON_CODE = 1
 _UNKNOWN_CODE = 2
 _WITHOUT_REPLACEMENT_CODE = 3
 _EVERY_LABEL_CODE = 4
+_EVERY_EXAMPLE_CODE = 5
 
 _RELEASES: dict[int, releases.Release] = {
     0: releases.Sums(),
@@ -44,6 +45,8 @@ _RELEASES: dict[int, releases.Release] = {
     6: releases.Joint(releases.LABELS_PUBLIC),
     7: releases.Joint(releases.LABELS_RANDOMIZED),
     8: releases.Joint(releases.LABELS_UNDECLARED),
+    11: releases.Evaluation(),
+    12: releases.PersonEvaluation(),
 }
 _RELEASE_CODES = {release: code for code, release in _RELEASES.items()}
 # The number of examples of a person stands in the column of the release.
@@ -198,6 +201,8 @@ def _encode_sampling(
             return _WITHOUT_REPLACEMENT_CODE, population, sample_size
         case samplings.EveryLabel(num_classes, identity):
             return _EVERY_LABEL_CODE, num_classes, identity
+        case samplings.EveryExample():
+            return _EVERY_EXAMPLE_CODE, 0.0, 0.0
         case _:
             raise ValueError(f"Unknown kind of sampling: {sampling!r}.")
 
@@ -210,8 +215,13 @@ def _decode_sampling(row: np.ndarray) -> samplings.Sampling:
         _UNKNOWN_CODE,
         _WITHOUT_REPLACEMENT_CODE,
         _EVERY_LABEL_CODE,
+        _EVERY_EXAMPLE_CODE,
     ):
         raise _unknown("code", row[_CODE])
+    if row[_CODE] == _EVERY_EXAMPLE_CODE:
+        if first or second:
+            raise ValueError(f"Not a ledger row: {row.tolist()}.")
+        return samplings.EveryExample()
     if not (first.is_integer() and second.is_integer()):
         raise ValueError(f"Not a ledger row: {row.tolist()}.")
     counts = int(first), int(second)

@@ -63,6 +63,10 @@ class Gradients(Mechanism):
         """Lists the ledgers of the optimizer and of the layers."""
         return [self.optimizer.ledger, *super().ledgers()]
 
+    def count_now(self, claim: counting.Claim) -> None:
+        """Counts a release outside of a step with those of the optimizer."""
+        self.optimizer.ledger.count_now(claim)
+
     def absorb(self, entries: Sequence[accounting.LedgerEntry]) -> None:
         """Adds entries to the ledger of the optimizer."""
         self.optimizer.absorb_ledger(entries)

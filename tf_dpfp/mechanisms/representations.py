@@ -67,6 +67,10 @@ class Representations(Mechanism):
             e.steps for e in self.entries() if e.release.has_representations
         )
 
+    def count_now(self, claim: counting.Claim) -> None:
+        """Counts a release outside of a step with those of the first layer."""
+        self.layers[0].ledger.count_now(claim)
+
     def absorb(self, entries: Sequence[accounting.LedgerEntry]) -> None:
         """Adds entries to the ledger of the first layer."""
         self.layers[0].absorb_ledger(list(entries))

@@ -47,18 +47,20 @@ def _fit(self, *args, **kwargs) -> keras.callbacks.History:
     ordinary = state_lib.ordinary(self, "fit")
     arguments = state_lib.bound(ordinary, args, kwargs)
     explained.check_split(arguments)
-    budgets = callbacks_lib.budgets_of(arguments.get("callbacks"))
-    if budgets:
+    given = arguments.get("callbacks")
+    budgets = callbacks_lib.budgets_of(given)
+    if budgets or callbacks_lib.evaluations_of(given):
         in_epoch = None
         if lengths.is_cut_off(arguments):
             in_epoch = lengths.batches_of(arguments)
-        callbacks = callbacks_lib.arranged(arguments["callbacks"], in_epoch)
+        callbacks = callbacks_lib.arranged(given, in_epoch)
         args, kwargs = state_lib.replaced(
             ordinary, args, kwargs, callbacks=callbacks
         )
 
     def calibrate(found, pipeline, arguments) -> None:
-        calibrating.calibrate(found, pipeline, arguments, budgets)
+        planned = callbacks_lib.planned_evaluations(given, arguments)
+        calibrating.calibrate(found, pipeline, arguments, budgets, planned)
 
     try:
         with explained.explained(self, arguments):
