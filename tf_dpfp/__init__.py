@@ -9,6 +9,7 @@ is in submodules:
 * `tf_dpfp.gradient_rules`: per-example gradients of your own layers;
 * `tf_dpfp.loops`: custom training loops;
 * `tf_dpfp.distribute`: several devices and machines;
+* `tf_dpfp.tuning`: hyper-parameter search inside of the budget;
 * `tf_dpfp.accounting`: epsilon without a model;
 * `tf_dpfp.auditing`: attacks, and lower bounds on epsilon;
 * `tf_dpfp.errors`: what is raised and listed.
@@ -35,6 +36,7 @@ from tf_dpfp import loops
 from tf_dpfp import low_rank
 from tf_dpfp import renamed as _renamed
 from tf_dpfp import representations
+from tf_dpfp import tuning
 from tf_dpfp.accounting import calibrate_noise_multiplier
 from tf_dpfp.clipping import Flat
 from tf_dpfp.clipping import PerLayer
@@ -105,6 +107,7 @@ _SUBMODULES = (
     "loops",
     "low_rank",
     "representations",
+    "tuning",
 )
 
 

@@ -12,6 +12,7 @@ from tests.replicas import common
 from tf_dpfp import mechanisms
 from tf_dpfp import noise as noise_lib
 from tf_dpfp.evaluation import evaluate as evaluate_lib
+from tf_dpfp.evaluation import settings as settings_lib
 from tf_dpfp.evaluation import statistics
 
 RNG = np.random.default_rng(0)
@@ -119,7 +120,7 @@ def test_leaving_out_one_example_moves_the_private_sum_by_at_most_one(
 def test_the_noise_is_that_of_the_row():
     """Many blocks of noise of one release, each entry with its deviation."""
     mechanism = mechanisms.mechanism_of(_model())
-    release = evaluate_lib.Settings(7.0).release(by_person=False)
+    release = settings_lib.Settings(7.0).release(by_person=False)
     layout = statistics.Layout(1, 20_000)
     one, other = (
         evaluate_lib._noise(

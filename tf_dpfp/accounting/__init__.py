@@ -35,6 +35,8 @@ from tf_dpfp.accounting.samplings import PoissonSampling
 from tf_dpfp.accounting.samplings import Sampling
 from tf_dpfp.accounting.samplings import UnknownSampling
 from tf_dpfp.accounting.samplings import WithoutReplacement
+from tf_dpfp.accounting.searches import RUNS
+from tf_dpfp.accounting.searches import Search
 from tf_dpfp.accounting.statement import statement as privacy_statement
 from tf_dpfp.accounting.table import merge
 from tf_dpfp.accounting.tf_privacy import tf_privacy_statement
@@ -52,6 +54,7 @@ __all__ = [
     "PersonSums",
     "PoissonSampling",
     "Representations",
+    "Search",
     "Sums",
     "UnknownSampling",
     "WithoutReplacement",

@@ -52,11 +52,18 @@ _SEEDED = (
     "guarantee holds only towards those who cannot. Use a seed to reproduce "
     "experiments, and none for a release."
 )
+_CHOICE = (
+    "the choice of hyper-parameters, if it looked at trainings on the same "
+    "data;"
+)
+_CHOICE_BESIDE = (
+    "the choice of hyper-parameters outside of the search, if it looked at "
+    "trainings on the same data;"
+)
 _NOT_COVERED = (
     "training metrics and losses, shown or logged, which are computed from the "
     "training data without noise;",
-    "the choice of hyper-parameters, if it looked at trainings on the same "
-    "data;",
+    _CHOICE,
     "early stopping, or keeping the best checkpoint, by a metric of the "
     "training data;",
     "preprocessing adapted to the data (Normalization statistics, "
@@ -149,6 +156,30 @@ def evaluation(entry: entries_lib.LedgerEntry) -> str:
     )
 
 
+def of_search(entry: entries_lib.LedgerEntry) -> str:
+    """Says that an entry is one of a search; else nothing."""
+    return ", in each run of a search" if entry.search else ""
+
+
+def searches(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
+    """Explains the searches among entries, one paragraph each."""
+    found = dict.fromkeys(entry.search for entry in entries)
+    return [
+        fill(
+            "SEARCH: the model is the best of a random number of runs, by "
+            "their scores; the number was drawn from the "
+            f"{search.runs} distribution with mean {search.expected_runs}, "
+            "whatever the data are. Every run did no more than what is listed "
+            "above for each. Epsilon is that of the whole search, by RDP "
+            "(Papernot and Steinke, 2022), and the choice of hyper-parameters "
+            "in it is covered. The number of runs, and all runs but the best, "
+            "must stay secret."
+        )
+        for search in found
+        if search
+    ]
+
+
 def training(
     method: str,
     population: int | None,
@@ -159,7 +190,9 @@ def training(
 ) -> str:
     """Writes a headline with one line per entry, of `words(entry)`, below."""
     examples = "" if population is None else f" over {population} {units}"
-    lines = [fill(words(entry), indent=4) for entry in entries]
+    lines = [
+        fill(words(entry) + of_search(entry), indent=4) for entry in entries
+    ]
     return "\n".join([f"{method}{examples}{length}:", *lines])
 
 
@@ -269,7 +302,11 @@ def trained_apart(trainings: Sequence[str]) -> list[str]:
     return [bullets(head, trainings)]
 
 
-def warnings_and_limits(seeded: bool) -> list[str]:
+def warnings_and_limits(seeded: bool, searched: bool = False) -> list[str]:
     """Warns of randomness from a seed, and lists what is never covered."""
-    limits = bullets("This guarantee does not cover:", _NOT_COVERED)
+    not_covered = [
+        _CHOICE_BESIDE if item is _CHOICE and searched else item
+        for item in _NOT_COVERED
+    ]
+    limits = bullets("This guarantee does not cover:", not_covered)
     return [fill(_SEEDED), limits] if seeded else [limits]

@@ -108,6 +108,8 @@ def _describe_claim(
         if isinstance(entry.sampling, samplings.WithoutReplacement)
         and entry.noise_multiplier
     ]
+    if any(entry.search for entry in entries):
+        return []
     if len(drawn) != 1 or isinstance(drawn[0].release, releases.Joint):
         return []
     (entry,) = drawn

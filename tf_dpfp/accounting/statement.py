@@ -96,11 +96,13 @@ def statement(
         said, is_private = _describe(
             ran, delta, accountant, population, recorded, examples_per_user
         )
+    said += text.searches(ran)
     if is_private:
         seeded = seeded or any(entry.seeded for entry in ran)
         said += text.trained_before(ordinary_steps)
         said += text.trained_apart(trained_apart)
-        said += text.warnings_and_limits(seeded)
+        searched = any(entry.search for entry in ran)
+        said += text.warnings_and_limits(seeded, searched)
     return "\n\n".join(said) + "\n"
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
+from tf_dpfp.accounting import searches
 
 # Columns of a row. Those that a kind of sampling does not use are zero; there
 # are more of them for kinds with more parameters.
@@ -20,6 +21,9 @@ WIDTH = 8
 _CODE, _NOISE_MULTIPLIER, _FIRST, _SECOND, _SEEDED, _RELEASE = range(6)
 # Of a release with a number of its own.
 _OF_RELEASE = 6
+# Of the search that the steps are of, packed. Versions that know of no searches
+# refuse a row in which it is not zero.
+_SEARCH = 7
 
 # Most descriptions of one training: a new one begins only when the noise
 # multiplier, the sampling or the release changes.
@@ -71,6 +75,7 @@ def encode(entry: entries_lib.LedgerEntry) -> np.ndarray:
     row[_SEEDED] = float(entry.seeded)
     row[[_RELEASE, _OF_RELEASE]] = _encode_release(entry.release)
     row[[_CODE, _FIRST, _SECOND]] = _encode_sampling(entry.sampling)
+    row[_SEARCH] = entry.search.packed() if entry.search else 0.0
     return row
 
 
@@ -93,7 +98,7 @@ def decode(row: np.ndarray, steps: int) -> entries_lib.LedgerEntry:
             f"A ledger row must be float64 of shape ({WIDTH},). Received: "
             f"{row.dtype} of shape {row.shape}."
         )
-    if not np.all(np.isfinite(row)) or np.any(row[_OF_RELEASE + 1 :] != 0.0):
+    if not np.all(np.isfinite(row)):
         raise ValueError(f"Not a ledger row: {row.tolist()}.")
     return entries_lib.LedgerEntry(
         sampling=_decode_sampling(row),
@@ -101,6 +106,7 @@ def decode(row: np.ndarray, steps: int) -> entries_lib.LedgerEntry:
         steps=steps,
         seeded=bool(row[_SEEDED]),
         release=_decode_release(row),
+        search=_decode_search(row),
     )
 
 
@@ -251,6 +257,13 @@ def _decode_release(row: np.ndarray) -> releases.Release:
     if code not in _RELEASES:
         raise _unknown("release", code)
     return _RELEASES[int(code)]
+
+
+def _decode_search(row: np.ndarray) -> searches.Search | None:
+    try:
+        return searches.Search.unpacked(float(row[_SEARCH]))
+    except ValueError as error:
+        raise ValueError(f"Not a ledger row: {row.tolist()}.") from error
 
 
 def _unknown(what: str, code: float) -> ValueError:

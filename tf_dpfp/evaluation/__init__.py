@@ -1,6 +1,8 @@
 """Evaluation of private models, by noised counts that their ledgers count."""
 
 from tf_dpfp.evaluation.callback import PrivateEvaluation
+from tf_dpfp.evaluation.callback import evaluations_of
+from tf_dpfp.evaluation.callback import planned
 from tf_dpfp.evaluation.evaluate import evaluate_privately
 from tf_dpfp.evaluation.results import Estimate
 from tf_dpfp.evaluation.results import Evaluation
@@ -10,4 +12,6 @@ __all__ = [
     "Evaluation",
     "PrivateEvaluation",
     "evaluate_privately",
+    "evaluations_of",
+    "planned",
 ]

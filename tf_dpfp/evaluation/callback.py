@@ -1,5 +1,6 @@
 """Private evaluation at the end of epochs, for other callbacks to look at."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -7,10 +8,12 @@ from typing import Any, Protocol
 import keras
 
 from tf_dpfp import accounting
-from tf_dpfp import arguments
+from tf_dpfp import arguments as arguments_lib
 from tf_dpfp import mechanisms
+from tf_dpfp.evaluation import data as data_lib
 from tf_dpfp.evaluation import evaluate as evaluate_lib
 from tf_dpfp.evaluation import results
+from tf_dpfp.evaluation import settings as settings_lib
 
 
 class Budget(Protocol):
@@ -74,11 +77,11 @@ class PrivateEvaluation(keras.callbacks.Callback):
     ):
         super().__init__()
         groups, users = kwargs.pop("groups", None), kwargs.pop("users", None)
-        self.settings = evaluate_lib.checked_settings(
+        self.settings = settings_lib.checked(
             noise_multiplier=noise_multiplier, **kwargs
         )
-        self.every = arguments.positive_integer("every", every)
-        self._data = evaluate_lib.read(data, groups, users, self.settings)
+        self.every = arguments_lib.positive_integer("every", every)
+        self._data = data_lib.read(data, groups, users, self.settings)
         self._budgets: Sequence[Budget] = ()
         self.released: list[results.Evaluation] = []
 
@@ -86,7 +89,7 @@ class PrivateEvaluation(keras.callbacks.Callback):
     def next_entry(self) -> accounting.LedgerEntry:
         """Entry that the next evaluation adds to the ledger."""
         by_person = self._data.users is not None
-        return evaluate_lib.next_entry(self.settings, by_person)
+        return settings_lib.next_entry(self.settings, by_person)
 
     def respect(self, budgets: Sequence[Budget]) -> None:
         """Tells the budgets of the training.
@@ -136,3 +139,33 @@ class PrivateEvaluation(keras.callbacks.Callback):
             for budget in self._budgets
             if math.isfinite(budget.epsilon)
         )
+
+
+def evaluations_of(callbacks: Any) -> list[PrivateEvaluation]:
+    """Lists the private evaluations among the callbacks of `fit`.
+
+    Args:
+        callbacks: What `fit` was given.
+    """
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    flat = keras.tree.flatten(callbacks) if callbacks else []
+    return [each for each in flat if isinstance(each, PrivateEvaluation)]
+
+
+def planned(
+    callbacks: Any, arguments: dict[str, Any]
+) -> list[accounting.LedgerEntry]:
+    """Lists what the evaluations of a whole `fit` add to the ledger.
+
+    Args:
+        callbacks: What `fit` was given.
+        arguments: Its bound arguments.
+    """
+    epochs = range(arguments["initial_epoch"] or 0, arguments["epochs"])
+    return [
+        dataclasses.replace(
+            each.next_entry, steps=sum(map(each.is_due, epochs))
+        )
+        for each in evaluations_of(callbacks)
+    ]

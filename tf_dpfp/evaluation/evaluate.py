@@ -5,7 +5,6 @@ that of a step: everything that can be refused is refused first, the sum is
 computed, the ledger counts, and only then is the sum released with noise.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,105 +14,16 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp import accounting
-from tf_dpfp import arguments
 from tf_dpfp import counting
 from tf_dpfp import mechanisms
 from tf_dpfp import noise as noise_lib
-from tf_dpfp import sampling as sampling_lib
+from tf_dpfp.evaluation import data as data_lib
 from tf_dpfp.evaluation import results
+from tf_dpfp.evaluation import settings as settings_lib
 from tf_dpfp.evaluation import statistics
 from tf_dpfp.evaluation import values as values_lib
 from tf_dpfp.independence import inputs
 from tf_dpfp.keras_private import trainer as keras_trainer
-from tf_dpfp.sampling import sources
-
-_BATCH_SIZE = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Checked arguments of a private evaluation.
-
-    Attributes:
-        noise_multiplier: Standard deviation of the noise; the sensitivity is
-            1.
-        loss_bound: Bound of the loss of an example; `None`: no loss.
-        correct: See `values.Wanted`.
-        num_examples: Public number of examples, or `None`.
-        group_values: Values of the groups.
-        confidence: Probability of an interval.
-        batch_size: Number of examples that the model sees at once.
-        seed: Seed of the noise, or `None`.
-    """
-
-    noise_multiplier: float
-    loss_bound: float | None = None
-    correct: values_lib.Correct | None = None
-    num_examples: int | None = None
-    group_values: tuple[Any, ...] = ()
-    confidence: float = 0.95
-    batch_size: int = _BATCH_SIZE
-    seed: int | None = None
-
-    def release(self, by_person: bool) -> counting.GaussianRelease:
-        """Returns the release, which noise and ledger are read from."""
-        return counting.GaussianRelease(
-            clip_norm=1.0,
-            noise_multiplier=self.noise_multiplier,
-            seed=self.seed,
-            kind=accounting.PersonEvaluation()
-            if by_person
-            else accounting.Evaluation(),
-        )
-
-
-def checked_settings(**given: Any) -> Settings:
-    """Checks the settings of a private evaluation.
-
-    Args:
-        **given: As for `evaluate_privately`.
-
-    Returns:
-        `Settings`.
-
-    Raises:
-        ValueError: If one is out of its range.
-    """
-    found = Settings(**given)
-    values = tuple(found.group_values)
-    if len(set(values)) != len(values):
-        raise ValueError(
-            "`group_values` must list each group once. Received: "
-            f"group_values={list(values)}"
-        )
-    if found.correct is not None and not callable(found.correct):
-        raise ValueError(
-            "`correct` must be a function of the labels and predictions of "
-            "one example, which returns a number between 0 and 1. Received: "
-            f"correct={found.correct!r}"
-        )
-
-    def optional(check, name: str, value: Any, **limits: Any) -> Any:
-        return None if value is None else check(name, value, **limits)
-
-    return dataclasses.replace(
-        found,
-        noise_multiplier=arguments.number(
-            "noise_multiplier", found.noise_multiplier, least=0.0, most=1e7
-        ),
-        loss_bound=optional(
-            arguments.number, "loss_bound", found.loss_bound, above=0.0
-        ),
-        num_examples=optional(
-            arguments.positive_integer, "num_examples", found.num_examples
-        ),
-        group_values=values,
-        confidence=arguments.number(
-            "confidence", found.confidence, above=0.0, below=1.0
-        ),
-        batch_size=arguments.positive_integer("batch_size", found.batch_size),
-        seed=arguments.seed(found.seed),
-    )
 
 
 def evaluate_privately(
@@ -128,7 +38,7 @@ def evaluate_privately(
     group_values: Sequence[Any] = (),
     users: Any = None,
     confidence: float = 0.95,
-    batch_size: int = _BATCH_SIZE,
+    batch_size: int = settings_lib.BATCH_SIZE,
     seed: int | None = None,
 ) -> results.Evaluation:
     """Evaluates a private model by noised counts, which its ledger counts.
@@ -192,7 +102,7 @@ def evaluate_privately(
         ValueError: If an argument is out of its range, or it is not proved
             that examples are evaluated independently of each other.
     """
-    settings = checked_settings(
+    settings = settings_lib.checked(
         noise_multiplier=noise_multiplier,
         loss_bound=loss_bound,
         correct=correct,
@@ -202,93 +112,13 @@ def evaluate_privately(
         batch_size=batch_size,
         seed=seed,
     )
-    return evaluate(model, read(data, groups, users, settings), settings)
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """Examples to evaluate.
-
-    Attributes:
-        source: The examples.
-        groups: Number of the group of each; -1: in none.
-        users: Number of the person of each, or `None`.
-    """
-
-    source: Any
-    groups: np.ndarray
-    users: np.ndarray | None
-
-
-def read(data: Any, groups: Any, users: Any, settings: Settings) -> Data:
-    """Reads data to evaluate.
-
-    Args:
-        data: See `evaluate_privately`.
-        groups: See there.
-        users: See there.
-        settings: The settings.
-
-    Returns:
-        `Data`.
-
-    Raises:
-        ValueError: If they can't be evaluated privately.
-    """
-    if sampling_lib.sampling_of(data) is not None:
-        raise ValueError(
-            "`data` are batches that were drawn at random, in which an example "
-            "may be any number of times. Give the arrays or the data set that "
-            f"they were drawn from. Received: data={data!r}"
-        )
-    are_arrays = isinstance(data, (tuple, list))
-    if not are_arrays and (groups is not None or users is not None):
-        raise ValueError(
-            "`groups` and `users` name the examples of arrays, in their order. "
-            "Give `data` as (x, y). Received: data of type "
-            f"{type(data).__name__}"
-        )
-    source = sources.make_source(*data) if are_arrays else _of_dataset(data)
-    if not 2 <= len(source.structure) <= 3:
-        raise ValueError(
-            "`data` needs labels: (x, y) or (x, y, sample_weight). Received: "
-            f"{len(source.structure)} component(s)"
-        )
-    if bool(settings.group_values) != (groups is not None):
-        raise ValueError(
-            "`groups` needs `group_values`, and the reverse: which groups "
-            "there are must not be read from the data. Received: "
-            f"group_values={list(settings.group_values)}, groups of type "
-            f"{type(groups).__name__}"
-        )
-    size = source.size
-    of_groups = np.full(size, -1)
-    if groups is not None:
-        ids = _ids("groups", groups, size)
-        for number, value in enumerate(settings.group_values):
-            of_groups[ids == value] = number
-    of_users = None
-    if users is not None:
-        _, of_users = np.unique(_ids("users", users, size), return_inverse=True)
-    return Data(source, of_groups, of_users)
-
-
-def _of_dataset(data: Any) -> Any:
-    return sources.make_source(data)
-
-
-def _ids(name: str, ids: Any, size: int) -> np.ndarray:
-    found = np.asarray(ids)
-    if found.shape != (size,):
-        raise ValueError(
-            f"`{name}` must have one entry for each of the {size} examples. "
-            f"Received: {name} of shape {found.shape}"
-        )
-    return found
+    return evaluate(
+        model, data_lib.read(data, groups, users, settings), settings
+    )
 
 
 def evaluate(
-    model: keras.Model, data: Data, settings: Settings
+    model: keras.Model, data: data_lib.Data, settings: settings_lib.Settings
 ) -> results.Evaluation:
     """Evaluates a model; see `evaluate_privately`.
 
@@ -337,17 +167,6 @@ def evaluate(
     )
 
 
-def next_entry(settings: Settings, by_person: bool) -> accounting.LedgerEntry:
-    """Returns the ledger entry that one evaluation adds.
-
-    Args:
-        settings: Its settings.
-        by_person: True if persons add to it, and not examples.
-    """
-    release = settings.release(by_person)
-    return counting.Claim(release, accounting.EveryExample()).entry(1)
-
-
 def _noise(
     mechanism: mechanisms.Mechanism,
     source: noise_lib.NoiseSource,
@@ -368,7 +187,10 @@ def _noise(
 
 
 def _private_sum(
-    function: Any, data: Data, layout: statistics.Layout, batch_size: int
+    function: Any,
+    data: data_lib.Data,
+    layout: statistics.Layout,
+    batch_size: int,
 ) -> np.ndarray:
     """Adds up the vectors of all examples; private until noise is added."""
     size = data.source.size
@@ -389,7 +211,9 @@ def _private_sum(
     return layout.sums(vectors / counts[users][:, None], groups)
 
 
-def _wanted(model: keras.Model, settings: Settings) -> values_lib.Wanted:
+def _wanted(
+    model: keras.Model, settings: settings_lib.Settings
+) -> values_lib.Wanted:
     """Decides what is evaluated."""
     correct: Any = settings.correct
     if correct is None and values_lib.only_loss(model) is None:
@@ -434,7 +258,7 @@ def _check_unit(mechanism: mechanisms.Mechanism, by_person: bool) -> None:
 def _result(
     blocks: list[list[results.Estimate]],
     wanted: values_lib.Wanted,
-    settings: Settings,
+    settings: settings_lib.Settings,
 ) -> results.Evaluation:
     def of_block(
         block: list[results.Estimate], **groups: Any

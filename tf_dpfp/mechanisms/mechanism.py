@@ -81,6 +81,17 @@ class Mechanism(abc.ABC):
             claim: Kind of the release.
         """
 
+    @abc.abstractmethod
+    def planned(
+        self, arguments: dict[str, Any], steps: int
+    ) -> list[accounting.LedgerEntry]:
+        """Lists what a `fit` will release, before it begins.
+
+        Args:
+            arguments: Its bound arguments.
+            steps: Number of its steps.
+        """
+
     def objections(self) -> list[str]:
         """Lists reasons why epsilon is infinite; empty if there are none."""
         return []

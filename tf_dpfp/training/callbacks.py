@@ -329,16 +329,6 @@ def budgets_of(callbacks: Any) -> list[PrivacyBudget]:
     ]
 
 
-def evaluations_of(callbacks: Any) -> list[evaluation.PrivateEvaluation]:
-    """Lists the private evaluations among the callbacks of `fit`.
-
-    Args:
-        callbacks: What `fit` was given.
-    """
-    kind = evaluation.PrivateEvaluation
-    return [each for each in _flat(callbacks) if isinstance(each, kind)]
-
-
 def _flat(callbacks: Any) -> list[Any]:
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = callbacks.callbacks
@@ -358,7 +348,8 @@ def arranged(callbacks: Any, in_epoch: int | None) -> Any:
     Returns:
         What to give to Keras. A `CallbackList` stays as it is.
     """
-    budgets, evaluations = budgets_of(callbacks), evaluations_of(callbacks)
+    budgets = budgets_of(callbacks)
+    evaluations = evaluation.evaluations_of(callbacks)
     listed = isinstance(callbacks, keras.callbacks.CallbackList)
     for budget in budgets:
         budget.arrange(
@@ -373,24 +364,6 @@ def arranged(callbacks: Any, in_epoch: int | None) -> Any:
     first = {id(each) for each in (*budgets, *evaluations)}
     others = [each for each in _flat(callbacks) if id(each) not in first]
     return [*evaluations, *budgets, *others, _StartLast(budgets)]
-
-
-def planned_evaluations(
-    callbacks: Any, arguments: dict[str, Any]
-) -> list[accounting.LedgerEntry]:
-    """Lists what the evaluations of a whole `fit` add to the ledger.
-
-    Args:
-        callbacks: What `fit` was given.
-        arguments: Its bound arguments.
-    """
-    epochs = range(arguments["initial_epoch"] or 0, arguments["epochs"])
-    return [
-        dataclasses.replace(
-            each.next_entry, steps=sum(map(each.is_due, epochs))
-        )
-        for each in evaluations_of(callbacks)
-    ]
 
 
 def empty_history(model: keras.Model) -> keras.callbacks.History:

@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from tf_dpfp import compilation
+from tf_dpfp import evaluation
 from tf_dpfp import mechanisms
 from tf_dpfp import optimizers
 from tf_dpfp import replicas
@@ -49,7 +50,7 @@ def _fit(self, *args, **kwargs) -> keras.callbacks.History:
     explained.check_split(arguments)
     given = arguments.get("callbacks")
     budgets = callbacks_lib.budgets_of(given)
-    if budgets or callbacks_lib.evaluations_of(given):
+    if budgets or evaluation.evaluations_of(given):
         in_epoch = None
         if lengths.is_cut_off(arguments):
             in_epoch = lengths.batches_of(arguments)
@@ -59,7 +60,7 @@ def _fit(self, *args, **kwargs) -> keras.callbacks.History:
         )
 
     def calibrate(found, pipeline, arguments) -> None:
-        planned = callbacks_lib.planned_evaluations(given, arguments)
+        planned = evaluation.planned(given, arguments)
         calibrating.calibrate(found, pipeline, arguments, budgets, planned)
 
     try:
