@@ -22,8 +22,8 @@ private_optimizer_class reparametrize validate
 SUBMODULES = {
     "accounting": """
         EndToEnd Evaluation EveryExample EveryLabel Joint Labels LedgerEntry
-        PersonEvaluation PersonSums PoissonSampling
-        Representations Sums UnknownSampling WithoutReplacement
+        PersonEvaluation PersonSums PoissonSampling Representations Search
+        Sums UnknownSampling WithoutReplacement
         calibrate_noise_multiplier claimed_epsilon compute_epsilon max_steps
     """,
     "auditing": """
@@ -51,6 +51,7 @@ SUBMODULES = {
         DebiasedCrossentropy RandomizedLabels calibrate_representation
         randomize_labels stratified_batches
     """,
+    "tuning": "Found search",
 }
 
 QUALIFIED = [

@@ -264,23 +264,31 @@ def test_rows_come_back_exactly(runs, expected, identity):
     entry = _of_search(search)
     row = table.encode(entry)
     assert table.decode(row, entry.steps) == entry
-    # Every reader before searches demands a zero there.
-    assert row[7] != 0.0
-    assert float(search.packed()) == search.packed() < 2**53
+    # Every reader before searches knows releases below 64 alone.
+    assert row[5] >= 64.0 and row[5] == int(row[5]) < 2**53
+    plain = table.encode(RUN)
+    assert np.flatnonzero(row != plain).tolist() == [5]
 
 
 def test_packed_numbers_do_not_change():
-    numbers = [searches.Search(r, 10, 3).packed() for r in searches.RUNS]
-    assert numbers == [4 * (3 * 2**20 + 10) + 1 + i for i in range(3)]
+    rows = [
+        table.encode(_of_search(searches.Search(runs, 10, 3)))
+        for runs in ("poisson", "logarithmic", "geometric")
+    ]
+    packed = 4 * (3 * 2**14 + 10)
+    assert [row[5] for row in rows] == [
+        64 * (packed + 1 + i) + 0 for i in range(3)
+    ]
 
 
 @pytest.mark.parametrize(
-    "number", [1.0, 4.0 * 10, 0.5, -5.0, 4.0 * 2**19 + 1, 2.0**53, math.inf]
+    "number",
+    [64.0, 64.0 * 4 * 10, 64.5, -64.0, 64.0 * (4 * 16000 + 1), 2.0**53],
 )
 def test_damaged_searches_are_refused(number):
     row = table.encode(RUN)
-    row[7] = number
-    with pytest.raises(ValueError, match="Not a ledger row"):
+    row[5] = number
+    with pytest.raises(ValueError, match="Unknown release"):
         table.decode(row, 1)
 
 

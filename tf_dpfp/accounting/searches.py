@@ -51,8 +51,8 @@ _SHAPES = {"poisson": math.inf, "logarithmic": 0.0, "geometric": 1.0}
 
 MOST_RUNS = 10_000
 IDENTITIES = 2**30
-# Places of the parts in the one number of a ledger row.
-_RUNS_BASE, _EXPECTED_BASE = 4, 2**20
+# Places of the parts in one number, of 46 bits.
+_RUNS_BASE, _EXPECTED_BASE = 4, 2**14
 _ROUNDING = 1e-9
 
 
@@ -166,7 +166,7 @@ class Search:
         )
 
     def packed(self) -> int:
-        """Returns all of it as one number, which float64 holds exactly."""
+        """Returns all of it as one number below 2^46."""
         number = self.identity * _EXPECTED_BASE + self.expected_runs
         return number * _RUNS_BASE + RUNS.index(self.runs) + 1
 

@@ -21,9 +21,9 @@ WIDTH = 8
 _CODE, _NOISE_MULTIPLIER, _FIRST, _SECOND, _SEEDED, _RELEASE = range(6)
 # Of a release with a number of its own.
 _OF_RELEASE = 6
-# Of the search that the steps are of, packed. Versions that know of no searches
-# refuse a row in which it is not zero.
-_SEARCH = 7
+# Codes of releases are below. What is above is the search that the steps are
+# of: versions that know of no searches find a release that they don't know.
+_SEARCH = 64
 
 # Most descriptions of one training: a new one begins only when the noise
 # multiplier, the sampling or the release changes.
@@ -37,7 +37,7 @@ _POISSON_CODE = 1
 _UNKNOWN_CODE = 2
 _WITHOUT_REPLACEMENT_CODE = 3
 _EVERY_LABEL_CODE = 4
-_EVERY_EXAMPLE_CODE = 5
+_EVERY_EXAMPLE_CODE = 6
 
 _RELEASES: dict[int, releases.Release] = {
     0: releases.Sums(),
@@ -49,8 +49,8 @@ _RELEASES: dict[int, releases.Release] = {
     6: releases.Joint(releases.LABELS_PUBLIC),
     7: releases.Joint(releases.LABELS_RANDOMIZED),
     8: releases.Joint(releases.LABELS_UNDECLARED),
-    11: releases.Evaluation(),
-    12: releases.PersonEvaluation(),
+    20: releases.Evaluation(),
+    21: releases.PersonEvaluation(),
 }
 _RELEASE_CODES = {release: code for code, release in _RELEASES.items()}
 # The number of examples of a person stands in the column of the release.
@@ -75,7 +75,7 @@ def encode(entry: entries_lib.LedgerEntry) -> np.ndarray:
     row[_SEEDED] = float(entry.seeded)
     row[[_RELEASE, _OF_RELEASE]] = _encode_release(entry.release)
     row[[_CODE, _FIRST, _SECOND]] = _encode_sampling(entry.sampling)
-    row[_SEARCH] = entry.search.packed() if entry.search else 0.0
+    row[_RELEASE] += _SEARCH * (entry.search.packed() if entry.search else 0)
     return row
 
 
@@ -98,15 +98,15 @@ def decode(row: np.ndarray, steps: int) -> entries_lib.LedgerEntry:
             f"A ledger row must be float64 of shape ({WIDTH},). Received: "
             f"{row.dtype} of shape {row.shape}."
         )
-    if not np.all(np.isfinite(row)):
+    if not np.all(np.isfinite(row)) or np.any(row[_OF_RELEASE + 1 :] != 0.0):
         raise ValueError(f"Not a ledger row: {row.tolist()}.")
     return entries_lib.LedgerEntry(
         sampling=_decode_sampling(row),
         noise_multiplier=float(row[_NOISE_MULTIPLIER]),
         steps=steps,
         seeded=bool(row[_SEEDED]),
-        release=_decode_release(row),
         search=_decode_search(row),
+        release=_decode_release(row),
     )
 
 
@@ -248,7 +248,7 @@ def _encode_release(release: releases.Release) -> tuple[float, float]:
 
 
 def _decode_release(row: np.ndarray) -> releases.Release:
-    code, parameter = float(row[_RELEASE]), float(row[_OF_RELEASE])
+    code, parameter = float(row[_RELEASE]) % _SEARCH, float(row[_OF_RELEASE])
     if code == _PERSON_SUMS_CODE and parameter.is_integer():
         return releases.PersonSums(int(parameter))
     if parameter:
@@ -260,10 +260,11 @@ def _decode_release(row: np.ndarray) -> releases.Release:
 
 
 def _decode_search(row: np.ndarray) -> searches.Search | None:
+    code = float(row[_RELEASE])
     try:
-        return searches.Search.unpacked(float(row[_SEARCH]))
+        return searches.Search.unpacked(code // _SEARCH)
     except ValueError as error:
-        raise ValueError(f"Not a ledger row: {row.tolist()}.") from error
+        raise _unknown("release", code) from error
 
 
 def _unknown(what: str, code: float) -> ValueError:
