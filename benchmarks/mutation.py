@@ -45,6 +45,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "accounting/events.py": ("accounting/events_test.py",),
     "accounting/joint.py": ("accounting/joint_test.py",),
     "accounting/ledger_rows.py": ("accounting/ledger_rows_test.py",),
+    "accounting/losses.py": ("accounting/epsilon_test.py",),
     "accounting/releases.py": ("accounting/releases_test.py",),
     "accounting/representations.py": (
         "accounting/accounting_representations_test.py",
@@ -55,6 +56,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "accounting/many_kinds_test.py",
     ),
     "accounting/table.py": ("accounting/table_test.py",),
+    "accounting/tradeoff.py": ("accounting/tradeoff_test.py",),
     "clipping/adaptive.py": ("clipping/adaptive_test.py",),
     "clipping/representations.py": ("clipping/clip_representations_test.py",),
     "clipping/clipped_sum.py": ("clipping/clipped_sum_test.py",),

@@ -15,16 +15,17 @@ FIRST_ROW = """
 BackupAndRestore DPAdagrad DPAdam DPAdamW DPLion DPRMSprop DPRepresentationClip
 DPSGD Flat PerExample PerLayer PrivacyBudget PrivateEvaluation RGPDense
 calibrate_noise_multiplier clip_norms compute_epsilon evaluate_privately fix
-ledger make_private poisson_batches privacy_statement
+ledger make_private poisson_batches privacy_card privacy_statement
 private_optimizer_class reparametrize validate
 """.split()
 
 SUBMODULES = {
     "accounting": """
         EndToEnd Evaluation EveryExample EveryLabel Joint Labels LedgerEntry
-        PersonEvaluation PersonSums PoissonSampling Representations Search
-        Sums UnknownSampling WithoutReplacement
+        MembershipAttacks PersonEvaluation PersonSums PoissonSampling
+        Representations Search Sums UnknownSampling WithoutReplacement
         calibrate_noise_multiplier claimed_epsilon compute_epsilon max_steps
+        membership_attacks
     """,
     "auditing": """
         AuditPoint AuditReport ReleaseRecorder RocCurve audit audit_scores
@@ -33,6 +34,7 @@ SUBMODULES = {
         membership_inference one_run_epsilon one_run_p_value plot_audit
         plot_roc roc_curve spread_scores unused_features
     """,
+    "cards": "PrivacyCard privacy_card read_card",
     "clipping": """
         Adaptive Automatic ByFunction Clipping Flat PerBlock PerDevice PerLayer
     """,
@@ -72,7 +74,7 @@ OuterProduct PerBlock PerDevice PerLayer PrivacyBudget Problem
 RGPDense RandomizedLabels RowGather calibrate
 calibrate_representation claimed_epsilon clipped_gradients dealt_step epsilon
 fix is_private ledger make_private microbatch_sampler poisson_batches
-privacy_statement private_optimizer_class randomize_labels
+privacy_card privacy_statement private_optimizer_class randomize_labels
 register_gradient_rule reparametrize restore sampled_steps
 thresholds validate
 """.split()

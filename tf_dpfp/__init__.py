@@ -12,6 +12,7 @@ is in submodules:
 * `tf_dpfp.tuning`: hyper-parameter search inside of the budget;
 * `tf_dpfp.accounting`: epsilon without a model;
 * `tf_dpfp.auditing`: attacks, and lower bounds on epsilon;
+* `tf_dpfp.cards`: privacy cards, read from files;
 * `tf_dpfp.errors`: what is raised and listed.
 """
 
@@ -28,6 +29,7 @@ if _keras.backend.backend() != "tensorflow":
     )
 
 from tf_dpfp import accounting
+from tf_dpfp import cards
 from tf_dpfp import clipping
 from tf_dpfp import distribute
 from tf_dpfp import errors
@@ -38,6 +40,7 @@ from tf_dpfp import renamed as _renamed
 from tf_dpfp import representations
 from tf_dpfp import tuning
 from tf_dpfp.accounting import calibrate_noise_multiplier
+from tf_dpfp.cards import privacy_card
 from tf_dpfp.clipping import Flat
 from tf_dpfp.clipping import PerLayer
 from tf_dpfp.evaluation import PrivateEvaluation
@@ -91,6 +94,7 @@ __all__ = [
     "ledger",
     "make_private",
     "poisson_batches",
+    "privacy_card",
     "privacy_statement",
     "private_optimizer_class",
     "reparametrize",
@@ -100,6 +104,7 @@ __all__ = [
 _SUBMODULES = (
     "accounting",
     "auditing",
+    "cards",
     "clipping",
     "distribute",
     "errors",

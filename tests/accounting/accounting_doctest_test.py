@@ -22,6 +22,7 @@ WITH_EXAMPLES = {
     "events",
     "joint",
     "samplings",
+    "tradeoff",
 }
 
 

@@ -48,6 +48,16 @@ def _size(x):
     return tf.cast(tf.shape(x)[0], x.dtype)
 
 
+def _projected(images, transforms):
+    return R.ImageProjectiveTransformV3(
+        images=images,
+        transforms=transforms,
+        output_shape=[6, 6],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+    )
+
+
 def _counted(x):
     """Counts from one along an axis, in every row."""
     return tf.cumsum(tf.ones_like(x, tf.int32), 1)
@@ -171,6 +181,16 @@ KEEPS = [
         IMAGE,
     ),
     ("SpaceToDepth", lambda x: tf.nn.space_to_depth(x, 2), IMAGE),
+    (
+        "ImageProjectiveTransformV3",
+        lambda x: _projected(x, tf.reshape(x, [-1, 72])[:, :8]),
+        IMAGE,
+    ),
+    (
+        "ImageProjectiveTransformV3",
+        lambda x: _projected(x, tf.range(8.0)[None]),
+        IMAGE,
+    ),
     (
         "SpaceToBatchND",
         lambda x: tf.batch_to_space(
@@ -416,6 +436,19 @@ MIXES = [
         "BatchToSpaceND",
         lambda x: tf.batch_to_space(x, [2, 2], [[0, 0], [0, 0]]),
         IMAGE,
+    ),
+    (  # Examples lie in blocks in one, and side by side in the other.
+        "ImageProjectiveTransformV3",
+        lambda x: _projected(
+            tf.reshape(x, [-1, 3, 6, 2]),
+            tf.concat([tf.reshape(x, [-1, 72])[:, :8]] * 2, 0),
+        ),
+        IMAGE,
+    ),
+    (
+        "ImageProjectiveTransformV3",
+        lambda x: _projected(_swap(x), tf.reshape(x, [-1, 72])[:, :8]),
+        tf.TensorSpec([6, 6, 6, 2]),
     ),
     (
         "FusedBatchNormV3",

@@ -1,6 +1,7 @@
 """What the package relies on in Keras's saving and loading."""
 
 import inspect
+import zipfile
 
 import keras
 import numpy as np
@@ -70,6 +71,30 @@ def test_groups_with_a_marker_are_found(loaded, tmp_path, name, save):
     assert owner is model
     np.testing.assert_array_equal(group[MARKER], np.ones(3))
     assert {"0", "1", "2"} <= set(group)
+
+
+def test_groups_of_a_file_are_found_without_a_model(loaded, tmp_path):
+    saving.on_saving(MARKER, lambda model: np.arange(2.0))
+    path = tmp_path / "a.keras"
+    _model(_Marked()).save(path)
+    beside, of_optimizer = sorted(saving.marked_groups(path, MARKER), key=len)
+    np.testing.assert_array_equal(beside[MARKER], np.arange(2.0))
+    np.testing.assert_array_equal(of_optimizer[MARKER], np.ones(3))
+    assert {"0", "1", "2"} <= set(of_optimizer)
+    assert loaded == []
+    # What Keras itself hands over when the file is loaded.
+    keras.models.load_model(path, compile=False)
+    [(_, groups)] = loaded
+    assert [sorted(g) for g in sorted(groups, key=len)] == [
+        sorted(beside),
+        sorted(of_optimizer),
+    ]
+
+
+def test_a_file_without_weights_has_no_groups(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+    assert saving.marked_groups(tmp_path / "a.keras", MARKER) == []
 
 
 @pytest.mark.parametrize("by_name", [False, True])

@@ -287,3 +287,44 @@ def test_a_damaged_ledger_is_refused(files, tmp_path):
         file["optimizer/vars/tf_dpfp_ledger"][0, -1] = np.nan
     with pytest.raises(ValueError, match="Not a count of steps"):
         _ordinary().load_weights(path)
+
+
+@pytest.fixture
+def half_precision():
+    keras.config.set_dtype_policy("mixed_float16")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.usefixtures("half_precision")
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_half_precision_model_goes_on_with_its_optimizer(tmp_path, copied):
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    tf_dpfp.make_private(model)
+    model.compile(tf_dpfp.DPAdam(0.01, noise_multiplier=1.0), "mse")
+    model.fit(x, x[:, :2], batch_size=4, verbose=0)
+    if copied:
+        loaded = copy.deepcopy(model)
+    else:
+        model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+    tf_dpfp.make_private(loaded)
+    assert isinstance(loaded.optimizer, tf_dpfp.DPAdam)
+    for mine, theirs in zip(
+        model.optimizer.variables, loaded.optimizer.variables, strict=True
+    ):
+        if "ledger" not in mine.path:  # Rows of no steps are left out.
+            np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+    loaded.fit(x, x[:, :2], batch_size=4, verbose=0)
+    assert [e.steps for e in tf_dpfp.ledger(loaded)] == [4]
+
+
+@pytest.mark.usefixtures("half_precision")
+def test_a_half_precision_model_that_was_compiled_first_trains():
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    model.compile(tf_dpfp.DPAdam(0.01, noise_multiplier=1.0), "mse")
+    tf_dpfp.make_private(model)
+    model.fit(x, x[:, :2], batch_size=4, verbose=0)
+    assert [e.steps for e in tf_dpfp.ledger(model)] == [2]

@@ -3,6 +3,7 @@
 import keras
 import pytest
 import tensorflow as tf
+from keras import layers
 
 import tf_dpfp
 from tests.replicas import common
@@ -130,3 +131,38 @@ def test_replicas_that_went_apart_are_found():
         agreement.ReplicasDifferError, match="different numbers for"
     ):
         common.fit(model, epochs=1, callbacks=[Disturb()])
+
+
+class _ByReplica(layers.Layer):
+    """Does something else on each replica."""
+
+    def call(self, x):
+        context = tf.distribute.get_replica_context()
+        number = 0 if context is None else context.replica_id_in_sync_group
+        return x * (1.0 + tf.cast(number, x.dtype))
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_layers_that_read_the_number_of_the_replica_are_refused(run_eagerly):
+    def make():
+        return keras.Sequential(
+            [keras.Input((common.FEATURES,)), _ByReplica(), common.mlp()]
+        )
+
+    compiled = {"run_eagerly": run_eagerly}
+    model = common.private(2, make=make, compiled=compiled)
+    common.refuses(model, "number of the replica")
+
+
+def test_on_one_replica_its_number_is_the_same_for_all():
+    model = common.private(
+        1,
+        make=lambda: keras.Sequential(
+            [keras.Input((common.FEATURES,)), _ByReplica(), common.mlp()]
+        ),
+    )
+    common.fit(model)
+    assert tf_dpfp.ledger(model)

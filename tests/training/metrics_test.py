@@ -256,6 +256,37 @@ def test_a_metric_that_writes_a_weight_is_refused(kind, arguments):
     assert sum(e.steps for e in tf_dpfp.ledger(model)) == 0
 
 
+class WritesPastKeras(keras.metrics.Mean):
+    """Adds to the TensorFlow variable behind a weight."""
+
+    def __init__(self, variable):
+        super().__init__(name="writes")
+        self.variable = variable
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        mean = tf.reduce_mean(y_pred)
+        self.variable.value.assign_add(mean * tf.ones_like(self.variable))
+        return super().update_state(y_pred)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"jit_compile": True}])
+def test_a_metric_that_writes_a_weight_past_keras_is_refused(arguments):
+    x = np.ones((8, 3), np.float32)
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+    tf_dpfp.make_private(model)
+    model.compile(
+        tf_dpfp.DPSGD(0.1, noise_multiplier=1.0),
+        loss="mse",
+        metrics=[WritesPastKeras(model.layers[-1].kernel)],
+        **arguments,
+    )
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="A metric writes"):
+        model.fit(x, x[:, :1], batch_size=4, verbose=0)
+    for was, now in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(was, now)
+
+
 class NormOf(keras.metrics.Metric):
     """Shows the length of a weight, which it holds."""
 

@@ -454,3 +454,24 @@ def test_ledgers_that_differ_before_are_refused():
 
     with pytest.raises(ValueError, match="ledgers that differ"):
         _search(build)
+
+
+def test_a_card_holds_the_search(monkeypatch):
+    _draws(monkeypatch, 0)
+    model = _search().model
+    fields = tf_dpfp.privacy_card(model, DELTA).fields
+    (tuning,) = fields["tuning"]
+    assert (tuning["runs"], tuning["expected_runs"]) == ("geometric", 3)
+    for accountant in ("rdp", "pld"):
+        assert tf_dpfp.compute_epsilon(model, DELTA, accountant) == _price(
+            _of_run()
+        )
+    attacks = accounting.membership_attacks(tf_dpfp.ledger(model))
+    of_run = accounting.membership_attacks(_of_run())
+    assert attacks.method == "rdp"
+    assert all(
+        whole > part
+        for (_, whole), (_, part) in zip(
+            attacks.rates, of_run.rates, strict=True
+        )
+    )

@@ -6,6 +6,7 @@ from tf_dpfp.accounting.calibration import noise_within
 from tf_dpfp.accounting.claimed import claimed_epsilon
 from tf_dpfp.accounting.entries import LedgerEntry
 from tf_dpfp.accounting.entries import adjacency_of
+from tf_dpfp.accounting.epsilon import MIN_PLD_DELTA
 from tf_dpfp.accounting.epsilon import check_delta
 from tf_dpfp.accounting.epsilon import check_epsilon
 from tf_dpfp.accounting.epsilon import compute_epsilon
@@ -19,6 +20,9 @@ from tf_dpfp.accounting.ledger_rows import decode_rows
 from tf_dpfp.accounting.ledger_rows import encode_rows
 from tf_dpfp.accounting.ledger_rows import greater
 from tf_dpfp.accounting.ledger_rows import missing
+from tf_dpfp.accounting.paragraphs import Paragraph
+from tf_dpfp.accounting.paragraphs import round_up
+from tf_dpfp.accounting.record import Record
 from tf_dpfp.accounting.releases import Adjacency
 from tf_dpfp.accounting.releases import EndToEnd
 from tf_dpfp.accounting.releases import Evaluation
@@ -37,9 +41,15 @@ from tf_dpfp.accounting.samplings import UnknownSampling
 from tf_dpfp.accounting.samplings import WithoutReplacement
 from tf_dpfp.accounting.searches import RUNS
 from tf_dpfp.accounting.searches import Search
+from tf_dpfp.accounting.statement import paragraphs_of
 from tf_dpfp.accounting.statement import statement as privacy_statement
+from tf_dpfp.accounting.statement import written
 from tf_dpfp.accounting.table import merge
 from tf_dpfp.accounting.tf_privacy import tf_privacy_statement
+from tf_dpfp.accounting.tradeoff import MembershipAttacks
+from tf_dpfp.accounting.tradeoff import has_losses
+from tf_dpfp.accounting.tradeoff import membership_attacks
+from tf_dpfp.accounting.tradeoff import unlimited
 
 # Public. The other names are for the other folders of the package.
 __all__ = [
@@ -50,6 +60,7 @@ __all__ = [
     "Joint",
     "Labels",
     "LedgerEntry",
+    "MembershipAttacks",
     "PersonEvaluation",
     "PersonSums",
     "PoissonSampling",
@@ -62,4 +73,5 @@ __all__ = [
     "claimed_epsilon",
     "compute_epsilon",
     "max_steps",
+    "membership_attacks",
 ]

@@ -38,13 +38,12 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from dp_accounting import pld
 from dp_accounting import rdp
 
 from tf_dpfp import arguments
 from tf_dpfp.accounting import composition
 from tf_dpfp.accounting import entries as entries_lib
-from tf_dpfp.accounting import events
+from tf_dpfp.accounting import losses
 from tf_dpfp.accounting import persons
 from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
@@ -59,12 +58,6 @@ MIN_PLD_DELTA = 1e-10
 
 # No training takes more steps than this; `max_steps` searches no further.
 STEP_LIMIT = 2**40
-
-# PLD grid, the epsilon up to which it is that fine, and the most points that
-# one step may take on it.
-_PLD_INTERVAL = 1e-4
-_PLD_FINE_EPSILON = 50.0
-_PLD_POINTS = 2e6
 
 # With more kinds of steps, a bound stands in for the RDP of each, which takes
 # a third of a second for a rate that was not met before.
@@ -323,52 +316,8 @@ def _epsilon_without_overflow(
     # Both are upper bounds, so the lesser is one, and RDP stands where PLD has
     # cut off the tail (infinity) or cannot be computed (extreme parameters).
     try:
-        interval = _pld_interval(entries, adjacency, examples, by_rdp)
-        composed = _compose_pld(entries, adjacency, examples, interval)
+        interval = losses.pld_interval(entries, adjacency, examples, by_rdp)
+        composed = losses.compose_pld(entries, adjacency, examples, interval)
         return min(by_rdp, composed.get_epsilon(delta))
     except (ArithmeticError, ValueError):
         return by_rdp
-
-
-@functools.lru_cache(maxsize=8)
-def _compose_pld(
-    entries: tuple[entries_lib.LedgerEntry, ...],
-    adjacency: releases.Adjacency,
-    examples: int,
-    interval: float,
-) -> pld.PLDAccountant:
-    # An example zeroed out is to its step one that is not there, so the pair
-    # of distributions is that of add-or-remove under both adjacencies.
-    return pld.PLDAccountant(value_discretization_interval=interval).compose(
-        persons.compose_events(entries, adjacency, examples)
-        if examples > 1
-        else events.compose_events(entries, adjacency)
-    )
-
-
-def _pld_interval(
-    entries: Sequence[entries_lib.LedgerEntry],
-    adjacency: releases.Adjacency,
-    examples: int,
-    epsilon: float,
-) -> float:
-    """Chooses a grid that is fine where epsilon matters.
-
-    PLDs are rounded pessimistically, so any grid gives an upper bound; the
-    fine one would need gigabytes for an epsilon in the thousands, or for next
-    to no noise.
-    """
-    least_noise = min(
-        entry.noise_multiplier / entry.sensitivity(adjacency) / examples
-        for entry in entries
-    )
-    # Mean loss of one full step and ten standard deviations above it.
-    widest_loss = 0.5 / least_noise / least_noise + 10.0 / least_noise
-    interval = max(
-        _PLD_INTERVAL,
-        _PLD_INTERVAL * epsilon / _PLD_FINE_EPSILON,
-        widest_loss / _PLD_POINTS,
-    )
-    # Few distinct grids keep epsilon regular in its arguments.
-    doublings = math.ceil(math.log2(interval / _PLD_INTERVAL))
-    return _PLD_INTERVAL * 2.0**doublings

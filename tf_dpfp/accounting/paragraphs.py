@@ -1,6 +1,8 @@
 """Paragraphs that every privacy statement shares, and their layout.
 
-Lines have 80 columns, and figures are never rounded down.
+A `Paragraph` holds what is said as fields: words, lists, figures. The statement
+is their text; a privacy card has the fields themselves. Lines of the text have
+80 columns, and its figures are never rounded down.
 """
 
 import dataclasses
@@ -78,6 +80,50 @@ _NOT_COVERED = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One epsilon of a statement.
+
+    Attributes:
+        label: What it is the epsilon of, in words.
+        epsilon: The epsilon, not rounded.
+    """
+
+    label: str
+    epsilon: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Paragraph:
+    """One paragraph of a statement.
+
+    Attributes:
+        kind: Name of what it is about.
+        words: What it says.
+        lines: Lines below, indented.
+        items: Lines below, as a list.
+        figures: Epsilons below.
+    """
+
+    kind: str
+    words: str
+    lines: tuple[str, ...] = ()
+    items: tuple[str, ...] = ()
+    figures: tuple[Figure, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Text of 80 columns."""
+        return "\n".join(
+            [
+                fill(self.words),
+                *(fill(line, indent=4) for line in self.lines),
+                *(fill(f"- {item}", hanging=2) for item in self.items),
+                *(_figure(f.label, f.epsilon) for f in self.figures),
+            ]
+        )
+
+
 def fill(text: str, indent: int = 0, hanging: int = 0) -> str:
     """Breaks a paragraph into lines; `hanging` indents all but the first."""
     return textwrap.fill(
@@ -88,31 +134,26 @@ def fill(text: str, indent: int = 0, hanging: int = 0) -> str:
     )
 
 
-def bullets(head: str, items: Iterable[str]) -> str:
-    """Writes a paragraph with a list below it."""
-    listed = [fill(f"- {item}", hanging=2) for item in items]
-    return "\n".join([fill(head), *listed])
-
-
 def figures(
-    head: str,
+    kind: str,
+    words: str,
     cases: Iterable[tuple[str, Sequence[entries_lib.LedgerEntry]]],
     delta: float,
     accountant: str = "rdp",
     adjacency: releases.Adjacency | None = None,
-) -> str:
-    """Writes a paragraph with the epsilons of labelled cases below it."""
-    lines = [
-        figure(
+) -> Paragraph:
+    """Makes a paragraph with the epsilons of labelled cases below it."""
+    found = [
+        Figure(
             label,
             epsilon_lib.compute_epsilon(ran, delta, accountant, adjacency),
         )
         for label, ran in cases
     ]
-    return "\n".join([fill(head), *lines])
+    return Paragraph(kind, words, figures=tuple(found))
 
 
-def figure(label: str, epsilon: float) -> str:
+def _figure(label: str, epsilon: float) -> str:
     """Writes a label and its epsilon, rounded up, in one line."""
     return f"    {label:<{_LABEL_WIDTH}}{round_up(epsilon):>15}"
 
@@ -161,11 +202,14 @@ def of_search(entry: entries_lib.LedgerEntry) -> str:
     return ", in each run of a search" if entry.search else ""
 
 
-def searches(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
+def searches(
+    entries: Sequence[entries_lib.LedgerEntry],
+) -> list[Paragraph]:
     """Explains the searches among entries, one paragraph each."""
     found = dict.fromkeys(entry.search for entry in entries)
     return [
-        fill(
+        Paragraph(
+            "search",
             "SEARCH: the model is the best of a random number of runs, by "
             "their scores; the number was drawn from the "
             f"{search.runs} distribution with mean {search.expected_runs}, "
@@ -173,7 +217,7 @@ def searches(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
             "above for each. Epsilon is that of the whole search, by RDP "
             "(Papernot and Steinke, 2022), and the choice of hyper-parameters "
             "in it is covered. The number of runs, and all runs but the best, "
-            "must stay secret."
+            "must stay secret.",
         )
         for search in found
         if search
@@ -187,13 +231,14 @@ def training(
     words: Callable[[entries_lib.LedgerEntry], str],
     length: str = "",
     units: str = "examples",
-) -> str:
-    """Writes a headline with one line per entry, of `words(entry)`, below."""
+) -> Paragraph:
+    """Makes a headline with one line per entry, of `words(entry)`, below."""
     examples = "" if population is None else f" over {population} {units}"
-    lines = [
-        fill(words(entry) + of_search(entry), indent=4) for entry in entries
-    ]
-    return "\n".join([f"{method}{examples}{length}:", *lines])
+    return Paragraph(
+        "training",
+        f"{method}{examples}{length}:",
+        lines=tuple(words(entry) + of_search(entry) for entry in entries),
+    )
 
 
 def delta_warning(
@@ -201,18 +246,19 @@ def delta_warning(
     delta: float,
     population: int | None,
     units: str = "examples",
-) -> list[str]:
+) -> list[Paragraph]:
     """Warns of a delta that is too large for the number of examples."""
     sizes = [getattr(e.sampling, "population", None) for e in entries]
     known = [size for size in (population, *sizes) if size]
     if not known or delta < 1.0 / max(known):
         return []
     return [
-        fill(
+        Paragraph(
+            "delta",
             f"WARNING: delta = {delta} is not below one over the number of "
             f"{units} ({max(known)}). At such a delta even the release of one "
             "random example in clear could be called private. Choose a delta "
-            "well below it."
+            "well below it.",
         )
     ]
 
@@ -223,7 +269,7 @@ def guarantee(
     accountant: str,
     head: str,
     label: str,
-) -> list[str]:
+) -> list[Paragraph]:
     """Says what is protected; prints epsilon with and without the sampling."""
     unknown = samplings.UnknownSampling()
     unsampled = [
@@ -235,19 +281,23 @@ def guarantee(
     cases = [("Epsilon without any assumption on the sampling:", unsampled)]
     if any(isinstance(entry.sampling, _PROVED) for entry in entries):
         cases.insert(0, (label, list(entries)))
-    proved = figures(head, cases, delta, accountant)
-    return [fill(_CHECKPOINTS), proved, *_zero_out(entries, delta, accountant)]
+    return [
+        Paragraph("released", _CHECKPOINTS),
+        figures("proved", head, cases, delta, accountant),
+        *_zero_out(entries, delta, accountant),
+    ]
 
 
 def _zero_out(
     entries: Sequence[entries_lib.LedgerEntry], delta: float, accountant: str
-) -> list[str]:
+) -> list[Paragraph]:
     """Prints epsilon with every example in its place, where that differs."""
     by_replacement = _is_by_replacement(entries)
     if by_replacement or not any(e.sampling.by_position for e in entries):
         return []
     return [
         figures(
+            "zero_out",
             "Another guarantee, with zero-out in place of add-or-remove-one "
             "adjacency (explained below), proved for the same steps:",
             [("Epsilon under zero-out adjacency:", entries)],
@@ -264,33 +314,34 @@ def _is_by_replacement(entries: Sequence[entries_lib.LedgerEntry]) -> bool:
 
 def sampling(
     entries: Sequence[entries_lib.LedgerEntry], kind: type, words: str
-) -> list[str]:
+) -> list[Paragraph]:
     """Explains a proved kind of sampling and unknown sampling, if they ran."""
     kinds = {type(entry.sampling) for entry in entries}
     secret = "The figure needs the choice of examples to stay secret."
-    described = [fill(f"{words} {secret}")] if kind in kinds else []
+    described = [f"{words} {secret}"] if kind in kinds else []
     if samplings.UnknownSampling in kinds:
         moved = _IN_PLACE if _is_by_replacement(entries) else _MOVED
-        described += [fill(_ORDINARY_PIPELINE), fill(moved)]
-    return described
+        described += [_ORDINARY_PIPELINE, moved]
+    return [Paragraph("sampling", said) for said in described]
 
 
-def trained_before(steps: int) -> list[str]:
+def trained_before(steps: int) -> list[Paragraph]:
     """Warns of ordinary training before the private one, if there was any."""
     if not steps:
         return []
     return [
-        fill(
+        Paragraph(
+            "trained_before",
             f"TRAINED BEFORE: the model took {count(steps, 'ordinary step')} "
             "before it was made private. No figure here counts them. If they "
             "were on the data of this training, its weights give these data "
             "away, whatever is said above; data that only those steps saw have "
-            "no guarantee at all."
+            "no guarantee at all.",
         )
     ]
 
 
-def trained_apart(trainings: Sequence[str]) -> list[str]:
+def trained_apart(trainings: Sequence[str]) -> list[Paragraph]:
     """Warns of other trainings of the same weights, if there were any."""
     if not trainings:
         return []
@@ -299,14 +350,18 @@ def trained_apart(trainings: Sequence[str]) -> list[str]:
         "weights. Add what private ones cost; ordinary ones on private data "
         "give these data away:"
     )
-    return [bullets(head, trainings)]
+    return [Paragraph("trained_apart", head, items=tuple(trainings))]
 
 
-def warnings_and_limits(seeded: bool, searched: bool = False) -> list[str]:
+def warnings_and_limits(
+    seeded: bool, searched: bool = False
+) -> list[Paragraph]:
     """Warns of randomness from a seed, and lists what is never covered."""
-    not_covered = [
+    items = tuple(
         _CHOICE_BESIDE if item is _CHOICE and searched else item
         for item in _NOT_COVERED
-    ]
-    limits = bullets("This guarantee does not cover:", not_covered)
-    return [fill(_SEEDED), limits] if seeded else [limits]
+    )
+    limits = Paragraph(
+        "not_covered", "This guarantee does not cover:", items=items
+    )
+    return [Paragraph("seeded", _SEEDED), limits] if seeded else [limits]

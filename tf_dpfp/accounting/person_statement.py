@@ -69,7 +69,7 @@ def describe(
     delta: float,
     accountant: str,
     examples_per_user: int | None,
-) -> list[str]:
+) -> list[text.Paragraph]:
     """Says what a person with several examples is guaranteed.
 
     Args:
@@ -80,13 +80,13 @@ def describe(
             gave one.
 
     Returns:
-        A paragraph.
+        Paragraphs.
 
     Raises:
         ValueError: If nothing is proved for several examples.
     """
     if examples_per_user is None:
-        return [text.fill(_WITHOUT_BOUND[unit_of(entries)])]
+        return [text.Paragraph("unit", _WITHOUT_BOUND[unit_of(entries)])]
     epsilon = epsilon_lib.compute_epsilon(
         entries,
         delta,
@@ -96,14 +96,18 @@ def describe(
     )
     method = _accounting(entries, accountant, examples_per_user)
     examples = text.count(examples_per_user, "example")
-    head = text.fill(
+    head = (
         "User-level DP, for neighbours that differ by one person with all of "
         f"their examples, at delta = {delta} computed with {method}. It holds "
         f"if no person has more than {examples} in the data, which is given "
         "here and not checked:"
     )
     label = f"Epsilon of a person with up to {examples}:"
-    return ["\n".join([head, text.figure(label, epsilon)]), _reason(entries)]
+    figure = text.Figure(label, epsilon)
+    return [
+        text.Paragraph("persons", head, figures=(figure,)),
+        text.Paragraph("unit", _reason(entries)),
+    ]
 
 
 def _accounting(
@@ -134,7 +138,7 @@ def _reason(entries: Sequence[entries_lib.LedgerEntry]) -> str:
         )
     if len(of_examples) < len(entries):
         reasons.append("Where persons are drawn, the bound changes nothing.")
-    return text.fill(" ".join(reasons))
+    return " ".join(reasons)
 
 
 def _are_sampled(entries: Sequence[entries_lib.LedgerEntry]) -> bool:

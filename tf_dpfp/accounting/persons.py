@@ -141,15 +141,20 @@ def step_rdp(
     noise = entry.noise_multiplier / entry.sensitivity(adjacency)
     rate = entry.sampling.proved_rate
     by_coins = isinstance(entry.sampling, samplings.PoissonSampling)
-    examples = _moved(entry, examples)
+    examples = moved(entry, examples)
     if examples == 1 or not by_coins:
         of_one = sums.quick_sampled_rdp if quick else sums.sampled_rdp
         return of_one(rate, noise / examples)
     return _sampled_rdp(rate, noise, examples, quick)
 
 
-def _moved(entry: entries_lib.LedgerEntry, examples: int) -> int:
-    """Returns how many parts of a step a person moves."""
+def moved(entry: entries_lib.LedgerEntry, examples: int) -> int:
+    """Returns how many parts of a step a person moves.
+
+    Args:
+        entry: The step.
+        examples: Greatest number of examples of a person.
+    """
     # A step of persons has one part of each, whatever examples there are.
     return 1 if entry.release.unit == "person" else examples
 
@@ -278,7 +283,7 @@ def _step_event(
     noise = entry.noise_multiplier / entry.sensitivity(adjacency)
     rate = entry.sampling.proved_rate
     by_coins = isinstance(entry.sampling, samplings.PoissonSampling)
-    examples = _moved(entry, examples)
+    examples = moved(entry, examples)
     if rate == 1.0 or not by_coins:
         return dp_accounting.GaussianDpEvent(noise / examples)
     if examples == 1:

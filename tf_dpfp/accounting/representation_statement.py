@@ -14,6 +14,10 @@ _DRAWS = (
     "draws; a step is of several draws where the sampler was given `draws`. "
     f"{text.PERFORMED}"
 )
+_REPLACED = (
+    "Replace-one: one example is replaced by another. A figure of DP-SGD with "
+    "add-or-remove-one adjacency can't be compared with this one."
+)
 
 
 def describe(
@@ -21,7 +25,7 @@ def describe(
     delta: float,
     population: int | None,
     objections: Sequence[str],
-) -> tuple[list[str], bool]:
+) -> tuple[list[text.Paragraph], bool]:
     """Describes a training under replace-one; arguments as in `statement`.
 
     Returns:
@@ -37,7 +41,8 @@ def describe(
             "NO PRIVACY: nothing about the training data is proved to be "
             "protected. Epsilon is infinite, for:"
         )
-        return [training, text.bullets(head, reasons), *claim], False
+        no_privacy = text.Paragraph("no_privacy", head, items=tuple(reasons))
+        return [training, no_privacy, *claim], False
     return [
         training,
         *text.delta_warning(entries, delta, population),
@@ -100,7 +105,7 @@ def _reasons(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
 
 def _describe_claim(
     entries: Sequence[entries_lib.LedgerEntry], delta: float
-) -> list[str]:
+) -> list[text.Paragraph]:
     """Prints the central-limit figure of a single kind of draw."""
     drawn = [
         entry
@@ -116,17 +121,18 @@ def _describe_claim(
     figure = claimed.claimed_epsilon(
         entry.noise_multiplier, entry.sampling.proved_rate, entry.steps, delta
     )
-    head = text.fill(
+    head = (
         "Claimed elsewhere for noised representations, NOT proved for this "
         "training nor for any other of its kind (see claimed_epsilon):"
     )
     label = "Epsilon by the central limit theorem for sampled sums:"
-    return [f"{head}\n{text.figure(label, figure)}"]
+    figures = (text.Figure(label, figure),)
+    return [text.Paragraph("claimed", head, figures=figures)]
 
 
 def _describe_guarantee(
     entries: Sequence[entries_lib.LedgerEntry], delta: float
-) -> list[str]:
+) -> list[text.Paragraph]:
     """Prints epsilon, and explains its neighbours."""
     return [
         *text.guarantee(
@@ -138,14 +144,10 @@ def _describe_guarantee(
             "above:",
             "Epsilon with the sampling above:",
         ),
-        text.fill(
-            "Replace-one: one example is replaced by another. A figure of "
-            "DP-SGD with add-or-remove-one adjacency can't be compared with "
-            "this one."
-        ),
-        *map(text.fill, _describe_labels(entries)),
-        text.fill(_describe_below(entries)),
-        text.fill(text.NO_USER_LEVEL),
+        text.Paragraph("unit", _REPLACED),
+        *(text.Paragraph("labels", s) for s in _describe_labels(entries)),
+        text.Paragraph("below", _describe_below(entries)),
+        text.Paragraph("unit", text.NO_USER_LEVEL),
     ]
 
 

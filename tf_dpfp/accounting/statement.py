@@ -8,17 +8,17 @@ training that was recorded, and separates proved from conditional figures.
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from tf_dpfp import arguments
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
 from tf_dpfp.accounting import paragraphs as text
 from tf_dpfp.accounting import person_statement
 from tf_dpfp.accounting import persons
+from tf_dpfp.accounting import record as record_lib
 from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import representation_statement
 from tf_dpfp.accounting import samplings
-from tf_dpfp.accounting import table
 
+_NOTHING = "No training step has been recorded: epsilon is 0."
 _GIVEN = (
     "These are given numbers, not the record of a training. What follows holds "
     "for a training that does exactly this."
@@ -78,43 +78,81 @@ def statement(
     Reference:
         - [How to DP-fy ML](https://arxiv.org/abs/2303.00654), section 5.3
     """
+    record = record_lib.Record(
+        tuple(entries),
+        population=population,
+        seeded=seeded,
+        observed=recorded,
+        objections=tuple(objections),
+        ordinary_steps=ordinary_steps,
+        trained_apart=tuple(trained_apart),
+    )
+    said = paragraphs_of(record, delta, accountant, examples_per_user)
+    return written(said)
+
+
+def written(said: Iterable[text.Paragraph]) -> str:
+    """Writes paragraphs as the text of a statement."""
+    return "\n\n".join(paragraph.text for paragraph in said) + "\n"
+
+
+def paragraphs_of(
+    record: record_lib.Record,
+    delta: float,
+    accountant: str = "rdp",
+    examples_per_user: int | None = None,
+) -> list[text.Paragraph]:
+    """Says what a training guarantees, as fields.
+
+    Args:
+        record: What is known of the training.
+        delta: Probability with which the guarantee may fail, in (0, 1).
+        accountant: `"rdp"` or `"pld"`.
+        examples_per_user: Bound on the examples that one person has in the
+            data, for a figure of whole persons; `None` if there is none.
+
+    Returns:
+        The paragraphs of the statement.
+
+    Raises:
+        ValueError: If an argument is out of range, or nothing is proved for
+            several examples of a person.
+    """
     delta = epsilon_lib.check_delta(delta, accountant)
-    if population is not None:
-        population = arguments.positive_integer("population", population)
     examples_per_user = persons.check_examples(examples_per_user)
-    ran = [entry for entry in table.merge(entries) if entry.steps]
-    if not ran and not objections:
-        return "No training step has been recorded: epsilon is 0.\n"
+    ran = record.entries
+    if not ran and not record.objections:
+        return [text.Paragraph("training", _NOTHING)]
     adjacency = entries_lib.adjacency_of(ran)
     if (examples_per_user or 1) > 1:
         persons.check_entries(ran, adjacency)
-    if objections or adjacency is releases.Adjacency.REPLACE_ONE:
+    if record.objections or adjacency is releases.Adjacency.REPLACE_ONE:
         said, is_private = representation_statement.describe(
-            ran, delta, population, objections
+            ran, delta, record.population, record.objections
         )
     else:
         said, is_private = _describe(
-            ran, delta, accountant, population, recorded, examples_per_user
+            record, delta, accountant, examples_per_user
         )
     said += text.searches(ran)
     if is_private:
-        seeded = seeded or any(entry.seeded for entry in ran)
-        said += text.trained_before(ordinary_steps)
-        said += text.trained_apart(trained_apart)
-        searched = any(entry.search for entry in ran)
-        said += text.warnings_and_limits(seeded, searched)
-    return "\n\n".join(said) + "\n"
+        said += text.trained_before(record.ordinary_steps)
+        said += text.trained_apart(record.trained_apart)
+        said += text.warnings_and_limits(
+            record.seeded, any(entry.search for entry in ran)
+        )
+    return said
 
 
 def _describe(
-    entries: Sequence[entries_lib.LedgerEntry],
+    record: record_lib.Record,
     delta: float,
     accountant: str,
-    population: int | None,
-    recorded: bool,
     examples_per_user: int | None,
-) -> tuple[list[str], bool]:
+) -> tuple[list[text.Paragraph], bool]:
     """Describes DP-SGD: paragraphs, and `False` if there is no guarantee."""
+    entries, population = record.entries, record.population
+    recorded = record.observed
     unit = person_statement.unit_of(entries)
     training = text.training(
         "DP-SGD performed" if recorded else "DP-SGD to be performed",
@@ -124,13 +162,14 @@ def _describe(
         f" for {_steps(entries)}",
         unit.many,
     )
-    given = [] if recorded else [text.fill(_GIVEN)]
+    given = [] if recorded else [text.Paragraph("given", _GIVEN)]
     bare = [entry for entry in entries if entry.is_bare]
     if bare:
-        no_privacy = text.fill(
+        no_privacy = text.Paragraph(
+            "no_privacy",
             f"NO PRIVACY: {sum(e.steps for e in bare)} of {_steps(entries)} "
             "without noise (noise multiplier 0). Epsilon is infinite: nothing "
-            "about the training data is protected."
+            "about the training data is protected.",
         )
         return [training, *given, no_privacy], False
     conditional = _conditional_cases(entries)
@@ -151,6 +190,7 @@ def _describe(
         *(
             [
                 text.figures(
+                    "conditional",
                     _CONDITIONAL,
                     conditional,
                     delta,
@@ -171,7 +211,7 @@ def _describe(
             f"Poisson sampling puts each {unit.one} into each step "
             f"independently of all others. {performed}",
         ),
-        *([text.fill(_AS_IF)] if conditional else []),
+        *([text.Paragraph("sampling", _AS_IF)] if conditional else []),
     ], True
 
 

@@ -46,7 +46,7 @@ def findings_of(
     Returns:
         The findings.
     """
-    handles = step_proof.handles_of(traced.trackers)
+    handles = step_proof.handles(traced.trackers)
     tracked = frozenset(map(id, handles))
     proof = proof_lib.prove(
         traced.graph,
@@ -59,7 +59,7 @@ def findings_of(
         ],
         {layer.name for layer in keras_layers.all_layers(model)},
         secret_handles=traced.secret_handles,
-        data_handles=[*step_proof.handles_of(traced.metrics), *handles],
+        data_handles=[*step_proof.handles(traced.metrics), *handles],
     )
     return (
         *proof.refusals(step_proof.ALLOWED),

@@ -109,6 +109,14 @@ def _batched(
     return values_lib.examples((size, *static[1:]), layout)
 
 
+@registry.rule("ImageProjectiveTransformV2", "ImageProjectiveTransformV3")
+def projected(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Reads each image at places of its own transform, or of one for all."""
+    transforms = values[1].shape
+    one = not values[1].is_examples and transforms[0] == sizes_lib.ONE
+    return _batched(op, values, walk, (0,) if one else (0, 1))
+
+
 def in_front(values: Sequence[Value]) -> Layout | None:
     """Returns the layout of operands that have examples in the first axis.
 

@@ -23,6 +23,8 @@ from tf_dpfp.independence.values import Value
 # Larger constants are not looked at: only whether they are equal matters.
 _MOST_ELEMENTS = 2**20
 _MOST_NUMBERS = 64
+# Of the property of `tf.distribute.ReplicaContext`; its constant is named so.
+_REPLICA = "replica_id_in_sync_group"
 
 
 @registry.rule("Const")
@@ -30,11 +32,24 @@ def constant(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Reads a constant."""
     del values
     output = op.outputs[0]
+    if _numbers_replica(op):
+        raise findings.Refusal(
+            "It is the number of the replica, which tells where in the batch "
+            "an example is.",
+            "Let the model do the same on all replicas.",
+        )
     sizes = walk.static(output)
     if sizes is None or output.shape.num_elements() > _MOST_ELEMENTS:
         return values_lib.free(sizes)
     array = tf.get_static_value(output)
     return values_lib.free(sizes) if array is None else describe(array)
+
+
+def _numbers_replica(op: tf.Operation) -> bool:
+    """Tells the constant that TensorFlow makes of the number of a replica."""
+    if not op.name.rpartition("/")[2].startswith(_REPLICA):
+        return False
+    return tf.distribute.get_strategy().num_replicas_in_sync > 1
 
 
 def describe(array: np.ndarray) -> Value:

@@ -48,15 +48,15 @@ def prove_step(
     Returns:
         The `Proof`.
     """
-    handles = frozenset(map(id, handles_of(traced.trackers)))
+    trackers = frozenset(map(id, handles(traced.trackers)))
     return proof_lib.prove(
         traced.graph,
         traced.examples,
         _released(traced),
-        [o for o in traced.operations if not tracks_a_loss(o, handles)],
+        [o for o in traced.operations if not tracks_a_loss(o, trackers)],
         layers,
         secret_handles=traced.secret_handles,
-        data_handles=handles_of([*traced.metrics, *traced.trackers]),
+        data_handles=handles([*traced.metrics, *traced.trackers]),
         given=Given(
             public=[traced.piece] if tf.is_tensor(traced.piece) else (),
             of_weights=traced.of_weights,
@@ -65,8 +65,12 @@ def prove_step(
     )
 
 
-def handles_of(variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
-    """Lists the handles of variables, and of their copies on replicas."""
+def handles(variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
+    """Lists the handles of variables, and of their copies on replicas.
+
+    Args:
+        variables: The variables.
+    """
     return [c.handle for v in variables for c in getattr(v, "values", [v])]
 
 

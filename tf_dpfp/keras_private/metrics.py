@@ -18,7 +18,7 @@ from tf_dpfp.keras_private import trainer
 from tf_dpfp.keras_private import variables
 
 
-def variables_of(model: keras.Model) -> list[tf.Variable]:
+def variables_of(model: keras.Model) -> list[keras.Variable]:
     """Returns the variables in which metrics of a model keep what they saw.
 
     Args:
@@ -31,10 +31,10 @@ def variables_of(model: keras.Model) -> list[tf.Variable]:
         metrics += [
             m for m in tree.flatten(given) if isinstance(m, keras.Metric)
         ]
-    found = {id(v): v.value for m in metrics for v in m.variables}
+    found = {id(v): v for m in metrics for v in m.variables}
     # A metric of a weight may hold it; it can't write it.
     weights = set(map(id, model.weights))
-    return [value for key, value in found.items() if key not in weights]
+    return [v for key, v in found.items() if key not in weights]
 
 
 def update(
@@ -61,12 +61,22 @@ def update(
         ValueError: If a metric writes a weight of the model, or a variable of
             its optimizer.
     """
-    with variables.kept([*model.weights, *model.optimizer.variables]):
-        _update(model, x, y, y_pred, sample_weight, is_example, fixed_size)
+    kept = [*model.weights, *model.optimizer.variables]
+    with variables.kept(kept):
+        _update(
+            model, x, y, y_pred, sample_weight, is_example, fixed_size, kept
+        )
 
 
 def _update(
-    model, x, y, y_pred, sample_weight, is_example, fixed_size: bool
+    model,
+    x,
+    y,
+    y_pred,
+    sample_weight,
+    is_example,
+    fixed_size: bool,
+    weights: Sequence[keras.Variable],
 ) -> None:
     compiled = model._compile_metrics
     if compiled is not None and not compiled.built:
@@ -85,8 +95,9 @@ def _update(
         ]
         x_kept, *rest = kept
         rest[-1] = _spread_over_masks(*rest[1:])
-        _track_output_losses(model, *rest)
-        model.compute_metrics(x_kept, *rest)
+        with variables.kept(weights):  # The branch has a graph of its own.
+            _track_output_losses(model, *rest)
+            model.compute_metrics(x_kept, *rest)
         return tf.constant(True)
 
     # Some functions are not a number for no examples.

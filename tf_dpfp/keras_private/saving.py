@@ -7,6 +7,8 @@ here show what a file holds, whatever of it was restored.
 
 import functools
 import inspect
+import io
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -129,6 +131,33 @@ def _paths(store: Any, marker: str) -> list[str]:
     else:
         return [p for p in store.contents if p.endswith("optimizer")]
     return [g.removesuffix(_VARIABLES).strip("/") for g in groups]
+
+
+def marked_groups(path: Any, marker: str) -> list[Group]:
+    """Finds the groups of a `.keras` file that hold an array of a name.
+
+    Args:
+        path: Path of the file.
+        marker: Name of the array.
+
+    Returns:
+        The groups; none if the weights are not in one HDF5 file.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if saving_lib._VARS_FNAME_H5 not in archive.namelist():
+            return []
+        weights = io.BytesIO(archive.read(saving_lib._VARS_FNAME_H5))
+    groups: list[Group] = []
+
+    def look(name: str, item: Any) -> None:
+        ending = f"{_VARIABLES}/{marker}"
+        if f"/{name}".endswith(ending) and isinstance(item, h5py.Dataset):
+            group = item.parent
+            groups.append({key: np.asarray(group[key]) for key in group})
+
+    with h5py.File(weights, "r") as file:
+        file.visititems(look)
+    return groups
 
 
 def _of_legacy_path(path: Any, table: str) -> Iterator[Group]:

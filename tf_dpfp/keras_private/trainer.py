@@ -100,18 +100,20 @@ def takes_training(model: keras.Model) -> bool:
     return "training" in inspect.signature(type(model).call).parameters
 
 
-def on_loading_a_custom_compile(
+def on_compiling_loaded(
     compile_loaded: Callable[[keras.Model, dict], bool],
+    compiled: Callable[[keras.Model], None],
 ) -> None:
-    """Adds to how Keras compiles loaded models that override `compile`.
+    """Adds to how Keras compiles loaded models.
 
-    Keras leaves such a model uncompiled, or, where its constructor compiles it,
-    with an optimizer that has nothing to do with the file. The tasks of
-    KerasHub are of this kind.
+    Keras leaves a model that overrides `compile` uncompiled, or, where its
+    constructor compiles it, with an optimizer that has nothing to do with the
+    file. The tasks of KerasHub are of this kind.
 
     Args:
         compile_loaded: Called with the model and its saved configuration;
             returns whether it compiled the model. If not, all is as before.
+        compiled: Called with every model that is loaded, once it is compiled.
     """
     ordinary = keras.Model.compile_from_config
 
@@ -120,5 +122,6 @@ def on_loading_a_custom_compile(
         custom = type(self).compile is not keras.Model.compile
         if not (custom and config and compile_loaded(self, config)):
             ordinary(self, config)
+        compiled(self)
 
     keras.Model.compile_from_config = compile_from_config

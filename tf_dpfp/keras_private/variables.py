@@ -15,11 +15,17 @@ import tensorflow as tf
 _RESTORE = "_restore_from_tensors"
 
 
+# Beginnings of operations that write to the variable that comes first.
+_WRITES = ("Assign", "ResourceScatter", "ResourceApply", "ResourceStrided")
+
+
 class _Kept(threading.local):
-    """Variables that nothing may write in this thread, by their identity."""
+    """Variables that nothing may write, or read, in this thread."""
 
     def __init__(self) -> None:
         self.variables: dict[int, keras.Variable] = {}
+        # By whom they may not be read.
+        self.unread: dict[int, str] = {}
 
 
 _KEPT = _Kept()
@@ -34,14 +40,58 @@ def kept(variables: Sequence[keras.Variable]) -> Iterator[None]:
 
     Yields:
         Nothing. Inside, `assign` raises a `ValueError`, while a graph is traced
-        as well as eagerly.
+        as well as eagerly; and so does, at the end, what the graph writes to
+        them past Keras.
     """
     before = _KEPT.variables
     _KEPT.variables = {id(v): v for v in variables}
+    start = len(_operations())
     try:
         yield
     finally:
         _KEPT.variables = before
+    handles = {
+        id(handle): variable
+        for variable in variables
+        for handle in _handles(variable)
+    }
+    for op in _operations()[start:]:
+        if op.type.startswith(_WRITES):
+            written = handles.get(id(_outside(op.inputs[0])))
+            if written is not None:
+                raise _written(written)
+
+
+def _operations() -> Sequence[tf.Operation]:
+    """Returns those of the graph that is being traced."""
+    if tf.executing_eagerly():
+        return []
+    return tf.compat.v1.get_default_graph().get_operations()
+
+
+def _handles(variable: keras.Variable) -> list[tf.Tensor]:
+    """Lists the handles of a variable, one for each replica."""
+    value = variable.value
+    return [v.handle for v in getattr(value, "values", [value])]
+
+
+def _outside(handle: tf.Tensor) -> tf.Tensor:
+    """Follows the handle of a variable out of all functions."""
+    while not hasattr(handle, "numpy"):
+        captures = getattr(handle.graph, "captures", ())
+        found = [outer for outer, inner in captures if inner is handle]
+        if not found:
+            break
+        (handle,) = found
+    return handle
+
+
+def _written(variable: keras.Variable) -> ValueError:
+    return ValueError(
+        f"A metric writes '{variable.path}'. What it saw of the data would get "
+        "into the weights without noise. Write to the metric's own variables. "
+        f"Received: assign to variable={variable.path!r}"
+    )
 
 
 def _guard(variables: Any) -> None:
@@ -51,18 +101,53 @@ def _guard(variables: Any) -> None:
     @functools.wraps(ordinary)
     def assign(self, value):
         if id(self) in _KEPT.variables:
-            raise ValueError(
-                f"A metric writes '{self.path}'. What it saw of the "
-                "data would get into the weights without noise. Write to the "
-                "metric's own variables. Received: assign to "
-                f"variable={self.path!r}"
-            )
+            raise _written(self)
         return ordinary(self, value)
 
     variables.assign = assign
 
 
 _guard(keras.Variable)
+
+
+@contextlib.contextmanager
+def unread(variables: Sequence[keras.Variable], reader: str) -> Iterator[None]:
+    """Refuses to read variables, in this thread.
+
+    Args:
+        variables: The variables.
+        reader: Who reads, for the message.
+
+    Yields:
+        Nothing. Inside, `value` and whatever goes by it raise a `ValueError`,
+        while a graph is traced as well as eagerly.
+    """
+    before = _KEPT.unread
+    _KEPT.unread = {id(v): reader for v in variables}
+    try:
+        yield
+    finally:
+        _KEPT.unread = before
+
+
+def _guard_value(variables: Any) -> None:
+    """Replaces the property `value` of a class of variables."""
+    ordinary = variables.value
+
+    @functools.wraps(ordinary.fget)
+    def value(self):
+        if _KEPT.unread and id(self) in _KEPT.unread:
+            raise ValueError(
+                f"{_KEPT.unread[id(self)]} reads the metric variable "
+                f"'{self.path}', which holds what it saw of the data, without "
+                "noise. Let it read weights, and variables of its own."
+            )
+        return ordinary.fget(self)
+
+    variables.value = property(value, ordinary.fset, doc=ordinary.__doc__)
+
+
+_guard_value(keras.Variable)
 
 
 @contextlib.contextmanager

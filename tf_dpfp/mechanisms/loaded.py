@@ -8,7 +8,7 @@ a loading that fails half-way) the entries are kept beside the model, and added
 to the first ledger that it gets.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -43,17 +43,7 @@ def _remember(
     model: keras.Model, groups: Sequence[Mapping[str, np.ndarray]]
 ) -> None:
     """Keeps the entries of everything that was in one file."""
-    entries: list[accounting.LedgerEntry] = []
-    kept: list[accounting.LedgerEntry] = []
-    for group in groups:
-        if _TABLE in group:
-            entries += accounting.decode_rows(group[_TABLE])
-        elif len(group) == 1:
-            # Kept beside a model, of which the optimizer may know already.
-            kept += accounting.decode_rows(group[counting.MARKER])
-        else:
-            entries += optimizers.marked_entries(group)
-    entries = accounting.greater(entries, kept)
+    entries = entries_of(groups)
     if not entries:
         return
     entries = accounting.greater(loaded_entries(model), entries)
@@ -64,6 +54,30 @@ def _remember(
         if mechanism is not None and mechanism.optimizer is model.optimizer:
             # At once: a compiled step would count beside it.
             absorb_loaded(mechanism)
+
+
+def entries_of(
+    groups: Iterable[Mapping[str, np.ndarray]],
+) -> list[accounting.LedgerEntry]:
+    """Reads the ledger that one file holds.
+
+    Args:
+        groups: Groups of the file that hold a ledger.
+
+    Returns:
+        The entries.
+    """
+    entries: list[accounting.LedgerEntry] = []
+    kept: list[accounting.LedgerEntry] = []
+    for group in groups:
+        if _TABLE in group:
+            entries += accounting.decode_rows(group[_TABLE])
+        elif len(group) == 1:
+            # Kept beside a model, of which the optimizer may know already.
+            kept += accounting.decode_rows(group[counting.MARKER])
+        else:
+            entries += optimizers.marked_entries(group)
+    return accounting.greater(entries, kept)
 
 
 def absorb_loaded(mechanism: Mechanism) -> None:

@@ -15,6 +15,7 @@ from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import step as step_lib
 from tf_dpfp.keras_private import metrics as keras_metrics
 from tf_dpfp.keras_private import trainer as keras_trainer
+from tf_dpfp.mechanisms import updates
 from tf_dpfp.step import losses as losses_lib
 
 if TYPE_CHECKING:
@@ -104,13 +105,16 @@ def clipped_gradients(
         mechanism.optimizer.microbatch_size,
         after_microbatch,
     )
-    _, regularization = step_lib.regularization_gradients(plan)
+    update = updates.Update(model)
+    with update([]):
+        _, regularization = step_lib.regularization_gradients(plan)
     clipped = step_lib.as_clipped_gradients(
         plan, sums, regularization, _batch_size(x), num_replicas
     )
     return dataclasses.replace(
         clipped,
         owner=mechanism.optimizer,
+        update=update,
         stamp=mechanism.optimizer.stamp(plan.kind) if stamp is None else stamp,
     )
 

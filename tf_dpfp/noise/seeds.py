@@ -69,6 +69,10 @@ def _current_graph() -> tf.Graph | None:
 def _seed(key: tf.Tensor, count: int, piece: tf.Tensor | int) -> tf.Tensor:
     context = tf.distribute.get_replica_context()
     replica = 0 if context is None else context.replica_id_in_sync_group
+    if tf.is_tensor(replica):
+        # As a number: the tensor says by its name what a model may not use.
+        known = tf.get_static_value(replica)
+        replica = replica if known is None else int(known)
     words = tf.stack([tf.constant(count, tf.int64), tf.cast(piece, tf.int64)])
     bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
         shape=[2],

@@ -1,7 +1,9 @@
 """Clipped gradients: the one input of a private optimizer."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager as ContextManager
 from typing import Any
 
 import keras
@@ -49,6 +51,8 @@ class ClippedGradients:
             sampling.
         kind: What is released, where it is other than the optimizer's: sums
             of persons.
+        update: Given the tensors that were released, opens the context of the
+            update, which refuses to read data; `None` if there is no model.
     """
 
     sums: Sequence[tf.Tensor | None]
@@ -62,6 +66,18 @@ class ClippedGradients:
     owner: Any = None
     stamp: counting.Stamp | None = None
     kind: accounting.Release | None = None
+    update: Callable[[Sequence[tf.Tensor]], ContextManager] | None = None
+
+    def updating(self, released: Sequence[tf.Tensor | None]) -> ContextManager:
+        """Opens the context of the update.
+
+        Args:
+            released: Tensors with noise, which it may read.
+        """
+        if self.update is None:
+            return contextlib.nullcontext()
+        above = () if self.joint is None else self.joint.sums
+        return self.update([t for t in (*released, *above) if t is not None])
 
     @property
     def all_variables(self) -> list[keras.Variable]:

@@ -388,13 +388,14 @@ class PrivateOptimizer(
         )
         # Noised: from here on nothing is private, once it is added up.
         *released, counts = replicas.sum_over_all([*released, counts])
-        if adaptation is not None:
-            adaptation.move(clipped, counts, divisor)
-        self._carrier_state.before_update(clipped.variables, carriers)
-        super().apply(
-            release.finished(clipped, released, carriers, divisor),
-            clipped.all_variables,
-        )
+        with clipped.updating([*released, counts]):
+            if adaptation is not None:
+                adaptation.move(clipped, counts, divisor)
+            self._carrier_state.before_update(clipped.variables, carriers)
+            super().apply(
+                release.finished(clipped, released, carriers, divisor),
+                clipped.all_variables,
+            )
 
     def update_step(self, gradient, variable, learning_rate):
         """Updates a variable as Keras does, on the device of its group."""

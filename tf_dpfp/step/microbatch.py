@@ -120,7 +120,7 @@ def clipped_microbatch(
                 [v.path for v in plan.variables],
                 plan.secret_handles(),
                 keras_trainer.loss_trackers(plan.loss),
-                keras_metrics.variables_of(model),
+                [v.value for v in keras_metrics.variables_of(model)],
                 piece,
                 plan.of_weights,
             )

@@ -123,6 +123,24 @@ def _check_secure(model: keras.Model) -> None:
         )
 
 
+def leave_loss_unscaled(model: keras.Model) -> None:
+    """Takes a private optimizer out of Keras's scaling of the loss.
+
+    With the policy `mixed_float16` Keras wraps what it compiles, ordinary
+    models and those from files, in a `LossScaleOptimizer`, which skips the
+    steps in which one example overflows. Private steps scale the loss of each
+    example.
+
+    Args:
+        model: A model, compiled or not.
+    """
+    outer = getattr(model, "optimizer", None)
+    if not isinstance(outer, keras.optimizers.LossScaleOptimizer):
+        return
+    if isinstance(outer.inner_optimizer, optimizers.PrivateOptimizer):
+        model.optimizer = outer.inner_optimizer
+
+
 def compile_loaded(model: keras.Model, config: dict) -> bool:
     """Restores a loaded model's private optimizer, which holds the ledger.
 
@@ -148,6 +166,7 @@ def compile_loaded(model: keras.Model, config: dict) -> bool:
             f"be compiled with it again ({error}). Load it with compile=False: "
             "its ledger is then lost, and adding up is your task."
         ) from error
+    leave_loss_unscaled(model)
     # The state that follows in the file holds the ledger.
     building.build_optimizer(model, model.optimizer)
     return True
@@ -159,4 +178,4 @@ def _names_private_optimizer(config: Any) -> bool:
     return str(config.get("registered_name")).startswith("tf_dpfp>")
 
 
-keras_trainer.on_loading_a_custom_compile(compile_loaded)
+keras_trainer.on_compiling_loaded(compile_loaded, leave_loss_unscaled)

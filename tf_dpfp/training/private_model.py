@@ -179,6 +179,7 @@ def make_private(model: keras.Model) -> keras.Model:
         object.__setattr__(model, name, types.MethodType(function, model))
     # A step that was compiled before is an ordinary one.
     model.train_function = None
+    compiling.leave_loss_unscaled(model)
     optimizer = getattr(model, "optimizer", None)
     if isinstance(optimizer, optimizers.PrivateOptimizer):
         building.check_same_model(model, optimizer)

@@ -128,24 +128,36 @@ def privacy_statement(
         ImportError: With style="tf_privacy", if it is not installed.
     """
     arguments.one_of("style", style, ["tf_dpfp", "tf_privacy"])
-    mechanism = mechanisms.mechanism_of(model)
-    said = accounting.privacy_statement(
-        mechanism.entries(),
-        delta,
-        accountant=accountant,
-        population=max(mechanism.state.populations, default=None),
-        objections=mechanism.objections(),
-        ordinary_steps=mechanism.state.ordinary_steps,
-        trained_apart=trained_apart.found(model),
-        examples_per_user=examples_per_user,
+    record = record_of(model)
+    said = accounting.written(
+        accounting.paragraphs_of(record, delta, accountant, examples_per_user)
     )
     if style == "tf_dpfp":
         return said
     return f"{said}\n" + accounting.tf_privacy_statement(
-        mechanism.entries(),
-        delta,
-        accountant,
-        max(mechanism.state.populations, default=None),
+        record.entries, delta, accountant, record.population
+    )
+
+
+def record_of(model: keras.Model) -> accounting.Record:
+    """Collects what a private model's statement and card are made of.
+
+    Args:
+        model: A private, compiled model.
+
+    Returns:
+        The record.
+
+    Raises:
+        NotPrivateError: If the model or its optimizer is not private.
+    """
+    mechanism = mechanisms.mechanism_of(model)
+    return accounting.Record(
+        tuple(mechanism.entries()),
+        population=max(mechanism.state.populations, default=None),
+        objections=tuple(mechanism.objections()),
+        ordinary_steps=mechanism.state.ordinary_steps,
+        trained_apart=tuple(trained_apart.found(model)),
     )
 
 
