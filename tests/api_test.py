@@ -13,17 +13,19 @@ from tf_dpfp import sampling
 
 FIRST_ROW = """
 BackupAndRestore DPAdagrad DPAdam DPAdamW DPLion DPRMSprop DPRepresentationClip
-DPSGD Flat PerExample PerLayer PrivacyBudget RGPDense calibrate_noise_multiplier
-clip_norms compute_epsilon fix ledger make_private poisson_batches
-privacy_card privacy_statement private_optimizer_class reparametrize validate
+DPSGD Flat PerExample PerLayer PrivacyBudget PrivateEvaluation RGPDense
+calibrate_noise_multiplier clip_norms compute_epsilon evaluate_privately fix
+ledger make_private poisson_batches privacy_card privacy_statement
+private_optimizer_class reparametrize validate
 """.split()
 
 SUBMODULES = {
     "accounting": """
-        EndToEnd EveryLabel Joint Labels LedgerEntry MembershipAttacks
-        PersonSums PoissonSampling Representations Sums UnknownSampling
-        WithoutReplacement calibrate_noise_multiplier claimed_epsilon
-        compute_epsilon max_steps membership_attacks
+        EndToEnd Evaluation EveryExample EveryLabel Joint Labels LedgerEntry
+        MembershipAttacks PersonEvaluation PersonSums PoissonSampling
+        Representations Search Sums UnknownSampling WithoutReplacement
+        calibrate_noise_multiplier claimed_epsilon compute_epsilon max_steps
+        membership_attacks
     """,
     "auditing": """
         AuditPoint AuditReport ReleaseRecorder RocCurve audit audit_scores
@@ -51,6 +53,7 @@ SUBMODULES = {
         DebiasedCrossentropy RandomizedLabels calibrate_representation
         randomize_labels stratified_batches
     """,
+    "tuning": "Found search",
 }
 
 QUALIFIED = [

@@ -187,6 +187,7 @@ _WITH_CODE = (
     "guide",
     "custom_layers",
     "auditing",
+    "tuning",
     "migration_tf_privacy",
     "migration_opacus",
 )

@@ -9,6 +9,7 @@ is in submodules:
 * `tf_dpfp.gradient_rules`: per-example gradients of your own layers;
 * `tf_dpfp.loops`: custom training loops;
 * `tf_dpfp.distribute`: several devices and machines;
+* `tf_dpfp.tuning`: hyper-parameter search inside of the budget;
 * `tf_dpfp.accounting`: epsilon without a model;
 * `tf_dpfp.auditing`: attacks, and lower bounds on epsilon;
 * `tf_dpfp.cards`: privacy cards, read from files;
@@ -37,10 +38,13 @@ from tf_dpfp import loops
 from tf_dpfp import low_rank
 from tf_dpfp import renamed as _renamed
 from tf_dpfp import representations
+from tf_dpfp import tuning
 from tf_dpfp.accounting import calibrate_noise_multiplier
 from tf_dpfp.cards import privacy_card
 from tf_dpfp.clipping import Flat
 from tf_dpfp.clipping import PerLayer
+from tf_dpfp.evaluation import PrivateEvaluation
+from tf_dpfp.evaluation import evaluate_privately
 from tf_dpfp.layers import DPRepresentationClip
 from tf_dpfp.layers import PerExample
 from tf_dpfp.low_rank import RGPDense
@@ -80,10 +84,12 @@ __all__ = [
     "PerExample",
     "PerLayer",
     "PrivacyBudget",
+    "PrivateEvaluation",
     "RGPDense",
     "calibrate_noise_multiplier",
     "clip_norms",
     "compute_epsilon",
+    "evaluate_privately",
     "fix",
     "ledger",
     "make_private",
@@ -106,6 +112,7 @@ _SUBMODULES = (
     "loops",
     "low_rank",
     "representations",
+    "tuning",
 )
 
 

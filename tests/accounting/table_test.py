@@ -32,6 +32,7 @@ _POISSON_ROW = (samplings.PoissonSampling(0.5, 0.25), 1.5)
 _UNKNOWN_ROW = (samplings.UnknownSampling(100, None), 1.5)
 _DRAWN_ROW = (samplings.WithoutReplacement(200, 5), 2.0)
 _LABELS_ROW = (samplings.EveryLabel(3, 7), 0.5)
+_EVERY_ROW = (samplings.EveryExample(), 20.0)
 
 
 def _entry(steps=1, noise_multiplier=1.0, rate=0.5):
@@ -120,6 +121,8 @@ class LedgerTest(parameterized.TestCase):
         ),
         ([3, 2.0, 200, 5, 0, 4, 0, 0], _DRAWN_ROW, releases.EndToEnd()),
         ([4, 0.5, 3, 7, 0, 5, 0, 0], _LABELS_ROW, releases.Labels()),
+        ([6, 20.0, 0, 0, 0, 20, 0, 0], _EVERY_ROW, releases.Evaluation()),
+        ([6, 20.0, 0, 0, 0, 21, 0, 0], _EVERY_ROW, releases.PersonEvaluation()),
         ([3, 2.0, 200, 5, 0, 6, 0, 0], _DRAWN_ROW, releases.Joint("public")),
         (
             [3, 2.0, 200, 5, 0, 7, 0, 0],
@@ -155,7 +158,7 @@ class LedgerTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "Unknown release"):
             table.decode(row, 1)
 
-    @parameterized.parameters(0.0, 5.0, -1.0, 1.5, 99.0)
+    @parameterized.parameters(0.0, 7.0, -1.0, 1.5, 99.0)
     def test_unknown_code_is_refused(self, code):
         row = table.encode(_entry())
         row[0] = code
@@ -174,6 +177,13 @@ class LedgerTest(parameterized.TestCase):
     @parameterized.parameters(6, 7)
     def test_value_in_an_unused_column_is_refused(self, column):
         row = table.encode(_entry())
+        row[column] = 1.0
+        with self.assertRaisesRegex(ValueError, "Not a ledger row"):
+            table.decode(row, 1)
+
+    @parameterized.parameters(2, 3)
+    def test_sampling_without_numbers_has_none(self, column):
+        row = np.array([6, 20.0, 0, 0, 0, 20, 0, 0], np.float64)
         row[column] = 1.0
         with self.assertRaisesRegex(ValueError, "Not a ledger row"):
             table.decode(row, 1)

@@ -25,17 +25,22 @@ from tf_dpfp.accounting.paragraphs import round_up
 from tf_dpfp.accounting.record import Record
 from tf_dpfp.accounting.releases import Adjacency
 from tf_dpfp.accounting.releases import EndToEnd
+from tf_dpfp.accounting.releases import Evaluation
 from tf_dpfp.accounting.releases import Joint
 from tf_dpfp.accounting.releases import Labels
+from tf_dpfp.accounting.releases import PersonEvaluation
 from tf_dpfp.accounting.releases import PersonSums
 from tf_dpfp.accounting.releases import Release
 from tf_dpfp.accounting.releases import Representations
 from tf_dpfp.accounting.releases import Sums
+from tf_dpfp.accounting.samplings import EveryExample
 from tf_dpfp.accounting.samplings import EveryLabel
 from tf_dpfp.accounting.samplings import PoissonSampling
 from tf_dpfp.accounting.samplings import Sampling
 from tf_dpfp.accounting.samplings import UnknownSampling
 from tf_dpfp.accounting.samplings import WithoutReplacement
+from tf_dpfp.accounting.searches import RUNS
+from tf_dpfp.accounting.searches import Search
 from tf_dpfp.accounting.statement import paragraphs_of
 from tf_dpfp.accounting.statement import statement as privacy_statement
 from tf_dpfp.accounting.statement import written
@@ -49,14 +54,18 @@ from tf_dpfp.accounting.tradeoff import unlimited
 # Public. The other names are for the other folders of the package.
 __all__ = [
     "EndToEnd",
+    "Evaluation",
+    "EveryExample",
     "EveryLabel",
     "Joint",
     "Labels",
     "LedgerEntry",
     "MembershipAttacks",
+    "PersonEvaluation",
     "PersonSums",
     "PoissonSampling",
     "Representations",
+    "Search",
     "Sums",
     "UnknownSampling",
     "WithoutReplacement",

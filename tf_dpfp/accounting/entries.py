@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from tf_dpfp import arguments
 from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
+from tf_dpfp.accounting import searches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,8 @@ class LedgerEntry:
         seeded: True if noise or sampling came from a seed that the user chose.
             It changes no epsilon; the privacy statement reports it.
         release: What each step releases, `Sums` by default.
+        search: The search that ran these steps in each of its runs, and
+            returned the best; `None` for steps of no search.
 
     Raises:
         ValueError: If an argument is of a wrong type or outside its range, or
@@ -56,19 +59,30 @@ class LedgerEntry:
     steps: int
     seeded: bool = False
     release: releases.Release = releases.Sums()
+    search: searches.Search | None = None
 
     def __post_init__(self):
         if not isinstance(self.sampling, samplings.Sampling):
             raise ValueError(
                 "`sampling` must be a PoissonSampling, an UnknownSampling, a "
-                "WithoutReplacement or an EveryLabel. Received: "
-                f"sampling={self.sampling!r}"
+                "WithoutReplacement, an EveryLabel or an EveryExample. "
+                f"Received: sampling={self.sampling!r}"
             )
         if not isinstance(self.release, releases.Release):
             raise ValueError(
                 "`release` must be a Sums, a Representations, a Joint, an "
-                "EndToEnd or a Labels. Received: "
+                "EndToEnd, a Labels or an Evaluation. Received: "
                 f"release={self.release!r}"
+            )
+        if not isinstance(self.search, (searches.Search, type(None))):
+            raise ValueError(
+                "`search` must be a Search or None. Received: "
+                f"search={self.search!r}"
+            )
+        if self.search and isinstance(self.release, releases.Labels):
+            raise ValueError(
+                "Labels are randomised once, and in no run of a search. "
+                f"Received: search={self.search!r}"
             )
         if not isinstance(self.sampling, self.release.samplings):
             covered = [kind.__name__ for kind in self.release.samplings]

@@ -7,6 +7,10 @@ sampling for sums, sampling without replacement for representations, and none
 for unknown sampling, which under add-or-remove-one counts with twice the
 sensitivity (`LedgerEntry.sensitivity`).
 
+Steps of a search are those of one of its runs: their sum is the divergence of
+a run, and the search has that of `searches.Search.rdp`, by RDP under both
+accountants.
+
 **Overflow.** Steps of statically padded batches may drop surplus examples. Let
 `M` be the mechanism that never drops and `M'` the one that ran. Drawn with the
 same randomness they differ with probability at most
@@ -34,15 +38,14 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 from dp_accounting import rdp
 
 from tf_dpfp import arguments
+from tf_dpfp.accounting import composition
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import losses
 from tf_dpfp.accounting import persons
 from tf_dpfp.accounting import releases
-from tf_dpfp.accounting import representations
 from tf_dpfp.accounting import samplings
 from tf_dpfp.accounting import sums
 from tf_dpfp.accounting import table
@@ -77,7 +80,7 @@ def compute_epsilon(
     releases representations or labels, they differ in what one example is
     instead (replace-one), for everything that ran. The value is an upper bound
     with either accountant. Representations and labels are composed by RDP
-    under both.
+    under both, and so is a ledger with a search.
 
     Args:
         entries: Ledger entries, in any order.
@@ -264,9 +267,11 @@ def overflow_probability(entry: entries_lib.LedgerEntry) -> float:
     Returns:
         The bound; it may be above 1.
     """
-    if isinstance(entry.sampling, samplings.PoissonSampling):
-        return entry.steps * entry.sampling.overflow_probability
-    return 0.0
+    if not isinstance(entry.sampling, samplings.PoissonSampling):
+        return 0.0
+    # That of any of the runs of a search: at most the sum over all of them.
+    runs = entry.search.expected_runs if entry.search else 1
+    return runs * entry.steps * entry.sampling.overflow_probability
 
 
 def _add_overflow(
@@ -300,11 +305,13 @@ def _epsilon_without_overflow(
 ) -> float:
     """Computes epsilon as if no step had dropped surplus examples."""
     quick = len(entries) > MOST_EXACT
-    total = composed_rdp(entries, adjacency, examples, quick)
+    total = composition.composed_rdp(entries, adjacency, examples, quick)
     by_rdp = rdp.compute_epsilon(sums.orders(), total, delta)[0]
     if accountant == "rdp" or delta < MIN_PLD_DELTA or math.isinf(by_rdp):
         return by_rdp
     if adjacency is releases.Adjacency.REPLACE_ONE:
+        return by_rdp
+    if any(entry.search for entry in entries):
         return by_rdp
     # Both are upper bounds, so the lesser is one, and RDP stands where PLD has
     # cut off the tail (infinity) or cannot be computed (extreme parameters).
@@ -314,71 +321,3 @@ def _epsilon_without_overflow(
         return min(by_rdp, composed.get_epsilon(delta))
     except (ArithmeticError, ValueError):
         return by_rdp
-
-
-def composed_rdp(
-    entries: Iterable[entries_lib.LedgerEntry],
-    adjacency: releases.Adjacency,
-    examples: int = 1,
-    quick: bool = False,
-) -> np.ndarray:
-    """Computes the RDP of everything that ran, rounded up.
-
-    Args:
-        entries: Everything that ran.
-        adjacency: Adjacency of the guarantee.
-        examples: Number of examples of a person.
-        quick: True for a bound that takes about a millisecond an entry.
-
-    Returns:
-        An upper bound at each of `sums.orders()`.
-    """
-    total = np.zeros_like(sums.orders())
-    for entry in entries:
-        total += entry.steps * rdp_of_entry(entry, adjacency, examples, quick)
-    return total
-
-
-def rdp_of_entry(
-    entry: entries_lib.LedgerEntry,
-    adjacency: releases.Adjacency,
-    examples: int,
-    quick: bool,
-) -> np.ndarray:
-    """Computes the RDP of one release at each order, rounded up.
-
-    Args:
-        entry: The entry.
-        adjacency: Adjacency of the guarantee.
-        examples: Number of examples of a person.
-        quick: True for a bound that takes about a millisecond.
-
-    Returns:
-        An upper bound at each of `sums.orders()`.
-    """
-    if examples > 1:
-        return persons.step_rdp(entry, adjacency, examples, quick)
-    noise_multiplier, rate = entry.noise_multiplier, entry.sampling.proved_rate
-    if isinstance(entry.sampling, samplings.EveryLabel):
-        return representations.randomized_response_rdp(
-            noise_multiplier, entry.sampling.num_classes, _order_tuple()
-        )
-    noise_multiplier /= entry.sensitivity(adjacency)
-    if entry.release.has_representations:
-        by_draws = (
-            representations.quick_sampled_rdp
-            if quick
-            else representations.sampled_rdp
-        )
-        return by_draws(rate, noise_multiplier, _order_tuple())
-    if adjacency is releases.Adjacency.REPLACE_ONE:
-        # Amplification of sums is proved for examples that are there or not.
-        rate = 1.0
-    if quick:
-        return sums.quick_sampled_rdp(rate, noise_multiplier)
-    return sums.sampled_rdp(rate, noise_multiplier)
-
-
-@functools.cache
-def _order_tuple() -> tuple[float, ...]:
-    return tuple(sums.orders().tolist())

@@ -7,12 +7,13 @@ import dp_accounting
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
+from tf_dpfp.accounting import searches
 
 
 def entry_event(
     entry: entries_lib.LedgerEntry, adjacency: releases.Adjacency | None = None
 ) -> dp_accounting.DpEvent:
-    """Converts one ledger entry to an event.
+    """Converts one ledger entry to an event, of one run if it is of a search.
 
     Overflow of padded batches is not part of the event: it is an additive
     term on delta, which `compute_epsilon` adds.
@@ -81,6 +82,12 @@ def compose_events(
         return dp_accounting.NoOpDpEvent()
     if adjacency is None:
         adjacency = entries_lib.adjacency_of(ran)
-    return dp_accounting.ComposedDpEvent(
-        [entry_event(entry, adjacency) for entry in ran]
-    )
+    by_search: dict[searches.Search | None, list[dp_accounting.DpEvent]] = {}
+    for entry in ran:
+        event = entry_event(entry, adjacency)
+        by_search.setdefault(entry.search, []).append(event)
+    composed = by_search.pop(None, [])
+    for search, events in by_search.items():
+        if search is not None:
+            composed.append(search.event(dp_accounting.ComposedDpEvent(events)))
+    return dp_accounting.ComposedDpEvent(composed)

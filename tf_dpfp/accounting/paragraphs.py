@@ -54,11 +54,18 @@ _SEEDED = (
     "guarantee holds only towards those who cannot. Use a seed to reproduce "
     "experiments, and none for a release."
 )
+_CHOICE = (
+    "the choice of hyper-parameters, if it looked at trainings on the same "
+    "data;"
+)
+_CHOICE_BESIDE = (
+    "the choice of hyper-parameters outside of the search, if it looked at "
+    "trainings on the same data;"
+)
 _NOT_COVERED = (
     "training metrics and losses, shown or logged, which are computed from the "
     "training data without noise;",
-    "the choice of hyper-parameters, if it looked at trainings on the same "
-    "data;",
+    _CHOICE,
     "early stopping, or keeping the best checkpoint, by a metric of the "
     "training data;",
     "preprocessing adapted to the data (Normalization statistics, "
@@ -167,6 +174,56 @@ def count(number: int, one: str, many: str | None = None) -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
+def length(entries: Sequence[entries_lib.LedgerEntry]) -> str:
+    """Counts steps and evaluations, in words."""
+    steps, evaluations = 0, 0
+    for entry in entries:
+        if isinstance(entry.release, releases.Evaluation):
+            evaluations += entry.steps
+        else:
+            steps += entry.steps
+    words = count(steps, "step") if steps or not evaluations else ""
+    if not evaluations:
+        return words
+    return " and ".join(filter(None, [words, count(evaluations, "evaluation")]))
+
+
+def evaluation(entry: entries_lib.LedgerEntry) -> str:
+    """Describes the evaluations that an entry counts."""
+    return (
+        f"{count(entry.steps, 'evaluation')} with noise multiplier "
+        f"{entry.noise_multiplier:g}: noised counts of every "
+        f"{entry.release.unit} of the data that were evaluated"
+    )
+
+
+def of_search(entry: entries_lib.LedgerEntry) -> str:
+    """Says that an entry is one of a search; else nothing."""
+    return ", in each run of a search" if entry.search else ""
+
+
+def searches(
+    entries: Sequence[entries_lib.LedgerEntry],
+) -> list[Paragraph]:
+    """Explains the searches among entries, one paragraph each."""
+    found = dict.fromkeys(entry.search for entry in entries)
+    return [
+        Paragraph(
+            "search",
+            "SEARCH: the model is the best of a random number of runs, by "
+            "their scores; the number was drawn from the "
+            f"{search.runs} distribution with mean {search.expected_runs}, "
+            "whatever the data are. Every run did no more than what is listed "
+            "above for each. Epsilon is that of the whole search, by RDP "
+            "(Papernot and Steinke, 2022), and the choice of hyper-parameters "
+            "in it is covered. The number of runs, and all runs but the best, "
+            "must stay secret.",
+        )
+        for search in found
+        if search
+    ]
+
+
 def training(
     method: str,
     population: int | None,
@@ -180,7 +237,7 @@ def training(
     return Paragraph(
         "training",
         f"{method}{examples}{length}:",
-        lines=tuple(map(words, entries)),
+        lines=tuple(words(entry) + of_search(entry) for entry in entries),
     )
 
 
@@ -296,9 +353,15 @@ def trained_apart(trainings: Sequence[str]) -> list[Paragraph]:
     return [Paragraph("trained_apart", head, items=tuple(trainings))]
 
 
-def warnings_and_limits(seeded: bool) -> list[Paragraph]:
+def warnings_and_limits(
+    seeded: bool, searched: bool = False
+) -> list[Paragraph]:
     """Warns of randomness from a seed, and lists what is never covered."""
+    items = tuple(
+        _CHOICE_BESIDE if item is _CHOICE and searched else item
+        for item in _NOT_COVERED
+    )
     limits = Paragraph(
-        "not_covered", "This guarantee does not cover:", items=_NOT_COVERED
+        "not_covered", "This guarantee does not cover:", items=items
     )
     return [Paragraph("seeded", _SEEDED), limits] if seeded else [limits]

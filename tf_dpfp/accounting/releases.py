@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from tf_dpfp import arguments
+from tf_dpfp.accounting.samplings import EveryExample
 from tf_dpfp.accounting.samplings import EveryLabel
 from tf_dpfp.accounting.samplings import PoissonSampling
 from tf_dpfp.accounting.samplings import UnknownSampling
@@ -133,6 +134,34 @@ class PersonSums(Sums):
     def __post_init__(self):
         count = arguments.positive_integer("max_examples", self.max_examples)
         object.__setattr__(self, "max_examples", count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation(Release):
+    """Noised counts of an evaluation, of all its examples, as one vector.
+
+    What one example adds has a norm of at most 1; see
+    `evaluation.statistics`.
+    """
+
+    adjacency = Adjacency.ADD_OR_REMOVE_ONE
+    sensitivities = {
+        Adjacency.ADD_OR_REMOVE_ONE: 1.0,
+        Adjacency.ZERO_OUT: 1.0,
+        Adjacency.REPLACE_ONE: 2.0,
+    }
+    samplings = (EveryExample,)
+
+
+@dataclasses.dataclass(frozen=True)
+class PersonEvaluation(Evaluation):
+    """Noised counts of an evaluation to which each person adds a mean.
+
+    The mean of what the examples of the person would add has a norm of at
+    most 1, however many they are.
+    """
+
+    unit = "person"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,6 +65,8 @@ def _words(entry: entries_lib.LedgerEntry) -> str:
             "of representations and, from the same examples, sums of clipped "
             f"gradients, {noise} of both together"
         )
+    if isinstance(entry.release, releases.Evaluation):
+        return text.evaluation(entry)
     if isinstance(entry.release, releases.Sums):
         return f"{text.count(entry.steps, 'step')} of DP-SGD {noise}"
     if isinstance(sampling, samplings.WithoutReplacement):
@@ -111,6 +113,8 @@ def _describe_claim(
         if isinstance(entry.sampling, samplings.WithoutReplacement)
         and entry.noise_multiplier
     ]
+    if any(entry.search for entry in entries):
+        return []
     if len(drawn) != 1 or isinstance(drawn[0].release, releases.Joint):
         return []
     (entry,) = drawn

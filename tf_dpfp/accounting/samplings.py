@@ -171,4 +171,22 @@ class EveryLabel:
         return 1.0
 
 
-Sampling = PoissonSampling | UnknownSampling | WithoutReplacement | EveryLabel
+@dataclasses.dataclass(frozen=True)
+class EveryExample:
+    """One pass over all examples, each of them once: no sampling."""
+
+    by_position: ClassVar[bool] = False
+
+    @property
+    def proved_rate(self) -> float:
+        """Sampling rate that the accountant may rely on: 1."""
+        return 1.0
+
+
+Sampling = (
+    PoissonSampling
+    | UnknownSampling
+    | WithoutReplacement
+    | EveryLabel
+    | EveryExample
+)

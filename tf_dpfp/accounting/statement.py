@@ -134,10 +134,13 @@ def paragraphs_of(
         said, is_private = _describe(
             record, delta, accountant, examples_per_user
         )
+    said += text.searches(ran)
     if is_private:
         said += text.trained_before(record.ordinary_steps)
         said += text.trained_apart(record.trained_apart)
-        said += text.warnings_and_limits(record.seeded)
+        said += text.warnings_and_limits(
+            record.seeded, any(entry.search for entry in ran)
+        )
     return said
 
 
@@ -213,6 +216,8 @@ def _describe(
 
 
 def _words(entry: entries_lib.LedgerEntry) -> str:
+    if isinstance(entry.release, releases.Evaluation):
+        return text.evaluation(entry)
     sampling = entry.sampling
     words = f"{_steps([entry])} with noise multiplier "
     words += f"{entry.noise_multiplier:g} and "
@@ -274,4 +279,4 @@ def _as_if_poisson(
 
 
 def _steps(entries: Sequence[entries_lib.LedgerEntry]) -> str:
-    return text.count(sum(entry.steps for entry in entries), "step")
+    return text.length(entries)

@@ -13,6 +13,7 @@ import numpy as np
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
+from tf_dpfp.accounting import searches
 
 # Columns of a row. Those that a kind of sampling does not use are zero; there
 # are more of them for kinds with more parameters.
@@ -20,6 +21,9 @@ WIDTH = 8
 _CODE, _NOISE_MULTIPLIER, _FIRST, _SECOND, _SEEDED, _RELEASE = range(6)
 # Of a release with a number of its own.
 _OF_RELEASE = 6
+# Codes of releases are below. What is above is the search that the steps are
+# of: versions that know of no searches find a release that they don't know.
+_SEARCH = 64
 
 # Most descriptions of one training: a new one begins only when the noise
 # multiplier, the sampling or the release changes.
@@ -33,6 +37,7 @@ _POISSON_CODE = 1
 _UNKNOWN_CODE = 2
 _WITHOUT_REPLACEMENT_CODE = 3
 _EVERY_LABEL_CODE = 4
+_EVERY_EXAMPLE_CODE = 6
 
 _RELEASES: dict[int, releases.Release] = {
     0: releases.Sums(),
@@ -44,6 +49,8 @@ _RELEASES: dict[int, releases.Release] = {
     6: releases.Joint(releases.LABELS_PUBLIC),
     7: releases.Joint(releases.LABELS_RANDOMIZED),
     8: releases.Joint(releases.LABELS_UNDECLARED),
+    20: releases.Evaluation(),
+    21: releases.PersonEvaluation(),
 }
 _RELEASE_CODES = {release: code for code, release in _RELEASES.items()}
 # The number of examples of a person stands in the column of the release.
@@ -68,6 +75,7 @@ def encode(entry: entries_lib.LedgerEntry) -> np.ndarray:
     row[_SEEDED] = float(entry.seeded)
     row[[_RELEASE, _OF_RELEASE]] = _encode_release(entry.release)
     row[[_CODE, _FIRST, _SECOND]] = _encode_sampling(entry.sampling)
+    row[_RELEASE] += _SEARCH * (entry.search.packed() if entry.search else 0)
     return row
 
 
@@ -97,6 +105,7 @@ def decode(row: np.ndarray, steps: int) -> entries_lib.LedgerEntry:
         noise_multiplier=float(row[_NOISE_MULTIPLIER]),
         steps=steps,
         seeded=bool(row[_SEEDED]),
+        search=_decode_search(row),
         release=_decode_release(row),
     )
 
@@ -198,6 +207,8 @@ def _encode_sampling(
             return _WITHOUT_REPLACEMENT_CODE, population, sample_size
         case samplings.EveryLabel(num_classes, identity):
             return _EVERY_LABEL_CODE, num_classes, identity
+        case samplings.EveryExample():
+            return _EVERY_EXAMPLE_CODE, 0.0, 0.0
         case _:
             raise ValueError(f"Unknown kind of sampling: {sampling!r}.")
 
@@ -210,8 +221,13 @@ def _decode_sampling(row: np.ndarray) -> samplings.Sampling:
         _UNKNOWN_CODE,
         _WITHOUT_REPLACEMENT_CODE,
         _EVERY_LABEL_CODE,
+        _EVERY_EXAMPLE_CODE,
     ):
         raise _unknown("code", row[_CODE])
+    if row[_CODE] == _EVERY_EXAMPLE_CODE:
+        if first or second:
+            raise ValueError(f"Not a ledger row: {row.tolist()}.")
+        return samplings.EveryExample()
     if not (first.is_integer() and second.is_integer()):
         raise ValueError(f"Not a ledger row: {row.tolist()}.")
     counts = int(first), int(second)
@@ -232,7 +248,7 @@ def _encode_release(release: releases.Release) -> tuple[float, float]:
 
 
 def _decode_release(row: np.ndarray) -> releases.Release:
-    code, parameter = float(row[_RELEASE]), float(row[_OF_RELEASE])
+    code, parameter = float(row[_RELEASE]) % _SEARCH, float(row[_OF_RELEASE])
     if code == _PERSON_SUMS_CODE and parameter.is_integer():
         return releases.PersonSums(int(parameter))
     if parameter:
@@ -241,6 +257,14 @@ def _decode_release(row: np.ndarray) -> releases.Release:
     if code not in _RELEASES:
         raise _unknown("release", code)
     return _RELEASES[int(code)]
+
+
+def _decode_search(row: np.ndarray) -> searches.Search | None:
+    code = float(row[_RELEASE])
+    try:
+        return searches.Search.unpacked(code // _SEARCH)
+    except ValueError as error:
+        raise _unknown("release", code) from error
 
 
 def _unknown(what: str, code: float) -> ValueError:

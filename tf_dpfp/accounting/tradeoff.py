@@ -43,6 +43,7 @@ from dp_accounting import rdp
 from scipy import special
 
 from tf_dpfp import arguments
+from tf_dpfp.accounting import composition
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
 from tf_dpfp.accounting import losses
@@ -277,7 +278,7 @@ def _bounded_curve(
 ) -> tuple[str, Curve]:
     """Bounds `T` by the losses where they are known, else by divergences."""
     quick = len(entries) > epsilon_lib.MOST_EXACT
-    divergences = epsilon_lib.composed_rdp(entries, adjacency, examples, quick)
+    divergences = composition.composed_rdp(entries, adjacency, examples, quick)
     if by_losses:
         # About where the curve is read: no rate is below this delta.
         near = rdp.compute_epsilon(sums.orders(), divergences, LEAST_ERROR)[0]

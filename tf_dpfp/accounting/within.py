@@ -16,6 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 from dp_accounting import rdp
 
+from tf_dpfp.accounting import composition
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
 from tf_dpfp.accounting import releases
@@ -65,13 +66,17 @@ def _is_reached(
     adjacency = entries_lib.adjacency_of(entries)
     # Steps, rate and noise multiplier of what takes its time.
     slow: list[tuple[int, float, float]] = []
-    known = np.zeros_like(sums.orders())
+    known = composition.composed_rdp(
+        [entry for entry in entries if entry.search], adjacency
+    )
     for entry in entries:
+        if entry.search:
+            continue
         if _is_slow(entry, adjacency):
             noise = entry.noise_multiplier / entry.sensitivity(adjacency)
             slow.append((entry.steps, entry.sampling.proved_rate, noise))
         else:
-            known += entry.steps * epsilon_lib.rdp_of_entry(
+            known += entry.steps * composition.rdp_of_entry(
                 entry, adjacency, examples=1, quick=False
             )
     least = known + sum(n * sums.least_sampled_rdp(q, z) for n, q, z in slow)

@@ -33,6 +33,8 @@ _RELEASED = {
         "below them without"
     ),
     "Labels": "labels, each randomised once",
+    "Evaluation": "counts of evaluated examples, with Gaussian noise",
+    "PersonEvaluation": "counts of evaluated persons, with Gaussian noise",
 }
 # Kinds of paragraphs.
 _WARNINGS = ("no_privacy", "delta", "trained_before", "trained_apart", "seeded")

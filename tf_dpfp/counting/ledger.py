@@ -145,6 +145,9 @@ class Ledger:
             RuntimeError: If steps draw another noise.
         """
         _require_same(self._drawn, claim.release)
+        return self._located(claim)
+
+    def _located(self, claim: claims.Claim) -> claims.Located:
         otherwise = claim.of_other_sizes()
         with self._lock:
             values = self._values()
@@ -181,6 +184,22 @@ class Ledger:
             entry: The release, with its count.
         """
         self.absorb([entry])
+
+    def count_now(self, claim: claims.Claim) -> None:
+        """Counts one release that is made outside of a step, before it is.
+
+        It has a noise of its own, whatever the steps draw.
+
+        Args:
+            claim: Kind of the release.
+
+        Raises:
+            ValueError: If the table is full; nothing is counted then.
+        """
+        located = self._located(claim)
+        for function in tuple(self._called_before):
+            function(located)
+        self.absorb([claim.entry(claim.draws)])
 
     def total_steps(self) -> tf.Tensor:
         """Adds up the steps of every kind; int64, for a graph."""

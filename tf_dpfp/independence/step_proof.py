@@ -53,7 +53,7 @@ def prove_step(
         traced.graph,
         traced.examples,
         _released(traced),
-        [o for o in traced.operations if not _tracks_a_loss(o, trackers)],
+        [o for o in traced.operations if not tracks_a_loss(o, trackers)],
         layers,
         secret_handles=traced.secret_handles,
         data_handles=handles([*traced.metrics, *traced.trackers]),
@@ -81,7 +81,7 @@ def _noises(
     return [(r.noise, r.clipped) for r in releases if r.noise is not None]
 
 
-def _tracks_a_loss(op: tf.Operation, trackers: Collection[int]) -> bool:
+def tracks_a_loss(op: tf.Operation, trackers: Collection[int]) -> bool:
     """Tells the metrics that Keras keeps of the loss of each output.
 
     It updates them as it adds up the losses. Training metrics are not private,
@@ -95,10 +95,10 @@ def findings_of(model: keras.Model, traced: Traced) -> tuple[Finding, ...]:
     """Lists what is not proved of a step."""
     names = {layer.name for layer in keras_layers.all_layers(model)}
     proof = prove_step(traced, names)
-    return (*proof.refusals(ALLOWED), *_known_draws(proof))
+    return (*proof.refusals(ALLOWED), *known_draws(proof))
 
 
-def _known_draws(proof: proof_lib.Proof) -> list[Finding]:
+def known_draws(proof: proof_lib.Proof) -> list[Finding]:
     """Lists random numbers by row whose seed is not secret."""
     return [
         Finding(
@@ -118,12 +118,15 @@ def _known_draws(proof: proof_lib.Proof) -> list[Finding]:
     ]
 
 
-def raise_unless_proved(model: keras.Model, found: Sequence[Finding]) -> None:
+def raise_unless_proved(
+    model: keras.Model, found: Sequence[Finding], what: str = "trained"
+) -> None:
     """Raises for what is not proved.
 
     Args:
         model: The model.
         found: The findings.
+        what: What can't be done with the model.
 
     Raises:
         ValueError: If there is one.
@@ -131,14 +134,14 @@ def raise_unless_proved(model: keras.Model, found: Sequence[Finding]) -> None:
     definite = [f for f in found if f.is_definite]
     if definite:
         raise ValueError(
-            f"Model '{model.name}' can't be trained privately: its examples "
+            f"Model '{model.name}' can't be {what} privately: its examples "
             "are not independent of each other, or their data leave without "
             f"noise, so clipping does not bound the influence of one:\n"
             f"{_listed(definite)}"
         )
     if found:
         raise ValueError(
-            f"Model '{model.name}' can't be trained privately: it is not "
+            f"Model '{model.name}' can't be {what} privately: it is not "
             "proved that its examples are independent of each other. Not "
             f"proved:\n{_listed(found)}\nA layer can run one example at a "
             "time, which needs no proof: `tf_dpfp.PerExample(layer)`."

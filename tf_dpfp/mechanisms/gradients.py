@@ -63,6 +63,23 @@ class Gradients(Mechanism):
         """Lists the ledgers of the optimizer and of the layers."""
         return [self.optimizer.ledger, *super().ledgers()]
 
+    def planned(
+        self, arguments: dict[str, Any], steps: int
+    ) -> list[accounting.LedgerEntry]:
+        """Lists what the steps of a `fit` will release."""
+        self.optimizer.check_calibrated()
+        pipeline = self.describe(
+            arguments, self.optimizer.expected_batch_size is None
+        )
+        if pipeline.population is not None:
+            self.state.populations.add(pipeline.population)
+        claim = self.claims(pipeline)[self.optimizer.ledger]
+        return [claim.entry(claim.draws * steps)]
+
+    def count_now(self, claim: counting.Claim) -> None:
+        """Counts a release outside of a step with those of the optimizer."""
+        self.optimizer.ledger.count_now(claim)
+
     def absorb(self, entries: Sequence[accounting.LedgerEntry]) -> None:
         """Adds entries to the ledger of the optimizer."""
         self.optimizer.absorb_ledger(entries)

@@ -73,6 +73,25 @@ class Mechanism(abc.ABC):
         """Lists the ledgers that count the steps of the model."""
         return [layer.ledger for layer in self.layers if layer.built]
 
+    @abc.abstractmethod
+    def count_now(self, claim: counting.Claim) -> None:
+        """Counts one release that is made outside of a step, before it is.
+
+        Args:
+            claim: Kind of the release.
+        """
+
+    @abc.abstractmethod
+    def planned(
+        self, arguments: dict[str, Any], steps: int
+    ) -> list[accounting.LedgerEntry]:
+        """Lists what a `fit` will release, before it begins.
+
+        Args:
+            arguments: Its bound arguments.
+            steps: Number of its steps.
+        """
+
     def objections(self) -> list[str]:
         """Lists reasons why epsilon is infinite; empty if there are none."""
         return []

@@ -67,6 +67,21 @@ class Representations(Mechanism):
             e.steps for e in self.entries() if e.release.has_representations
         )
 
+    def planned(
+        self, arguments: dict[str, Any], steps: int
+    ) -> list[accounting.LedgerEntry]:
+        """Lists what the steps of a `fit` will release."""
+        x = arguments["x"]
+        info = _draws_of(x)
+        if info is not None:
+            self._check_draws(x, info)
+        claims = self._claims(info, sampling_lib.draws_of(x))
+        return [claim.entry(claim.draws * steps) for claim in claims.values()]
+
+    def count_now(self, claim: counting.Claim) -> None:
+        """Counts a release outside of a step with those of the first layer."""
+        self.layers[0].ledger.count_now(claim)
+
     def absorb(self, entries: Sequence[accounting.LedgerEntry]) -> None:
         """Adds entries to the ledger of the first layer."""
         self.layers[0].absorb_ledger(list(entries))

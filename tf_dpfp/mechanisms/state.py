@@ -30,6 +30,8 @@ class State:
             the model and the kind of the batch.
         eager_passes: Functions of steps that run eagerly, by the settings of
             the model, then by the kinds of the batch and of the plan.
+        evaluations: Functions of private evaluations, by the settings of the
+            model and what they compute.
         findings: Result of the trial of a model with noised representations.
         tried_with: Trainability of all layers at that trial.
         populations: Numbers of examples of all data sets so far.
@@ -51,6 +53,7 @@ class State:
         self.tried_for: tuple[Hashable, ...] | None = None
         self.traces: dict[Hashable, tuple[Finding, ...]] = {}
         self.eager_passes: dict[Hashable, dict[Hashable, Callable]] = {}
+        self.evaluations: dict[Hashable, Callable] = {}
         self.findings: Findings | None = None
         self.tried_with: tuple[bool, ...] = ()
         self.populations: set[int] = set()

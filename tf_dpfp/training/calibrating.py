@@ -35,6 +35,7 @@ def calibrate(
     pipeline: pipelines.Pipeline,
     arguments: dict[str, Any],
     budgets: Sequence[callbacks_lib.PrivacyBudget],
+    planned: Sequence[accounting.LedgerEntry] = (),
 ) -> None:
     """Calibrates the optimizer of a mechanism, if that is left to `fit`.
 
@@ -43,6 +44,7 @@ def calibrate(
         pipeline: Description of the data.
         arguments: The bound arguments of `fit`.
         budgets: The budgets among its callbacks.
+        planned: What its evaluations will release.
 
     Raises:
         ValueError: If there is no budget, or the steps can't be counted, or no
@@ -69,7 +71,7 @@ def calibrate(
     _refuse_spent(budget, spent)
 
     def released(noise_multiplier: float) -> list[accounting.LedgerEntry]:
-        return _all_entries(spent, claim, noise_multiplier, steps)
+        return _all_entries([*spent, *planned], claim, noise_multiplier, steps)
 
     noise_multiplier = accounting.noise_within(
         released, budget.epsilon, budget.delta, budget.accountant, PRECISION

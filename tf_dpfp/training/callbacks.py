@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from tf_dpfp import accounting
+from tf_dpfp import evaluation
 from tf_dpfp import mechanisms
 from tf_dpfp.keras_private import distribution as keras_distribution
 from tf_dpfp.keras_private import trainer as keras_trainer
@@ -71,6 +72,8 @@ class PrivacyBudget(keras.callbacks.Callback):
         self._starts_last = False
         # Batches after which an epoch ends, whatever a call would take.
         self._in_epoch: int | None = None
+        # What one evaluation of each callback adds, which is kept back.
+        self._kept_back: list[accounting.LedgerEntry] = []
         self._is_done = False
         self._begins_at: int | None = None
 
@@ -108,14 +111,21 @@ class PrivacyBudget(keras.callbacks.Callback):
             "fits. Nothing was trained now. Raise the budget to go on."
         )
 
-    def arrange(self, starts_last: bool, in_epoch: int | None) -> None:
+    def arrange(
+        self,
+        starts_last: bool,
+        in_epoch: int | None,
+        kept_back: Sequence[accounting.LedgerEntry] = (),
+    ) -> None:
         """Tells how `fit` runs this callback.
 
         Args:
             starts_last: True if `start` is called after all callbacks began.
             in_epoch: Batches after which an epoch ends; `None`: unknown.
+            kept_back: What must be left after every step, for evaluations.
         """
         self._starts_last, self._in_epoch = starts_last, in_epoch
+        self._kept_back = list(kept_back)
 
     def on_train_begin(self, logs=None):  # noqa: ARG002
         state = mechanisms.mechanism_of(self.model).state
@@ -192,7 +202,7 @@ class PrivacyBudget(keras.callbacks.Callback):
         if not self.is_finite:
             return math.inf
         return accounting.max_steps(
-            self._spent_before,
+            [*self._spent_before, *self._kept_back],
             self._next,
             self.epsilon,
             self.delta,
@@ -234,6 +244,7 @@ class PrivacyBudget(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch, logs=None):  # noqa: ARG002
+        self.count_others()  # An evaluation, say.
         self._shown = self._compute(self._taken)
         if logs is not None:
             logs["epsilon"] = self._shown
@@ -313,17 +324,22 @@ def budgets_of(callbacks: Any) -> list[PrivacyBudget]:
     Args:
         callbacks: What `fit` was given.
     """
+    return [
+        each for each in _flat(callbacks) if isinstance(each, PrivacyBudget)
+    ]
+
+
+def _flat(callbacks: Any) -> list[Any]:
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = callbacks.callbacks
-    flat = keras.tree.flatten(callbacks) if callbacks else []
-    return [each for each in flat if isinstance(each, PrivacyBudget)]
+    return keras.tree.flatten(callbacks) if callbacks else []
 
 
 def arranged(callbacks: Any, in_epoch: int | None) -> Any:
-    """Puts budgets before the other callbacks, and starts them last.
+    """Puts evaluations and budgets before the others, and starts budgets last.
 
-    So epsilon is in the logs that all others get, and what others restore is
-    counted as spent.
+    So what was evaluated, and epsilon, are in the logs that all others get, and
+    what others restore is counted as spent.
 
     Args:
         callbacks: What `fit` was given.
@@ -333,17 +349,21 @@ def arranged(callbacks: Any, in_epoch: int | None) -> Any:
         What to give to Keras. A `CallbackList` stays as it is.
     """
     budgets = budgets_of(callbacks)
+    evaluations = evaluation.evaluations_of(callbacks)
     listed = isinstance(callbacks, keras.callbacks.CallbackList)
     for budget in budgets:
-        budget.arrange(starts_last=not listed, in_epoch=in_epoch)
-    if listed or not budgets:
+        budget.arrange(
+            starts_last=not listed,
+            in_epoch=in_epoch,
+            kept_back=[each.next_entry for each in evaluations],
+        )
+    for each in evaluations:
+        each.respect(budgets)
+    if listed or not (budgets or evaluations):
         return callbacks
-    others = [
-        each
-        for each in keras.tree.flatten(callbacks)
-        if not isinstance(each, PrivacyBudget)
-    ]
-    return [*budgets, *others, _StartLast(budgets)]
+    first = {id(each) for each in (*budgets, *evaluations)}
+    others = [each for each in _flat(callbacks) if id(each) not in first]
+    return [*evaluations, *budgets, *others, _StartLast(budgets)]
 
 
 def empty_history(model: keras.Model) -> keras.callbacks.History:

@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from tf_dpfp import compilation
+from tf_dpfp import evaluation
 from tf_dpfp import mechanisms
 from tf_dpfp import optimizers
 from tf_dpfp import replicas
@@ -47,18 +48,20 @@ def _fit(self, *args, **kwargs) -> keras.callbacks.History:
     ordinary = state_lib.ordinary(self, "fit")
     arguments = state_lib.bound(ordinary, args, kwargs)
     explained.check_split(arguments)
-    budgets = callbacks_lib.budgets_of(arguments.get("callbacks"))
-    if budgets:
+    given = arguments.get("callbacks")
+    budgets = callbacks_lib.budgets_of(given)
+    if budgets or evaluation.evaluations_of(given):
         in_epoch = None
         if lengths.is_cut_off(arguments):
             in_epoch = lengths.batches_of(arguments)
-        callbacks = callbacks_lib.arranged(arguments["callbacks"], in_epoch)
+        callbacks = callbacks_lib.arranged(given, in_epoch)
         args, kwargs = state_lib.replaced(
             ordinary, args, kwargs, callbacks=callbacks
         )
 
     def calibrate(found, pipeline, arguments) -> None:
-        calibrating.calibrate(found, pipeline, arguments, budgets)
+        planned = evaluation.planned(given, arguments)
+        calibrating.calibrate(found, pipeline, arguments, budgets, planned)
 
     try:
         with explained.explained(self, arguments):

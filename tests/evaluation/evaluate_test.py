@@ -1,0 +1,333 @@
+"""Private evaluations: what they release, and what ledgers count."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import tf_dpfp
+from tests import helpers
+from tests.replicas import common
+from tf_dpfp import mechanisms
+from tf_dpfp import noise as noise_lib
+from tf_dpfp.evaluation import evaluate as evaluate_lib
+from tf_dpfp.evaluation import settings as settings_lib
+from tf_dpfp.evaluation import statistics
+
+RNG = np.random.default_rng(0)
+COUNT = 300
+X = RNG.normal(size=(COUNT, 5)).astype(np.float32)
+Y = (X[:, 0] > 0).astype(np.int64)
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+DELTA = 1e-4
+
+
+def _model(optimizer=None, middle=(), **kwargs):
+    model = keras.Sequential(
+        [keras.Input((5,)), *middle, layers.Dense(2, name="head")]
+    )
+    tf_dpfp.make_private(model)
+    model.compile(
+        optimizer or tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), LOSS, **kwargs
+    )
+    return model
+
+
+def _clip_layer(**kwargs):
+    return tf_dpfp.DPRepresentationClip(1.0, 2.0, labels="public", **kwargs)
+
+
+def _row(model):
+    (entry,) = [
+        entry
+        for entry in tf_dpfp.ledger(model)
+        if isinstance(entry.release, tf_dpfp.accounting.Evaluation)
+    ]
+    return entry
+
+
+def test_figures_are_those_of_keras_where_noise_is_small():
+    model = _model(metrics=["accuracy"])
+    loss, accuracy = model.evaluate(X, Y, verbose=0)
+    found = tf_dpfp.evaluate_privately(
+        model,
+        (X, Y),
+        noise_multiplier=1e-3,
+        loss_bound=50.0,
+        batch_size=77,
+        groups=Y,
+        group_values=[0, 1, 2],
+    )
+    np.testing.assert_allclose(found.accuracy.value, accuracy, atol=1e-4)
+    np.testing.assert_allclose(found.loss.value, loss, atol=1e-2)
+    np.testing.assert_allclose(found.num_examples.value, COUNT, atol=0.1)
+    assert list(found.groups) == [0, 1, 2]
+    right = model.predict(X, verbose=0).argmax(axis=1) == Y
+    for value in (0, 1):
+        group = found.groups[value]
+        np.testing.assert_allclose(
+            group.accuracy.value, right[Y == value].mean(), atol=1e-4
+        )
+        assert group.accuracy.low <= right[Y == value].mean()
+    # A group without examples: nothing is known, and nothing fails.
+    assert found.groups[2].num_examples.value < 0.1
+    assert (found.groups[2].accuracy.low, found.groups[2].accuracy.high) == (
+        0.0,
+        1.0,
+    )
+    assert "accuracy" in str(found)
+
+
+def test_leaving_out_one_example_moves_the_private_sum_by_at_most_one(
+    monkeypatch,
+):
+    """Of the very sum that gets the noise, for each example and kind."""
+    model = _model()
+    x = X[:40].copy()
+    x[0], x[1] = np.nan, 1e20
+    groups = np.arange(40) % 5
+    sums = []
+    ordinary = evaluate_lib._private_sum
+
+    def spied(*args):
+        sums.append(ordinary(*args))
+        return sums[-1]
+
+    monkeypatch.setattr(evaluate_lib, "_private_sum", spied)
+
+    def run(keep):
+        tf_dpfp.evaluate_privately(
+            model,
+            (x[keep], Y[:40][keep]),
+            noise_multiplier=1.0,
+            loss_bound=0.5,
+            groups=groups[keep],
+            group_values=[0, 1, 2],
+            batch_size=16,
+        )
+        return sums[-1]
+
+    everything = run(np.ones(40, bool))
+    moved = []
+    for left_out in range(40):
+        keep = np.arange(40) != left_out
+        moved.append(np.linalg.norm(everything - run(keep)))
+    assert max(moved) <= 1.0 + 1e-9
+    assert max(moved) > 0.999
+
+
+def test_the_noise_is_that_of_the_row():
+    """Many blocks of noise of one release, each entry with its deviation."""
+    mechanism = mechanisms.mechanism_of(_model())
+    release = settings_lib.Settings(7.0).release(by_person=False)
+    layout = statistics.Layout(1, 20_000)
+    one, other = (
+        evaluate_lib._noise(
+            mechanism, noise_lib.NoiseSource(), 0, layout, release
+        )
+        for _ in range(2)
+    )
+    helpers.assert_normal(one, 7.0, [0.9, 1.1])
+    assert not np.allclose(one, other)
+
+
+@pytest.mark.parametrize("kind", ["gradients", "representations", "joint"])
+def test_every_mechanism_counts_it_by_its_own_adjacency(kind):
+    middle = [layers.Dense(4, trainable=kind == "joint"), _clip_layer()]
+    if kind == "gradients":
+        model = _model()
+    elif kind == "joint":
+        model = _model(middle=middle)
+    else:
+        model = _model(optimizer=keras.optimizers.SGD(0.1), middle=middle)
+    batch = (X[:32], Y[:32])
+    model.train_on_batch(*batch)
+    before = tf_dpfp.ledger(model)
+    tf_dpfp.evaluate_privately(model, (X, Y), noise_multiplier=9.0)
+    tf_dpfp.evaluate_privately(model, (X, Y), noise_multiplier=9.0)
+    row = _row(model)
+    assert (row.steps, row.noise_multiplier) == (2, 9.0)
+    assert [e for e in tf_dpfp.ledger(model) if e != row] == before
+    # By replacement an example moves the sum twice as far.
+    effective = 9.0 if kind == "gradients" else 4.5
+    gaussian = tf_dpfp.accounting.LedgerEntry(
+        tf_dpfp.accounting.PoissonSampling(1.0), effective, 2
+    )
+    alone = tf_dpfp.accounting.compute_epsilon([gaussian], DELTA)
+    adjacency = tf_dpfp.accounting.adjacency_of([*before, row])
+    np.testing.assert_allclose(
+        tf_dpfp.accounting.compute_epsilon([row], DELTA, "rdp", adjacency),
+        alone,
+    )
+    assert tf_dpfp.compute_epsilon(model, DELTA) > (
+        tf_dpfp.accounting.compute_epsilon(before, DELTA)
+    )
+    statement = tf_dpfp.privacy_statement(model, DELTA)
+    assert "2 evaluations with noise multiplier 9" in statement
+    # Training goes on, and the budget of both is kept.
+    model.train_on_batch(*batch)
+    assert _row(model).steps == 2
+
+
+def test_it_is_counted_before_it_is_released(monkeypatch):
+    model = _model()
+
+    def fails(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate_lib, "_noise", fails)
+    with pytest.raises(KeyboardInterrupt):
+        tf_dpfp.evaluate_privately(model, (X, Y), noise_multiplier=5.0)
+    assert _row(model).steps == 1
+    monkeypatch.undo()
+    # And nothing is released where it can't be counted.
+    mechanism = mechanisms.mechanism_of(model)
+    drawn = []
+    monkeypatch.setattr(evaluate_lib, "_noise", lambda *_: drawn.append(1))
+    monkeypatch.setattr(
+        type(mechanism.optimizer.ledger), "absorb", lambda *_: 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        tf_dpfp.evaluate_privately(model, (X, Y), noise_multiplier=5.0)
+    assert not drawn
+
+
+def test_what_is_refused_counts_nothing():
+    model = _model()
+    good = {"noise_multiplier": 5.0}
+    batches = tf_dpfp.poisson_batches(X, Y, expected_batch_size=9)
+    for data, kwargs, message in (
+        (batches, good, "drawn at random"),
+        ((X,), good, "needs labels"),
+        ((X, Y), good | {"groups": Y}, "group_values"),
+        ((X, Y), good | {"group_values": [1]}, "group_values"),
+        (
+            (X, Y),
+            good | {"groups": Y[:3], "group_values": [0]},
+            "one entry for each",
+        ),
+        (
+            (X, Y),
+            good | {"groups": Y, "group_values": [0, 0]},
+            "each group once",
+        ),
+        (
+            tf.data.Dataset.from_tensor_slices((X, Y)),
+            good | {"users": Y},
+            "examples of arrays",
+        ),
+        ((X, Y), {"noise_multiplier": -1.0}, "noise_multiplier"),
+        ((X, Y), good | {"loss_bound": 0.0}, "loss_bound"),
+        ((X, Y), good | {"confidence": 1.0}, "confidence"),
+        ((X, Y), good | {"correct": 3}, "correct"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tf_dpfp.evaluate_privately(model, data, **kwargs)
+    model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), "mse")
+    with pytest.raises(ValueError, match="Nothing says what model"):
+        tf_dpfp.evaluate_privately(model, (X, Y), **good)
+    assert not tf_dpfp.ledger(model)
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(2)])
+    tf_dpfp.make_private(model)
+    model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0))
+    with pytest.raises(ValueError, match="without a loss"):
+        tf_dpfp.evaluate_privately(model, (X, Y), **good, loss_bound=1.0)
+    assert not tf_dpfp.ledger(model)
+    ordinary = keras.Sequential([keras.Input((5,)), layers.Dense(2)])
+    with pytest.raises(tf_dpfp.errors.NotPrivateError):
+        tf_dpfp.evaluate_privately(ordinary, (X, Y), **good)
+
+
+def test_a_seed_repeats_a_run_and_never_another_release_of_it():
+    def values(model):
+        return [
+            tf_dpfp.evaluate_privately(
+                model, (X, Y), noise_multiplier=3.0, seed=5
+            ).accuracy.value
+            for _ in range(2)
+        ]
+
+    one, other = _model(), _model()
+    other.set_weights(one.get_weights())
+    first, second = values(one)
+    assert first != second
+    assert values(other) == [first, second]
+    assert _row(one).seeded
+    assert "SEEDED" in tf_dpfp.privacy_statement(one, DELTA)
+
+
+def test_data_sets_public_numbers_and_no_noise():
+    model = _model()
+    dataset = tf.data.Dataset.from_tensor_slices((X, Y))
+    found = tf_dpfp.evaluate_privately(
+        model, dataset.batch(7), noise_multiplier=0.0, num_examples=COUNT
+    )
+    right = model.predict(X, verbose=0).argmax(axis=1) == Y
+    np.testing.assert_allclose(found.accuracy.value, right.mean(), atol=1e-6)
+    assert found.num_examples.low == COUNT == found.num_examples.high
+    assert found.loss is None
+    assert tf_dpfp.compute_epsilon(model, DELTA) == np.inf
+
+
+def test_persons_add_the_mean_of_their_examples(monkeypatch):
+    users = np.arange(COUNT) // 3
+    model = _model()
+    batches = tf_dpfp.poisson_batches(
+        X, Y, users=users, max_examples_per_user=3, expected_batch_size=20
+    )
+    model.fit(batches, epochs=1, verbose=0)
+    with pytest.raises(ValueError, match="Give `users=`"):
+        tf_dpfp.evaluate_privately(model, (X, Y), noise_multiplier=5.0)
+    sums = []
+    ordinary = evaluate_lib._private_sum
+
+    def spied(*args):
+        sums.append(ordinary(*args))
+        return sums[-1]
+
+    monkeypatch.setattr(evaluate_lib, "_private_sum", spied)
+
+    def run(keep):
+        return tf_dpfp.evaluate_privately(
+            model,
+            (X[keep], Y[keep]),
+            noise_multiplier=1e-3,
+            users=users[keep],
+            groups=Y[keep],
+            group_values=[0, 1],
+        )
+
+    found = run(np.ones(COUNT, bool))
+    right = model.predict(X, verbose=0).argmax(axis=1) == Y
+    np.testing.assert_allclose(found.accuracy.value, right.mean(), atol=1e-3)
+    np.testing.assert_allclose(found.num_examples.value, 100, atol=0.1)
+    # A person with all examples is left out, or with all but one.
+    for user in range(5):
+        run(users != user)
+        assert np.linalg.norm(sums[0] - sums[-1]) <= 1.0 + 1e-9
+    assert np.isfinite(tf_dpfp.compute_epsilon(model, DELTA))
+    assert _row(model).release.unit == "person"
+    fresh = _model()
+    fresh.train_on_batch(X[:8], Y[:8])
+    with pytest.raises(ValueError, match="Leave `users` out"):
+        tf_dpfp.evaluate_privately(
+            fresh, (X, Y), noise_multiplier=5.0, users=users
+        )
+
+
+def test_saved_ledgers_hold_evaluations(tmp_path):
+    model = _model()
+    tf_dpfp.evaluate_privately(model, (X, Y), noise_multiplier=5.0)
+    path = tmp_path / "model.keras"
+    model.save(path)
+    loaded = tf_dpfp.make_private(keras.saving.load_model(path))
+    assert tf_dpfp.ledger(loaded) == tf_dpfp.ledger(model)
+
+
+def test_a_model_of_replicas_is_evaluated_once():
+    with common.strategy(2).scope():
+        model = _model()
+    found = tf_dpfp.evaluate_privately(model, (X, Y), noise_multiplier=1e-3)
+    np.testing.assert_allclose(found.num_examples.value, COUNT, atol=0.1)
+    assert _row(model).steps == 1

@@ -1,0 +1,477 @@
+"""A search returns one model, and its ledger holds the whole search."""
+
+import dataclasses
+import gc
+import weakref
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from scipy import stats
+
+import tf_dpfp
+from tf_dpfp import accounting
+from tf_dpfp.tuning import runs as runs_lib
+
+pytestmark = pytest.mark.usefixtures("without_trial")
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(200, 3)).astype(np.float32)
+Y = (X[:, 0] > 0).astype(np.int64)
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+DELTA = 1e-4
+
+
+def _build(lr=0.1, noise=1.0, optimizer=None, middle=(), **kwargs):
+    model = keras.Sequential([keras.Input((3,)), *middle, layers.Dense(2)])
+    tf_dpfp.make_private(model)
+    if optimizer is None:
+        optimizer = tf_dpfp.DPSGD(lr, noise_multiplier=noise, **kwargs)
+    model.compile(optimizer, LOSS, metrics=["accuracy"])
+    return model
+
+
+def _fit(steps=2, **kwargs):
+    batches = tf_dpfp.poisson_batches(
+        X, Y, expected_batch_size=20, steps_per_epoch=steps
+    )
+    return {"x": batches, "epochs": 2, **kwargs}
+
+
+def _score(**kwargs):
+    return tf_dpfp.PrivateEvaluation((X, Y), 30.0, **kwargs)
+
+
+def _search(build=_build, space=({"lr": 0.1}, {"lr": 0.0}), **kwargs):
+    given = {
+        "fit": _fit(),
+        "score": _score(),
+        "runs": "geometric",
+        "expected_runs": 3,
+    }
+    return tf_dpfp.tuning.search(build, space, **(given | kwargs))
+
+
+def _of_run(steps=4, noise=1.0):
+    return [
+        accounting.LedgerEntry(accounting.PoissonSampling(0.1), noise, steps),
+        accounting.LedgerEntry(
+            accounting.EveryExample(), 30.0, 1, release=accounting.Evaluation()
+        ),
+    ]
+
+
+def _price(entries, runs="geometric", expected_runs=3):
+    search = accounting.Search(runs, expected_runs)
+    return accounting.compute_epsilon(
+        [dataclasses.replace(e, search=search) for e in entries], DELTA
+    )
+
+
+def _draws(monkeypatch, count):
+    monkeypatch.setattr(accounting.Search, "draw", lambda *_: count)
+
+
+@pytest.mark.parametrize(
+    ("runs", "count"), [("poisson", 0), ("logarithmic", 1), ("geometric", 2)]
+)
+def test_the_price_is_that_of_the_search_whatever_was_drawn(
+    runs, count, monkeypatch
+):
+    _draws(monkeypatch, count)
+    found = _search(runs=runs)
+    assert tf_dpfp.compute_epsilon(found.model, DELTA) == _price(
+        _of_run(), runs
+    )
+    rows = tf_dpfp.ledger(found.model)
+    assert [dataclasses.replace(e, search=None) for e in rows] == _of_run()
+    assert (found.score is None) == (count == 0)
+    assert "SEARCH" in tf_dpfp.privacy_statement(found.model, DELTA)
+
+
+def test_the_best_is_returned_and_nothing_of_the_others(monkeypatch, capsys):
+    _draws(monkeypatch, 4)
+    built, scores = [], iter([0.1, 0.7, np.nan, 0.7])
+    kept = {}
+
+    def build(lr):
+        model = _build(lr)
+        built.append(weakref.ref(model))
+        return model
+
+    def score(model):
+        value = next(scores)
+        # The second run: the fourth has the same score, later.
+        if value == 0.7 and not kept:
+            kept["weights"] = model.get_weights()
+        return value
+
+    evaluation = _score()
+    stopping = keras.callbacks.EarlyStopping(
+        "private_accuracy", mode="max", restore_best_weights=True
+    )
+    fit = _fit(callbacks=[evaluation, stopping])
+    found = _search(build, fit=fit, score=score, score_is_public=True)
+    assert found.score == 0.7
+    for mine, other in zip(
+        found.model.get_weights(), kept["weights"], strict=True
+    ):
+        np.testing.assert_array_equal(mine, other)
+    gc.collect()
+    # Two to plan, four runs, the returned one: only that is alive.
+    assert len(built) == 7
+    alive = [each() for each in built if each() is not None]
+    assert alive == [found.model]
+    assert evaluation.released == []
+    assert stopping.best_weights is None and stopping.best is None
+    assert not hasattr(found.model, "history") or not found.model.history
+    output = capsys.readouterr()
+    assert output.out == ""
+
+
+def test_weights_of_metrics_do_not_come_along(monkeypatch):
+    _draws(monkeypatch, 1)
+    found = _search()
+    for metric in found.model.metrics:
+        for variable in metric.variables:
+            assert not np.any(variable.numpy())
+
+
+def test_candidates_are_drawn_alike_and_models_begin_apart(monkeypatch):
+    _draws(monkeypatch, 400)
+    seen, initial = [], []
+
+    def run(self, candidate, plan):
+        seen.append(candidate["lr"])
+        return runs_lib.Outcome(candidate, 0.0, 0.0, [])
+
+    def build(lr):
+        model = _build(lr)
+        initial.append(model.get_weights()[0].tobytes())
+        return model
+
+    monkeypatch.setattr(runs_lib.Runner, "run", run)
+    monkeypatch.setattr(runs_lib, "put", lambda *_: None)
+    _search(build, space={"lr": [0.0, 1.0, 2.0, 3.0]})
+    counts = np.bincount(np.array(seen, int))
+    assert counts.sum() == 400 and stats.chisquare(counts).pvalue > 1e-4
+    # Whatever the global seed was, and not by it.
+    keras.utils.set_random_seed(1)
+    _search(build)
+    keras.utils.set_random_seed(1)
+    _search(build)
+    assert len(set(initial)) == len(initial) == 5 + 3 + 3
+
+
+def test_the_worst_candidate_is_charged_whichever_is_drawn(monkeypatch):
+    _draws(monkeypatch, 0)
+    found = _search(space={"noise": [1.0, 3.0, 0.9]})
+    assert tf_dpfp.compute_epsilon(found.model, DELTA) == _price(
+        _of_run(noise=0.9)
+    )
+    found = _search(
+        space=[{"lr": 0.1}, {"lr": 0.2}], fit=lambda lr: _fit(int(lr * 50))
+    )
+    assert tf_dpfp.compute_epsilon(found.model, DELTA) == _price(
+        _of_run(steps=20)
+    )
+    # One of less noise trains, and is charged what the other would cost.
+    _draws(monkeypatch, 1)
+    found = _search(space={"noise": [3.0, 3.0, 3.0, 0.9]})
+    assert tf_dpfp.compute_epsilon(found.model, DELTA) == _price(
+        _of_run(noise=0.9)
+    )
+
+
+def test_early_stopping_saves_nothing(monkeypatch):
+    _draws(monkeypatch, 1)
+    stopping = keras.callbacks.EarlyStopping(
+        "private_accuracy", mode="max", patience=0
+    )
+    every = tf_dpfp.PrivateEvaluation((X, Y), 500.0)
+    fit = _fit(callbacks=[every, stopping]) | {"epochs": 9}
+    found = _search(fit=fit)
+    rows = {e.noise_multiplier: e.steps for e in tf_dpfp.ledger(found.model)}
+    # The score and the evaluations are of one kind: the least noise, all steps.
+    assert rows == {1.0: 18, 30.0: 10}
+
+
+@pytest.mark.parametrize("kind", ["representations", "joint", "persons"])
+def test_every_mechanism_can_be_searched(kind, monkeypatch):
+    _draws(monkeypatch, 2)
+    fit, score = _fit(), _score()
+
+    def build(lr):
+        if kind == "persons":
+            return _build(lr)
+        noised = tf_dpfp.DPRepresentationClip(1.0, 2.0)
+        joint = kind == "joint"
+        return _build(
+            lr,
+            optimizer=None if joint else keras.optimizers.SGD(lr),
+            middle=[layers.Dense(4, trainable=joint), noised],
+        )
+
+    if kind == "persons":
+        users = np.arange(200) // 2
+        batches = tf_dpfp.poisson_batches(
+            X, Y, users=users, max_examples_per_user=2, expected_batch_size=20
+        )
+        fit, score = {"x": batches}, _score(users=users)
+    else:
+        labels = tf_dpfp.representations.randomize_labels(
+            Y, epsilon=3.0, num_classes=2
+        )
+        batches = tf_dpfp.representations.stratified_batches(
+            X, labels, draw_size=20
+        )
+        fit = {"x": batches}
+    found = _search(build, fit=fit, score=score)
+    rows = tf_dpfp.ledger(found.model)
+    assert all(
+        (e.search is None) == isinstance(e.release, accounting.Labels)
+        for e in rows
+    )
+    assert 0.0 < tf_dpfp.compute_epsilon(found.model, DELTA) < np.inf
+    before = tf_dpfp.compute_epsilon(found.model, DELTA)
+    found.model.fit(batches, verbose=0)
+    assert tf_dpfp.compute_epsilon(found.model, DELTA) > before
+
+
+@pytest.mark.parametrize("way", ["keras", "h5", "weights", "checkpoint"])
+def test_saved_searches_keep_their_price(way, tmp_path, monkeypatch):
+    _draws(monkeypatch, 1)
+    model = _search().model
+    price = tf_dpfp.compute_epsilon(model, DELTA)
+    if way in ("keras", "h5"):
+        path = tmp_path / f"model.{way}"
+        model.save(path)
+        loaded = tf_dpfp.make_private(keras.saving.load_model(path))
+    elif way == "weights":
+        model.save_weights(tmp_path / "model.weights.h5")
+        loaded = _build()
+        loaded.optimizer.build(loaded.trainable_variables)
+        loaded.load_weights(tmp_path / "model.weights.h5")
+    else:
+        saved = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
+        path = saved.save(str(tmp_path / "checkpoint"))
+        loaded = _build()
+        loaded.optimizer.build(loaded.trainable_variables)
+        tf.train.Checkpoint(model=loaded, optimizer=loaded.optimizer).restore(
+            path
+        )
+    assert tf_dpfp.compute_epsilon(loaded, DELTA) == price
+    assert tf_dpfp.ledger(loaded) == tf_dpfp.ledger(model)
+    # Compiled anew, and loaded again: the search is counted once.
+    loaded.compile(tf_dpfp.DPAdam(noise_multiplier=1.0), LOSS)
+    assert tf_dpfp.compute_epsilon(loaded, DELTA) == price
+
+
+def test_training_goes_on_within_a_budget_of_all(monkeypatch):
+    _draws(monkeypatch, 1)
+    model = _search().model
+    price = tf_dpfp.compute_epsilon(model, DELTA)
+    budget = tf_dpfp.PrivacyBudget(price + 0.3, DELTA)
+    history = model.fit(
+        **_fit() | {"epochs": 50}, verbose=0, callbacks=[budget]
+    ).history
+    spent = tf_dpfp.compute_epsilon(model, DELTA)
+    assert price < spent <= price + 0.3
+    assert history["epsilon"][-1] == spent
+    more = [e for e in tf_dpfp.ledger(model) if e.search is None]
+    assert len(more) == 1 and more[0].steps > 0
+
+
+def test_what_a_model_had_released_before_is_counted_once(
+    monkeypatch, tmp_path
+):
+    _draws(monkeypatch, 1)
+    before = _build(noise=2.0)
+    before.fit(**_fit(), verbose=0)
+    path = tmp_path / "before.weights.h5"
+    before.save_weights(path)
+
+    def build(lr):
+        model = _build(lr)
+        model.optimizer.build(model.trainable_variables)
+        model.load_weights(path)
+        return model
+
+    found = _search(build)
+    outside = [e for e in tf_dpfp.ledger(found.model) if e.search is None]
+    assert outside == list(tf_dpfp.ledger(before))
+
+
+def test_a_seed_repeats_the_draws_and_is_told(monkeypatch):
+    seen = []
+
+    def run(self, candidate, plan):
+        seen.append(candidate["lr"])
+        return runs_lib.Outcome(candidate, 0.0, 0.0, [])
+
+    monkeypatch.setattr(runs_lib.Runner, "run", run)
+    monkeypatch.setattr(runs_lib, "put", lambda *_: None)
+    space = [{"lr": 0.1 * i} for i in range(6)]
+    args = {"space": space, "runs": "poisson", "expected_runs": 20}
+    one = _search(seed=3, **args)
+    first = list(seen)
+    seen.clear()
+    _search(seed=3, **args)
+    assert seen == first
+    assert "SEEDED" in tf_dpfp.privacy_statement(one.model, DELTA)
+    seen.clear()
+    _search(**args)
+    assert seen != first
+
+
+def test_a_run_that_fails_ends_the_search_and_keeps_nothing(monkeypatch):
+    _draws(monkeypatch, 3)
+    models, calls = [], []
+
+    def score(model):
+        models.append(weakref.ref(model))
+        calls.append(1)
+        if len(calls) == 2:
+            raise ValueError("no luck")
+        return 1.0
+
+    with pytest.raises(
+        RuntimeError, match="run of the search failed"
+    ) as raised:
+        _search(score=score, score_is_public=True)
+    assert "no luck" in str(raised.value)
+    assert raised.value.__cause__ is None and raised.value.__context__ is None
+
+
+def test_a_run_that_releases_more_than_planned_is_no_run(monkeypatch):
+    _draws(monkeypatch, 1)
+    calls = []
+
+    def fit(lr):
+        calls.append(lr)
+        return _fit(2 if len(calls) <= 2 else 3)
+
+    with pytest.raises(RuntimeError, match="released more than was planned"):
+        _search(fit=fit)
+
+
+def test_a_budget_is_checked_before_the_first_run(monkeypatch):
+    monkeypatch.setattr(runs_lib.Runner, "run", lambda *_: 1 / 0)
+    with pytest.raises(ValueError, match="The search costs epsilon="):
+        _search(budget=tf_dpfp.PrivacyBudget(0.5, DELTA))
+    monkeypatch.undo()
+    _draws(monkeypatch, 0)
+    found = _search(budget=tf_dpfp.PrivacyBudget(9.0, DELTA))
+    assert tf_dpfp.compute_epsilon(found.model, DELTA) <= 9.0
+
+
+def _shared():
+    model = _build()
+    return lambda lr: model
+
+
+def _unbuilt(lr):
+    model = keras.Sequential([layers.Dense(2)])
+    tf_dpfp.make_private(model)
+    model.compile(tf_dpfp.DPSGD(lr, noise_multiplier=1.0), LOSS)
+    return model
+
+
+REFUSED = {
+    "no_noise": (
+        {"score": tf_dpfp.PrivateEvaluation((X, Y), 0.0)},
+        "adds no noise",
+    ),
+    "function": ({"score": lambda model: 0.0}, "score_is_public=True"),
+    "no_score": ({"score": 3}, "`score` must be"),
+    "seeded_score": ({"score": _score(seed=1)}, "must be independent"),
+    "seeded_noise": (
+        {"build": lambda lr: _build(lr, seed=1)},
+        "must be independent",
+    ),
+    "seeded_batches": (
+        {
+            "fit": {
+                "x": tf_dpfp.poisson_batches(
+                    X, Y, expected_batch_size=9, seed=2
+                )
+            }
+        },
+        "must be independent",
+    ),
+    "shared": ({"build": _shared()}, "of an earlier run"),
+    "ordinary": (
+        {"build": lambda lr: keras.Sequential([layers.Dense(2)])},
+        "private and compiled",
+    ),
+    "unbuilt": ({"build": _unbuilt}, "that is built"),
+    "empty": ({"space": []}, "not empty"),
+    "numbers": ({"space": [1, 2]}, "list of dictionaries"),
+    "runs": ({"runs": "fixed"}, "runs"),
+    "expected": ({"expected_runs": 2.5}, "expected_runs"),
+    "logger": (
+        {"fit": _fit(callbacks=[keras.callbacks.CSVLogger("x.csv")])},
+        "may keep nothing of a run",
+    ),
+    "budget_in_a_run": (
+        {"fit": _fit(callbacks=[tf_dpfp.PrivacyBudget(3.0, DELTA)])},
+        "may keep nothing of a run",
+    ),
+    "stopping": (
+        {"fit": _fit(callbacks=[keras.callbacks.EarlyStopping("loss")])},
+        "without noise",
+    ),
+    "calibrated": (
+        {"build": lambda lr: _build(lr, noise="calibrate")},
+        "calibrate",
+    ),
+    "endless": (
+        {"fit": {"x": iter([(X, Y)]), "epochs": 1}},
+        "must be known before the first one",
+    ),
+    "units": ({"score": _score(users=np.arange(200))}, "protect examples"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_can_not_be_accounted_for_is_refused_before_any_run(
+    name, monkeypatch
+):
+    monkeypatch.setattr(runs_lib.Runner, "run", lambda *_: 1 / 0)
+    kwargs, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        _search(**kwargs)
+
+
+def test_ledgers_that_differ_before_are_refused():
+    def build(lr):
+        model = _build(lr)
+        if lr:
+            model.train_on_batch(X[:9], Y[:9])
+        return model
+
+    with pytest.raises(ValueError, match="ledgers that differ"):
+        _search(build)
+
+
+def test_a_card_holds_the_search(monkeypatch):
+    _draws(monkeypatch, 0)
+    model = _search().model
+    fields = tf_dpfp.privacy_card(model, DELTA).fields
+    (tuning,) = fields["tuning"]
+    assert (tuning["runs"], tuning["expected_runs"]) == ("geometric", 3)
+    for accountant in ("rdp", "pld"):
+        assert tf_dpfp.compute_epsilon(model, DELTA, accountant) == _price(
+            _of_run()
+        )
+    attacks = accounting.membership_attacks(tf_dpfp.ledger(model))
+    of_run = accounting.membership_attacks(_of_run())
+    assert attacks.method == "rdp"
+    assert all(
+        whole > part
+        for (_, whole), (_, part) in zip(
+            attacks.rates, of_run.rates, strict=True
+        )
+    )
