@@ -12,19 +12,21 @@ from tf_dpfp import renamed
 from tf_dpfp import sampling
 
 FIRST_ROW = """
-BackupAndRestore DPAdagrad DPAdam DPAdamW DPLion DPRMSprop DPRepresentationClip
-DPSGD Flat PerExample PerLayer PrivacyBudget PrivateEvaluation RGPDense
-calibrate_noise_multiplier clip_norms compute_epsilon evaluate_privately fix
+BackupAndRestore Banded DPAdagrad DPAdam DPAdamW DPLion DPRMSprop
+DPRepresentationClip DPSGD Flat PerExample PerLayer PrivacyBudget
+PrivateEvaluation RGPDense calibrate_noise_multiplier clip_norms compute_epsilon
+cyclic_poisson_batches evaluate_privately fix
 ledger make_private poisson_batches privacy_card privacy_statement
 private_optimizer_class reparametrize validate
 """.split()
 
 SUBMODULES = {
     "accounting": """
-        EndToEnd Evaluation EveryExample EveryLabel Joint Labels LedgerEntry
-        MembershipAttacks PersonEvaluation PersonSums PoissonSampling
-        Representations Search Sums UnknownSampling WithoutReplacement
-        calibrate_noise_multiplier claimed_epsilon compute_epsilon max_steps
+        BandedSums CyclicPoissonSampling EndToEnd Evaluation EveryExample
+        EveryLabel Joint Labels LedgerEntry MembershipAttacks PersonEvaluation
+        PersonSums PoissonSampling Representations Search Sums UnknownSampling
+        WithoutReplacement calibrate_noise_multiplier claimed_epsilon
+        compare_bands compute_epsilon max_steps
         membership_attacks
     """,
     "auditing": """

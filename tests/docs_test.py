@@ -186,6 +186,7 @@ def test_troubleshooting_has_every_message_that_does_not_explain_itself():
 _WITH_CODE = (
     "guide",
     "custom_layers",
+    "correlated_noise",
     "auditing",
     "tuning",
     "migration_tf_privacy",

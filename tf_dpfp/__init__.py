@@ -50,12 +50,14 @@ from tf_dpfp.layers import PerExample
 from tf_dpfp.low_rank import RGPDense
 from tf_dpfp.low_rank import reparametrize
 from tf_dpfp.optimizers import DPSGD
+from tf_dpfp.optimizers import Banded
 from tf_dpfp.optimizers import DPAdagrad
 from tf_dpfp.optimizers import DPAdam
 from tf_dpfp.optimizers import DPAdamW
 from tf_dpfp.optimizers import DPLion
 from tf_dpfp.optimizers import DPRMSprop
 from tf_dpfp.optimizers import private_optimizer_class
+from tf_dpfp.sampling import cyclic_poisson_batches
 from tf_dpfp.sampling import poisson_batches
 from tf_dpfp.training import BackupAndRestore
 from tf_dpfp.training import PrivacyBudget
@@ -73,6 +75,7 @@ if _typing.TYPE_CHECKING:
 
 __all__ = [
     "BackupAndRestore",
+    "Banded",
     "DPAdagrad",
     "DPAdam",
     "DPAdamW",
@@ -89,6 +92,7 @@ __all__ = [
     "calibrate_noise_multiplier",
     "clip_norms",
     "compute_epsilon",
+    "cyclic_poisson_batches",
     "evaluate_privately",
     "fix",
     "ledger",

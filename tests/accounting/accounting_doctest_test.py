@@ -15,6 +15,7 @@ MODULES = sorted(
 )
 # Modules whose examples the documentation rests on.
 WITH_EXAMPLES = {
+    "bands",
     "calibration",
     "claimed",
     "entries",

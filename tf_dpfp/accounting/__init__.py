@@ -1,5 +1,6 @@
 """Privacy accounting: ledger entries, their epsilon, and the statement."""
 
+from tf_dpfp.accounting.bands import compare_bands
 from tf_dpfp.accounting.calibration import calibrate_noise_multiplier
 from tf_dpfp.accounting.calibration import least_noise
 from tf_dpfp.accounting.calibration import noise_within
@@ -24,6 +25,7 @@ from tf_dpfp.accounting.paragraphs import Paragraph
 from tf_dpfp.accounting.paragraphs import round_up
 from tf_dpfp.accounting.record import Record
 from tf_dpfp.accounting.releases import Adjacency
+from tf_dpfp.accounting.releases import BandedSums
 from tf_dpfp.accounting.releases import EndToEnd
 from tf_dpfp.accounting.releases import Evaluation
 from tf_dpfp.accounting.releases import Joint
@@ -33,6 +35,7 @@ from tf_dpfp.accounting.releases import PersonSums
 from tf_dpfp.accounting.releases import Release
 from tf_dpfp.accounting.releases import Representations
 from tf_dpfp.accounting.releases import Sums
+from tf_dpfp.accounting.samplings import CyclicPoissonSampling
 from tf_dpfp.accounting.samplings import EveryExample
 from tf_dpfp.accounting.samplings import EveryLabel
 from tf_dpfp.accounting.samplings import PoissonSampling
@@ -53,6 +56,8 @@ from tf_dpfp.accounting.tradeoff import unlimited
 
 # Public. The other names are for the other folders of the package.
 __all__ = [
+    "BandedSums",
+    "CyclicPoissonSampling",
     "EndToEnd",
     "Evaluation",
     "EveryExample",
@@ -71,6 +76,7 @@ __all__ = [
     "WithoutReplacement",
     "calibrate_noise_multiplier",
     "claimed_epsilon",
+    "compare_bands",
     "compute_epsilon",
     "max_steps",
     "membership_attacks",

@@ -35,7 +35,7 @@ def composed_rdp(
     for entry in entries:
         of_step = rdp_of_entry(entry, adjacency, examples, quick)
         so_far = by_search.get(entry.search, np.zeros_like(of_step))
-        by_search[entry.search] = so_far + entry.steps * of_step
+        by_search[entry.search] = so_far + entry.rounds * of_step
     total = np.zeros_like(sums.orders())
     for search, found in by_search.items():
         total += found if search is None else search.rdp(sums.orders(), found)

@@ -17,6 +17,7 @@ Rules for changes:
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable
 
 from tf_dpfp import arguments
@@ -84,11 +85,16 @@ class LedgerEntry:
                 "Labels are randomised once, and in no run of a search. "
                 f"Received: search={self.search!r}"
             )
-        if not isinstance(self.sampling, self.release.samplings):
-            covered = [kind.__name__ for kind in self.release.samplings]
+        parts = getattr(self.sampling, "parts", None)
+        bands = getattr(self.release, "bands", None)
+        covered = isinstance(self.sampling, self.release.samplings)
+        if parts is not None and bands is not None:
+            self._check_parts(parts, bands)
+        if not covered or (parts is None) != (bands is None):
+            names = [kind.__name__ for kind in self.release.samplings]
             raise ValueError(
                 f"{self.release!r} can't be accounted for with this sampling, "
-                f"only with one of {covered}. Received: "
+                f"only with one of {names}. Received: "
                 f"sampling={self.sampling!r}"
             )
         noise = arguments.number(
@@ -102,6 +108,45 @@ class LedgerEntry:
         object.__setattr__(self, "steps", steps)
         seeded = arguments.boolean("seeded", self.seeded)
         object.__setattr__(self, "seeded", seeded)
+
+    @staticmethod
+    def _check_parts(parts: int, bands: int) -> None:
+        if parts < bands:
+            raise ValueError(
+                "Noise that is correlated over more steps than examples are "
+                "apart is not accounted for. Use at least as many parts as "
+                f"bands. Received: parts={parts}, bands={bands}"
+            )
+
+    @property
+    def rounds(self) -> int:
+        """Greatest number of the steps that one example may be in."""
+        if isinstance(self.sampling, samplings.CyclicPoissonSampling):
+            return self.steps // self.sampling.parts
+        return self.steps
+
+    def without_sampling(self) -> "LedgerEntry":
+        """Returns an entry that counts every example in every step.
+
+        Correlated noise of b bands: a row of C has length at most root b,
+        summed up, for it has the numbers of a column. So a step moves by at
+        most so many times what it would with independent noise.
+
+        Returns:
+            The entry; itself where nothing is proved without the sampling.
+        """
+        unknown = samplings.UnknownSampling()
+        if isinstance(self.release, releases.BandedSums):
+            return dataclasses.replace(
+                self,
+                sampling=unknown,
+                noise_multiplier=self.noise_multiplier
+                / math.sqrt(self.release.bands),
+                release=releases.Sums(),
+            )
+        if samplings.UnknownSampling not in self.release.samplings:
+            return self
+        return dataclasses.replace(self, sampling=unknown)
 
     @property
     def is_bare(self) -> bool:

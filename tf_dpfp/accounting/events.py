@@ -28,12 +28,13 @@ def entry_event(
         `NoOpDpEvent` for zero steps, `NonPrivateDpEvent` for an entry that
         protects nothing, `UnsupportedDpEvent` for randomised labels
         (`compute_epsilon` has their exact RDP), else the (sampled) Gaussian,
-        composed `entry.steps` times.
+        composed `entry.rounds` times: once for each step, of correlated noise
+        once for each step that one example may be in.
 
     Raises:
         ValueError: If nothing is proved about the release under `adjacency`.
     """
-    if entry.steps == 0:
+    if entry.rounds == 0:
         return dp_accounting.NoOpDpEvent()
     if entry.is_bare:
         return dp_accounting.NonPrivateDpEvent()
@@ -53,7 +54,7 @@ def entry_event(
             rate < 1.0 and adjacency is not releases.Adjacency.REPLACE_ONE
         ):
             gaussian = dp_accounting.PoissonSampledDpEvent(rate, gaussian)
-    return dp_accounting.SelfComposedDpEvent(gaussian, entry.steps)
+    return dp_accounting.SelfComposedDpEvent(gaussian, entry.rounds)
 
 
 def compose_events(

@@ -5,7 +5,6 @@ is their text; a privacy card has the fields themselves. Lines of the text have
 80 columns, and its figures are never rounded down.
 """
 
-import dataclasses
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
@@ -271,13 +270,7 @@ def guarantee(
     label: str,
 ) -> list[Paragraph]:
     """Says what is protected; prints epsilon with and without the sampling."""
-    unknown = samplings.UnknownSampling()
-    unsampled = [
-        dataclasses.replace(entry, sampling=unknown)
-        if samplings.UnknownSampling in entry.release.samplings
-        else entry
-        for entry in entries
-    ]
+    unsampled = [entry.without_sampling() for entry in entries]
     cases = [("Epsilon without any assumption on the sampling:", unsampled)]
     if any(isinstance(entry.sampling, _PROVED) for entry in entries):
         cases.insert(0, (label, list(entries)))

@@ -97,6 +97,13 @@ def check_entries(
             "`examples_per_user` out: the guarantee is for one example."
         )
     for entry in entries:
+        if isinstance(entry.release, releases.BandedSums):
+            raise ValueError(
+                "With correlated noise the examples of a person may be in "
+                "steps that share noise, of which nothing is proved for "
+                "several of them. Leave `examples_per_user` out, or train "
+                f"with independent noise. Received: {entry.release!r}"
+            )
         overflow = getattr(entry.sampling, "overflow_probability", 0.0)
         if overflow and entry.release.unit == "example":
             raise ValueError(
@@ -268,7 +275,7 @@ def compose_events(
     return dp_accounting.ComposedDpEvent(
         [
             dp_accounting.SelfComposedDpEvent(
-                _step_event(entry, adjacency, examples), entry.steps
+                _step_event(entry, adjacency, examples), entry.rounds
             )
             for entry in entries
         ]

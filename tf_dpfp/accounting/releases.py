@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from tf_dpfp import arguments
+from tf_dpfp.accounting.samplings import CyclicPoissonSampling
 from tf_dpfp.accounting.samplings import EveryExample
 from tf_dpfp.accounting.samplings import EveryLabel
 from tf_dpfp.accounting.samplings import PoissonSampling
@@ -108,7 +109,7 @@ class Sums(Release):
         Adjacency.ZERO_OUT: 1.0,
         Adjacency.REPLACE_ONE: 2.0,
     }
-    samplings = (PoissonSampling, UnknownSampling)
+    samplings: ClassVar[tuple[type, ...]] = (PoissonSampling, UnknownSampling)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +163,38 @@ class PersonEvaluation(Evaluation):
     """
 
     unit = "person"
+
+
+@dataclasses.dataclass(frozen=True)
+class BandedSums(Sums):
+    """Noised sums of clipped gradients, with noise correlated over steps.
+
+    With the sum x_t of step t, x_t + w_t is released, where C w is independent
+    noise of the entry's noise multiplier and C is lower-triangular with
+    `bands` bands and columns of norm at most 1. So what is released is C x
+    plus independent noise, times the inverse of C. An example that is in step
+    t moves rows t to t + `bands` - 1 of C x, by at most one clip norm in all:
+    if it is not in another step of these, as with cyclic sampling from at
+    least `bands` parts, each of its steps is one Poisson-sampled Gaussian.
+
+    Args:
+        bands: Number of bands, at least 2.
+
+    Raises:
+        ValueError: If it is not an integer of at least 2.
+
+    Reference:
+        - [(Amplified) banded matrix factorization: a unified approach to
+          private training](https://arxiv.org/abs/2306.08153)
+    """
+
+    bands: int
+
+    samplings = (CyclicPoissonSampling,)
+
+    def __post_init__(self):
+        bands = arguments.integer("bands", self.bands, least=2)
+        object.__setattr__(self, "bands", bands)
 
 
 @dataclasses.dataclass(frozen=True)

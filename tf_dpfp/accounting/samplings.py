@@ -56,6 +56,38 @@ class PoissonSampling:
 
 
 @dataclasses.dataclass(frozen=True)
+class CyclicPoissonSampling(PoissonSampling):
+    """Poisson sampling from one part of the examples after the other.
+
+    Each example belongs to one of `parts` parts, by a coin of its own, and
+    step t draws from part t mod `parts` alone. So an example is in steps that
+    are a multiple of `parts` apart, and of T steps in a row in at most
+    ceil(T / `parts`).
+
+    An entry counts steps, and `parts - 1` more for each time that the cycle
+    began anew: a whole number of parts then is at least the sum of the
+    ceilings (`LedgerEntry.rounds`).
+
+    Args:
+        sampling_rate: Probability with which an example of the part is in a
+            step, in (0, 1].
+        overflow_probability: See `PoissonSampling`; of one step.
+        parts: Number of parts, at least 2.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+    """
+
+    # The default is never right; a field after others must have one.
+    parts: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        parts = arguments.integer("parts", self.parts, least=2)
+        object.__setattr__(self, "parts", parts)
+
+
+@dataclasses.dataclass(frozen=True)
 class UnknownSampling:
     """Batches of an ordinary pipeline, about which nothing is proved.
 

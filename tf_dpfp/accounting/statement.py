@@ -28,6 +28,16 @@ _CONDITIONAL = (
     "adjacency. They hold only if the condition is true of the input pipeline, "
     "which is not observed:"
 )
+_CORRELATED = (
+    "Correlated noise: each example belongs to one part, by a coin of its own, "
+    "and a step draws from one part by Poisson sampling, one part after the "
+    "other. So an example's steps are so far apart that no two of them share "
+    "noise, and epsilon counts one of as many steps as there are parts "
+    "(banded matrix factorisation). It was performed, not assumed. Noise that "
+    "begins anew, as in every `fit`, counts as one step less than there are "
+    "parts, and is among the steps above. The figure needs parts, the choice "
+    "of examples and the noise of earlier steps to stay secret."
+)
 _AS_IF = (
     "(*) Poisson sampling is not usually done in training pipelines. Shuffling "
     "is not Poisson sampling, and can be less private than this figure."
@@ -211,8 +221,18 @@ def _describe(
             f"Poisson sampling puts each {unit.one} into each step "
             f"independently of all others. {performed}",
         ),
+        *_of_correlated_noise(entries),
         *([text.Paragraph("sampling", _AS_IF)] if conditional else []),
     ], True
+
+
+def _of_correlated_noise(
+    entries: Sequence[entries_lib.LedgerEntry],
+) -> list[text.Paragraph]:
+    """Explains steps whose noise is correlated, if any ran."""
+    if not any(isinstance(e.release, releases.BandedSums) for e in entries):
+        return []
+    return [text.Paragraph("sampling", _CORRELATED)]
 
 
 def _words(entry: entries_lib.LedgerEntry) -> str:
@@ -221,6 +241,10 @@ def _words(entry: entries_lib.LedgerEntry) -> str:
     sampling = entry.sampling
     words = f"{_steps([entry])} with noise multiplier "
     words += f"{entry.noise_multiplier:g} and "
+    if isinstance(entry.release, releases.BandedSums):
+        words += f"noise correlated over {entry.release.bands} steps, "
+    if isinstance(sampling, samplings.CyclicPoissonSampling):
+        words += f"one of {sampling.parts} parts after the other, with "
     if isinstance(sampling, samplings.PoissonSampling):
         words += f"Poisson sampling at rate {sampling.sampling_rate:g}"
         words += person_statement.words(entry)

@@ -19,8 +19,8 @@ from tf_dpfp.accounting import searches
 # are more of them for kinds with more parameters.
 WIDTH = 8
 _CODE, _NOISE_MULTIPLIER, _FIRST, _SECOND, _SEEDED, _RELEASE = range(6)
-# Of a release with a number of its own.
-_OF_RELEASE = 6
+# Of a release with a number of its own, and of a sampling with a third one.
+_OF_RELEASE, _THIRD = 6, 7
 # Codes of releases are below. What is above is the search that the steps are
 # of: versions that know of no searches find a release that they don't know.
 _SEARCH = 64
@@ -37,6 +37,7 @@ _POISSON_CODE = 1
 _UNKNOWN_CODE = 2
 _WITHOUT_REPLACEMENT_CODE = 3
 _EVERY_LABEL_CODE = 4
+_CYCLIC_CODE = 5
 _EVERY_EXAMPLE_CODE = 6
 
 _RELEASES: dict[int, releases.Release] = {
@@ -55,6 +56,8 @@ _RELEASES: dict[int, releases.Release] = {
 _RELEASE_CODES = {release: code for code, release in _RELEASES.items()}
 # The number of examples of a person stands in the column of the release.
 _PERSON_SUMS_CODE = 10
+# And the number of bands.
+_BANDED_SUMS_CODE = 11
 
 
 def encode(entry: entries_lib.LedgerEntry) -> np.ndarray:
@@ -76,6 +79,7 @@ def encode(entry: entries_lib.LedgerEntry) -> np.ndarray:
     row[[_RELEASE, _OF_RELEASE]] = _encode_release(entry.release)
     row[[_CODE, _FIRST, _SECOND]] = _encode_sampling(entry.sampling)
     row[_RELEASE] += _SEARCH * (entry.search.packed() if entry.search else 0)
+    row[_THIRD] = getattr(entry.sampling, "parts", 0)
     return row
 
 
@@ -98,7 +102,8 @@ def decode(row: np.ndarray, steps: int) -> entries_lib.LedgerEntry:
             f"A ledger row must be float64 of shape ({WIDTH},). Received: "
             f"{row.dtype} of shape {row.shape}."
         )
-    if not np.all(np.isfinite(row)) or np.any(row[_OF_RELEASE + 1 :] != 0.0):
+    unused = row[_THIRD] != 0.0 and row[_CODE] != _CYCLIC_CODE
+    if not np.all(np.isfinite(row)) or unused:
         raise ValueError(f"Not a ledger row: {row.tolist()}.")
     return entries_lib.LedgerEntry(
         sampling=_decode_sampling(row),
@@ -198,6 +203,8 @@ def _encode_sampling(
 ) -> tuple[float, float, float]:
     """Returns the code of a kind of sampling and its two parameters."""
     match sampling:
+        case samplings.CyclicPoissonSampling(rate, overflow):
+            return _CYCLIC_CODE, rate, overflow
         case samplings.PoissonSampling(rate, overflow):
             return _POISSON_CODE, rate, overflow
         case samplings.UnknownSampling(population, batch_size):
@@ -217,6 +224,8 @@ def _decode_sampling(row: np.ndarray) -> samplings.Sampling:
     first, second = float(row[_FIRST]), float(row[_SECOND])
     if row[_CODE] == _POISSON_CODE:
         return samplings.PoissonSampling(first, second)
+    if row[_CODE] == _CYCLIC_CODE and row[_THIRD].is_integer():
+        return samplings.CyclicPoissonSampling(first, second, int(row[_THIRD]))
     if row[_CODE] not in (
         _UNKNOWN_CODE,
         _WITHOUT_REPLACEMENT_CODE,
@@ -242,6 +251,8 @@ def _encode_release(release: releases.Release) -> tuple[float, float]:
     """Returns the code of a kind of release and its parameter."""
     if isinstance(release, releases.PersonSums):
         return _PERSON_SUMS_CODE, release.max_examples
+    if isinstance(release, releases.BandedSums):
+        return _BANDED_SUMS_CODE, release.bands
     if release not in _RELEASE_CODES:
         raise ValueError(f"Unknown kind of release: {release!r}.")
     return _RELEASE_CODES[release], 0.0
@@ -251,6 +262,8 @@ def _decode_release(row: np.ndarray) -> releases.Release:
     code, parameter = float(row[_RELEASE]) % _SEARCH, float(row[_OF_RELEASE])
     if code == _PERSON_SUMS_CODE and parameter.is_integer():
         return releases.PersonSums(int(parameter))
+    if code == _BANDED_SUMS_CODE and parameter.is_integer():
+        return releases.BandedSums(int(parameter))
     if parameter:
         raise ValueError(f"Not a ledger row: {row.tolist()}.")
     # A float finds an equal integer in a dict; 1.5 finds none.

@@ -74,9 +74,9 @@ def _is_reached(
             continue
         if _is_slow(entry, adjacency):
             noise = entry.noise_multiplier / entry.sensitivity(adjacency)
-            slow.append((entry.steps, entry.sampling.proved_rate, noise))
+            slow.append((entry.rounds, entry.sampling.proved_rate, noise))
         else:
-            known += entry.steps * composition.rdp_of_entry(
+            known += entry.rounds * composition.rdp_of_entry(
                 entry, adjacency, examples=1, quick=False
             )
     least = known + sum(n * sums.least_sampled_rdp(q, z) for n, q, z in slow)

@@ -11,6 +11,7 @@ from tf_dpfp.counting.claims import passed_to_replicas
 from tf_dpfp.counting.ledger import MARKER
 from tf_dpfp.counting.ledger import TABLE_SHAPE
 from tf_dpfp.counting.ledger import Ledger
+from tf_dpfp.counting.ledger import parts_of
 from tf_dpfp.counting.release import GaussianRelease
 from tf_dpfp.counting.release import JointRelease
 from tf_dpfp.counting.release import Release
@@ -29,5 +30,6 @@ __all__ = [
     "announcement",
     "announcement_of_step",
     "on_drawn_batch",
+    "parts_of",
     "passed_to_replicas",
 ]

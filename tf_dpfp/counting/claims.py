@@ -44,6 +44,11 @@ class Claim:
     draws: int = 1
     batch_size: int | None = None
 
+    @property
+    def parts(self) -> int:
+        """Number of parts that examples are drawn from in turn; 0 if none."""
+        return getattr(self.sampling, "parts", 0)
+
     def entry(self, steps: int) -> accounting.LedgerEntry:
         """Returns the ledger entry of the steps."""
         return accounting.LedgerEntry(
@@ -53,6 +58,14 @@ class Claim:
             self.seeded or self.release.seeded,
             self.release.kind,
         )
+
+    def steps_of_training(self, steps: int) -> int:
+        """Returns what steps in a row are counted as, all together.
+
+        Args:
+            steps: Number of steps.
+        """
+        return self.draws * steps + max(0, self.parts - 1)
 
     def of_other_sizes(self) -> "Claim":
         """Returns what batches of any other size are counted as.
@@ -77,7 +90,8 @@ class Located:
     Attributes:
         claim: The claim.
         rows: int64: the row, the row for batches of other sizes, what is
-            counted for a step in each, and the batch size (0: any).
+            counted for a step in each, the batch size (0: any), and the number
+            of parts that examples are drawn from in turn (0: no parts).
     """
 
     claim: Claim

@@ -39,7 +39,7 @@ _COUNT = table.WIDTH
 TABLE_SHAPE = (table.MAX_ROWS, table.WIDTH + 1)
 # Name under which files hold a ledger once more, whatever they restore.
 MARKER = "tf_dpfp_ledger"
-_ROWS = tf.TensorSpec([5], tf.int64)
+_ROWS = tf.TensorSpec([6], tf.int64)
 # Called with the claim of the step that follows.
 BeforeStep: TypeAlias = Callable[[claims.Located], None]
 
@@ -158,6 +158,7 @@ class Ledger:
             ]
             self._add(values - before)
         rows += [claim.draws, otherwise.draws, claim.batch_size or 0]
+        rows.append(claim.parts)
         return claims.Located(claim, tf.constant(rows, tf.int64))
 
     @staticmethod
@@ -221,6 +222,14 @@ class Ledger:
         with self._lock, tf.init_scope():
             self._unclaimed[release] = self.locate(claims.Claim(release))
 
+    def claim_to_come(self) -> claims.Claim | None:
+        """Returns the claim of the next step on a drawn batch of this thread.
+
+        Returns:
+            `None` if none is announced.
+        """
+        return claims.to_come(self)
+
     def claimed_batch_size(self) -> int | None:
         """Returns the batch size of the claim that this thread has now."""
         located = claims.of_thread(self)
@@ -283,6 +292,29 @@ class Ledger:
             RuntimeError: If the ledger counts another noise, or the claim is
                 for examples where the step is for persons.
         """
+        self.count_in(self.rows_of(release, stamp), batch_size)
+
+    def rows_of(
+        self,
+        release: Release,
+        stamp: claims.Stamp | None = None,
+        has_part: bool = False,
+    ) -> tf.Tensor:
+        """Returns the rows that a step is counted in; part of the step.
+
+        Args:
+            release: The release that the noise of this step is drawn by.
+            stamp: The claim of its batch; `None`, or one that was used: none.
+            has_part: True if its batch says from which part of the data it was
+                drawn. Nothing is claimed by parts for a batch that does not.
+
+        Returns:
+            See `claims.Located`; pass it to `count_in`.
+
+        Raises:
+            RuntimeError: If the ledger counts another noise, or the claim is
+                for examples where the step is for persons.
+        """
         _require_same(self._drawn, release)
         located = claims.of_thread(self)
         if located is not None:
@@ -291,14 +323,33 @@ class Ledger:
         self.ensure_open(release)
         self._drawn = release
         rows = None if stamp is None else stamp.take(self)
+        unclaimed = self._unclaimed[release].rows
         if rows is None:
-            rows = self._unclaimed[release].rows
-        row, other, draws, other_draws, expected = tf.unstack(rows)
+            return unclaimed
+        if has_part:
+            return rows
+        return tf.where(parts_of(rows) > 0, unclaimed, rows)
+
+    def count_in(
+        self,
+        rows: tf.Tensor,
+        batch_size: tf.Tensor | int = 0,
+        further: tf.Tensor | int = 0,
+    ) -> None:
+        """Adds one step to one of its rows; part of the compiled step.
+
+        Args:
+            rows: Result of `rows_of`.
+            batch_size: The size of its batch, where a claim has one.
+            further: Number of steps that it counts as, beside one.
+        """
+        row, other, draws, other_draws, expected, _ = tf.unstack(rows)
         if tf.is_tensor(batch_size):
             batch_size = tf.cast(batch_size, tf.int64)
         as_claimed = (expected == 0) | (expected == batch_size)
         row = tf.where(as_claimed, row, other)
         count = tf.where(as_claimed, draws, other_draws)
+        count += tf.cast(further, tf.int64)
         keras_variables.add_at(
             self._table,
             tf.stack([row, tf.constant(_COUNT, tf.int64)]),
@@ -351,6 +402,15 @@ class Ledger:
     def _add(self, difference: np.ndarray) -> None:
         if difference.any():
             keras_variables.add_atomically(self._table, difference)
+
+
+def parts_of(rows: tf.Tensor) -> tf.Tensor:
+    """Returns in how many parts the data of a step are; 0 if in none.
+
+    Args:
+        rows: Result of `Ledger.rows_of`.
+    """
+    return rows[5]
 
 
 def _decoded(values: np.ndarray) -> list[accounting.LedgerEntry]:

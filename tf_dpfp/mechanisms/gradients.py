@@ -30,6 +30,7 @@ from tf_dpfp.keras_private import distribution as keras_distribution
 from tf_dpfp.keras_private import trainer as keras_trainer
 from tf_dpfp.mechanisms import building
 from tf_dpfp.mechanisms import clip_layers
+from tf_dpfp.mechanisms import correlated
 from tf_dpfp.mechanisms import dealt
 from tf_dpfp.mechanisms import eager_passes
 from tf_dpfp.mechanisms import fit_steps
@@ -54,6 +55,11 @@ class Gradients(Mechanism):
     def entries(self) -> list[accounting.LedgerEntry]:
         """Lists what the optimizer has released so far."""
         return self.optimizer.ledger_entries
+
+    def committed(self) -> list[accounting.LedgerEntry]:
+        """Lists what was released, and what the next step adds to one step."""
+        pending = self.optimizer.correlation.pending
+        return accounting.merge([*self.entries(), *pending])
 
     def next_entries(self) -> list[accounting.LedgerEntry]:
         """Lists what the next step of the optimizer releases."""
@@ -244,10 +250,13 @@ class Gradients(Mechanism):
             pipeline: Description of the data.
         """
         drawn = pipeline.drawn
+        sampling, kind = pipeline.sampling, self.kind(pipeline)
+        if correlated.applies(self.optimizer, pipeline):
+            sampling, kind = correlated.by_parts(self.optimizer, pipeline)
         return self.optimizer.claims(
-            pipeline.sampling,
+            sampling,
             pipeline.seeded,
-            self.kind(pipeline),
+            kind,
             None if drawn is None else drawn.capacity,
         )
 
@@ -264,6 +273,7 @@ class Gradients(Mechanism):
         strategy = self.strategy()
         if replicas.deals(strategy):
             pipeline = replicas.pipeline_of(strategy, arguments["x"], pipeline)
+        correlated.check(self, pipeline, strategy, arguments)
         self._take_sizes(pipeline)
         if replicas.deals(strategy):
             calibrate(self, pipeline, arguments)
@@ -280,9 +290,15 @@ class Gradients(Mechanism):
         calibrate(self, pipeline, arguments)
         with strategy.scope() if strategy else contextlib.nullcontext():
             building.build_optimizer(self.model, self.optimizer)
+        batches = arguments["x"]
+        by_parts = correlated.applies(self.optimizer, pipeline)
+        if by_parts:
+            batches = correlated.batches(self.optimizer, pipeline)
+            args, kwargs = state_lib.replaced(ordinary, args, kwargs, x=batches)
         with (
-            _built_of_persons(self.model, arguments["x"]),
+            _built_before(self.model, batches),
             fit_steps.announced(self.state, self.claims(pipeline)),
+            correlated.opened(self.optimizer, pipeline, arguments),
         ):
             return ordinary(*args, **kwargs)
 
@@ -347,20 +363,25 @@ class Gradients(Mechanism):
                 f"batches={batches!r}"
             )
         self.optimizer.check_calibrated()
+        correlated.refuse_loop(self.optimizer)
         self.check_draws(batches, pipeline)
         self._take_sizes(pipeline)
         with counting.announced(None, self.claims(pipeline), drawn=True):
             yield
 
 
-def _built_of_persons(
+def _built_before(
     model: keras.Model, batches: Any
 ) -> contextlib.AbstractContextManager[None]:
-    """Builds a model for the examples of persons, which Keras can't."""
+    """Builds a model for batches that are not as Keras knows them."""
     spec = getattr(batches, "element_spec", None)
-    if not isinstance(spec, sampling_lib.PersonBatch):
+    if isinstance(spec, sampling_lib.PersonBatch):
+        batch = tuple(sampling_lib.flat(spec))
+    elif isinstance(spec, sampling_lib.PartBatch):
+        batch = keras.utils.unpack_x_y_sample_weight(spec.batch)
+    else:
         return contextlib.nullcontext()
-    keras_distribution.symbolic_build(model, tuple(sampling_lib.flat(spec)))
+    keras_distribution.symbolic_build(model, batch)
     return keras_distribution.without_symbolic_build(model)
 
 

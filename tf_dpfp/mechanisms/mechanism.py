@@ -69,6 +69,13 @@ class Mechanism(abc.ABC):
     def next_entries(self) -> list[accounting.LedgerEntry]:
         """Lists what the next step releases; empty if it can't be told."""
 
+    def committed(self) -> list[accounting.LedgerEntry]:
+        """Lists what was released, and what the next step adds to one step.
+
+        The first step of a chain of correlated noise counts as several.
+        """
+        return self.entries()
+
     def ledgers(self) -> list[counting.Ledger]:
         """Lists the ledgers that count the steps of the model."""
         return [layer.ledger for layer in self.layers if layer.built]

@@ -48,14 +48,14 @@ def train_step(mechanism: "Gradients", data: Any) -> dict[str, Any]:
             model, x, y, result.y_pred, sample_weight, present, under_xla
         )
 
-    batch: Any = data
-    if not isinstance(data, sampling_lib.PersonBatch):
-        batch = keras.utils.unpack_x_y_sample_weight(data)
-    mechanism.optimizer.apply(
-        clipped_gradients(
-            mechanism, batch, mechanism.state.dealt_to, update_logs
-        )
+    batch: Any
+    batch, part = sampling_lib.split_part(data)
+    if not isinstance(batch, sampling_lib.PersonBatch):
+        batch = keras.utils.unpack_x_y_sample_weight(batch)
+    clipped = clipped_gradients(
+        mechanism, batch, mechanism.state.dealt_to, update_logs
     )
+    mechanism.optimizer.apply(dataclasses.replace(clipped, part=part))
     return model.get_metrics_result()
 
 

@@ -3,6 +3,8 @@
 from tf_dpfp.noise.allocation import ALLOCATIONS
 from tf_dpfp.noise.allocation import sensitivity
 from tf_dpfp.noise.allocation import standard_deviations
+from tf_dpfp.noise.chain import NoiseChain
+from tf_dpfp.noise.chain import Turn
 from tf_dpfp.noise.gaussian import NoiseSource
 from tf_dpfp.noise.gaussian import SecureKey
 from tf_dpfp.noise.gaussian import gaussian as gaussian_noise
@@ -16,9 +18,11 @@ from tf_dpfp.noise.seeds import mixed as mixed_seed
 __all__ = [
     "ALLOCATIONS",
     "LayerSeeds",
+    "NoiseChain",
     "NoiseSource",
     "PassSeeds",
     "SecureKey",
+    "Turn",
     "check_secure",
     "gaussian_noise",
     "gaussian_noise_like",

@@ -208,6 +208,11 @@ class _Process:
         cls.token = object()
 
 
+def this_process() -> object:
+    """Returns what tells this process from those that it was forked from."""
+    return _Process.token
+
+
 if hasattr(os, "register_at_fork"):  # Not on Windows, which does not fork.
     os.register_at_fork(after_in_child=_Process.begin)
 

@@ -1,5 +1,6 @@
 """Keras optimizers that take clipped sums and release noised ones."""
 
+from tf_dpfp.optimizers.banded import Banded
 from tf_dpfp.optimizers.classes import DPSGD
 from tf_dpfp.optimizers.classes import DPAdagrad
 from tf_dpfp.optimizers.classes import DPAdam
@@ -14,6 +15,7 @@ from tf_dpfp.optimizers.private_optimizer import PrivateOptimizer
 from tf_dpfp.optimizers.restoring import marked_entries
 
 __all__ = [
+    "Banded",
     "ClippedGradients",
     "DPAdagrad",
     "DPAdam",

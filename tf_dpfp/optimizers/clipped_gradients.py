@@ -53,6 +53,8 @@ class ClippedGradients:
             of persons.
         update: Given the tensors that were released, opens the context of the
             update, which refuses to read data; `None` if there is no model.
+        part: The part of the data that the batch was drawn from, where
+            examples are drawn by parts; `None`: unknown.
     """
 
     sums: Sequence[tf.Tensor | None]
@@ -66,6 +68,7 @@ class ClippedGradients:
     owner: Any = None
     stamp: counting.Stamp | None = None
     kind: accounting.Release | None = None
+    part: tf.Tensor | None = None
     update: Callable[[Sequence[tf.Tensor]], ContextManager] | None = None
 
     def updating(self, released: Sequence[tf.Tensor | None]) -> ContextManager:

@@ -44,6 +44,8 @@ from tf_dpfp.optimizers import read_only
 from tf_dpfp.optimizers import release
 from tf_dpfp.optimizers import restoring
 from tf_dpfp.optimizers import settings as settings_lib
+from tf_dpfp.optimizers.banded import Banded
+from tf_dpfp.optimizers.correlation import Correlation
 from tf_dpfp.optimizers.expected_batch_size import ExpectedBatchSize
 
 # A mixin stands before a Keras optimizer, whose methods it calls by `super()`.
@@ -85,6 +87,12 @@ class PrivateOptimizer(
             floating point; see `noise.secure`. It needs the `cryptography`
             package and takes longer. Not under XLA, nor on a TPU, nor with a
             `DPRepresentationClip`.
+        correlated_noise: `None` for independent noise, or a `tf_dpfp.Banded`:
+            every step takes back part of the noise of earlier ones, for few
+            passes over many examples. It needs batches of
+            `cyclic_poisson_batches`. On one device; not under XLA, with
+            `secure`, adaptive clip norms, low-rank carriers or a
+            `DPRepresentationClip`.
 
     Raises:
         ValueError: If an argument is out of its range, or
@@ -102,6 +110,7 @@ class PrivateOptimizer(
         microbatch_size: int | None = None,
         seed: int | None = None,
         secure: bool = False,
+        correlated_noise: Banded | None = None,
         **kwargs,
     ):
         args, kwargs, loss_scale = settings_lib.keras_arguments(args, kwargs)
@@ -114,6 +123,7 @@ class PrivateOptimizer(
             seed=seed,
             loss_scale_factor=loss_scale,
             secure=secure,
+            correlated_noise=correlated_noise,
         )
         super().__init__(*args, **kwargs)
         # Noise and ledger read the same frozen object; see `counting.release`.
@@ -131,6 +141,8 @@ class PrivateOptimizer(
         self._noise_source = noise_lib.NoiseSource(settings.sums.seed)
         self._layer_seeds = noise_lib.LayerSeeds(settings.sums.seed)
         self._ledger.call_before(self._renew_keys)
+        self._correlation = Correlation(self._ledger)
+        self._correlation.take(settings.bands)
         self._adaptation: adaptation_lib.Adaptation | None = None
         self._carrier_state = carrier_state_lib.CarrierState(self)
 
@@ -148,6 +160,11 @@ class PrivateOptimizer(
     def ledger(self) -> counting.Ledger:
         """The ledger that counts the steps."""
         return self._ledger
+
+    @property
+    def correlation(self) -> Correlation:
+        """Noise that is correlated over steps, if it is."""
+        return self._correlation
 
     @property
     def next_entry(self) -> accounting.LedgerEntry:
@@ -220,6 +237,12 @@ class PrivateOptimizer(
                 "`secure` out. Received: secure=True"
             )
         known = self._settings.representations
+        if self.bands != 1:
+            raise ValueError(
+                "Nothing is proved of correlated noise with a "
+                "DPRepresentationClip in the model. Leave `correlated_noise` "
+                f"out. Received: correlated_noise={self.correlated_noise}"
+            )
         if known == representations:
             return
         if known is not None:
@@ -365,6 +388,7 @@ class PrivateOptimizer(
         if not self.built:
             self.build(clipped.all_variables)
         carriers = self._carrier_state.carriers_of(clipped)
+        self._correlation.check(carriers)
         divisor = self._batch_size.tensor()
         draws = release.draws_of(
             self._noise_source.next_step(self._ledger.total_steps()),
@@ -372,10 +396,8 @@ class PrivateOptimizer(
             settings.secure,
         )
         # Before anything is released: a step that fails half-way is counted.
-        self._ledger.count_step(
-            settings.release_of(clipped.kind),
-            clipped.stamp,
-            clipped.counted_batch_size,
+        turn = self._correlation.count_step(
+            settings.release_of(clipped.kind), clipped
         )
         noise_multiplier, counts = settings.sums.noise_multiplier, None
         adaptation = self._adaptation
@@ -384,7 +406,11 @@ class PrivateOptimizer(
                 clipped, noise_multiplier, self._batch_size.require(), draws
             )
         released = release.add_noise(
-            clipped, noise_multiplier, self.clipping.noise_allocation, draws
+            clipped,
+            noise_multiplier,
+            self.clipping.noise_allocation,
+            draws,
+            turn,
         )
         # Noised: from here on nothing is private, once it is added up.
         *released, counts = replicas.sum_over_all([*released, counts])

@@ -6,9 +6,13 @@ step is traced. Until then nothing can be released: who needs the release asks
 `release()`, which refuses, and one of unknown noise fits into no ledger.
 """
 
+import dataclasses
+
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import counting
 from tf_dpfp.optimizers import settings as settings_lib
+from tf_dpfp.optimizers.banded import Banded
+from tf_dpfp.optimizers.correlation import Correlation
 
 
 class ReadOnlySettings:
@@ -16,6 +20,7 @@ class ReadOnlySettings:
 
     _settings: settings_lib.PrivacySettings
     _ledger: counting.Ledger
+    _correlation: Correlation
 
     @property
     def l2_norm_clip(self) -> float:
@@ -53,6 +58,19 @@ class ReadOnlySettings:
         return self._settings.secure
 
     @property
+    def correlated_noise(self) -> Banded | None:
+        """Bands of correlated noise; `None`: independent noise."""
+        return self._settings.correlated_noise
+
+    @property
+    def bands(self) -> int | None:
+        """Number of bands of the noise, 1 if it is independent.
+
+        `None` until `fit` has found it.
+        """
+        return self._settings.bands
+
+    @property
     def fixed_loss_scale(self) -> float | None:
         """The `loss_scale_factor` that was given."""
         return self._settings.loss_scale_factor
@@ -83,6 +101,25 @@ class ReadOnlySettings:
                 "Compile the model with a new optimizer."
             )
         self._settings = self._settings.with_noise(noise_multiplier)
+
+    def take_bands(self, bands: int) -> None:
+        """Takes the number of bands that was found for a training.
+
+        Args:
+            bands: The number; 1 for independent noise.
+
+        Raises:
+            RuntimeError: If a step was traced, which draws its noise for good.
+        """
+        if self._ledger.is_traced:
+            raise RuntimeError(
+                "A step was traced already, and its noise can't change. "
+                "Compile the model with a new optimizer."
+            )
+        self._settings = dataclasses.replace(
+            self._settings, correlated_noise=Banded(bands)
+        )
+        self._correlation.take(bands)
 
     def release(self) -> counting.Release:
         """Returns the release of a step.

@@ -5,8 +5,8 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -28,6 +28,8 @@ _FUSED_DRAW = 2**24
 _DRAWN_EARLY = 2**22
 
 
+# Makes the noise of a draw of its independent normals and its number.
+Correlated: TypeAlias = Callable[[tf.Tensor, int], tf.Tensor]
 # Index of a variable, its clipped sum, and the standard deviation of its noise.
 _Member = tuple[int, tf.Tensor, Any]
 
@@ -100,6 +102,7 @@ def add_noise(
     noise_multiplier: float,
     allocation: str,
     draws: Draws,
+    correlated: Correlated | None = None,
 ) -> list[tf.Tensor | None]:
     """Adds this replica's share of the noise to its clipped sums.
 
@@ -108,6 +111,8 @@ def add_noise(
         noise_multiplier: Standard deviation of the noise over the sensitivity.
         allocation: Split of the noise among groups; see `Clipping`.
         draws: The noise of this replica.
+        correlated: Makes the noise of a draw of independent normals and the
+            number of the draw; `None`: noise is independent.
 
     Returns:
         The released sums; `None` where there is no sum.
@@ -139,7 +144,7 @@ def add_noise(
                 drawn += draw.size
             early = drawn <= _DRAWN_EARLY or (draw.together and not fused)
             with clipping_lib.on_device(device):
-                for index, noised in _noised(draw, draws, early):
+                for index, noised in _noised(draw, draws, early, correlated):
                     released[index] = noised
     return released
 
@@ -176,7 +181,7 @@ def _size(member: _Member) -> int:
 
 
 def _noised(
-    draw: _Draw, draws: Draws, early: bool
+    draw: _Draw, draws: Draws, early: bool, correlated: Correlated | None
 ) -> Iterator[tuple[int, tf.Tensor]]:
     """Adds noise to the sums of one draw.
 
@@ -186,6 +191,7 @@ def _noised(
         early: Draw ahead of the sums. A core that is idle during the backward
             pass does it. If all noise were early, a large model would be in
             memory once more.
+        correlated: See `add_noise`.
 
     Yields:
         The index and the noised sum of each.
@@ -193,7 +199,9 @@ def _noised(
     first, total, deviation = draw.members[0]
     key = draws.key(first)
     with tf.control_dependencies([] if early else [total]):
-        if draw.together:
+        if correlated is not None:
+            noises = _correlated_noises(draw, key, correlated)
+        elif draw.together:
             noises = noise_lib.gaussian_noises(
                 [member[1].shape for member in draw.members],
                 [member[2] for member in draw.members],
@@ -203,6 +211,23 @@ def _noised(
             noises = [noise_lib.gaussian_noise(total.shape, deviation, key)]
     for (index, total, _), noise in zip(draw.members, noises, strict=True):
         yield index, _plus(total, noise)
+
+
+def _correlated_noises(
+    draw: _Draw,
+    key: tf.Tensor | noise_lib.SecureKey,
+    correlated: Correlated,
+) -> list[tf.Tensor]:
+    """Makes the noises of one draw; correlated before they get deviations."""
+    normals = noise_lib.gaussian_noise([draw.size], 1.0, key)
+    noise = correlated(normals, draw.members[0][0])
+    sizes = [_size(member) for member in draw.members]
+    return [
+        tf.reshape(part * tf.cast(deviation, tf.float32), total.shape)
+        for part, (_, total, deviation) in zip(
+            tf.split(noise, sizes), draw.members, strict=True
+        )
+    ]
 
 
 def _plus(total: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:

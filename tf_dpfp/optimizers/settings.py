@@ -11,6 +11,7 @@ from tf_dpfp import arguments
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import counting
 from tf_dpfp import noise as noise_lib
+from tf_dpfp.optimizers.banded import Banded
 
 # Squares of shorter gradients may vanish in float32, and with them the norm.
 _LEAST_CLIP = 1e-10
@@ -33,6 +34,7 @@ class PrivacySettings:
         loss_scale_factor: Factor of the loss in the backward pass, or `None`.
         secure: True if noise is drawn from a cryptographic stream.
         calibrates: True if the noise multiplier is left to `fit`.
+        correlated_noise: Bands of correlated noise; `None`: independent noise.
     """
 
     release: counting.Release
@@ -42,6 +44,16 @@ class PrivacySettings:
     loss_scale_factor: float | None
     secure: bool
     calibrates: bool = False
+    correlated_noise: Banded | None = None
+
+    @property
+    def bands(self) -> int | None:
+        """Number of bands of the noise, 1 if it is independent.
+
+        `None`: `fit` is to find it.
+        """
+        given = self.correlated_noise
+        return 1 if given is None else given.number
 
     @property
     def sums(self) -> counting.GaussianRelease:
@@ -111,6 +123,8 @@ class PrivacySettings:
             "seed": self.sums.seed,
             "loss_scale_factor": self.loss_scale_factor,
             "secure": self.secure,
+            "correlated_noise": self.correlated_noise
+            and keras.saving.serialize_keras_object(self.correlated_noise),
         }
 
 
@@ -124,6 +138,7 @@ def checked_settings(
     seed: int | None,
     loss_scale_factor: float | None,
     secure: bool,
+    correlated_noise: Banded | dict | None = None,
 ) -> PrivacySettings:
     """Checks the arguments of a private optimizer.
 
@@ -137,6 +152,7 @@ def checked_settings(
         seed: An integer, or `None`.
         loss_scale_factor: A positive number, or `None`.
         secure: A boolean.
+        correlated_noise: Bands, serialized or not, or `None`.
 
     Returns:
         The settings.
@@ -152,7 +168,7 @@ def checked_settings(
             "the epsilon of its PrivacyBudget. Received: noise_multiplier=None"
         )
     noise = _noise_multiplier(noise_multiplier)
-    return PrivacySettings(
+    settings = PrivacySettings(
         release=counting.GaussianRelease(
             clip_norm=arguments.number(
                 "l2_norm_clip", l2_norm_clip, least=_LEAST_CLIP
@@ -172,7 +188,52 @@ def checked_settings(
         loss_scale_factor=_positive("loss_scale_factor", loss_scale_factor),
         secure=_checked_secure(secure, seed),
         calibrates=math.isnan(noise),
+        correlated_noise=_banded(correlated_noise),
     )
+    _check_correlated(settings)
+    return settings
+
+
+def _banded(value: Any) -> Banded | None:
+    """Checks and deserializes `correlated_noise`."""
+    if isinstance(value, dict):
+        value = keras.saving.deserialize_keras_object(value)
+    if value is None or isinstance(value, Banded):
+        return value
+    raise ValueError(
+        "`correlated_noise` must be a tf_dpfp.Banded, or None for independent "
+        f"noise. Received: correlated_noise={value!r}"
+    )
+
+
+def _check_correlated(settings: PrivacySettings) -> None:
+    """Refuses settings that correlated noise is not made for."""
+    if settings.bands == 1:
+        return
+    if settings.bands is None and not settings.calibrates:
+        raise ValueError(
+            "bands='best' depends on the budget, and is found together with "
+            "the noise multiplier. Give noise_multiplier='calibrate', or a "
+            "number of bands. Received: noise_multiplier="
+            f"{settings.sums.noise_multiplier:g}"
+        )
+    if settings.secure:
+        raise ValueError(
+            "`secure=True` keeps no noise, and correlated noise keeps that of "
+            "earlier steps. Leave one of them out. Received: secure=True, "
+            f"correlated_noise={settings.correlated_noise}"
+        )
+    if settings.adaptive is not None:
+        raise ValueError(
+            "Correlated noise takes back noise of earlier steps, and with "
+            "adaptive clip norms that noise had another size. Use fixed clip "
+            f"norms. Received: clipping={settings.clipping}"
+        )
+    if isinstance(settings.clipping, clipping_lib.PerDevice):
+        raise ValueError(
+            "Correlated noise is kept on one device. Use clipping='flat' or "
+            f"'per_layer'. Received: clipping={settings.clipping}"
+        )
 
 
 def _noise_multiplier(value: Any) -> float:

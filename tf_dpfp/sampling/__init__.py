@@ -4,6 +4,7 @@ from tf_dpfp.sampling.buckets import bucket_sizes
 from tf_dpfp.sampling.buckets import in_buckets
 from tf_dpfp.sampling.calibration import calibrate_representation
 from tf_dpfp.sampling.class_weights import weigh
+from tf_dpfp.sampling.cyclic import cyclic_poisson_batches
 from tf_dpfp.sampling.dealing import deal
 from tf_dpfp.sampling.dealing import piece_of
 from tf_dpfp.sampling.labels import RandomizedLabels
@@ -11,6 +12,8 @@ from tf_dpfp.sampling.labels import keep_probability
 from tf_dpfp.sampling.labels import randomize_labels
 from tf_dpfp.sampling.padding import pad_to_multiple
 from tf_dpfp.sampling.padding import split_microbatches
+from tf_dpfp.sampling.parts import PartBatch
+from tf_dpfp.sampling.parts import split as split_part
 from tf_dpfp.sampling.persons import PersonBatch
 from tf_dpfp.sampling.persons import flat
 from tf_dpfp.sampling.persons import max_examples_of
@@ -24,11 +27,13 @@ from tf_dpfp.sampling.shuffled import shuffled_batches
 from tf_dpfp.sampling.stratified import stratified_batches
 
 __all__ = [
+    "PartBatch",
     "PersonBatch",
     "RandomizedLabels",
     "SamplingInfo",
     "bucket_sizes",
     "calibrate_representation",
+    "cyclic_poisson_batches",
     "deal",
     "draws_of",
     "examples_digest",
@@ -44,6 +49,7 @@ __all__ = [
     "sampling_of",
     "shuffled_batches",
     "split_microbatches",
+    "split_part",
     "stratified_batches",
     "weigh",
 ]

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpfp.sampling import padding
+from tf_dpfp.sampling import parts
 from tf_dpfp.sampling import persons
 from tf_dpfp.sampling import source as source_lib
 from tf_dpfp.sampling.source import Leaves
@@ -17,11 +18,12 @@ from tf_dpfp.sampling.source import Source
 
 def batches(
     source: Source,
-    draws: Callable[[], Iterator[np.ndarray]],
+    draws: Callable[[], Iterator[Any]],
     capacity: int | None,
     map_fn: Callable[..., Any] | None,
     fixed: int | None = None,
     places: int | None = None,
+    from_parts: bool = False,
 ) -> tf.data.Dataset:
     """Fetches the batches of given draws, in the structure of the source.
 
@@ -35,12 +37,19 @@ def batches(
         places: Number of places for examples of a person; draws then have a
             row of so many indices for each, and batches are `PersonBatch`es.
             `None` if examples are drawn.
+        from_parts: True if draws are pairs: the number of a part, and indices;
+            batches are then `PartBatch`es.
 
     Returns:
         A `tf.data.Dataset`.
     """
 
     def generate() -> Iterator[Leaves]:
+        if from_parts:
+            return (
+                (*source.take(indices), np.asarray(part, np.int64))
+                for part, indices in draws()
+            )
         if places is None:
             return (source.take(indices) for indices in draws())
         return (_with_absent(source, rows.reshape(-1)) for rows in draws())
@@ -49,6 +58,7 @@ def batches(
 
     def assemble(*leaves: tf.Tensor) -> Any:
         tensors, size = list(leaves), tf.shape(leaves[0])[0]
+        part = tensors.pop() if from_parts else None
         if fixed is not None:
             size = fixed
             tensors = [_of_size(leaf, size) for leaf in tensors]
@@ -73,6 +83,8 @@ def batches(
             batch = weigh_padding(batch, is_example)
         if places is not None:
             return persons.by_person(batch, places)
+        if part is not None:
+            return parts.PartBatch(_as_element(batch), part)
         return _as_element(batch)
 
     mask = () if places is None else (tf.TensorSpec([], tf.bool),)
@@ -80,6 +92,8 @@ def batches(
         tf.TensorSpec([None, *spec.shape], spec.dtype)
         for spec in (*source.specs, *mask)
     )
+    if from_parts:
+        signature = (*signature, tf.TensorSpec([], tf.int64))
     dataset = tf.data.Dataset.from_generator(
         generate, output_signature=signature
     )

@@ -35,6 +35,10 @@ class Pipeline:
         batch_size: Batch size, for arrays.
         max_examples_per_user: Greatest number of examples of a person, for
             batches that are drawn by person.
+        cyclic: Functions that draw from one part of the data after the other,
+            if `cyclic_poisson_batches` made it.
+        steps_per_epoch: Number of batches in an iteration, if this package
+            made it.
     """
 
     name: str
@@ -46,6 +50,8 @@ class Pipeline:
     drawn: registry.SamplingInfo | None = None
     batch_size: int | None = None
     max_examples_per_user: int | None = None
+    cyclic: registry.Cyclic | None = None
+    steps_per_epoch: int | None = None
 
 
 UNKNOWN = Pipeline("the batch", accounting.UnknownSampling(), None)
@@ -146,6 +152,8 @@ def of_info(info: registry.SamplingInfo) -> Pipeline:
         info.seeded,
         is_dataset=True,
         max_examples_per_user=info.max_examples_per_user,
+        cyclic=info.cyclic,
+        steps_per_epoch=info.steps_per_epoch,
     )
 
 

@@ -150,6 +150,51 @@ def poisson_batches(
         - Mironov et al., 2019, "Renyi Differential Privacy of the Sampled
             Gaussian Mechanism".
     """
+    sampler = make_sampler(
+        x,
+        y,
+        sample_weight,
+        expected_batch_size=expected_batch_size,
+        sampling_rate=sampling_rate,
+        steps_per_epoch=steps_per_epoch,
+        padded=padded,
+        capacity=capacity,
+        map_fn=map_fn,
+        cache=cache,
+        seed=seed,
+        users=users,
+        max_examples_per_user=max_examples_per_user,
+    )
+    shards = registry.Shards(sampler.shard, sampler.digest)
+    return registry.register(*sampler.shard(0, 1), shards)
+
+
+def make_sampler(
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    expected_batch_size: float | None = None,
+    sampling_rate: float | None = None,
+    steps_per_epoch: int | None = None,
+    padded: str | None = None,
+    capacity: int | None = None,
+    map_fn: Callable[..., Any] | None = None,
+    cache: bool = False,
+    seed: int | None = None,
+    users: Any = None,
+    max_examples_per_user: int | None = None,
+) -> "Sampler":
+    """Checks the arguments of `poisson_batches`, which these are.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: If an argument is outside its range, or contradicts another
+            one or the data.
+        TypeError: If examples cannot be drawn from `x`, or ids be compared.
+    """
     batch_size, rate = _checked_sizes(expected_batch_size, sampling_rate)
     if steps_per_epoch is not None:
         steps_per_epoch = arguments.positive_integer(
@@ -167,7 +212,7 @@ def poisson_batches(
         rate = _rate_of(
             batch_size, size, "examples" if users is None else "persons"
         )
-    sampler = _Sampler(
+    return Sampler(
         source=source,
         rate=rate,
         persons=grouped,
@@ -178,12 +223,10 @@ def poisson_batches(
         map_fn=map_fn,
         seed=seed,
     )
-    shards = registry.Shards(sampler.shard, sampler.digest)
-    return registry.register(*sampler.shard(0, 1), shards)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sampler:
+class Sampler:
     """Checked settings of `poisson_batches`."""
 
     source: Source

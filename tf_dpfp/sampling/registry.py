@@ -15,6 +15,24 @@ from tf_dpfp.keras_private import datasets
 
 
 @dataclasses.dataclass(frozen=True)
+class Cyclic:
+    """Functions of the examples behind a data set of cyclic batches.
+
+    Attributes:
+        parts: Number of parts that was asked for; `None`: as many as the noise
+            has bands.
+        most_parts: Greatest number of parts that hold a batch each.
+        sampling_of: From a number of parts to the sampling of a step.
+        batches_of: From a number of parts to a data set of `PartBatch`es.
+    """
+
+    parts: int | None
+    most_parts: int
+    sampling_of: Callable[[int], PoissonSampling]
+    batches_of: Callable[[int], tf.data.Dataset]
+
+
+@dataclasses.dataclass(frozen=True)
 class SamplingInfo:
     """Distribution of the batches of one data set.
 
@@ -32,6 +50,8 @@ class SamplingInfo:
         max_examples_per_user: Greatest number of examples of a person in a
             batch that is drawn by person, whose sizes are numbers of persons;
             `None` if examples are drawn.
+        cyclic: Functions that draw from one part of the data after the other;
+            `None` if it can't be drawn so.
     """
 
     sampling: PoissonSampling | WithoutReplacement
@@ -43,6 +63,7 @@ class SamplingInfo:
     draws: int = 1
     labels: LedgerEntry | None = None
     max_examples_per_user: int | None = None
+    cyclic: Cyclic | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -195,7 +195,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._others = False
         mechanism = mechanisms.mechanism_of(self.model)
         one_step = mechanism.next_entries()
-        self._journal.reserve(mechanism.entries, one_step, steps)
+        self._journal.reserve(mechanism.committed, one_step, steps)
 
     def on_epoch_begin(self, epoch, logs=None):  # noqa: ARG002
         self._epoch = epoch

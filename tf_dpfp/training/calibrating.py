@@ -20,6 +20,7 @@ from tf_dpfp import counting
 from tf_dpfp import mechanisms
 from tf_dpfp.sampling import pipelines
 from tf_dpfp.training import callbacks as callbacks_lib
+from tf_dpfp.training import choosing_bands
 from tf_dpfp.training import lengths
 
 # Epsilon of a calibrated training, over its budget, is at least 1 less this.
@@ -65,10 +66,12 @@ def calibrate(
             f"{arguments['epochs']}, steps_per_epoch="
             f"{arguments.get('steps_per_epoch')}"
         )
-    claim = mechanism.claims(pipeline)[optimizer.ledger]
     spent = mechanism.entries()
     budget.check_delta(mechanism.state.populations)
     _refuse_spent(budget, spent)
+    if optimizer.bands is None:
+        choosing_bands.choose(mechanism, pipeline, budget, steps)
+    claim = mechanism.claims(pipeline)[optimizer.ledger]
 
     def released(noise_multiplier: float) -> list[accounting.LedgerEntry]:
         return _all_entries([*spent, *planned], claim, noise_multiplier, steps)
@@ -77,7 +80,12 @@ def calibrate(
         released, budget.epsilon, budget.delta, budget.accountant, PRECISION
     )
     optimizer.calibrate(noise_multiplier)
-    _print_found(budget, noise_multiplier, released(noise_multiplier))
+    _print_found(
+        budget,
+        noise_multiplier,
+        released(noise_multiplier),
+        claim.draws * steps,
+    )
 
 
 def _budget_of(
@@ -120,13 +128,14 @@ def _all_entries(
     claim = dataclasses.replace(
         claim, release=claim.release.with_noise(noise_multiplier)
     )
-    return [*spent, claim.entry(claim.draws * steps)]
+    return [*spent, claim.entry(claim.steps_of_training(steps))]
 
 
 def _print_found(
     budget: callbacks_lib.PrivacyBudget,
     noise_multiplier: float,
     entries: Sequence[accounting.LedgerEntry],
+    steps: int,
 ) -> None:
     *spent, last = entries
     before = sum(entry.steps for entry in spent)
@@ -134,12 +143,17 @@ def _print_found(
     print(
         f"Noise multiplier {noise_multiplier:.6g}: epsilon is "
         f"{budget.epsilon_of(entries):.4f} at delta {budget.delta:g} after "
-        f"{last.steps} steps of {_words(last.sampling)}{after}.",
+        f"{steps} steps of {_words(last.sampling)}{after}.",
         flush=True,
     )
 
 
 def _words(sampling: accounting.Sampling) -> str:
+    if isinstance(sampling, accounting.CyclicPoissonSampling):
+        return (
+            f"Poisson sampling at rate {sampling.sampling_rate:.4g} from one "
+            f"of {sampling.parts} parts after the other"
+        )
     if isinstance(sampling, accounting.PoissonSampling):
         return f"Poisson sampling at rate {sampling.sampling_rate:.4g}"
     if isinstance(sampling, accounting.WithoutReplacement):

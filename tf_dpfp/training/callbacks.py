@@ -137,7 +137,7 @@ class PrivacyBudget(keras.callbacks.Callback):
         # A callback after this one may have restored a checkpoint.
         if not self._started:
             if (
-                mechanisms.mechanism_of(self.model).entries()
+                mechanisms.mechanism_of(self.model).committed()
                 != self._spent_before
             ):
                 self.start()
@@ -161,7 +161,7 @@ class PrivacyBudget(keras.callbacks.Callback):
             ValueError: If it allows none, and the training did not reach it by
                 steps of this kind.
         """
-        self._spent_before = mechanisms.mechanism_of(self.model).entries()
+        self._spent_before = mechanisms.mechanism_of(self.model).committed()
         self._next = mechanisms.mechanism_of(self.model).next_entries()
         if not self._next:
             raise ValueError(
@@ -182,7 +182,7 @@ class PrivacyBudget(keras.callbacks.Callback):
         Another callback may train on batches of its own, which are counted
         as what they are.
         """
-        released = mechanisms.mechanism_of(self.model).entries()
+        released = mechanisms.mechanism_of(self.model).committed()
         if _kinds(released) == _kinds(self._entries_after(self._count())):
             return
         self._spent_before, self._taken = released, 0
@@ -211,7 +211,9 @@ class PrivacyBudget(keras.callbacks.Callback):
 
     def _end(self) -> None:
         """Lets a training that reached its budget end; refuses another."""
-        spent, in_call = self._compute(0), self._steps_in_call(0)
+        # Without what a step that is not taken would begin.
+        spent = self.epsilon_of(mechanisms.mechanism_of(self.model).entries())
+        in_call = self._steps_in_call(0)
         ran = {dataclasses.replace(e, steps=0) for e in self._spent_before}
         known = {dataclasses.replace(e, steps=0) for e in self._next} <= ran
         if spent > self.epsilon or not known:
@@ -263,7 +265,7 @@ class PrivacyBudget(keras.callbacks.Callback):
 
     def _count(self) -> int:
         """Steps taken since this training began."""
-        released = mechanisms.mechanism_of(self.model).entries()
+        released = mechanisms.mechanism_of(self.model).committed()
         total = sum(entry.steps for entry in released)
         new = total - sum(entry.steps for entry in self._spent_before)
         return math.ceil(new / sum(entry.steps for entry in self._next))

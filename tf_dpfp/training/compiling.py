@@ -110,6 +110,7 @@ def _suits_xla(optimizer: optimizers.PrivateOptimizer) -> bool:
         compilation.has_accelerator()
         and not per_device
         and not optimizer.secure
+        and optimizer.bands == 1
     )
 
 

@@ -1,0 +1,522 @@
+"""`fit` with correlated noise: what is released, and what is counted."""
+
+import copy
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from scipy import linalg
+
+import tf_dpfp
+from tests import helpers
+from tests.replicas import common
+from tf_dpfp import accounting
+from tf_dpfp import auditing
+from tf_dpfp import loops
+from tf_dpfp.accounting import banded
+from tf_dpfp.noise import chain as chain_lib
+from tf_dpfp.sampling import registry
+
+pytestmark = pytest.mark.usefixtures("without_trial")
+
+X = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
+Y = X.sum(axis=1, keepdims=True)
+DELTA = 1e-3
+CLIP, NOISE, SIZE = 0.3, 1.7, 10.0
+
+
+def _optimizer(bands=3, **kwargs):
+    kwargs = {"noise_multiplier": NOISE, "l2_norm_clip": CLIP} | kwargs
+    rate = kwargs.pop("learning_rate", 1.0)
+    return tf_dpfp.DPSGD(
+        rate,
+        correlated_noise=None if bands is None else tf_dpfp.Banded(bands),
+        **kwargs,
+    )
+
+
+def _model(optimizer=None, **kwargs):
+    return helpers.private_line(optimizer or _optimizer(), **kwargs)
+
+
+def _batches(x=X, y=Y, steps=5, **kwargs):
+    return tf_dpfp.cyclic_poisson_batches(
+        x, y, expected_batch_size=SIZE, steps_per_epoch=steps, **kwargs
+    )
+
+
+def _fit(model, batches=None, epochs=1, **kwargs):
+    batches = _batches() if batches is None else batches
+    return model.fit(batches, epochs=epochs, verbose=0, **kwargs)
+
+
+def _only(model):
+    (entry,) = tf_dpfp.ledger(model)
+    return entry
+
+
+def _silent(optimizer, width=260, **kwargs):
+    """A model without gradients: whatever moves is noise."""
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            layers.Dense(width, kernel_initializer="zeros"),
+            layers.Dense(width, kernel_initializer="zeros"),
+        ]
+    )
+    tf_dpfp.make_private(model)
+    model.compile(
+        optimizer,
+        loss=lambda _, y_pred: tf.reduce_sum(0.0 * y_pred),
+        **kwargs,
+    )
+    return model
+
+
+def _releases(model, batches=None, epochs=2, callbacks=()):
+    recorder = auditing.ReleaseRecorder()
+    _fit(model, batches, epochs, callbacks=[recorder, *callbacks])
+    return recorder.releases
+
+
+def _assert_of_strategy(found, strategy, deviation):
+    """C times the noise of steps is independent, and has the deviation."""
+    column = np.zeros(len(found))
+    column[: len(strategy)] = strategy[: len(found)]
+    c = linalg.toeplitz(column, np.zeros(len(found)))
+    normals = c @ found / deviation
+    covariance = normals @ normals.T / normals.shape[1]
+    off = 6.0 * np.sqrt(2.0 / normals.shape[1])
+    np.testing.assert_allclose(covariance, np.eye(len(found)), atol=off)
+    helpers.assert_normal(normals[-1], 1.0, [0.93, 1.07])
+    # Independent noise would not do.
+    plain = found @ found.T / found.shape[1] / deviation**2
+    assert np.max(np.abs(plain - np.eye(len(found)))) > 10 * off
+
+
+@pytest.mark.parametrize(
+    ("arguments", "compiled"),
+    [
+        ({}, {}),
+        ({"clipping": "per_layer"}, {}),
+        ({"microbatch_size": 4}, {}),
+        ({}, {"run_eagerly": True}),
+    ],
+    ids=str,
+)
+def test_noise_of_steps_has_the_covariance_of_the_strategy(arguments, compiled):
+    """One kernel is drawn in pieces, the rest together."""
+    model = _silent(_optimizer(**arguments), **compiled)
+    found = _releases(model)
+    assert found.shape == (10, 260 * 265)
+    strategy = banded.coefficients(3, 10)
+    _assert_of_strategy(found, strategy, CLIP * NOISE)
+
+
+def test_every_fit_begins_with_noise_of_its_own():
+    model = _silent(_optimizer(), width=120)
+    first, second = _releases(model), _releases(model)
+    size = first.shape[1]
+    last, begin = first[-1], second[0]
+    scale = np.std(last) * np.std(begin) / np.sqrt(size)
+    assert abs(np.mean(last * begin)) < 6 * scale
+    # As it is within one.
+    assert abs(np.mean(first[-1] * first[-2])) > 10 * scale
+    deviation = CLIP * NOISE / banded.coefficients(3, 10)[0]
+    helpers.assert_normal(begin, deviation, [0.8, 1.2])
+
+
+def test_noise_that_goes_on_from_one_fit_to_the_next_would_be_seen(monkeypatch):
+    """Planted: what was kept of one training is in the next."""
+    monkeypatch.setattr(chain_lib.NoiseChain, "_begin_anew", lambda _: None)
+    monkeypatch.setattr(chain_lib.NoiseChain, "_forget", lambda _: None)
+    monkeypatch.setattr(
+        chain_lib.tf.debugging, "Assert", lambda *_: tf.constant(0)
+    )
+    model = _silent(_optimizer(), width=40)
+    first, second = _releases(model), _releases(model)
+    scale = np.std(first[-1]) * np.std(second[0]) / np.sqrt(first.shape[1])
+    assert abs(np.mean(first[-1] * second[0])) > 10 * scale
+
+
+@pytest.mark.parametrize("secret", [False, True])
+def test_one_band_trains_the_same_weights_as_no_bands(secret):
+    """Bit for bit, and with the same row of the ledger."""
+    seeds = {} if secret else {"seed": 7}
+    found = []
+    for bands in (None, 1):
+        keras.utils.set_random_seed(0)
+        model = _model(_optimizer(bands, seed=3))
+        make = (
+            tf_dpfp.poisson_batches
+            if bands is None
+            else (tf_dpfp.cyclic_poisson_batches)
+        )
+        batches = make(X, Y, expected_batch_size=SIZE, **(seeds or {"seed": 1}))
+        _fit(model, batches, epochs=2)
+        found.append((model.get_weights(), tf_dpfp.ledger(model)))
+    for a, b in zip(found[0][0], found[1][0], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert found[0][1] == found[1][1]
+    assert isinstance(found[1][1][0].sampling, accounting.PoissonSampling)
+    assert not hasattr(found[1][1][0].sampling, "parts")
+
+
+@pytest.mark.parametrize(
+    "compiled", [{}, {"run_eagerly": True}, {"steps_per_execution": 2}], ids=str
+)
+def test_steps_are_counted_with_the_beginning_of_each_fit(compiled):
+    model = _model(**compiled)
+    _fit(model, epochs=2)
+    assert _only(model) == accounting.LedgerEntry(
+        accounting.CyclicPoissonSampling(3 * 0.05, parts=3),
+        NOISE,
+        10 + 2,
+        release=accounting.BandedSums(3),
+    )
+    assert _only(model).rounds == 4
+    _fit(model, epochs=1)
+    assert _only(model).steps == 10 + 2 + 5 + 2
+    by_hand = accounting.LedgerEntry(
+        accounting.PoissonSampling(0.15), NOISE, steps=6
+    )
+    assert tf_dpfp.compute_epsilon(model, DELTA) == pytest.approx(
+        accounting.compute_epsilon([by_hand], DELTA)
+    )
+
+
+def test_more_parts_than_bands_are_counted_by_parts():
+    model = _model()
+    _fit(model, _batches(bands=5))
+    assert _only(model).sampling == accounting.CyclicPoissonSampling(
+        0.25, parts=5
+    )
+    assert _only(model).rounds == 1
+
+
+def test_a_fit_that_ends_early_or_is_cut_keeps_the_turn():
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):  # noqa: ARG002
+            self.model.stop_training = batch == 1
+
+    model = _model()
+    _fit(model, callbacks=[Stop()])
+    assert _only(model).steps == 2 + 2
+    # Epochs that end amid an iteration, of 3 and 2 steps in turn.
+    _fit(model, epochs=4, steps_per_epoch=3)
+    assert _only(model).steps == 4 + 10 + 2
+
+
+def test_no_file_copy_or_checkpoint_has_the_noise(tmp_path):
+    model = _silent(_optimizer(), width=40)
+    kept = []
+
+    class Keep(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):  # noqa: ARG002
+            chain = self.model.optimizer.correlation._chain
+            for several in chain._kept.values():
+                kept.extend(v.numpy().astype(np.float32) for v in several)
+            if batch == 4:
+                self.model.save(tmp_path / "m.keras")
+                self.model.save_weights(tmp_path / "m.weights.h5")
+                tf.train.Checkpoint(
+                    model=self.model, optimizer=self.model.optimizer
+                ).write(str(tmp_path / "c"))
+
+    _fit(model, callbacks=[Keep()])
+    kept = [noise for noise in kept if np.any(noise)]
+    assert len(kept) > 3
+    files = [path.read_bytes() for path in tmp_path.iterdir()]
+    assert len(files) >= 4
+    for noise in kept:
+        assert not any(noise[:8].tobytes() in content for content in files)
+    shapes = {noise.shape for noise in kept}
+    variables = [*model.variables, *model.optimizer.variables]
+    assert not shapes & {tuple(v.shape) for v in variables}
+    twin = copy.deepcopy(model.optimizer)
+    assert twin.correlated_noise == tf_dpfp.Banded(3)
+    assert twin.correlation._chain is not model.optimizer.correlation._chain
+
+
+def test_a_loaded_model_goes_on_with_its_bands_and_counts_a_new_beginning(
+    tmp_path,
+):
+    model = _model()
+    _fit(model)
+    model.save(tmp_path / "m.keras")
+    loaded = tf_dpfp.make_private(keras.saving.load_model(tmp_path / "m.keras"))
+    assert loaded.optimizer.correlated_noise == tf_dpfp.Banded(3)
+    assert _only(loaded).steps == 7
+    _fit(loaded)
+    assert _only(loaded).steps == 14
+
+
+def test_a_new_optimizer_takes_over_the_count():
+    model = _model()
+    _fit(model)
+    model.compile(_optimizer(2), "mse")
+    _fit(model)
+    assert [(e.release.bands, e.steps) for e in tf_dpfp.ledger(model)] == [
+        (3, 7),
+        (2, 6),
+    ]
+
+
+def test_steps_outside_of_fit_have_independent_noise_and_no_amplification():
+    model = _silent(_optimizer(expected_batch_size=SIZE), width=100)
+    x, y = np.zeros((6, 3)), np.zeros((6, 100))
+    found = []
+    for _ in range(4):
+        before = np.concatenate([w.ravel() for w in model.get_weights()])
+        model.train_on_batch(x, y)
+        after = np.concatenate([w.ravel() for w in model.get_weights()])
+        found.append((before - after) * SIZE)
+    helpers.assert_normal(found, CLIP * NOISE, [0.9, 1.1])
+    covariance = np.corrcoef(found)[np.triu_indices(4, 1)]
+    assert np.max(np.abs(covariance)) < 6 / np.sqrt(found[0].size)
+    assert _only(model) == accounting.LedgerEntry(
+        accounting.UnknownSampling(), NOISE, 4
+    )
+    model.optimizer.apply(loops.clipped_gradients(model, x, y))
+    assert _only(model).steps == 5
+
+
+def test_a_callback_may_not_step_meanwhile():
+    class Steps(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):  # noqa: ARG002
+            self.model.train_on_batch(X[:4], Y[:4])
+
+    with pytest.raises(RuntimeError, match="no other step"):
+        _fit(_model(), callbacks=[Steps()])
+
+
+def test_a_second_fit_of_another_thread_is_refused():
+    model, errors = _model(), []
+
+    class Fits(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):  # noqa: ARG002
+            if errors:
+                return
+
+            def second():
+                try:
+                    model.fit(_batches(), verbose=0)
+                except RuntimeError as error:
+                    errors.append(str(error))
+
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join()
+
+    _fit(model, callbacks=[Fits()])
+    assert len(errors) == 1 and "Another `fit`" in errors[0]
+
+
+def test_other_weights_amid_a_fit_are_refused():
+    class Freeze(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):  # noqa: ARG002
+            self.model.layers[0].trainable = False
+
+    model = _silent(_optimizer(), width=40, run_eagerly=True)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="weights"):
+        _fit(model, callbacks=[Freeze()])
+
+
+def test_an_order_that_is_not_the_schedules_is_refused():
+    """Planted: the same part over and over, at the rate of one of three."""
+    model, batches = _model(), _batches()
+    cyclic = registry.sampling_of(batches).cyclic
+    ordinary = cyclic.batches_of
+
+    def stuck(parts):
+        return ordinary(parts).map(lambda b: b._replace(part=b.part * 0))
+
+    object.__setattr__(cyclic, "batches_of", stuck)
+    weights = []
+    keep = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda *_, **__: weights.append(
+            model.get_weights()[0]
+        )
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError, match="whose turn"):
+        _fit(model, batches, callbacks=[keep])
+    weights.append(model.get_weights()[0])
+    # Its weights stayed where they were, though it may have been counted.
+    (before, after) = weights[-2:]
+    np.testing.assert_array_equal(before, after)
+    assert _only(model).steps in (1 + 2, 2 + 2)
+
+
+@pytest.mark.parametrize("bands", ["best", 3])
+def test_noise_is_found_for_the_budget(bands, capsys):
+    x = np.random.default_rng(1).normal(size=(3000, 3)).astype(np.float32)
+    batches = tf_dpfp.cyclic_poisson_batches(
+        x, x[:, :1], expected_batch_size=50
+    )
+    model = _model(_optimizer(bands, noise_multiplier="calibrate"))
+    budget = tf_dpfp.PrivacyBudget(3.0, 1e-5)
+    history = _fit(model, batches, epochs=2, callbacks=[budget])
+    assert int(model.optimizer.iterations) == 120
+    assert len(history.epoch) == 2
+    found = tf_dpfp.compute_epsilon(model, 1e-5)
+    assert 0.999 * 3.0 <= found <= 3.0
+    said = capsys.readouterr().out
+    entry = _only(model)
+    chosen = entry.release.bands
+    assert entry.steps == 120 + chosen - 1
+    assert (
+        f"120 steps of Poisson sampling at rate {50 * chosen / 3000:.4g}"
+        in (said)
+    )
+    if bands == "best":
+        assert chosen > 1 and f"Bands: {chosen}." in said
+        assert model.optimizer.correlated_noise == tf_dpfp.Banded(chosen)
+    # The budget is filled: nothing more is trained, and it says so.
+    assert not _fit(model, batches, callbacks=[budget]).epoch
+    assert tf_dpfp.compute_epsilon(model, 1e-5) == found
+
+
+def test_one_band_is_best_for_many_passes(capsys):
+    model = _model(_optimizer("best", noise_multiplier="calibrate"))
+    batches = tf_dpfp.cyclic_poisson_batches(X, Y, expected_batch_size=50)
+    _fit(
+        model,
+        batches,
+        epochs=40,
+        callbacks=[tf_dpfp.PrivacyBudget(1.0, 1e-4)],
+    )
+    assert "Bands: 1, which is independent noise" in capsys.readouterr().out
+    assert _only(model).sampling == accounting.PoissonSampling(0.25)
+    assert _only(model).steps == 160
+
+
+def test_a_budget_stops_before_the_round_that_would_exceed_it():
+    allowed = accounting.LedgerEntry(
+        accounting.PoissonSampling(0.15), NOISE, steps=3
+    )
+    epsilon = accounting.compute_epsilon([allowed], DELTA) * 1.0001
+    model = _model()
+    budget = tf_dpfp.PrivacyBudget(epsilon, DELTA)
+    _fit(model, epochs=5, callbacks=[budget])
+    # Three rounds of three steps: the tenth would begin another.
+    assert int(model.optimizer.iterations) == 9
+    assert _only(model).rounds == 3
+    assert tf_dpfp.compute_epsilon(model, DELTA) <= epsilon
+
+
+def test_a_killed_training_counts_the_beginning_too(tmp_path):
+    """The first step is on the disk as what it counts, before it runs."""
+
+    class Kill(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):  # noqa: ARG002
+            raise InterruptedError
+
+    model = _model()
+    backup = tf_dpfp.BackupAndRestore(str(tmp_path / "b"))
+    with pytest.raises(InterruptedError):
+        _fit(model, callbacks=[backup, Kill()])
+    counted = _only(model)
+    assert counted.steps == 3 and counted.rounds == 1
+    resumed = _model()
+    resumed.build((None, 3))
+    with pytest.warns(UserWarning, match="They stay counted"):
+        _fit(resumed, callbacks=[tf_dpfp.BackupAndRestore(str(tmp_path / "b"))])
+    assert _only(resumed).steps >= counted.steps + 5 + 2
+
+
+class TestRefused:
+    def test_other_data(self):
+        for data in (
+            (X, Y),
+            (tf_dpfp.poisson_batches(X, Y, expected_batch_size=10),),
+            (_batches().map(lambda x, y: (x, y)),),
+        ):
+            with pytest.raises(ValueError, match="far enough apart"):
+                _model(_optimizer(expected_batch_size=SIZE)).fit(
+                    *data, verbose=0
+                )
+
+    def test_fewer_parts_than_bands(self):
+        with pytest.raises(ValueError, match="fewer parts than bands"):
+            _fit(_model(), _batches(bands=2))
+
+    def test_more_bands_than_batches(self):
+        with pytest.raises(ValueError, match="fewer bands"):
+            _fit(_model(_optimizer(30)))
+
+    def test_xla(self):
+        with pytest.raises(ValueError, match="XLA compiles"):
+            _fit(_model(jit_compile=True))
+
+    def test_class_weights(self):
+        with pytest.raises(ValueError, match="class_weight"):
+            _fit(_model(), class_weight={0: 1.0})
+
+    def test_loops(self):
+        model = _model()
+        with pytest.raises(ValueError, match="in `fit` alone"):
+            with loops.sampled_steps(model, _batches()):
+                pass
+
+    def test_replicas(self):
+        with common.strategy(2).scope():
+            model = _model()
+        with pytest.raises(ValueError, match="one replica"):
+            _fit(model)
+
+    def test_carriers(self):
+        model = keras.Sequential(
+            [keras.Input((3,)), layers.Dense(4), layers.Dense(1)]
+        )
+        tf_dpfp.reparametrize(model, rank=1)
+        tf_dpfp.make_private(model)
+        model.compile(_optimizer(), "mse")
+        with pytest.raises(ValueError, match="carriers turn"):
+            _fit(model)
+
+    def test_representations(self):
+        model = keras.Sequential(
+            [
+                keras.Input((3,)),
+                layers.Dense(2),
+                tf_dpfp.DPRepresentationClip(
+                    1.0, noise_multiplier=1.0, labels="public"
+                ),
+                layers.Dense(1),
+            ]
+        )
+        tf_dpfp.make_private(model)
+        with pytest.raises(ValueError, match="DPRepresentationClip"):
+            model.compile(_optimizer(), "mse")
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ({"secure": True}, "secure"),
+            ({"clipping": tf_dpfp.clipping.PerDevice()}, "one device"),
+            (
+                {
+                    "clipping": tf_dpfp.clipping.PerLayer(
+                        thresholds=tf_dpfp.clipping.Adaptive()
+                    )
+                },
+                "adaptive",
+            ),
+            ({"bands": "best"}, "calibrate"),
+            ({"bands": 0}, "bands"),
+            ({"bands": 65}, "bands"),
+            ({"bands": "most"}, "bands"),
+        ],
+    )
+    def test_settings(self, arguments, words):
+        if "secure" in arguments:
+            pytest.importorskip("cryptography")
+        with pytest.raises(ValueError, match=words):
+            _optimizer(**arguments)
+
+    def test_what_is_no_setting(self):
+        with pytest.raises(ValueError, match="correlated_noise"):
+            tf_dpfp.DPSGD(1.0, noise_multiplier=1.0, correlated_noise=4)

@@ -1,0 +1,169 @@
+"""Training with correlated noise: which data, and by how many parts.
+
+Correlated noise is amplified only where an example is in steps that are as far
+apart as noise reaches. `fit` draws such batches itself, from one part of the
+data after the other, and says with each batch from which part it is. Steps that
+are not those of its loop have independent noise, or are refused.
+"""
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from tf_dpfp import accounting
+from tf_dpfp import optimizers
+from tf_dpfp import replicas
+from tf_dpfp.sampling import pipelines
+
+if TYPE_CHECKING:
+    from tf_dpfp.mechanisms.gradients import Gradients
+
+
+def applies(
+    optimizer: optimizers.PrivateOptimizer, pipeline: pipelines.Pipeline
+) -> bool:
+    """Tells if steps on a pipeline have correlated noise.
+
+    Args:
+        optimizer: The optimizer.
+        pipeline: Description of the data.
+    """
+    return pipeline.cyclic is not None and (optimizer.bands or 1) > 1
+
+
+def parts_of(
+    optimizer: optimizers.PrivateOptimizer, pipeline: pipelines.Pipeline
+) -> int:
+    """Returns the number of parts that batches are drawn from in turn.
+
+    Args:
+        optimizer: An optimizer whose number of bands is known.
+        pipeline: Description of cyclic batches.
+    """
+    assert pipeline.cyclic is not None and optimizer.bands is not None
+    return pipeline.cyclic.parts or optimizer.bands
+
+
+def by_parts(
+    optimizer: optimizers.PrivateOptimizer, pipeline: pipelines.Pipeline
+) -> tuple[accounting.Sampling, accounting.Release]:
+    """Returns the sampling and the release of steps with correlated noise.
+
+    Args:
+        optimizer: The optimizer.
+        pipeline: Description of cyclic batches.
+    """
+    assert pipeline.cyclic is not None and optimizer.bands is not None
+    sampling = pipeline.cyclic.sampling_of(parts_of(optimizer, pipeline))
+    return sampling, accounting.BandedSums(optimizer.bands)
+
+
+def batches(
+    optimizer: optimizers.PrivateOptimizer, pipeline: pipelines.Pipeline
+) -> tf.data.Dataset:
+    """Returns batches from one part after the other, which say so.
+
+    Args:
+        optimizer: The optimizer.
+        pipeline: Description of cyclic batches.
+    """
+    assert pipeline.cyclic is not None
+    return pipeline.cyclic.batches_of(parts_of(optimizer, pipeline))
+
+
+def opened(
+    optimizer: optimizers.PrivateOptimizer,
+    pipeline: pipelines.Pipeline,
+    arguments: dict[str, Any],
+) -> contextlib.AbstractContextManager[None]:
+    """Begins correlated noise for the steps of a `fit`, if it is correlated.
+
+    Args:
+        optimizer: The optimizer.
+        pipeline: Description of the data.
+        arguments: The bound arguments of `fit`.
+    """
+    if not applies(optimizer, pipeline):
+        return contextlib.nullcontext()
+    epochs = arguments["epochs"] - (arguments["initial_epoch"] or 0)
+    of_epoch = arguments.get("steps_per_epoch") or pipeline.steps_per_epoch
+    return optimizer.correlation.opened(max(1, epochs * (of_epoch or 1)))
+
+
+def check(
+    mechanism: "Gradients",
+    pipeline: pipelines.Pipeline,
+    strategy: tf.distribute.Strategy | None,
+    arguments: dict[str, Any],
+) -> None:
+    """Refuses a `fit` whose noise can't be correlated as it is asked for.
+
+    Args:
+        mechanism: The mechanism of the model.
+        pipeline: Description of the data.
+        strategy: The strategy that the model trains under, or `None`.
+        arguments: The bound arguments of `fit`.
+
+    Raises:
+        ValueError: If so.
+    """
+    bands = mechanism.optimizer.bands
+    if bands == 1:
+        return
+    noise = mechanism.optimizer.correlated_noise
+    if pipeline.cyclic is None:
+        raise ValueError(
+            "Correlated noise is amplified only where an example is in steps "
+            "that are far enough apart. Pass the data set that "
+            "tf_dpfp.cyclic_poisson_batches returned, itself, or leave "
+            f"`correlated_noise` out. Received: {pipeline.name}, "
+            f"correlated_noise={noise}"
+        )
+    if replicas.deals(strategy):
+        raise ValueError(
+            "Correlated noise is kept by one replica. Train on one device, or "
+            "leave `correlated_noise` out. Received: correlated_noise="
+            f"{noise} under {type(strategy).__name__}"
+        )
+    if mechanism.model.jit_compile:
+        raise ValueError(
+            "Correlated noise is not made for steps that XLA compiles. Compile "
+            "the model with jit_compile=False. Received: jit_compile="
+            f"{mechanism.model.jit_compile}, correlated_noise={noise}"
+        )
+    if arguments.get("class_weight"):
+        raise ValueError(
+            "`class_weight` is for batches that are not drawn by parts. Give "
+            "weights with the examples instead: cyclic_poisson_batches(x, y, "
+            f"sample_weight, ...). Received: correlated_noise={noise}"
+        )
+    _check_parts(pipeline.cyclic.parts, bands)
+
+
+def _check_parts(parts: int | None, bands: int | None) -> None:
+    if parts is not None and bands is not None and parts < bands:
+        raise ValueError(
+            "With fewer parts than bands an example would be in steps that "
+            "share noise. Leave `bands` of cyclic_poisson_batches out, or "
+            f"raise it. Received: cyclic_poisson_batches(bands={parts}), "
+            f"Banded(bands={bands})"
+        )
+
+
+def refuse_loop(optimizer: optimizers.PrivateOptimizer) -> None:
+    """Refuses sampled steps of a loop, whose noise would be independent.
+
+    Args:
+        optimizer: The optimizer.
+
+    Raises:
+        ValueError: If its noise is correlated.
+    """
+    if optimizer.bands != 1:
+        raise ValueError(
+            "Noise is correlated in `fit` alone: a loop does not say from "
+            "which part of the data its batches are. Use `fit`, or leave "
+            "`correlated_noise` out. Received: correlated_noise="
+            f"{optimizer.correlated_noise}"
+        )

@@ -1,0 +1,298 @@
+"""Correlated noise: noise of a step that takes back part of earlier noise.
+
+With z for the independent normals of a step, its noise is
+
+    w_t = (z_t - c_1 w_(t-1) - ... - c_(b-1) w_(t-b+1)) / c_0,
+
+so that C w = z with C lower-triangular, Toeplitz, with b bands. The last b - 1
+noises are kept, in deviations, whatever a step multiplies them by.
+
+**What must hold for a guarantee** (see `accounting.releases.BandedSums`): the
+columns of C have norm at most 1, and an example is in one of b steps in a row.
+So a chain counts its steps, and a step whose batch is not from the part whose
+turn it is fails before it is counted. A chain begins with no earlier noise; the
+same noises in two chains would be noise that two releases share, so nothing
+but the process that drew them has them: they are plain variables, like the key
+of the noise (`noise.gaussian`), which no file, checkpoint or copy holds. In a
+process that was forked a chain begins anew.
+
+A step that claims no part has independent noise, and leaves the chain as it is.
+"""
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Hashable, Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tf_dpfp.keras_private import variables as keras_variables
+from tf_dpfp.noise.gaussian import this_process
+
+# Larger draws are computed in one pass over the earlier noises, by XLA.
+_IN_ONE_PASS = 2**16
+_STEPS, _FIRST, _LAYOUT = range(3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One step's place in a chain.
+
+    Attributes:
+        factors: Coefficient of each of the earlier noises that are kept; zero
+            for those of an earlier chain, and in a step without a part.
+        scale: One over c_0; 1 in a step without a part.
+        slot: Where the noise of the step is kept; beyond the last: nowhere.
+        layout: Name of the draws of the step.
+        begins: True if the step is the first of its chain.
+    """
+
+    factors: tf.Tensor
+    scale: tf.Tensor
+    slot: tf.Tensor
+    layout: int
+    begins: tf.Tensor
+
+
+class NoiseChain:
+    """Correlates the noise of the steps of one training at a time.
+
+    A plain Python object, so that neither Keras nor `tf.train.Checkpoint`
+    tracks the noises that it keeps.
+
+    Args:
+        bands: Number of bands, at least 2.
+    """
+
+    def __init__(self, bands: int):
+        self.bands = bands
+        self._lock = threading.Lock()
+        self._is_open = False
+        self._begun = False
+        self._process: object = None
+        self._coefficients: tf.Variable = None
+        self._state: tf.Variable = None
+        self._layouts: dict[Hashable, int] = {}
+        self._kept: dict[tuple[int, int], list[tf.Variable]] = {}
+
+    def __deepcopy__(self, memo) -> "NoiseChain":
+        """Returns a chain without noises: a copy must not go on with them."""
+        return NoiseChain(self.bands)
+
+    def __reduce__(self):
+        return NoiseChain, (self.bands,)
+
+    def build(self) -> None:
+        """Makes the variables of the chain's place; not in a second trace."""
+        with self._lock, keras_variables.made_eagerly():
+            if self._state is None:
+                self._state = tf.Variable(
+                    np.zeros(3, np.int64), trainable=False
+                )
+                self._coefficients = tf.Variable(
+                    np.zeros(self.bands, np.float32), trainable=False
+                )
+
+    @contextlib.contextmanager
+    def opened(self, coefficients: Sequence[float]) -> Iterator[None]:
+        """Begins a chain; it ends with the context.
+
+        Args:
+            coefficients: Those of a column of C, of norm at most 1.
+
+        Raises:
+            ValueError: If their norm is above 1, or there are too many.
+            RuntimeError: If a chain is open.
+        """
+        first = _checked(coefficients, self.bands)
+        with self._lock:
+            if self._is_open:
+                raise RuntimeError(
+                    "Another `fit` with the same optimizer is running, and "
+                    "steps of two trainings can't share correlated noise. Run "
+                    "one after the other."
+                )
+            self._is_open = True
+        try:
+            self.build()
+            self._begin_anew()
+            with tf.init_scope():
+                self._coefficients.assign(first)
+            yield
+        finally:
+            self._forget()
+            self._is_open = False
+
+    def _begin_anew(self) -> None:
+        with tf.init_scope():
+            self._state.assign(np.zeros(3, np.int64))
+        self._begun = False
+        self._process = this_process()
+
+    def _forget(self) -> None:
+        """Clears the noises: nobody needs them any more."""
+        with tf.init_scope():
+            for variables in self._kept.values():
+                for variable in variables:
+                    variable.assign(tf.zeros(variable.shape))
+
+    @property
+    def is_fresh(self) -> bool:
+        """True if a chain is open and no step of it was taken yet."""
+        if not self._is_open:
+            return False
+        if not self._begun:
+            self._begun = int(self._state.numpy()[_STEPS]) > 0
+        return not self._begun
+
+    def before_step(self, by_parts: bool) -> None:
+        """Checks a step before it runs; begins anew in a forked process.
+
+        Args:
+            by_parts: True if its batch is claimed to be drawn by parts.
+
+        Raises:
+            RuntimeError: If it is another step than those of an open chain.
+        """
+        if self._is_open and not by_parts:
+            raise RuntimeError(
+                "While `fit` runs with correlated noise, no other step of its "
+                "optimizer may be taken: by a callback, in another thread or "
+                "in a `fit` inside. Take it before or after."
+            )
+        forked = self._state is not None and self._process is not None
+        if forked and self._process is not this_process():
+            self._begin_anew()
+
+    def turn(
+        self, parts: tf.Tensor, part: tf.Tensor | None, layout: Hashable
+    ) -> Turn:
+        """Takes the turn of one step; part of the step, once.
+
+        Args:
+            parts: Number of parts that the step is claimed to be drawn from
+                in turn; 0: none is claimed, and its noise is independent.
+            part: The part that its batch was drawn from; `None`: unknown,
+                then `parts` is 0.
+            layout: Description of the draws of the step.
+
+        Returns:
+            The turn. Under `parts` of 0 it leaves the chain as it is.
+        """
+        self.build()
+        number = self._layouts.setdefault(layout, len(self._layouts) + 1)
+        parts = tf.cast(parts, tf.int64)
+        part = tf.cast(0 if part is None else part, tf.int64)
+        in_chain = parts > 0
+        state = tf.identity(self._state)
+        steps = state[_STEPS]
+        begins = in_chain & (steps == 0)
+        place = tf.stack([tf.constant(0, tf.int64), part, number])
+        known = tf.where(begins, place, state)
+        due = (known[_FIRST] + steps) % tf.maximum(parts, 1)
+        as_due = (due == part) & (known[_LAYOUT] == number)
+        check = tf.debugging.Assert(
+            as_due | ~in_chain,
+            [
+                "The batch is not from the part of the data whose turn it is, "
+                "or other weights are trained than in the steps before. With "
+                "correlated noise batches must come in order, and weights be "
+                "frozen between two `fit`s. Received: part",
+                part,
+                "due",
+                due,
+            ],
+        )
+        with tf.control_dependencies([] if check is None else [check]):
+            one = tf.constant([1, 0, 0], tf.int64)
+            further = one + tf.where(begins, place, tf.zeros_like(place))
+            self._state.assign_add(
+                tf.where(in_chain, further, tf.zeros_like(further))
+            )
+            # The noise is made of it, so nothing is released before the check.
+            steps = tf.identity(steps)
+        kept = self.bands - 1
+        lags = (steps - 1 - tf.range(kept, dtype=tf.int64)) % kept + 1
+        used = (lags <= steps) & in_chain
+        coefficients = tf.identity(self._coefficients)
+        return Turn(
+            factors=tf.where(used, tf.gather(coefficients, lags), 0.0),
+            scale=tf.where(in_chain, 1.0 / coefficients[0], 1.0),
+            slot=tf.cast(tf.where(in_chain, steps % kept, kept), tf.int32),
+            layout=number,
+            begins=begins,
+        )
+
+    def correlated(
+        self, normals: tf.Tensor, turn: Turn, draw: int
+    ) -> tf.Tensor:
+        """Makes a step's noise of independent normals, and keeps it.
+
+        Args:
+            normals: float32, `(size,)`, of deviation 1.
+            turn: The turn of the step.
+            draw: Number of the draw in the step.
+
+        Returns:
+            The noise, of the same shape.
+        """
+        kept = self._kept_of(turn.layout, draw, normals.shape[0])
+        values = [tf.identity(variable) for variable in kept]
+        if normals.shape[0] >= _IN_ONE_PASS:
+            noise = _compiled(normals, turn.factors, turn.scale, values)
+        else:
+            noise = _filtered(normals, turn.factors, turn.scale, values)
+
+        def keep(variable: tf.Variable):
+            def assign() -> tf.Tensor:
+                variable.assign(noise)
+                return tf.constant(0)
+
+            return assign
+
+        tf.switch_case(turn.slot, [*map(keep, kept), lambda: tf.constant(0)])
+        return noise
+
+    def _kept_of(self, layout: int, draw: int, size: int) -> list[tf.Variable]:
+        with self._lock, keras_variables.made_eagerly():
+            if (layout, draw) not in self._kept:
+                self._kept[layout, draw] = [
+                    tf.Variable(tf.zeros([size]), trainable=False)
+                    for _ in range(self.bands - 1)
+                ]
+        return self._kept[layout, draw]
+
+
+def _filtered(
+    normals: tf.Tensor,
+    factors: tf.Tensor,
+    scale: tf.Tensor,
+    earlier: Sequence[tf.Tensor],
+) -> tf.Tensor:
+    for factor, noise in zip(
+        tf.unstack(factors, len(earlier)), earlier, strict=True
+    ):
+        normals -= factor * noise
+    return normals * scale
+
+
+_compiled = tf.function(_filtered, jit_compile=True, autograph=False)
+
+
+def _checked(coefficients: Sequence[float], bands: int) -> np.ndarray:
+    """Checks coefficients, as the float32 numbers that are used.
+
+    Raises:
+        ValueError: If noise with them would be less than is counted.
+    """
+    found = np.zeros(bands, np.float32)
+    found[: len(coefficients)] = coefficients
+    norm = float(np.linalg.norm(found.astype(np.float64)))
+    if not (norm <= 1.0 and found[0] > 0.0):
+        raise ValueError(
+            "The columns of a strategy for correlated noise must have norm at "
+            "most 1, and begin with a number above 0: more noise would be "
+            f"counted than is drawn. Received: norm {norm}"
+        )
+    return found

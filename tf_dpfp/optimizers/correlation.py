@@ -1,0 +1,151 @@
+"""Correlated noise of an optimizer: its chain, and how its steps are counted.
+
+**Mechanism.** Sums x_t of clipped gradients, noise of the multiplier z, and the
+strategy C of `noise.chain`: step t releases x_t + z C_clip (C^-1 n)_t with
+independent normals n. Adjacency: one example added or removed. The unit is an
+example, in steps that are as many apart as there are parts; the sensitivity of
+all rows that one of these steps moves is the clip norm, times the norm of a
+column of C, at most 1. `docs/guarantee.md` has the proof.
+
+The ledger counts a step as one, and the first of a chain as as many as there
+are parts: see `accounting.CyclicPoissonSampling`.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tf_dpfp import accounting
+from tf_dpfp import compilation
+from tf_dpfp import counting
+from tf_dpfp import noise as noise_lib
+from tf_dpfp.accounting import banded
+from tf_dpfp.optimizers import clipped_gradients as clipped_lib
+from tf_dpfp.optimizers import release as release_lib
+
+
+class Correlation:
+    """Noise that is correlated over the steps of a `fit`, or is not.
+
+    A plain Python object, so that nothing tracks the noises of earlier steps.
+
+    Args:
+        ledger: The ledger that counts the steps.
+    """
+
+    def __init__(self, ledger: counting.Ledger):
+        self._ledger = ledger
+        self._chain: noise_lib.NoiseChain | None = None
+        self._claim: counting.Claim | None = None
+
+    def take(self, bands: int | None) -> None:
+        """Takes the number of bands.
+
+        Args:
+            bands: The number; 1: noise is independent. `None`: not known yet.
+        """
+        if self._chain is None and bands is not None and bands > 1:
+            self._chain = noise_lib.NoiseChain(bands)
+            self._ledger.call_before(self._before_step)
+
+    def _before_step(self, located: counting.Located) -> None:
+        if self._chain is not None:
+            self._chain.before_step(located.claim.parts > 0)
+
+    @contextlib.contextmanager
+    def opened(self, steps: int) -> Iterator[None]:
+        """Begins a chain for the steps that this thread is to take.
+
+        Args:
+            steps: Their number, as far as it is known: for the coefficients
+                alone.
+
+        Raises:
+            RuntimeError: If another one is open.
+        """
+        claim = self._ledger.claim_to_come()
+        assert self._chain is not None and claim is not None
+        strategy = banded.coefficients(self._chain.bands, steps)
+        with self._chain.opened(strategy):
+            self._claim = claim
+            yield
+
+    @property
+    def pending(self) -> list[accounting.LedgerEntry]:
+        """Lists what the next step counts as, beside itself."""
+        if self._chain is None or not self._chain.is_fresh:
+            return []
+        assert self._claim is not None
+        return [self._claim.entry(self._claim.parts - 1)]
+
+    def check(self, carriers: Sequence[Any]) -> None:
+        """Refuses carriers, which turn in every step.
+
+        Args:
+            carriers: Carriers of each variable, or `None`.
+
+        Raises:
+            ValueError: If noise is correlated and there are any.
+        """
+        if self._chain is not None and any(c is not None for c in carriers):
+            raise ValueError(
+                "Low-rank carriers turn in every step, and correlated noise "
+                "takes back noise of earlier ones, which was in other "
+                "directions. Leave `correlated_noise` out, or take the marks "
+                "off with `tf_dpfp.low_rank.remove_carriers(layer)`."
+            )
+
+    def count_step(
+        self, release: counting.Release, clipped: clipped_lib.ClippedGradients
+    ) -> release_lib.Correlated | None:
+        """Counts a step, and gives it its turn; part of the compiled step.
+
+        Args:
+            release: The release that its noise is drawn by.
+            clipped: The clipped sums.
+
+        Returns:
+            Makes the noise of a draw; `None`: noise is independent.
+        """
+        ledger, chain = self._ledger, self._chain
+        if chain is None:
+            ledger.count_step(
+                release, clipped.stamp, clipped.counted_batch_size
+            )
+            return None
+        has_part = clipped.part is not None
+        rows = ledger.rows_of(release, clipped.stamp, has_part)
+        parts = counting.parts_of(rows)
+        turn = chain.turn(parts, clipped.part, _layout(clipped))
+        ledger.count_in(
+            rows,
+            clipped.counted_batch_size,
+            tf.where(turn.begins, parts - 1, tf.zeros_like(parts)),
+        )
+        return functools.partial(_correlated, chain, turn)
+
+
+def _correlated(
+    chain: noise_lib.NoiseChain,
+    turn: noise_lib.Turn,
+    normals: tf.Tensor,
+    draw: int,
+) -> tf.Tensor:
+    return chain.correlated(normals, turn, draw)
+
+
+def _layout(clipped: clipped_lib.ClippedGradients) -> tuple:
+    """Describes which numbers share which draw."""
+    return (
+        compilation.target(),
+        compilation.has_accelerator(),
+        tuple(
+            (group.device, index, tuple(total.shape))
+            for group in clipped.groups
+            for index in group.members
+            if (total := clipped.sums[index]) is not None
+        ),
+    )
