@@ -7,11 +7,12 @@ from tf_dpfp.counting.claims import announced
 from tf_dpfp.counting.claims import announcement
 from tf_dpfp.counting.claims import announcement_of_step
 from tf_dpfp.counting.claims import on_drawn_batch
+from tf_dpfp.counting.claims import parts_of
 from tf_dpfp.counting.claims import passed_to_replicas
+from tf_dpfp.counting.claims import to_come
 from tf_dpfp.counting.ledger import MARKER
 from tf_dpfp.counting.ledger import TABLE_SHAPE
 from tf_dpfp.counting.ledger import Ledger
-from tf_dpfp.counting.ledger import parts_of
 from tf_dpfp.counting.release import GaussianRelease
 from tf_dpfp.counting.release import JointRelease
 from tf_dpfp.counting.release import Release
@@ -32,4 +33,5 @@ __all__ = [
     "on_drawn_batch",
     "parts_of",
     "passed_to_replicas",
+    "to_come",
 ]

@@ -98,6 +98,15 @@ class Located:
     rows: tf.Tensor
 
 
+def parts_of(rows: tf.Tensor) -> tf.Tensor:
+    """Returns in how many parts the data of a step are; 0 if in none.
+
+    Args:
+        rows: Result of `Ledger.rows_of`.
+    """
+    return rows[5]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Announced:
     """Claims that steps of a thread may have.

@@ -29,6 +29,7 @@ import tensorflow as tf
 from tf_dpfp import accounting
 from tf_dpfp import compilation
 from tf_dpfp.accounting import table
+from tf_dpfp.counting import agreement
 from tf_dpfp.counting import claims
 from tf_dpfp.counting.release import Release
 from tf_dpfp.keras_private import call_time
@@ -126,9 +127,9 @@ class Ledger:
         Raises:
             RuntimeError: If the ledger counts another noise.
         """
-        _require_same(self._drawn, release)
+        agreement.require_same(self._drawn, release)
         claim = claims.to_come(self) or claims.Claim(release)
-        _require_same(release, claim.release)
+        agreement.require_same(release, claim.release)
         return claim.entry(claim.draws)
 
     def locate(self, claim: claims.Claim) -> claims.Located:
@@ -144,7 +145,7 @@ class Ledger:
             ValueError: If the table is full.
             RuntimeError: If steps draw another noise.
         """
-        _require_same(self._drawn, claim.release)
+        agreement.require_same(self._drawn, claim.release)
         return self._located(claim)
 
     def _located(self, claim: claims.Claim) -> claims.Located:
@@ -222,14 +223,6 @@ class Ledger:
         with self._lock, tf.init_scope():
             self._unclaimed[release] = self.locate(claims.Claim(release))
 
-    def claim_to_come(self) -> claims.Claim | None:
-        """Returns the claim of the next step on a drawn batch of this thread.
-
-        Returns:
-            `None` if none is announced.
-        """
-        return claims.to_come(self)
-
     def claimed_batch_size(self) -> int | None:
         """Returns the batch size of the claim that this thread has now."""
         located = claims.of_thread(self)
@@ -252,7 +245,7 @@ class Ledger:
             # At every call of a compiled step, before any of it runs.
             compilation.keep_float32_products()
             located = claims.of_thread(self) or self._unclaimed[release]
-            _require_same_unit(release, located.claim.release)
+            agreement.require_same_unit(release, located.claim.release)
             for function in tuple(self._called_before):
                 function(located)
             return located.rows
@@ -315,11 +308,11 @@ class Ledger:
             RuntimeError: If the ledger counts another noise, or the claim is
                 for examples where the step is for persons.
         """
-        _require_same(self._drawn, release)
+        agreement.require_same(self._drawn, release)
         located = claims.of_thread(self)
         if located is not None:
-            _require_same(release, located.claim.release)
-            _require_same_unit(release, located.claim.release)
+            agreement.require_same(release, located.claim.release)
+            agreement.require_same_unit(release, located.claim.release)
         self.ensure_open(release)
         self._drawn = release
         rows = None if stamp is None else stamp.take(self)
@@ -328,7 +321,7 @@ class Ledger:
             return unclaimed
         if has_part:
             return rows
-        return tf.where(parts_of(rows) > 0, unclaimed, rows)
+        return tf.where(claims.parts_of(rows) > 0, unclaimed, rows)
 
     def count_in(
         self,
@@ -404,15 +397,6 @@ class Ledger:
             keras_variables.add_atomically(self._table, difference)
 
 
-def parts_of(rows: tf.Tensor) -> tf.Tensor:
-    """Returns in how many parts the data of a step are; 0 if in none.
-
-    Args:
-        rows: Result of `Ledger.rows_of`.
-    """
-    return rows[5]
-
-
 def _decoded(values: np.ndarray) -> list[accounting.LedgerEntry]:
     """Decodes the table; leaves out kinds of which no step ran."""
     if values.ndim != 2 or values.shape[1] != _COUNT + 1:
@@ -427,29 +411,6 @@ def _decoded(values: np.ndarray) -> list[accounting.LedgerEntry]:
         np.ascontiguousarray(values[:, :_COUNT]), steps
     )
     return [entry for entry in entries if entry.steps]
-
-
-def _require_same(drawn: Release | None, counted: Release) -> None:
-    """Refuses to count another noise than is drawn."""
-    if drawn is not None and drawn.noise != counted.noise:
-        raise RuntimeError(
-            "The noise of a step and its row in the privacy ledger must come "
-            "from the same release. Compile the model with a new optimizer, or "
-            f"make a new layer. Received: noise={drawn}, ledger={counted}"
-        )
-
-
-def _require_same_unit(released: Release, claimed: Release) -> None:
-    """Refuses to count a step of examples as one of persons, or the reverse."""
-    if released.kind.unit != claimed.kind.unit:
-        raise RuntimeError(
-            f"The batches are claimed to be drawn by {claimed.kind.unit}, and "
-            f"this step clips the gradient of every {released.kind.unit}. In "
-            "a loop over batches of poisson_batches(users=...), call "
-            "`clipped_gradients` or `distributed_step` with persons=True, on "
-            f"whole batches. Received: claimed={claimed.kind}, "
-            f"released={released.kind}"
-        )
 
 
 def _kind(entry: accounting.LedgerEntry) -> accounting.LedgerEntry:

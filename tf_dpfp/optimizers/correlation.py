@@ -66,7 +66,7 @@ class Correlation:
         Raises:
             RuntimeError: If another one is open.
         """
-        claim = self._ledger.claim_to_come()
+        claim = counting.to_come(self._ledger)
         assert self._chain is not None and claim is not None
         strategy = banded.coefficients(self._chain.bands, steps)
         with self._chain.opened(strategy):

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from tf_dpfp import counting
+from tf_dpfp.optimizers import settings as settings_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,3 +70,26 @@ def _words(representations: counting.GaussianRelease | None) -> str:
         f"{representations.noise_multiplier:g} ({representations.kind}, "
         f"clip norm {representations.clip_norm:g})"
     )
+
+
+def check_settings(settings: settings_lib.PrivacySettings) -> None:
+    """Refuses settings under which nothing is released jointly.
+
+    Args:
+        settings: Settings of the optimizer.
+
+    Raises:
+        ValueError: If its noise is secure or correlated.
+    """
+    if settings.secure:
+        raise ValueError(
+            "`secure=True` does not reach the noise of a "
+            "DPRepresentationClip, which is part of the release. Leave "
+            "`secure` out. Received: secure=True"
+        )
+    if settings.bands != 1:
+        raise ValueError(
+            "Nothing is proved of correlated noise with a "
+            "DPRepresentationClip in the model. Leave `correlated_noise` "
+            f"out. Received: correlated_noise={settings.correlated_noise}"
+        )

@@ -230,19 +230,8 @@ class PrivateOptimizer(
             ValueError: If the optimizer counts others already, or its noise is
                 secure: that of representations is not.
         """
-        if self.secure:
-            raise ValueError(
-                "`secure=True` does not reach the noise of a "
-                "DPRepresentationClip, which is part of the release. Leave "
-                "`secure` out. Received: secure=True"
-            )
+        joint_release.check_settings(self._settings)
         known = self._settings.representations
-        if self.bands != 1:
-            raise ValueError(
-                "Nothing is proved of correlated noise with a "
-                "DPRepresentationClip in the model. Leave `correlated_noise` "
-                f"out. Received: correlated_noise={self.correlated_noise}"
-            )
         if known == representations:
             return
         if known is not None:

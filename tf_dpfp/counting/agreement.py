@@ -1,0 +1,42 @@
+"""Agreement of the noise that is drawn with the row that is counted."""
+
+from tf_dpfp.counting.release import Release
+
+
+def require_same(drawn: Release | None, counted: Release) -> None:
+    """Refuses to count another noise than is drawn.
+
+    Args:
+        drawn: Release that noise is drawn by; `None`: none was yet.
+        counted: Release that is to be counted.
+
+    Raises:
+        RuntimeError: If their noise differs.
+    """
+    if drawn is not None and drawn.noise != counted.noise:
+        raise RuntimeError(
+            "The noise of a step and its row in the privacy ledger must come "
+            "from the same release. Compile the model with a new optimizer, or "
+            f"make a new layer. Received: noise={drawn}, ledger={counted}"
+        )
+
+
+def require_same_unit(released: Release, claimed: Release) -> None:
+    """Refuses to count a step of examples as one of persons, or the reverse.
+
+    Args:
+        released: Release of the step.
+        claimed: Release that its batches are claimed for.
+
+    Raises:
+        RuntimeError: If they protect others.
+    """
+    if released.kind.unit != claimed.kind.unit:
+        raise RuntimeError(
+            f"The batches are claimed to be drawn by {claimed.kind.unit}, and "
+            f"this step clips the gradient of every {released.kind.unit}. In "
+            "a loop over batches of poisson_batches(users=...), call "
+            "`clipped_gradients` or `distributed_step` with persons=True, on "
+            f"whole batches. Received: claimed={claimed.kind}, "
+            f"released={released.kind}"
+        )
