@@ -50,7 +50,8 @@ _WINDOWS, _LENGTH = 100_000, 33
 
 def _step(workload: workloads.Workload, bands: int, rounds: int) -> Callable:
     """Makes a compiled private step, traced by its first call."""
-    model = workload.make_model()
+    sized = {} if workload.length is None else {"length": workload.length}
+    model = workload.make_model(**sized)
     tf_dpfp.make_private(model)
     model.compile(
         optimizer=tf_dpfp.DPAdam(
@@ -62,7 +63,7 @@ def _step(workload: workloads.Workload, bands: int, rounds: int) -> Callable:
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    x, y = workload.make_batch(workload.batch_size)
+    x, y = workload.make_batch(workload.batch_size, **sized)
     # One batch, each time as one of the part that is due.
     batches = tf.data.Dataset.from_tensors((x, y)).repeat()
     stack = contextlib.ExitStack()

@@ -109,6 +109,14 @@ def test_rounding_dies_out_in_long_trainings():
         assert banded._decays(np.array(banded.coefficients(bands, 20_000)))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_bands_that_no_step_reaches_are_zero(steps):
+    found = np.array(banded.coefficients(6, steps))
+    assert found.shape == (6,) and not np.any(found[steps:])
+    assert 1.0 - 1e-5 < np.linalg.norm(found) < 1.0
+    assert banded._decays(found)
+
+
 @pytest.mark.parametrize("wrong", [{"bands": 0}, {"steps": 0}])
 def test_refuses_numbers_that_are_not_positive(wrong):
     with pytest.raises(ValueError, match="Received"):

@@ -23,7 +23,7 @@ from tf_dpfp.sampling import cyclic
 
 pytestmark = pytest.mark.usefixtures("without_trial")
 
-BANDS, OTHERS, ROUNDS, SEED = 3, dirac._OTHERS, 500, 11
+BANDS, OTHERS, ROUNDS, SEED = 3, dirac._OTHERS, 400, 11
 CLIP, NOISE, DELTA = 0.5, 1.0, (1e-3, 1e-1)
 
 

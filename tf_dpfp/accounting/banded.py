@@ -74,6 +74,10 @@ def coefficients(bands: int, steps: int) -> tuple[float, ...]:
     steps = min(arguments.positive_integer("steps", steps), _LONGEST)
     if bands == 1:
         return (1.0,)
+    if steps < bands:
+        # No step has so many before it.
+        few = (1.0 - _SLACK,) if steps == 1 else coefficients(steps, steps)
+        return few + (0.0,) * (bands - steps)
     begin = square_root(bands)
     # Trials of its line search may overflow, which only ends them.
     with np.errstate(all="ignore"):
