@@ -89,6 +89,25 @@ def test_coefficients_are_the_best_by_another_search(bands, steps):
     )
 
 
+@pytest.mark.parametrize(
+    ("bands", "steps", "loss"),
+    [
+        # What `optimize_banded_toeplitz` of JAX-Privacy finds, in float64.
+        (2, 293, 75.7000057207),
+        (4, 293, 40.5162114293),
+        (8, 293, 23.1966912761),
+        (16, 293, 14.6140088678),
+        (8, 1318, 90.3090494765),
+    ],
+)
+def test_coefficients_are_as_good_as_those_of_jax_privacy(bands, steps, loss):
+    found = np.array(banded.coefficients(bands, steps))
+    found /= np.linalg.norm(found)
+    assert banded.relative_error(found, steps) ** 2 == pytest.approx(
+        loss, rel=1e-9
+    )
+
+
 def test_gradient_of_the_search_is_that_of_differences():
     c = banded.square_root(5) * 1.3
     _, gradient = banded._log_squared_error(c, 50)
