@@ -5,6 +5,7 @@ is their text; a privacy card has the fields themselves. Lines of the text have
 80 columns, and its figures are never rounded down.
 """
 
+import dataclasses
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence

@@ -23,6 +23,10 @@ _ADJACENCY = {
 _RELEASED = {
     "Sums": "sums of clipped per-example gradients, with Gaussian noise",
     "PersonSums": "sums of clipped gradients of persons, with Gaussian noise",
+    "BandedSums": (
+        "sums of clipped per-example gradients, with Gaussian noise that is "
+        "correlated over steps"
+    ),
     "Representations": "clipped representations, with Gaussian noise",
     "Joint": (
         "clipped representations and, from the same examples, sums of clipped "
