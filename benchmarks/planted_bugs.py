@@ -23,8 +23,7 @@ from tf_dpfp.optimizers import release
 def noise_forgotten() -> Iterator[None]:
     """The clipped sums are released as they are."""
 
-    def add_noise(clipped, noise_multiplier, allocation, draws):
-        del noise_multiplier, allocation, draws
+    def add_noise(clipped, *_):
         return list(clipped.sums)
 
     with mock.patch.object(release, "add_noise", add_noise):
@@ -36,8 +35,8 @@ def noise_halved() -> Iterator[None]:
     """Half of the standard deviation that is accounted for."""
     original = release.add_noise
 
-    def add_noise(clipped, noise_multiplier, allocation, draws):
-        return original(clipped, noise_multiplier / 2, allocation, draws)
+    def add_noise(clipped, noise_multiplier, *others):
+        return original(clipped, noise_multiplier / 2, *others)
 
     with mock.patch.object(release, "add_noise", add_noise):
         yield

@@ -323,3 +323,32 @@ def test_released_noise_has_the_scale_that_was_found():
     assert accounting.compute_epsilon([entry], 1e-2) == pytest.approx(
         EPSILON, rel=0.05
     )
+
+
+class _HandsOn(keras.Model):
+    """A model whose `fit` names few arguments, as a task of KerasHub."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+    def fit(self, x=None, y=None, batch_size=None, **kwargs):
+        return super().fit(x=x, y=y, batch_size=batch_size, **kwargs)
+
+
+def test_a_fit_that_hands_on_its_arguments_is_understood():
+    model = _HandsOn()
+    model(X[:1])
+    tf_dpfp.make_private(model)
+    model.compile(tf_dpfp.DPSGD(0.01, noise_multiplier="calibrate"), loss="mse")
+    seen = []
+    watch = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(logs["epsilon"])
+    )
+    # Before the budget: it is put first, or there would be no epsilon yet.
+    _fit(model, callbacks=[watch, _budget()])
+    _assert_filled(model, 8)
+    assert len(seen) == 2 and seen[-1] == tf_dpfp.compute_epsilon(model, DELTA)

@@ -132,13 +132,23 @@ def replaced(
     Returns:
         The positional and the keyword arguments.
     """
-    found = inspect.signature(method).bind(*args, **kwargs)
-    found.arguments.update(changes)
+    signature = inspect.signature(method)
+    found = signature.bind(*args, **kwargs)
+    rest = _rest(signature)
+    for name, value in changes.items():
+        if name in signature.parameters or rest is None:
+            found.arguments[name] = value
+        else:
+            others = found.arguments.get(rest, {})
+            found.arguments[rest] = {**others, name: value}
     return found.args, found.kwargs
 
 
 def bound(method, args: tuple, kwargs: dict) -> dict[str, Any]:
     """Names the arguments of a call, defaults included.
+
+    A model's own method may hand on what it does not name, as those of
+    KerasHub's tasks do: such arguments are those of Keras's method.
 
     Args:
         method: The method.
@@ -148,6 +158,25 @@ def bound(method, args: tuple, kwargs: dict) -> dict[str, Any]:
     Returns:
         From names to arguments.
     """
-    found = inspect.signature(method).bind(*args, **kwargs)
+    signature = inspect.signature(method)
+    found = signature.bind(*args, **kwargs)
     found.apply_defaults()
-    return found.arguments
+    rest = _rest(signature)
+    if rest is None:
+        return found.arguments
+    handed_on = found.arguments.pop(rest)
+    of_keras = inspect.signature(getattr(keras.Model, method.__name__))
+    defaults = {
+        name: parameter.default
+        for name, parameter in of_keras.parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    return {**defaults, **found.arguments, **handed_on}
+
+
+def _rest(signature: inspect.Signature) -> str | None:
+    """Returns the name of the parameter that takes all other arguments."""
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            return name
+    return None

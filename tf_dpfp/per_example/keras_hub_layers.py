@@ -5,6 +5,7 @@ of its layers are made of Keras layers and need no rule.
 """
 
 import keras
+import tensorflow as tf
 
 from tf_dpfp.per_example import dense
 from tf_dpfp.per_example import generic
@@ -76,3 +77,22 @@ class MaskedLMHeadRule(rules.GradientRule):
         (gradient,) = output_gradients
         bias = gradients.PerExampleTensor(dense.sum_positions(gradient))
         return [(call.layer._bias, bias)]
+
+
+@rules.register_by_name(_PACKAGE, "ViTPatchingAndEmbedding")
+class ClassTokenRule(rules.GradientRule):
+    """A vector in front of the patches, the same for all examples.
+
+    Patches and positions are in layers with rules of their own.
+    """
+
+    holds_units = True
+
+    def supports(self, layer):
+        return bool(layer.use_class_token)
+
+    def gradients(self, call, output_gradients):
+        (gradient,) = output_gradients
+        token = call.layer.class_token
+        first = tf.reshape(gradient[:, 0], [-1, *token.shape])
+        return [(token, gradients.PerExampleTensor(first))]
