@@ -138,12 +138,15 @@ def _correlated(
 
 
 def _layout(clipped: clipped_lib.ClippedGradients) -> tuple:
-    """Describes which numbers share which draw."""
+    """Describes which numbers share which draw, and how they are clipped.
+
+    Deviations follow from clip norms, which are numbers: none adapts.
+    """
     return (
         compilation.target(),
         compilation.has_accelerator(),
         tuple(
-            (group.device, index, tuple(total.shape))
+            (group.device, group.clip_norm, index, tuple(total.shape))
             for group in clipped.groups
             for index in group.members
             if (total := clipped.sums[index]) is not None
