@@ -52,7 +52,9 @@ class Correlation:
             self._ledger.call_before(self._before_step)
 
     def _before_step(self, located: counting.Located) -> None:
-        if self._chain is not None:
+        # An evaluation is no step, and has a noise of its own.
+        evaluates = isinstance(located.claim.sampling, accounting.EveryExample)
+        if self._chain is not None and not evaluates:
             self._chain.before_step(located.claim.parts > 0)
 
     @contextlib.contextmanager
