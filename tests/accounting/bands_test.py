@@ -76,10 +76,14 @@ def test_chains_that_begin_anew_count_at_least_what_an_example_is_in(lengths):
     assert counted <= in_steps + len(lengths)
 
 
-def test_few_steps_may_count_as_nothing_before_the_first_is_taken():
-    opened = dataclasses.replace(entry(0), steps=3)
-    for accountant in ("rdp", "pld"):
-        assert accounting.compute_epsilon([opened], DELTA, accountant) == 0.0
+def test_steps_that_ran_are_never_free():
+    """An entry made by hand may count steps alone, without a beginning."""
+    assert dataclasses.replace(entry(1), steps=0).rounds == 0
+    for steps in (1, 3, 4):
+        made = dataclasses.replace(entry(1), steps=steps)
+        assert made.rounds == 1
+        for accountant in ("rdp", "pld"):
+            assert accounting.compute_epsilon([made], DELTA, accountant) > 0.1
 
 
 def test_rows_come_back_and_mean_nothing_to_earlier_versions():

@@ -177,10 +177,30 @@ def test_a_process_that_was_forked_begins_anew(monkeypatch):
     chain = noise.NoiseChain(BANDS)
     with opened(chain):
         first = run(chain, normals[:6])
-        monkeypatch.setattr(chain_lib, "this_process", object)
+        assert not chain.is_fresh
+        forked = object()
+        monkeypatch.setattr(chain_lib, "this_process", lambda: forked)
+        # What a budget counts for the next step, before it is taken.
+        assert chain.is_fresh
         chain.before_step(by_parts=True)
         again = run(chain, normals[:6], part=None)
     np.testing.assert_array_equal(again, first)
+
+
+def test_an_interrupted_end_is_an_end(monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    chain = noise.NoiseChain(BANDS)
+    with monkeypatch.context() as patched:
+        patched.setattr(noise.NoiseChain, "_forget", interrupt)
+        with pytest.raises(KeyboardInterrupt), opened(chain):
+            pass
+    normals = np.ones((2, 3))
+    with opened(chain):
+        again = run(chain, normals)
+    with opened(fresh := noise.NoiseChain(BANDS)):
+        np.testing.assert_array_equal(again, run(fresh, normals))
 
 
 @pytest.mark.parametrize(

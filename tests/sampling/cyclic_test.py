@@ -112,6 +112,33 @@ def test_a_seed_repeats_parts_and_draws_and_each_call_is_another_without():
     )
 
 
+def test_trainings_on_one_seeded_data_set_draw_independently():
+    """Else an example would be in the same steps of all of them, or of none."""
+    dataset = batches(seed=5, sampling_rate=0.3, steps_per_epoch=30)
+    plain = [batch.numpy() for batch in dataset]
+    first, second = (drawn(in_parts(dataset)) for _ in range(2))
+    parts = [
+        [set().union(*(b for p, b in each if p == part)) for part in range(3)]
+        for each in (first, second)
+    ]
+    assert parts[0] == parts[1]
+    for one, other in (
+        (first, second),
+        (first, [(0, batch) for batch in plain]),
+    ):
+        same = [
+            np.array_equal(np.sort(a), np.sort(b))
+            for (_, a), (_, b) in zip(one, other, strict=True)
+        ]
+        assert not any(same)
+    # Coins of a pair of steps: both show an example at the rate squared.
+    both = [
+        len(set(a) & set(b)) / len(parts[0][part])
+        for (part, a), (_, b) in zip(first, second, strict=True)
+    ]
+    assert np.mean(both) == pytest.approx(0.9**2, abs=0.06)
+
+
 def test_more_parts_than_examples_give_empty_batches():
     few = tf_dpfp.cyclic_poisson_batches(
         X[:2], sampling_rate=0.01, expected_batch_size=1, steps_per_epoch=50

@@ -287,6 +287,22 @@ def test_a_callback_may_not_step_meanwhile():
         _fit(_model(), callbacks=[Steps()])
 
 
+def test_a_callback_may_evaluate_privately_meanwhile():
+    """It is counted beside the steps, and leaves their noise as it is."""
+    model = _silent(_optimizer())
+    correct = tf_dpfp.PrivateEvaluation(
+        (X, Y), 40.0, correct=lambda y, y_pred: y[0] < y_pred[0]
+    )
+    budget = tf_dpfp.PrivacyBudget(100.0, DELTA)
+    found = _releases(model, callbacks=[budget, correct])
+    _assert_of_strategy(found, banded.coefficients(3, 10), CLIP * NOISE)
+    counted = {e.release: e.steps for e in tf_dpfp.ledger(model)}
+    assert counted == {
+        accounting.BandedSums(3): 10 + 2,
+        accounting.Evaluation(): 2,
+    }
+
+
 def test_a_second_fit_of_another_thread_is_refused():
     model, errors = _model(), []
 

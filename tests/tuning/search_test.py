@@ -240,6 +240,29 @@ def test_every_mechanism_can_be_searched(kind, monkeypatch):
     assert tf_dpfp.compute_epsilon(found.model, DELTA) > before
 
 
+def test_correlated_noise_can_be_searched(monkeypatch):
+    """The price holds what the noise of a run counts to begin."""
+    _draws(monkeypatch, 3)
+    batches = tf_dpfp.cyclic_poisson_batches(
+        X, Y, expected_batch_size=20, steps_per_epoch=2
+    )
+    found = _search(
+        lambda lr: _build(lr, correlated_noise=tf_dpfp.Banded(3)),
+        fit={"x": batches, "epochs": 2},
+    )
+    (counted,) = (e for e in tf_dpfp.ledger(found.model) if e.steps > 1)
+    assert counted.search is not None
+    assert counted.release == accounting.BandedSums(3)
+    assert (counted.steps, counted.rounds) == (4 + 2, 2)
+    # As two steps at three times the rate.
+    of_run = [
+        accounting.LedgerEntry(accounting.PoissonSampling(0.3), 1.0, 2),
+        _of_run()[1],
+    ]
+    epsilon = tf_dpfp.compute_epsilon(found.model, DELTA)
+    assert epsilon == pytest.approx(_price(of_run))
+
+
 @pytest.mark.parametrize("way", ["keras", "h5", "weights", "checkpoint"])
 def test_saved_searches_keep_their_price(way, tmp_path, monkeypatch):
     _draws(monkeypatch, 1)

@@ -36,7 +36,9 @@ class LedgerEntry:
             For a joint release, the `joint_noise_multiplier` of its parts. For
             randomised labels, one over their epsilon. 0 means no noise.
         steps: Number of releases: optimizer updates, not physical pieces of a
-            batch; for representations, the number of draws.
+            batch; for representations, the number of draws. Of correlated
+            noise, and for each time that it began anew, one less than there
+            are parts more; see `CyclicPoissonSampling`.
         seeded: True if noise or sampling came from a seed that the user chose.
             It changes no epsilon; the privacy statement reports it.
         release: What each step releases, `Sums` by default.
@@ -122,7 +124,8 @@ class LedgerEntry:
     def rounds(self) -> int:
         """Greatest number of the steps that one example may be in."""
         if isinstance(self.sampling, samplings.CyclicPoissonSampling):
-            return self.steps // self.sampling.parts
+            # An entry made by hand may lack what its beginning counts as.
+            return max(self.steps // self.sampling.parts, min(self.steps, 1))
         return self.steps
 
     def without_sampling(self) -> "LedgerEntry":

@@ -121,8 +121,10 @@ class NoiseChain:
                 self._coefficients.assign(first)
             yield
         finally:
-            self._forget()
-            self._is_open = False
+            try:
+                self._forget()
+            finally:
+                self._is_open = False
 
     def _begin_anew(self) -> None:
         with tf.init_scope():
@@ -139,9 +141,14 @@ class NoiseChain:
 
     @property
     def is_fresh(self) -> bool:
-        """True if a chain is open and no step of it was taken yet."""
+        """True if a chain is open and no step of it was taken yet.
+
+        In a process that was forked the next step begins another one.
+        """
         if not self._is_open:
             return False
+        if self._process is not this_process():
+            return True
         if not self._begun:
             self._begun = int(self._state.numpy()[_STEPS]) > 0
         return not self._begun

@@ -52,7 +52,9 @@ class Correlation:
             self._ledger.call_before(self._before_step)
 
     def _before_step(self, located: counting.Located) -> None:
-        if self._chain is not None:
+        # An evaluation is no step, and has a noise of its own.
+        evaluates = isinstance(located.claim.sampling, accounting.EveryExample)
+        if self._chain is not None and not evaluates:
             self._chain.before_step(located.claim.parts > 0)
 
     @contextlib.contextmanager
@@ -138,12 +140,15 @@ def _correlated(
 
 
 def _layout(clipped: clipped_lib.ClippedGradients) -> tuple:
-    """Describes which numbers share which draw."""
+    """Describes which numbers share which draw, and how they are clipped.
+
+    Deviations follow from clip norms, which are numbers: none adapts.
+    """
     return (
         compilation.target(),
         compilation.has_accelerator(),
         tuple(
-            (group.device, index, tuple(total.shape))
+            (group.device, group.clip_norm, index, tuple(total.shape))
             for group in clipped.groups
             for index in group.members
             if (total := clipped.sums[index]) is not None

@@ -17,8 +17,8 @@ from tf_dpfp.sampling import poisson
 from tf_dpfp.sampling import registry
 from tf_dpfp.sampling.binomial import BinomialCounts
 
-# Tells the seed of the parts from those of iterations.
-_OF_PARTS = 2**32 - 1
+# Tell seeds of parts and of draws from them from those of other iterations.
+_OF_PARTS, _OF_DRAWS = 2**32 - 1, 2**32 - 2
 
 
 def cyclic_poisson_batches(
@@ -93,11 +93,13 @@ def cyclic_poisson_batches(
     if bands is not None:
         _sampling(sampler, bands)
     dataset, info = sampler.shard(0, 1)
+    # Of all trainings: with a seed a second one would draw as the first did.
+    entropy = batching.seeds(sampler.seed, _OF_DRAWS)
     cyclic = registry.Cyclic(
         parts=bands,
         most_parts=int(1.0 / sampler.rate * (1.0 + 1e-12)),
         sampling_of=functools.partial(_sampling, sampler),
-        batches_of=functools.partial(_in_parts, sampler),
+        batches_of=functools.partial(_in_parts, sampler, entropy),
     )
     return registry.register(dataset, dataclasses.replace(info, cyclic=cyclic))
 
@@ -117,14 +119,18 @@ def _sampling(sampler: poisson.Sampler, parts: int) -> PoissonSampling:
     return CyclicPoissonSampling(min(rate, 1.0), parts=parts)
 
 
-def _in_parts(sampler: poisson.Sampler, parts: int) -> tf.data.Dataset:
+def _in_parts(
+    sampler: poisson.Sampler, entropy: Iterator[Any], parts: int
+) -> tf.data.Dataset:
     """Returns batches from one part after the other, which say so.
 
-    Each call draws the parts anew. Each iteration goes on with the part that
-    is due if all iterations before it were whole.
+    Each call draws the parts anew, but with a seed. Each iteration goes on
+    with the part that is due if all iterations before it were whole.
 
     Args:
         sampler: Settings of the sampling.
+        entropy: Seeds of iterations, each of them for one iteration of one
+            call: trainings compose only if their draws are independent.
         parts: Number of parts.
 
     Returns:
@@ -133,7 +139,7 @@ def _in_parts(sampler: poisson.Sampler, parts: int) -> tf.data.Dataset:
     rate = _sampling(sampler, parts).sampling_rate
     members = assign(sampler.size, parts, sampler.seed)
     counts = [BinomialCounts(len(each), rate) for each in members]
-    entropy, iterations = batching.seeds(sampler.seed), itertools.count()
+    iterations = itertools.count()
 
     def draws() -> Iterator[tuple[int, np.ndarray]]:
         first = next(iterations) * sampler.steps

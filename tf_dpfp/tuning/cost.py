@@ -74,6 +74,8 @@ def _kind(entry: accounting.LedgerEntry) -> tuple:
     return (
         entry.release,
         type(sampling) if sampled else sampling,
+        # Of more parts an example is in fewer steps, at a greater rate.
+        getattr(sampling, "parts", 0),
         entry.seeded,
         entry.search,
     )
@@ -96,9 +98,12 @@ def _greater_sampling(
 ) -> accounting.Sampling:
     if isinstance(one, accounting.PoissonSampling):
         assert isinstance(other, accounting.PoissonSampling)
-        return accounting.PoissonSampling(
-            max(one.sampling_rate, other.sampling_rate),
-            max(one.overflow_probability, other.overflow_probability),
+        return dataclasses.replace(
+            one,
+            sampling_rate=max(one.sampling_rate, other.sampling_rate),
+            overflow_probability=max(
+                one.overflow_probability, other.overflow_probability
+            ),
         )
     if isinstance(one, accounting.UnknownSampling):
         # The sizes change no guarantee.
