@@ -329,7 +329,7 @@ class _HandsOn(keras.Model):
     """A model whose `fit` names few arguments, as a task of KerasHub."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(name="model")
         self.dense = keras.layers.Dense(1)
 
     def call(self, inputs):
