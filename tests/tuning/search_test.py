@@ -496,8 +496,13 @@ def test_ledgers_that_differ_before_are_refused(tmp_path):
 def test_a_card_holds_the_search(monkeypatch):
     _draws(monkeypatch, 0)
     model = _search().model
-    fields = tf_dpfp.privacy_card(model, DELTA).fields
-    (tuning,) = fields["tuning"]
+    model.fit(**_fit(), verbose=0)  # Of no search, and not said to be.
+    card = tf_dpfp.privacy_card(model, DELTA)
+    (tuning,) = card.fields["tuning"]
+    of_a_run = f", in each run of search {tuning['identity']} |"
+    rows = [line for line in str(card).splitlines() if "| no |" in line]
+    assert [of_a_run in row for row in rows] == [True, True, False]
+    model = _search().model
     assert (tuning["runs"], tuning["expected_runs"]) == ("geometric", 3)
     for accountant in ("rdp", "pld"):
         assert tf_dpfp.compute_epsilon(model, DELTA, accountant) == _price(
