@@ -89,3 +89,21 @@ def test_candidates_that_release_alike_cost_what_one_costs():
 )
 def test_more_of_anything_is_not_within(entries):
     assert not cost.is_within(entries, [_sums(), _SCORE])
+
+
+def test_cyclic_sampling_stays_what_it_is():
+    def entry(rate, steps, parts=4):
+        return accounting.LedgerEntry(
+            accounting.CyclicPoissonSampling(rate, parts=parts),
+            noise_multiplier=1.0,
+            steps=steps,
+            release=accounting.BandedSums(bands=4),
+        )
+
+    one, more = entry(0.1, 7), entry(0.1, 11)
+    assert cost.worst([[one], [one]]) == [one]
+    assert cost.worst([[more], [one]]) == [more]
+    assert cost.is_within([one], [more]) and not cost.is_within([more], [one])
+    # Others add up.
+    other = entry(0.2, 9, parts=5)
+    assert cost.worst([[one], [other]]) == [one, other]

@@ -241,6 +241,21 @@ def test_every_mechanism_can_be_searched(kind, monkeypatch):
     assert tf_dpfp.compute_epsilon(found.model, DELTA) > before
 
 
+def test_models_of_correlated_noise_can_be_searched(monkeypatch):
+    _draws(monkeypatch, 1)
+    noise = tf_dpfp.Banded(bands=4)
+    batches = tf_dpfp.cyclic_poisson_batches(X, Y, expected_batch_size=20)
+    found = _search(
+        lambda lr: _build(lr, correlated_noise=noise), fit={"x": batches}
+    )
+    alone = _build(correlated_noise=noise)
+    alone.fit(batches, verbose=0)
+    rows = [
+        dataclasses.replace(e, search=None) for e in tf_dpfp.ledger(found.model)
+    ]
+    assert rows[:1] == list(tf_dpfp.ledger(alone))
+
+
 @pytest.mark.parametrize("way", ["keras", "h5", "weights", "checkpoint"])
 def test_saved_searches_keep_their_price(way, tmp_path, monkeypatch):
     _draws(monkeypatch, 1)

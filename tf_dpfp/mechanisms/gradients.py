@@ -80,7 +80,7 @@ class Gradients(Mechanism):
         if pipeline.population is not None:
             self.state.populations.add(pipeline.population)
         claim = self.claims(pipeline)[self.optimizer.ledger]
-        return [claim.entry(claim.draws * steps)]
+        return [claim.entry(claim.steps_of_training(steps))]
 
     def count_now(self, claim: counting.Claim) -> None:
         """Counts a release outside of a step with those of the optimizer."""
