@@ -53,9 +53,9 @@ def _text(name: str, **config) -> Callable[[], keras.Model]:
 
 def _resnet():
     return keras_hub.models.ResNetBackbone(
-        input_conv_filters=[16],
+        input_conv_filters=[64],
         input_conv_kernel_sizes=[7],
-        stackwise_num_filters=[16, 32, 64, 128],
+        stackwise_num_filters=[64, 32, 64, 128],
         stackwise_num_blocks=[3, 4, 6, 3],
         stackwise_num_strides=[1, 2, 2, 2],
         block_type="bottleneck_block",

@@ -169,7 +169,30 @@ class Keeps(layers.Layer):
         return x
 
 
-@pytest.mark.parametrize("layer", [MeetsInInference, Keeps])
+@keras.saving.register_keras_serializable()
+class CountsBatches(layers.Layer):
+    """Gives an example what hangs on the number of those before it."""
+
+    def build(self, shape):
+        self.seen = self.add_weight(shape=(), trainable=False)
+
+    def call(self, x, training=None):
+        if not training:
+            self.seen.assign_add(1.0)
+        return x + self.seen
+
+
+@keras.saving.register_keras_serializable()
+class DrawsForBatches(layers.Layer):
+    """Draws a number for the whole batch, from a seed that is known."""
+
+    def call(self, x, training=None):
+        return x if training else x * tf.random.uniform([], seed=3)
+
+
+@pytest.mark.parametrize(
+    "layer", [MeetsInInference, Keeps, CountsBatches, DrawsForBatches]
+)
 def test_layers_that_mix_or_keep_examples_in_inference_are_refused(layer):
     model = _model("sparse_categorical_crossentropy", middle=[layer()])
     with pytest.raises(ValueError, match="can't be evaluated privately"):
@@ -180,6 +203,32 @@ def test_layers_that_mix_or_keep_examples_in_inference_are_refused(layer):
             middle=[tf_dpfp.PerExample(layer())],
         )
         _values(model, X, SPARSE)
+
+
+def test_draws_in_inference_are_secret_and_of_each_batch():
+    @keras.saving.register_keras_serializable()
+    class Drops(layers.Dropout):
+        def call(self, x, training=None):
+            return super().call(x, training=True)
+
+    model = _model("mse", middle=[Drops(0.5)])
+    first, second = (
+        _values(model, X, X[:, :3], correct=False) for _ in range(2)
+    )
+    assert not np.array_equal(first, second)
+
+
+def test_seeds_and_losses_of_outputs_may_be_kept_in_loops_and_branches():
+    inputs = keras.Input((4, 3))
+    inside = layers.LSTM(3, dropout=0.5, recurrent_dropout=0.5)(inputs)
+    outputs = {n: layers.Dense(3, name=n)(inside) for n in ("a", "b")}
+    model = tf_dpfp.make_private(keras.Model(inputs, outputs))
+    loss = {"a": "mse", "b": "mae"}
+    model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), loss)
+    x = RNG.normal(size=(24, 4, 3)).astype(np.float32)
+    y = {name: X[:, :3] for name in loss}
+    found = _values(model, x, y, correct=False)
+    assert 0.0 < found[:, 1].min() <= found[:, 1].max() <= 1.0
 
 
 def test_what_was_proved_is_proved_anew_after_a_switch():

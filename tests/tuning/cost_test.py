@@ -115,3 +115,21 @@ def test_more_of_anything_is_not_within(entries):
 def test_more_correlated_steps_are_not_within(changed):
     assert cost.is_within([_banded(steps=12)], [_banded(), _SCORE])
     assert not cost.is_within([_banded(**changed)], [_banded(), _SCORE])
+
+
+def test_cyclic_sampling_stays_what_it_is():
+    def entry(rate, steps, parts=4):
+        return accounting.LedgerEntry(
+            accounting.CyclicPoissonSampling(rate, parts=parts),
+            noise_multiplier=1.0,
+            steps=steps,
+            release=accounting.BandedSums(bands=4),
+        )
+
+    one, more = entry(0.1, 7), entry(0.1, 11)
+    assert cost.worst([[one], [one]]) == [one]
+    assert cost.worst([[more], [one]]) == [more]
+    assert cost.is_within([one], [more]) and not cost.is_within([more], [one])
+    # Others add up.
+    other = entry(0.2, 9, parts=5)
+    assert cost.worst([[one], [other]]) == [one, other]

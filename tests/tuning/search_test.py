@@ -13,6 +13,7 @@ from scipy import stats
 
 import tf_dpfp
 from tf_dpfp import accounting
+from tf_dpfp.keras_private import names as keras_names
 from tf_dpfp.tuning import runs as runs_lib
 
 pytestmark = pytest.mark.usefixtures("without_trial")
@@ -263,6 +264,21 @@ def test_correlated_noise_can_be_searched(monkeypatch):
     assert epsilon == pytest.approx(_price(of_run))
 
 
+def test_models_of_correlated_noise_can_be_searched(monkeypatch):
+    _draws(monkeypatch, 1)
+    noise = tf_dpfp.Banded(bands=4)
+    batches = tf_dpfp.cyclic_poisson_batches(X, Y, expected_batch_size=20)
+    found = _search(
+        lambda lr: _build(lr, correlated_noise=noise), fit={"x": batches}
+    )
+    alone = _build(correlated_noise=noise)
+    alone.fit(batches, verbose=0)
+    rows = [
+        dataclasses.replace(e, search=None) for e in tf_dpfp.ledger(found.model)
+    ]
+    assert rows[:1] == list(tf_dpfp.ledger(alone))
+
+
 @pytest.mark.parametrize("way", ["keras", "h5", "weights", "checkpoint"])
 def test_saved_searches_keep_their_price(way, tmp_path, monkeypatch):
     _draws(monkeypatch, 1)
@@ -325,6 +341,37 @@ def test_what_a_model_had_released_before_is_counted_once(
     found = _search(build)
     outside = [e for e in tf_dpfp.ledger(found.model) if e.search is None]
     assert outside == list(tf_dpfp.ledger(before))
+
+
+@pytest.mark.parametrize("way", ["fit", "compiled", "batch", "evaluate"])
+def test_models_that_build_trains_or_evaluates_are_refused(way):
+    def build(lr):
+        model = _build(lr)
+        if way == "evaluate":
+            tf_dpfp.evaluate_privately(model, (X, Y), noise_multiplier=9.0)
+        elif way == "batch":
+            model.train_on_batch(X[:20], Y[:20])
+        else:
+            model.fit(**_fit(), verbose=0)
+        if way == "compiled":
+            model.compile(tf_dpfp.DPSGD(lr, noise_multiplier=1.0), LOSS)
+        return model
+
+    with pytest.raises(ValueError, match="which every run would do anew"):
+        _search(build)
+
+
+def test_no_name_tells_the_number_of_runs(monkeypatch):
+    before, seen = keras_names.counters(), []
+    for count in (0, 1, 3):
+        keras_names.set_counters(before)
+        _draws(monkeypatch, count)
+        model = _search(runs="poisson").model
+        paths = [w.path for w in [*model.weights, *model.optimizer.variables]]
+        made_next = layers.Dense(1).name
+        seen.append((model.name, model.get_config()["layers"], paths))
+        seen[-1] = str((*seen[-1], model.optimizer.name, made_next))
+    assert seen[0] == seen[1] == seen[2]
 
 
 def test_a_seed_repeats_the_draws_and_is_told(monkeypatch):
@@ -468,11 +515,16 @@ def test_what_can_not_be_accounted_for_is_refused_before_any_run(
         _search(**kwargs)
 
 
-def test_ledgers_that_differ_before_are_refused():
+def test_ledgers_that_differ_before_are_refused(tmp_path):
+    before = _build()
+    before.train_on_batch(X[:9], Y[:9])
+    before.save_weights(tmp_path / "before.weights.h5")
+
     def build(lr):
         model = _build(lr)
         if lr:
-            model.train_on_batch(X[:9], Y[:9])
+            model.optimizer.build(model.trainable_variables)
+            model.load_weights(tmp_path / "before.weights.h5")
         return model
 
     with pytest.raises(ValueError, match="ledgers that differ"):
@@ -482,8 +534,13 @@ def test_ledgers_that_differ_before_are_refused():
 def test_a_card_holds_the_search(monkeypatch):
     _draws(monkeypatch, 0)
     model = _search().model
-    fields = tf_dpfp.privacy_card(model, DELTA).fields
-    (tuning,) = fields["tuning"]
+    model.fit(**_fit(), verbose=0)  # Of no search, and not said to be.
+    card = tf_dpfp.privacy_card(model, DELTA)
+    (tuning,) = card.fields["tuning"]
+    of_a_run = f", in each run of search {tuning['identity']} |"
+    rows = [line for line in str(card).splitlines() if "| no |" in line]
+    assert [of_a_run in row for row in rows] == [True, True, False]
+    model = _search().model
     assert (tuning["runs"], tuning["expected_runs"]) == ("geometric", 3)
     for accountant in ("rdp", "pld"):
         assert tf_dpfp.compute_epsilon(model, DELTA, accountant) == _price(

@@ -219,12 +219,15 @@ def _steps(fields: Mapping[str, Any]) -> list[str]:
         return ["No step was recorded."]
     rows = []
     for step in fields["steps"]:
+        release, search = _described(step["release"]), step.get("search")
+        if search is not None:
+            release += f", in each run of search {search['identity']}"
         rows.append(
             (
                 str(step["steps"]),
                 repr(step["noise_multiplier"]),
                 _described(step["sampling"]),
-                _described(step["release"]),
+                release,
                 "yes" if step["seeded"] else "no",
             )
         )

@@ -155,6 +155,7 @@ def evaluate(
     )
     total = _private_sum(function, data, layout, settings.batch_size)
     before = sum(entry.steps for entry in mechanism.entries())
+    mechanism.state.has_released = True
     # Before anything is released: an evaluation that fails here is counted.
     mechanism.count_now(counting.Claim(release, accounting.EveryExample()))
     noise = _noise(mechanism, source, before, layout, release)

@@ -1,4 +1,8 @@
-"""Proof of an evaluation: row i of what it computes is of example i alone."""
+"""Proof of an evaluation: row i of what it computes is of example i alone.
+
+One example less moves others to another batch. So a pass may leave nothing
+behind that the next one could read, such as the number of the batch.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -60,6 +64,8 @@ def findings_of(
         {layer.name for layer in keras_layers.all_layers(model)},
         secret_handles=traced.secret_handles,
         data_handles=[*step_proof.handles(traced.metrics), *handles],
+        # Seeds that are secret may count on.
+        kept_handles=[*traced.secret_handles, *handles],
     )
     return (
         *proof.refusals(step_proof.ALLOWED),

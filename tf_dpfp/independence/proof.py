@@ -133,6 +133,7 @@ def prove(
     data_handles: Sequence[tf.Tensor] = (),
     given: Given | None = None,
     follows_data: bool = False,
+    kept_handles: Sequence[tf.Tensor] | None = None,
 ) -> Proof:
     """Proves that every example stays by itself.
 
@@ -162,6 +163,10 @@ def prove(
         given: Tensors that are taken for known.
         follows_data: True where examples are replaced and never left out: the
             batch size may then be written, and decide what is done.
+        kept_handles: Given where many batches make one release: what is
+            written once in each tells their number, and an example may be in
+            another batch if one is left out. Handles of the variables that
+            may be written to; `None`: every batch has a release of its own.
 
     Returns:
         A `Proof`.
@@ -174,6 +179,8 @@ def prove(
     batch = _batch_size(examples)
     secrets = frozenset(map(id, secret_handles))
     walk = Walk(batch, layers, least_rows, given, follows_data)
+    walk.counting = kept_handles is not None
+    walk.kept = frozenset(map(id, kept_handles or ()))
     names = {id(v.handle): name for name, v in (variables or {}).items()}
     captures = _begin(walk, graph, examples, names)
     _assume_data(walk, graph, frozenset(map(id, data_handles)))

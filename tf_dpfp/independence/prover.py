@@ -69,6 +69,7 @@ class Walk:
         self.flow = flow.Flow() if follows_data else None
         self.loops = 0
         self.counting = False
+        self.kept: frozenset[int] = frozenset()
         self.operations = 0
         self.findings: dict[tuple[Category, str], Finding] = {}
         self.random: dict[int, tf.Operation] = {}

@@ -25,13 +25,16 @@ class Walk(Protocol):
         batch: The batch size.
         least_rows: Smallest batch size that is spoken of.
         loops: Number of loops around the operation.
-        counting: True within a loop over examples.
+        counting: True within a loop over examples, or over batches that make
+            one release.
+        kept: Identities of handles that may be written to all the same.
     """
 
     batch: Size
     least_rows: int
     loops: int
     counting: bool
+    kept: frozenset[int]
 
     def value(self, tensor: tf.Tensor) -> Value:
         """Returns what is known of a tensor."""

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import registry
+from tf_dpfp.independence import seed_origins
 from tf_dpfp.independence import values as values_lib
 from tf_dpfp.independence.findings import Category
 from tf_dpfp.independence.registry import Walk
@@ -233,13 +234,14 @@ def effect(
             "It runs Python code, of which nothing can be proved.",
             "Compute it with operations of Keras or TensorFlow.",
         )
-    if walk.counting and op.type not in _ABORTS:
+    if walk.counting and op.type not in _ABORTS and not _is_kept(op, walk):
         return walk.finding(
             op,
             Category.WRITE,
-            "It writes something once for every example, which tells how many "
-            "there are.",
-            "Write outside of the loop over examples.",
+            "It writes something once for every example, or once for every "
+            "batch of an evaluation, which tells how many there are.",
+            "Write outside of the loop over examples, and only if `training` "
+            "is true.",
         )
     if op.type.startswith(_WRITES):
         if all(_is_harmless(v) for v in values):
@@ -268,6 +270,11 @@ def effect(
     # Of any other operation with state nothing is known.
     is_definite = prints or op.type.startswith("Write")
     return dataclasses.replace(found, is_definite=is_definite)
+
+
+def _is_kept(op: tf.Operation, walk: Walk) -> bool:
+    writes = op.type.startswith(_WRITES)
+    return writes and id(seed_origins.outside(op.inputs[0])) in walk.kept
 
 
 def _is_harmless(value: Value) -> bool:

@@ -35,6 +35,8 @@ class State:
         findings: Result of the trial of a model with noised representations.
         tried_with: Trainability of all layers at that trial.
         populations: Numbers of examples of all data sets so far.
+        has_released: True once it was trained or evaluated here; what came
+            from a file was not.
         taken_before: Steps of ordinary optimizers before this one, and of this
             one before it was compiled into the model (second number).
         uncounted: Greatest number of steps so far that no layer with noised
@@ -57,6 +59,7 @@ class State:
         self.findings: Findings | None = None
         self.tried_with: tuple[bool, ...] = ()
         self.populations: set[int] = set()
+        self.has_released = False
         self.taken_before = (0, 0)
         self.uncounted = 0
         self.dealt_to = 1

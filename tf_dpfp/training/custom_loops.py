@@ -50,6 +50,7 @@ def clipped_gradients(
         NotPrivateError: If the model or its optimizer is not private.
     """
     mechanism = mechanisms.gradients_of(model)
+    mechanism.state.has_released = True
     batch = _batch(x, y, sample_weight, persons)
     return train_step.clipped_gradients(mechanism, batch)
 
@@ -100,6 +101,7 @@ def distributed_step(
             distributed already, or under a strategy of several workers or TPUs.
     """
     mechanism = mechanisms.gradients_of(model)
+    mechanism.state.has_released = True
     optimizer = mechanism.optimizer
     strategy = mechanism.strategy()
     if strategy is None or not replicas.deals(strategy):

@@ -80,11 +80,13 @@ def _train_on_batch(self, *args, **kwargs) -> Any:
 
 
 def _compiled_mechanism(model: keras.Model) -> mechanisms.Mechanism:
+    """Returns the mechanism of a model that is about to be trained."""
     if not getattr(model, "compiled", False):
         raise ValueError(
             f"Model '{model.name}' is not compiled. Call model.compile("
             "optimizer=tf_dpfp.DPAdam(...), loss=...) first."
         )
+    state_lib.state_of(model).has_released = True
     return mechanisms.mechanism_of(model)
 
 

@@ -67,15 +67,14 @@ def _by_kind(entries: Entries) -> dict[tuple, accounting.LedgerEntry]:
 def _kind(entry: accounting.LedgerEntry) -> tuple:
     """Returns what is never joined: entries of both kinds add up."""
     sampling = entry.sampling
-    sampled = isinstance(
-        sampling, (accounting.PoissonSampling, accounting.UnknownSampling)
+    # Others, which may be subclasses, are joined only if they are the same.
+    sampled = type(sampling) in (
+        accounting.PoissonSampling,
+        accounting.UnknownSampling,
     )
-    # Draws without replacement are joined only if they are the same.
     return (
         entry.release,
         type(sampling) if sampled else sampling,
-        # Of more parts an example is in fewer steps, at a greater rate.
-        getattr(sampling, "parts", 0),
         entry.seeded,
         entry.search,
     )
@@ -96,6 +95,8 @@ def _either(
 def _greater_sampling(
     one: accounting.Sampling, other: accounting.Sampling
 ) -> accounting.Sampling:
+    if one == other:
+        return one
     if isinstance(one, accounting.PoissonSampling):
         assert isinstance(other, accounting.PoissonSampling)
         return dataclasses.replace(
@@ -107,5 +108,5 @@ def _greater_sampling(
         )
     if isinstance(one, accounting.UnknownSampling):
         # The sizes change no guarantee.
-        return one if one == other else accounting.UnknownSampling()
+        return accounting.UnknownSampling()
     return one

@@ -14,6 +14,7 @@ from tf_dpfp import accounting
 from tf_dpfp import evaluation
 from tf_dpfp import mechanisms
 from tf_dpfp import training
+from tf_dpfp.keras_private import names as keras_names
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.training import lengths
 from tf_dpfp.tuning import cost
@@ -78,11 +79,15 @@ class Runner:
         build: Makes a private, compiled model of a candidate.
         fit: Arguments of `fit`, or a function from a candidate to them.
         score: Scores a trained model.
+        names: Counters of Keras's names, from which every run begins.
     """
 
     build: Build
     fit: Mapping[str, Any] | Callable[..., Mapping[str, Any]]
     score: Score
+    names: Mapping[str, int] = dataclasses.field(
+        default_factory=keras_names.counters
+    )
 
     def plan(self, space: Sequence[Candidate]) -> Plan:
         """Finds what no run goes beyond; trains nothing.
@@ -178,6 +183,8 @@ class Runner:
         """
         # Initial weights and shuffles of Keras are drawn by its global seed.
         keras.utils.set_random_seed(secrets.randbelow(2**31))
+        # Names that go on counting would tell the number of runs.
+        keras_names.set_counters(self.names)
         model = self.build(**candidate)
         if not isinstance(model, keras.Model) or not training.is_private(model):
             raise ValueError(
@@ -189,6 +196,13 @@ class Runner:
             raise ValueError(
                 f"`build` must return a model that is built. Call '{model.name}"
                 "' on a batch first, or begin it with keras.Input."
+            )
+        if state_lib.state_of(model).has_released:
+            raise ValueError(
+                f"`build` trained or evaluated model '{model.name}', which "
+                "every run would do anew, and the ledger would count it once. "
+                "Train in `fit`; or train before the search, and let `build` "
+                f"load the weights. Received: ledger={_listed(model)}"
             )
         parts = [*model.trainable_variables, model.optimizer]
         if any(hasattr(part, _USED) for part in parts):
@@ -263,6 +277,10 @@ def _entries(model: keras.Model) -> frozenset[accounting.LedgerEntry]:
     """Returns what a model released, without randomised labels."""
     entries = mechanisms.mechanism_of(model).entries()
     return frozenset(e for e in entries if e.steps and not _is_of_labels(e))
+
+
+def _listed(model: keras.Model) -> list[accounting.LedgerEntry]:
+    return list(mechanisms.mechanism_of(model).entries())
 
 
 def _check(
