@@ -11,6 +11,7 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import keras_hub
@@ -136,7 +137,7 @@ def classifier(backbone: keras.Model) -> keras.Model:
     return keras.Model(backbone.inputs, keras.layers.Dense(3)(pooled))
 
 
-def batch(model: keras.Model, size: int = 4) -> tuple[dict, np.ndarray]:
+def batch(model: keras.Model, size: int = 4) -> tuple[Any, np.ndarray]:
     """Makes up a batch of inputs and labels."""
     rng = np.random.default_rng(0)
 
@@ -148,6 +149,8 @@ def batch(model: keras.Model, size: int = 4) -> tuple[dict, np.ndarray]:
         return rng.integers(0, most, shape).astype("int32")
 
     x = {t.name: values(t) for t in model.inputs}
+    if len(x) == 1:
+        (x,) = x.values()  # Of an image, under whatever name.
     return x, rng.integers(0, 3, size)
 
 
