@@ -25,8 +25,8 @@ from benchmarks import workloads
 _WORKLOADS = flags.DEFINE_list(
     "workloads", ["mlp_256", "transformer"], "Which workloads."
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 20, "Pairs of rounds.")
-_STEPS = flags.DEFINE_integer("steps", 20, "Steps of a round.")
+_ROUNDS = flags.DEFINE_integer("rounds", 12, "Pairs of rounds.")
+_STEPS = flags.DEFINE_integer("steps", 100, "Steps of a round.")
 # Batches in the data.
 _BATCHES = 8
 

@@ -160,14 +160,14 @@ class Persons:
             Indices of examples, `(persons, max_examples)`; `ABSENT` where a
             person has fewer.
         """
-        chosen = np.full((len(drawn), self.max_examples), ABSENT, np.int64)
-        for place, person in enumerate(drawn.tolist()):
-            start, count = self.starts[person], self.counts[person]
-            if count > self.max_examples:
-                own = rng.choice(count, self.max_examples, replace=False)
-            else:
-                own = np.arange(count)
-            chosen[place, : len(own)] = self.examples[start + own]
+        starts, counts = self.starts[drawn], self.counts[drawn]
+        places = np.arange(self.max_examples)
+        found = np.minimum(starts[:, None] + places, len(self.examples) - 1)
+        is_there = places < counts[:, None]
+        chosen = np.where(is_there, self.examples[found], ABSENT)
+        for place in np.flatnonzero(counts > self.max_examples):
+            own = rng.choice(counts[place], self.max_examples, replace=False)
+            chosen[place] = self.examples[starts[place] + own]
         return chosen
 
     def digest(self, source: Source, key: bytes) -> bytes:
