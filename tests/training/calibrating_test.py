@@ -339,8 +339,18 @@ class _HandsOn(keras.Model):
         return super().fit(x=x, y=y, batch_size=batch_size, **kwargs)
 
 
-def test_a_fit_that_hands_on_its_arguments_is_understood():
-    model = _HandsOn()
+class _HandsOnAll(_HandsOn):
+    """A model whose `fit` is decorated, and names no argument."""
+
+    def _wrapper(self, *args, **kwargs):
+        return super().fit(*args, **kwargs)
+
+    fit = _wrapper
+
+
+@pytest.mark.parametrize("kind", [_HandsOn, _HandsOnAll])
+def test_a_fit_that_hands_on_its_arguments_is_understood(kind):
+    model = kind()
     model(X[:1])
     tf_dpfp.make_private(model)
     model.compile(tf_dpfp.DPSGD(0.01, noise_multiplier="calibrate"), loss="mse")
@@ -352,3 +362,6 @@ def test_a_fit_that_hands_on_its_arguments_is_understood():
     _fit(model, callbacks=[watch, _budget()])
     _assert_filled(model, 8)
     assert len(seen) == 2 and seen[-1] == tf_dpfp.compute_epsilon(model, DELTA)
+    # The batches are found where they are: as the first argument.
+    (entry,) = tf_dpfp.ledger(model)
+    assert entry.sampling == accounting.PoissonSampling(0.1)

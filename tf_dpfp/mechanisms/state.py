@@ -135,7 +135,7 @@ def replaced(
     Returns:
         The positional and the keyword arguments.
     """
-    signature = inspect.signature(method)
+    signature, args, kwargs = _named(method, args, kwargs)
     found = signature.bind(*args, **kwargs)
     rest = _rest(signature)
     for name, value in changes.items():
@@ -161,20 +161,45 @@ def bound(method, args: tuple, kwargs: dict) -> dict[str, Any]:
     Returns:
         From names to arguments.
     """
-    signature = inspect.signature(method)
+    signature, args, kwargs = _named(method, args, kwargs)
     found = signature.bind(*args, **kwargs)
     found.apply_defaults()
     rest = _rest(signature)
     if rest is None:
         return found.arguments
     handed_on = found.arguments.pop(rest)
-    of_keras = inspect.signature(getattr(keras.Model, method.__name__))
     defaults = {
         name: parameter.default
-        for name, parameter in of_keras.parameters.items()
+        for name, parameter in _of_keras(method).parameters.items()
         if parameter.default is not parameter.empty
     }
     return {**defaults, **found.arguments, **handed_on}
+
+
+def _named(
+    method, args: tuple, kwargs: dict
+) -> tuple[inspect.Signature, tuple, dict]:
+    """Names positional arguments that a method hands on as `*args`."""
+    signature = inspect.signature(method)
+    parameters = signature.parameters.values()
+    if all(p.kind is not p.VAR_POSITIONAL for p in parameters):
+        return signature, args, kwargs
+    named = _of_keras(method).bind(*args, **kwargs).arguments
+    return signature, (), dict(named)
+
+
+def _of_keras(method) -> inspect.Signature:
+    """Returns the signature of Keras's method in the place of a method."""
+    model = method.__self__
+    # Not its name: a decorator may have given it another one.
+    name = next(
+        name
+        for name in ("fit", "train_on_batch", "compile")
+        if getattr(type(model), name) is method.__func__
+    )
+    return inspect.signature(
+        types.MethodType(getattr(keras.Model, name), model)
+    )
 
 
 def _rest(signature: inspect.Signature) -> str | None:
