@@ -99,7 +99,7 @@ def test_rows_are_written_beside_the_steps_of_other_threads():
     assert other in entries
     assert sum(e.steps for e in entries if e != other) == 1 + STEPS
     # No kind has two rows.
-    assert len(entries) == len({counting.ledger._kind(e) for e in entries})
+    assert len(entries) == len({counting.rows.kind(e) for e in entries})
 
 
 @WAYS

@@ -14,6 +14,7 @@ from scipy import stats
 import tf_dpfp
 from tf_dpfp.accounting import PoissonSampling
 from tf_dpfp.sampling import SamplingInfo
+from tf_dpfp.sampling import capacities
 from tf_dpfp.sampling import poisson as poisson_lib
 from tf_dpfp.sampling import poisson_batches
 from tf_dpfp.sampling import sampling_of
@@ -340,36 +341,6 @@ def test_padded_empty_and_overflowing_batches():
     assert sampling_of(batches).sampling.overflow_probability > 0.999
 
 
-@pytest.mark.parametrize(
-    "population, rate",
-    [(1, 1.0), (7, 0.5), (60000, 2048 / 60000), (10**6, 1e-5), (50, 1e-12)],
-)
-def test_default_capacity_is_the_smallest_that_suffices(population, rate):
-    capacity = poisson_lib.default_capacity(population, rate)
-    assert capacity % 8 == 0 and capacity >= 8
-
-    # Summed term by term, smallest first, instead of by the tail function.
-    def tail(rows):
-        terms = stats.binom.logpmf(
-            np.arange(rows + 1, population + 2), population + 1, rate
-        )
-        return np.exp(np.sort(terms)).sum()
-
-    assert tail(capacity) <= 1e-15
-    assert capacity == 8 or tail(capacity - 8) > 1e-15
-    np.testing.assert_allclose(
-        poisson_lib.overflow_probability(population, rate, capacity),
-        tail(capacity),
-        rtol=1e-6,
-        atol=1e-300,
-    )
-
-
-def test_the_overflow_bound_holds_for_the_neighbouring_data_set():
-    bound = poisson_lib.overflow_probability(10, 0.5, 10)
-    assert bound == pytest.approx(0.5**11)
-
-
 # --- map_fn ---------------------------------------------------------------
 
 
@@ -462,7 +433,7 @@ def test_sampling_of_says_what_was_drawn():
         np.arange(1000), np.arange(1000), sampling_rate=0.03, padded="static"
     )
     info = sampling_of(padded)
-    assert info.capacity == poisson_lib.default_capacity(1000, 0.03)
+    assert info.capacity == capacities.default_capacity(1000, 0.03)
     assert 0 < info.sampling.overflow_probability <= 1e-15
     assert info.expected_batch_size == pytest.approx(30)
 

@@ -11,11 +11,11 @@ from tf_dpfp.counting.claims import parts_of
 from tf_dpfp.counting.claims import passed_to_replicas
 from tf_dpfp.counting.claims import to_come
 from tf_dpfp.counting.ledger import MARKER
-from tf_dpfp.counting.ledger import TABLE_SHAPE
 from tf_dpfp.counting.ledger import Ledger
 from tf_dpfp.counting.release import GaussianRelease
 from tf_dpfp.counting.release import JointRelease
 from tf_dpfp.counting.release import Release
+from tf_dpfp.counting.rows import TABLE_SHAPE
 
 __all__ = [
     "MARKER",

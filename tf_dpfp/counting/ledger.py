@@ -17,7 +17,6 @@ difference to an empty one, what is restored is the difference to what is
 known, and a row stays where it is.
 """
 
-import dataclasses
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
@@ -31,13 +30,12 @@ from tf_dpfp import compilation
 from tf_dpfp.accounting import table
 from tf_dpfp.counting import agreement
 from tf_dpfp.counting import claims
+from tf_dpfp.counting import restores
+from tf_dpfp.counting import rows as rows_lib
 from tf_dpfp.counting.release import Release
 from tf_dpfp.keras_private import call_time
 from tf_dpfp.keras_private import variables as keras_variables
 
-# The count stands behind the description; float64 counts exactly to 2^53.
-_COUNT = table.WIDTH
-TABLE_SHAPE = (table.MAX_ROWS, table.WIDTH + 1)
 # Name under which files hold a ledger once more, whatever they restore.
 MARKER = "tf_dpfp_ledger"
 _ROWS = tf.TensorSpec([6], tf.int64)
@@ -49,7 +47,7 @@ class Ledger:
     """Counts private steps by kind.
 
     Args:
-        variable: Variable of the counts: float64, zeros of `TABLE_SHAPE`.
+        variable: Variable of the counts: float64, zeros of `rows.TABLE_SHAPE`.
     """
 
     def __init__(self, variable: keras.Variable):
@@ -61,34 +59,7 @@ class Ledger:
         # Of the steps that were traced; a compiled one draws by it for good.
         self._drawn: Release | None = None
         self._called_before: list[BeforeStep] = []
-        self._watch_restores()
-
-    def _watch_restores(self) -> None:
-        """Keeps the greater counts, whichever way older ones come back.
-
-        `set_weights` and Keras files use `assign`; `tf.train.Checkpoint` has a
-        way of its own.
-        """
-        write = self._table.assign
-
-        def assign(value):
-            if not tf.executing_eagerly():
-                return write(value)
-            self._restore(value)
-            return value
-
-        def wrap(restore: Callable[..., Any]) -> Callable[..., Any]:
-            def restore_from_tensors(restored_tensors):
-                if not tf.executing_eagerly() or len(restored_tensors) != 1:
-                    return restore(restored_tensors)
-                (value,) = restored_tensors.values()
-                self._restore(value)
-                return self._table.value
-
-            return restore_from_tensors
-
-        self._table.assign = assign
-        keras_variables.wrap_restores(self._table, wrap)
+        restores.watch(variable, self._restore)
 
     def _restore(self, value: Any) -> None:
         """Adds what a saved table has beyond what is known.
@@ -101,14 +72,14 @@ class Ledger:
         """
         if keras.ops.is_tensor(value) or isinstance(value, keras.Variable):
             value = keras.ops.convert_to_numpy(value)
-        self.keep_greater(_decoded(np.asarray(value, np.float64)))
+        self.keep_greater(rows_lib.decoded(np.asarray(value, np.float64)))
 
     def _values(self) -> np.ndarray:
         return self._table.numpy().astype(np.float64)
 
     def entries(self) -> list[accounting.LedgerEntry]:
         """Reads what ran so far; takes the counts from the device."""
-        return _decoded(self._values())
+        return rows_lib.decoded(self._values())
 
     @property
     def is_traced(self) -> bool:
@@ -154,30 +125,13 @@ class Ledger:
             values = self._values()
             before = values.copy()
             rows = [
-                self._row(values, claim.entry(0)),
-                self._row(values, otherwise.entry(0)),
+                rows_lib.row_of(values, claim.entry(0)),
+                rows_lib.row_of(values, otherwise.entry(0)),
             ]
             self._add(values - before)
         rows += [claim.draws, otherwise.draws, claim.batch_size or 0]
         rows.append(claim.parts)
         return claims.Located(claim, tf.constant(rows, tf.int64))
-
-    @staticmethod
-    def _row(values: np.ndarray, kind: accounting.LedgerEntry) -> int:
-        """Finds the row of a kind of step; writes it if it is a new one."""
-        wanted = table.encode(kind)
-        rows = values[:, :_COUNT]
-        found = np.flatnonzero((rows == wanted).all(axis=1))
-        if not len(found):
-            found = np.flatnonzero(~rows.any(axis=1))
-        if not len(found):
-            raise ValueError(
-                f"The privacy ledger holds {table.MAX_ROWS} kinds of steps "
-                "and is full. Use the same sampling and noise multiplier for "
-                "longer, or start with a new model."
-            )
-        values[found[0], :_COUNT] = wanted
-        return int(found[0])
 
     def add(self, entry: accounting.LedgerEntry) -> None:
         """Counts a release outside of a step.
@@ -206,7 +160,9 @@ class Ledger:
     def total_steps(self) -> tf.Tensor:
         """Adds up the steps of every kind; int64, for a graph."""
         return tf.cast(
-            tf.reduce_sum(tf.convert_to_tensor(self._table.value)[:, _COUNT]),
+            tf.reduce_sum(
+                tf.convert_to_tensor(self._table.value)[:, rows_lib.COUNT]
+            ),
             tf.int64,
         )
 
@@ -345,7 +301,7 @@ class Ledger:
         count += tf.cast(further, tf.int64)
         keras_variables.add_at(
             self._table,
-            tf.stack([row, tf.constant(_COUNT, tf.int64)]),
+            tf.stack([row, tf.constant(rows_lib.COUNT, tf.int64)]),
             tf.cast(count, tf.float64),
         )
 
@@ -357,7 +313,9 @@ class Ledger:
         """
         with self._lock:
             values = self._values()
-            self._write(values, table.merge([*earlier, *_decoded(values)]))
+            self._write(
+                values, table.merge([*earlier, *rows_lib.decoded(values)])
+            )
 
     def keep_greater(self, known: Iterable[accounting.LedgerEntry]) -> None:
         """Raises counts to those that are known otherwise.
@@ -370,9 +328,12 @@ class Ledger:
         """
         with self._lock:
             values = self._values()
-            counts = {_kind(e): e for e in table.merge(_decoded(values))}
+            counts = {
+                rows_lib.kind(e): e
+                for e in table.merge(rows_lib.decoded(values))
+            }
             for entry in table.merge(known):
-                key = _kind(entry)
+                key = rows_lib.kind(entry)
                 if key not in counts or counts[key].steps < entry.steps:
                     counts[key] = entry
             self._write(values, counts.values())
@@ -387,32 +348,13 @@ class Ledger:
             entries: The entries, one for each kind.
         """
         written = values.copy()
-        written[:, _COUNT] = 0.0
+        written[:, rows_lib.COUNT] = 0.0
         for entry in entries:
-            written[self._row(written, entry), _COUNT] = entry.steps
+            written[rows_lib.row_of(written, entry), rows_lib.COUNT] = (
+                entry.steps
+            )
         self._add(written - values)
 
     def _add(self, difference: np.ndarray) -> None:
         if difference.any():
             keras_variables.add_atomically(self._table, difference)
-
-
-def _decoded(values: np.ndarray) -> list[accounting.LedgerEntry]:
-    """Decodes the table; leaves out kinds of which no step ran."""
-    if values.ndim != 2 or values.shape[1] != _COUNT + 1:
-        raise ValueError(
-            f"A privacy ledger has {_COUNT + 1} columns. Received: a table of "
-            f"shape {values.shape}"
-        )
-    # Counts that are not finite become negative, and are refused.
-    with np.errstate(invalid="ignore"):
-        steps = values[:, _COUNT].astype(np.int64)
-    entries = table.decode_table(
-        np.ascontiguousarray(values[:, :_COUNT]), steps
-    )
-    return [entry for entry in entries if entry.steps]
-
-
-def _kind(entry: accounting.LedgerEntry) -> accounting.LedgerEntry:
-    """Returns the entry without its count."""
-    return dataclasses.replace(entry, steps=0)

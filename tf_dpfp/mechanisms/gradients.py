@@ -20,19 +20,18 @@ from tf_dpfp import compilation
 from tf_dpfp import counting
 from tf_dpfp import optimizers
 from tf_dpfp import replicas
-from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import step as step_lib
 from tf_dpfp.independence import gradients as gradient_trial
 from tf_dpfp.independence import inputs
 from tf_dpfp.independence import step_proof
 from tf_dpfp.independence.findings import Finding
-from tf_dpfp.keras_private import distribution as keras_distribution
 from tf_dpfp.keras_private import trainer as keras_trainer
 from tf_dpfp.mechanisms import building
 from tf_dpfp.mechanisms import clip_layers
 from tf_dpfp.mechanisms import correlated
 from tf_dpfp.mechanisms import dealt
 from tf_dpfp.mechanisms import eager_passes
+from tf_dpfp.mechanisms import fit_batches
 from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import proved
 from tf_dpfp.mechanisms import state as state_lib
@@ -281,10 +280,10 @@ class Gradients(Mechanism):
         if pipeline.is_dataset:
             # Keras would warn that it can't shuffle a data set.
             kwargs.setdefault("shuffle", False)
-        args, kwargs = _weighed(ordinary, args, kwargs)
-        if self._compiles_sizes() and _is_poisson(pipeline):
-            args, kwargs = self._in_buckets(
-                ordinary, arguments["x"], args, kwargs
+        args, kwargs = fit_batches.weighed(ordinary, args, kwargs)
+        if fit_batches.needs_buckets(self.model, pipeline):
+            args, kwargs = fit_batches.in_buckets(
+                ordinary, self.optimizer, arguments["x"], args, kwargs
             )
         self.check_draws(arguments["x"], pipeline)
         calibrate(self, pipeline, arguments)
@@ -296,28 +295,11 @@ class Gradients(Mechanism):
             batches = correlated.batches(self.optimizer, pipeline)
             args, kwargs = state_lib.replaced(ordinary, args, kwargs, x=batches)
         with (
-            _built_before(self.model, batches),
+            fit_batches.built_before(self.model, batches),
             fit_steps.announced(self.state, self.claims(pipeline)),
             correlated.opened(self.optimizer, pipeline, arguments),
         ):
             return ordinary(*args, **kwargs)
-
-    def _compiles_sizes(self) -> bool:
-        """Tells if XLA compiles the step, for each batch size anew."""
-        return bool(self.model.jit_compile) and not self.model.run_eagerly
-
-    def _in_buckets(
-        self, ordinary, batches: tf.data.Dataset, args: tuple, kwargs: dict
-    ) -> tuple[tuple, dict]:
-        """Pads Poisson batches to few sizes, each compiled once."""
-        arguments = state_lib.bound(ordinary, args, kwargs)
-        info = sampling_lib.sampling_of(batches)
-        if info is None or arguments.get("class_weight"):
-            return args, kwargs
-        padded = sampling_lib.in_buckets(
-            arguments["x"], info, self.optimizer.microbatch_size or 1
-        )
-        return state_lib.replaced(ordinary, args, kwargs, x=padded)
 
     def _take_sizes(self, pipeline: pipelines.Pipeline) -> None:
         if pipeline.expected_batch_size is not None:
@@ -368,41 +350,3 @@ class Gradients(Mechanism):
         self._take_sizes(pipeline)
         with counting.announced(None, self.claims(pipeline), drawn=True):
             yield
-
-
-def _built_before(
-    model: keras.Model, batches: Any
-) -> contextlib.AbstractContextManager[None]:
-    """Builds a model for batches that are not as Keras knows them."""
-    spec = getattr(batches, "element_spec", None)
-    if isinstance(spec, sampling_lib.PersonBatch):
-        batch = tuple(sampling_lib.flat(spec))
-    elif isinstance(spec, sampling_lib.PartBatch):
-        batch = keras.utils.unpack_x_y_sample_weight(spec.batch)
-    else:
-        return contextlib.nullcontext()
-    keras_distribution.symbolic_build(model, batch)
-    return keras_distribution.without_symbolic_build(model)
-
-
-def _is_poisson(pipeline: pipelines.Pipeline) -> bool:
-    return isinstance(pipeline.sampling, accounting.PoissonSampling)
-
-
-def _weighed(ordinary, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Makes sample weights of the class weights of a data set."""
-    arguments = state_lib.bound(ordinary, args, kwargs)
-    batches, class_weight = arguments["x"], arguments.get("class_weight")
-    if not class_weight or not isinstance(batches, tf.data.Dataset):
-        return args, kwargs
-    pipelines.refuse_persons(
-        batches,
-        "`class_weight` is for batches of examples. Give weights with the "
-        "examples instead: poisson_batches(x, y, sample_weight, ...).",
-    )
-    weighed = sampling_lib.weigh(batches, class_weight)
-    if weighed is batches:
-        return args, kwargs
-    return state_lib.replaced(
-        ordinary, args, kwargs, x=weighed, class_weight=None
-    )

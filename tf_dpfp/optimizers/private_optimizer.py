@@ -28,7 +28,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_dpfp import accounting
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import counting
 from tf_dpfp import low_rank
@@ -39,8 +38,8 @@ from tf_dpfp.keras_private import variables as keras_variables
 from tf_dpfp.optimizers import adaptation as adaptation_lib
 from tf_dpfp.optimizers import carrier_state as carrier_state_lib
 from tf_dpfp.optimizers import clipped_gradients as clipped_lib
+from tf_dpfp.optimizers import counted as counted_lib
 from tf_dpfp.optimizers import joint_release
-from tf_dpfp.optimizers import read_only
 from tf_dpfp.optimizers import release
 from tf_dpfp.optimizers import restoring
 from tf_dpfp.optimizers import settings as settings_lib
@@ -53,7 +52,7 @@ _KerasOptimizer: Any = object
 
 
 class PrivateOptimizer(
-    read_only.ReadOnlySettings,
+    counted_lib.Counted,
     keras_optimizers.WithoutAllReduce,
     _KerasOptimizer,
 ):
@@ -152,108 +151,14 @@ class PrivateOptimizer(
         return self._batch_size.number()
 
     @property
-    def ledger_entries(self) -> list[accounting.LedgerEntry]:
-        """Everything that ran so far, for the accountant."""
-        return self._ledger.entries()
-
-    @property
-    def ledger(self) -> counting.Ledger:
-        """The ledger that counts the steps."""
-        return self._ledger
-
-    @property
     def correlation(self) -> Correlation:
         """Noise that is correlated over steps, if it is."""
         return self._correlation
 
     @property
-    def next_entry(self) -> accounting.LedgerEntry:
-        """Entry that the next step adds to the ledger."""
-        return self._ledger.next_entry(self.release())
-
-    @property
     def updated_variables(self) -> list[keras.Variable]:
         """Variables the optimizer was built for; empty before that."""
         return keras_optimizers.updated_variables(self)
-
-    def absorb_ledger(self, entries: Sequence[accounting.LedgerEntry]) -> None:
-        """Takes over the ledger of an earlier optimizer of the same model."""
-        self._ledger.absorb(entries)
-
-    def claims(
-        self,
-        sampling: accounting.Sampling,
-        seeded: bool = False,
-        kind: accounting.Release | None = None,
-        batch_size: int | None = None,
-    ) -> dict[counting.Ledger, counting.Claim]:
-        """Returns the claim of steps on batches that are chosen in one way.
-
-        Args:
-            sampling: The sampling.
-            seeded: True if it follows a seed.
-            kind: Kind of the release, if other than the optimizer's: sums of
-                persons, or representations that are released jointly.
-            batch_size: The batch size for which that holds; `None`: any.
-
-        Returns:
-            The claim, by ledger; announce it (`counting.announced`).
-        """
-        self._renew_keys()
-        released = self._settings.release_of(kind)
-        claim = counting.Claim(released, sampling, seeded, 1, batch_size)
-        return {self._ledger: claim}
-
-    def _renew_keys(self, *_: Any) -> None:
-        """Takes other keys after a fork: a compiled step only reads them."""
-        self._noise_source.renew_after_fork()
-        self._layer_seeds.renew_after_fork()
-
-    def stamp(self, kind: accounting.Release | None = None) -> counting.Stamp:
-        """Stamps a batch with the claim of the thread that steps on it.
-
-        Args:
-            kind: Kind of the release, if other than the optimizer's.
-        """
-        self.check_calibrated()
-        return self._ledger.stamp(self._settings.release_of(kind))
-
-    def release_jointly(
-        self, representations: counting.GaussianRelease
-    ) -> None:
-        """Counts representations beside the sums of every step from now on.
-
-        Args:
-            representations: Their release, from which their noise is drawn.
-
-        Raises:
-            ValueError: If the optimizer counts others already, or its noise is
-                secure: that of representations is not.
-        """
-        joint_release.check_settings(self._settings)
-        known = self._settings.representations
-        if known == representations:
-            return
-        if known is not None:
-            raise ValueError(
-                f"The optimizer '{self.name}' counts representations of "
-                f"another kind: {known}. Make a new optimizer for each "
-                "model: its ledger belongs to one."
-            )
-        self._settings = self._settings.joint_with(representations)
-        self.ensure_ledger_open()
-
-    def ensure_ledger_open(
-        self, kind: accounting.Release | None = None
-    ) -> None:
-        """Gets ready to count steps inside a replica.
-
-        Args:
-            kind: Kind of the release, if other than the optimizer's.
-        """
-        if self.is_calibrated:
-            self._ledger.ensure_open(self._settings.release_of(kind))
-        self._layer_seeds.build()
 
     def pass_seeds(self, piece: tf.Tensor | int = 0) -> noise_lib.PassSeeds:
         """Returns secret seeds for the random layers of a forward pass.

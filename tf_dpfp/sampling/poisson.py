@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from scipy import stats
 
 from tf_dpfp import arguments
 from tf_dpfp.accounting import PoissonSampling
 from tf_dpfp.sampling import batching
+from tf_dpfp.sampling import capacities
 from tf_dpfp.sampling import persons
 from tf_dpfp.sampling import registry
 from tf_dpfp.sampling import source as source_lib
@@ -18,10 +18,6 @@ from tf_dpfp.sampling import sources
 from tf_dpfp.sampling.binomial import BinomialCounts
 from tf_dpfp.sampling.persons import Persons
 from tf_dpfp.sampling.source import Source
-
-# Probability per step that a padded batch cannot hold its draw, by default.
-_OVERFLOW = 1e-15
-_CAPACITY_MULTIPLE = 8
 
 
 def poisson_batches(
@@ -200,7 +196,7 @@ def make_sampler(
         steps_per_epoch = arguments.positive_integer(
             "steps_per_epoch", steps_per_epoch
         )
-    capacity = _checked_capacity(padded, capacity)
+    capacity = capacities.checked(padded, capacity)
     seed = arguments.seed(seed)
     registry.refuse_drawn(x)
     places = persons.checked_places(users, max_examples_per_user)
@@ -260,9 +256,9 @@ class Sampler:
             if self.capacity:
                 capacity = -(-self.capacity // count)
             else:
-                capacity = default_capacity(largest, self.rate)
+                capacity = capacities.default_capacity(largest, self.rate)
             # Any of the shards may overflow.
-            overflow = count * overflow_probability(
+            overflow = count * capacities.overflow_probability(
                 largest, self.rate, capacity
             )
         info = registry.SamplingInfo(
@@ -332,44 +328,6 @@ def draw(
     return drawn[:capacity]
 
 
-def overflow_probability(population: int, rate: float, capacity: int) -> float:
-    """Bounds the probability that a draw exceeds `capacity`.
-
-    The bound is for one example more than `population`: the accountant needs
-    it to hold on the neighbouring data set as well.
-
-    Args:
-        population: Number of examples.
-        rate: Probability of each example.
-        capacity: Size of a padded batch.
-
-    Returns:
-        The tail probability of the binomial distribution, per batch.
-    """
-    return float(stats.binom.sf(capacity, population + 1, rate))
-
-
-def default_capacity(population: int, rate: float) -> int:
-    """Computes the least multiple of 8 that 1 in 1e15 draws exceeds.
-
-    Args:
-        population: Number of examples.
-        rate: Probability of each example.
-
-    Returns:
-        The size of a padded batch.
-    """
-    low, high = 0, -(-(population + 1) // _CAPACITY_MULTIPLE)
-    while high - low > 1:
-        middle = (low + high) // 2
-        capacity = middle * _CAPACITY_MULTIPLE
-        if overflow_probability(population, rate, capacity) <= _OVERFLOW:
-            high = middle
-        else:
-            low = middle
-    return high * _CAPACITY_MULTIPLE
-
-
 def _checked_sizes(
     expected_batch_size: float | None, sampling_rate: float | None
 ) -> tuple[float | None, float | None]:
@@ -402,16 +360,3 @@ def _rate_of(expected_batch_size: float, population: int, unit: str) -> float:
             f"expected_batch_size={expected_batch_size:g}"
         )
     return expected_batch_size / population
-
-
-def _checked_capacity(padded: str | None, capacity: int | None) -> int | None:
-    """Returns `capacity`, checked together with `padded`."""
-    arguments.one_of("padded", padded, [None, "static"])
-    if capacity is None:
-        return None
-    if padded is None:
-        raise ValueError(
-            "`capacity` is for padded='static'. "
-            f"Received: capacity={capacity!r}, padded=None"
-        )
-    return arguments.positive_integer("capacity", capacity)

@@ -1,0 +1,110 @@
+"""Batches as Keras's `fit` takes them: padded, weighed, built for."""
+
+import contextlib
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_dpfp import accounting
+from tf_dpfp import optimizers
+from tf_dpfp import sampling as sampling_lib
+from tf_dpfp.keras_private import distribution as keras_distribution
+from tf_dpfp.mechanisms import state as state_lib
+from tf_dpfp.sampling import pipelines
+
+
+def built_before(
+    model: keras.Model, batches: Any
+) -> contextlib.AbstractContextManager[None]:
+    """Builds a model for batches that are not as Keras knows them.
+
+    Args:
+        model: The model.
+        batches: The data of `fit`.
+
+    Returns:
+        Context in which Keras builds nothing of a model built here.
+    """
+    spec = getattr(batches, "element_spec", None)
+    if isinstance(spec, sampling_lib.PersonBatch):
+        batch = tuple(sampling_lib.flat(spec))
+    elif isinstance(spec, sampling_lib.PartBatch):
+        batch = keras.utils.unpack_x_y_sample_weight(spec.batch)
+    else:
+        return contextlib.nullcontext()
+    keras_distribution.symbolic_build(model, batch)
+    return keras_distribution.without_symbolic_build(model)
+
+
+def needs_buckets(model: keras.Model, pipeline: pipelines.Pipeline) -> bool:
+    """Tells if XLA compiles the step, for each size of Poisson batches anew.
+
+    Args:
+        model: The model.
+        pipeline: Description of the data.
+    """
+    compiles_sizes = bool(model.jit_compile) and not model.run_eagerly
+    return compiles_sizes and isinstance(
+        pipeline.sampling, accounting.PoissonSampling
+    )
+
+
+def in_buckets(
+    ordinary: Any,
+    optimizer: optimizers.PrivateOptimizer,
+    batches: tf.data.Dataset,
+    args: tuple,
+    kwargs: dict,
+) -> tuple[tuple, dict]:
+    """Pads Poisson batches to few sizes, each compiled once.
+
+    Args:
+        ordinary: Keras's `fit`.
+        optimizer: The optimizer; it cuts the batches into pieces.
+        batches: The data set that was passed, before it was weighed.
+        args: Arguments of `fit` by position.
+        kwargs: Arguments of `fit` by name.
+
+    Returns:
+        The arguments, with padded batches where they can be.
+    """
+    arguments = state_lib.bound(ordinary, args, kwargs)
+    info = sampling_lib.sampling_of(batches)
+    if info is None or arguments.get("class_weight"):
+        return args, kwargs
+    padded = sampling_lib.in_buckets(
+        arguments["x"], info, optimizer.microbatch_size or 1
+    )
+    return state_lib.replaced(ordinary, args, kwargs, x=padded)
+
+
+def weighed(ordinary: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Makes sample weights of the class weights of a data set.
+
+    Args:
+        ordinary: Keras's `fit`.
+        args: Arguments of `fit` by position.
+        kwargs: Arguments of `fit` by name.
+
+    Returns:
+        The arguments.
+
+    Raises:
+        ValueError: If class weights come with batches of persons.
+    """
+    arguments = state_lib.bound(ordinary, args, kwargs)
+    batches, class_weight = arguments["x"], arguments.get("class_weight")
+    if not class_weight or not isinstance(batches, tf.data.Dataset):
+        return args, kwargs
+    pipelines.refuse_persons(
+        batches,
+        "`class_weight` is for batches of examples. Give weights with the "
+        "examples instead: poisson_batches(x, y, sample_weight, ...).",
+    )
+    found = sampling_lib.weigh(batches, class_weight)
+    if found is batches:
+        return args, kwargs
+    return state_lib.replaced(
+        ordinary, args, kwargs, x=found, class_weight=None
+    )
