@@ -59,9 +59,9 @@ def clip_skipped() -> Iterator[None]:
     """The first group is not clipped; the noise is as if it were."""
     original = clipping.clip_and_sum
 
-    def clip_and_sum(gradients, groups, present):
+    def clip_and_sum(gradients, groups, *others):
         first = dataclasses.replace(groups[0], clip_norm=1e10)
-        return original(gradients, (first, *groups[1:]), present)
+        return original(gradients, (first, *groups[1:]), *others)
 
     with mock.patch.object(clipping, "clip_and_sum", clip_and_sum):
         yield

@@ -56,6 +56,7 @@ from tf_dpfp.optimizers import DPAdam
 from tf_dpfp.optimizers import DPAdamW
 from tf_dpfp.optimizers import DPLion
 from tf_dpfp.optimizers import DPRMSprop
+from tf_dpfp.optimizers import Sparse
 from tf_dpfp.optimizers import private_optimizer_class
 from tf_dpfp.sampling import cyclic_poisson_batches
 from tf_dpfp.sampling import poisson_batches
@@ -89,6 +90,7 @@ __all__ = [
     "PrivacyBudget",
     "PrivateEvaluation",
     "RGPDense",
+    "Sparse",
     "calibrate_noise_multiplier",
     "clip_norms",
     "compute_epsilon",

@@ -17,6 +17,7 @@ from tf_dpfp.accounting.joint import BudgetSplit
 from tf_dpfp.accounting.joint import joint_noise_multiplier
 from tf_dpfp.accounting.joint import other_noise_multiplier
 from tf_dpfp.accounting.joint import split_budget
+from tf_dpfp.accounting.joint import split_contributions
 from tf_dpfp.accounting.ledger_rows import decode_rows
 from tf_dpfp.accounting.ledger_rows import encode_rows
 from tf_dpfp.accounting.ledger_rows import greater

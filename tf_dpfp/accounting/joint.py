@@ -11,8 +11,9 @@ That stays true if the second release is chosen by the outcome of the first:
 Gaussian shifts compose by their squares, adaptively. The accountant sees the
 joint multiplier only.
 
-Two joint releases exist: noised representations with noised gradient sums, and
-clipped sums with the counts that adaptive thresholds need.
+Three joint releases exist: noised representations with noised gradient sums,
+clipped sums with the counts that adaptive thresholds need, and clipped sums with
+the counts that say which rows of a table are touched.
 
 **Sums and counts.** Mechanism: one vector of the clipped sums, of sensitivity
 S, with noise of standard deviation `sums * S`, and K counts, each with noise of
@@ -24,6 +25,16 @@ it moves the K counts by `sqrt(K) / 2` together, and
 
 The counts take the share r of the right-hand side.
 
+**Sums and contributions.** Beside the sums, one count for each row of a table,
+with noise of standard deviation `contributions * C_1`. Sensitivity: what an
+example adds to all of these counts is clipped to the length C_1, so
+
+    1 / noise_multiplier^2 = 1 / contributions^2 + 1 / rest^2,
+
+where `rest` is the noise multiplier of everything else, which may be split
+again. Of all this only a function is released: sums of rows whose noised count
+passes a threshold.
+
 Reference:
     - Dong, Roth and Su, 2022, [Gaussian differential
       privacy](https://arxiv.org/abs/1905.02383), corollary 3.3.
@@ -32,6 +43,9 @@ Reference:
     - He et al., 2022, [Exploring the limits of differentially private deep
       learning with group-wise clipping](https://arxiv.org/abs/2212.01539)
       (for K counts).
+    - Ghazi et al., 2023, [Sparsity-preserving differentially private training
+      of large embedding models](https://arxiv.org/abs/2311.08357) (for
+      contributions).
 """
 
 import dataclasses
@@ -145,4 +159,42 @@ def split_budget(
         counts=noise_multiplier
         * math.sqrt(num_counts)
         / (2.0 * math.sqrt(budget_share)),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ContributionSplit:
+    """Noise multipliers of contributions and of what is released beside them.
+
+    Attributes:
+        contributions: Noise multiplier of the clipped contributions.
+        rest: Noise multiplier of everything else together.
+    """
+
+    contributions: float
+    rest: float
+
+
+def split_contributions(
+    noise_multiplier: float, contribution_share: float
+) -> ContributionSplit:
+    """Splits a noise multiplier between contributions and everything else.
+
+    Args:
+        noise_multiplier: Joint noise multiplier, which the accountant sees.
+        contribution_share: Share a of the contributions, in (0, 1).
+
+    Returns:
+        `ContributionSplit` with `contributions = sigma / sqrt(a)` and
+        `rest = sigma / sqrt(1 - a)`.
+
+    Example:
+
+    >>> split = split_contributions(1.2, contribution_share=0.36)
+    >>> round(split.contributions, 3), round(split.rest, 3)
+    (2.0, 1.5)
+    """
+    return ContributionSplit(
+        contributions=noise_multiplier / math.sqrt(contribution_share),
+        rest=noise_multiplier / math.sqrt(1.0 - contribution_share),
     )

@@ -7,6 +7,9 @@ from tf_dpfp.clipping.clipped_sum import ClippedSums
 from tf_dpfp.clipping.clipped_sum import clip_and_sum
 from tf_dpfp.clipping.clipped_sum import gather_gradients
 from tf_dpfp.clipping.clipping import Clipping
+from tf_dpfp.clipping.contributions import RowSums
+from tf_dpfp.clipping.contributions import SparseTables
+from tf_dpfp.clipping.contributions import added_up
 from tf_dpfp.clipping.factors import centred_count
 from tf_dpfp.clipping.factors import clip_factors
 from tf_dpfp.clipping.groupings import ByFunction

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from tf_dpfp import per_example
+from tf_dpfp.clipping import contributions
 from tf_dpfp.clipping import factors as factors_lib
 from tf_dpfp.clipping import groups as groups_lib
 from tf_dpfp.clipping import placement
@@ -65,12 +66,12 @@ class ClippedSums(NamedTuple):
 
     Attributes:
         sums: The clipped sum for each variable; `None` where there is no
-            gradient.
+            gradient, `RowSums` of a sparse table.
         counts: The centred count of each group, float32 of shape `(K,)`;
             `None` where no clip norm adapts.
     """
 
-    sums: list[tf.Tensor | None]
+    sums: list[tf.Tensor | contributions.RowSums | None]
     counts: tf.Tensor | None
 
 
@@ -78,22 +79,26 @@ def clip_and_sum(
     gradients: Sequence[per_example.PerExampleGradient | None],
     groups: Sequence[groups_lib.Group],
     present: tf.Tensor,
+    tables: contributions.SparseTables | None = None,
 ) -> ClippedSums:
     """Clips every example's gradient group by group and sums over examples.
 
     Adding or removing one example moves the sums of group k, together, by at
-    most its clip norm C_k, and its centred count by at most 1/2.
+    most its clip norm C_k, and its centred count by at most 1/2. What it does to
+    the contributions of sparse tables: see `contributions`.
 
     Args:
         gradients: Per-example gradients, one entry per variable.
         groups: The groups, with members that index `gradients`.
         present: Boolean, `(batch,)`: true for examples that take part.
+        tables: Tables that are summed row by row, or `None`.
 
     Returns:
         The `ClippedSums`.
     """
-    sums: list[tf.Tensor | None] = [None] * len(gradients)
+    sums: list = [None] * len(gradients)
     counts = []
+    sparse: dict[int, contributions.ClippedTable] = {}
     for group in groups:
         members = [
             (index, gradient)
@@ -110,6 +115,11 @@ def clip_and_sum(
                 )
             with tf.name_scope(SUM_SCOPE):
                 for index, gradient in members:
+                    if tables is not None and index in tables.positions:
+                        sparse[index] = contributions.ClippedTable(
+                            gradient, factors
+                        )
+                        continue
                     sums[index] = gradient.weighted_sum(factors)
                 if group.estimate is not None:
                     counts.append(
@@ -117,6 +127,13 @@ def clip_and_sum(
                             squared_norms, group.estimate, present
                         )
                     )
+    if tables is not None and sparse:
+        with tf.name_scope(SUM_SCOPE):
+            of_tables = contributions.row_sums(
+                list(sparse.values()), tables.contribution_clip
+            )
+        for index, rows in zip(sparse, of_tables, strict=True):
+            sums[index] = rows
     return ClippedSums(sums, tf.stack(counts) if counts else None)
 
 

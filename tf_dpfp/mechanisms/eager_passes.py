@@ -229,6 +229,7 @@ def _constants_of(plan: step_lib.Plan) -> Hashable:
         plan.seeds,
         plan.representations,
         plan.places,
+        plan.tables,
     )
 
 

@@ -108,8 +108,21 @@ class Gradients(Mechanism):
         return pipelines.describe(arguments, need_batch_size)
 
     def strategy(self) -> tf.distribute.Strategy | None:
-        """Returns the strategy that the model trains under, if any."""
-        return replicas.strategy_for(self.model, self.optimizer)
+        """Returns the strategy that the model trains under, if any.
+
+        Raises:
+            ValueError: If it has several replicas and tables are sparse.
+        """
+        strategy = replicas.strategy_for(self.model, self.optimizer)
+        sparse = self.optimizer.sparse_tables
+        if sparse is not None and replicas.deals(strategy):
+            raise ValueError(
+                "Which rows of a sparse table are touched often enough is found "
+                "by one replica. Train on one device, or leave `sparse_tables` "
+                f"out. Received: sparse_tables={sparse} under "
+                f"{type(strategy).__name__}"
+            )
+        return strategy
 
     def below(self, x: Any) -> step_lib.Below | None:  # noqa: ARG002
         """Returns what is trained below noised representations, if any.

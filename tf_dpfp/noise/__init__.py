@@ -10,6 +10,9 @@ from tf_dpfp.noise.gaussian import SecureKey
 from tf_dpfp.noise.gaussian import gaussian as gaussian_noise
 from tf_dpfp.noise.gaussian import gaussian_like as gaussian_noise_like
 from tf_dpfp.noise.gaussian import gaussians as gaussian_noises
+from tf_dpfp.noise.passing import passes
+from tf_dpfp.noise.passing import passing_of
+from tf_dpfp.noise.passing import probability as passing_probability
 from tf_dpfp.noise.secure import check_installed as check_secure
 from tf_dpfp.noise.seeds import LayerSeeds
 from tf_dpfp.noise.seeds import PassSeeds
@@ -28,6 +31,9 @@ __all__ = [
     "gaussian_noise_like",
     "gaussian_noises",
     "mixed_seed",
+    "passes",
+    "passing_of",
+    "passing_probability",
     "sensitivity",
     "standard_deviations",
 ]

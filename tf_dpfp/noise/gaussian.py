@@ -87,20 +87,24 @@ def gaussian(
 
 
 def gaussian_like(
-    tensor: tf.Tensor, standard_deviation: float | tf.Tensor, key: tf.Tensor
+    tensor: tf.Tensor,
+    standard_deviation: float | tf.Tensor,
+    key: tf.Tensor | SecureKey,
 ) -> tf.Tensor:
     """Draws independent normals in the shape of a tensor, known or not.
 
     Args:
         tensor: A tensor, of which only the shape is read.
         standard_deviation: Standard deviation of every number.
-        key: uint64 scalar. Equal keys give equal numbers.
+        key: uint64 scalar. Equal keys give equal numbers. Or a `SecureKey`.
 
     Returns:
         float32 tensor of that shape.
     """
     if tensor.shape.is_fully_defined():
         return gaussian(tensor.shape, standard_deviation, key)
+    if isinstance(key, SecureKey):
+        return secure.gaussian_like(tensor, standard_deviation)
     shape = tf.shape(tensor)
     size = tf.reduce_prod(shape)
     deviation = tf.cast(standard_deviation, tf.float32)

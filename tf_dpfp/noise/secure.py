@@ -85,12 +85,7 @@ def gaussian(
     Raises:
         ValueError: If XLA compiles the step.
     """
-    if compilation.target() is compilation.Target.XLA:
-        raise ValueError(
-            "With `secure=True` Python draws the bits of the noise, and XLA "
-            "can't compile that. Compile the model with jit_compile=False; on "
-            "a TPU leave `secure` out."
-        )
+    _refuse_xla()
     shape = tf.TensorShape(shape).as_list()
     size = math.prod(shape)
     deviation = tf.cast(standard_deviation, tf.float32)
@@ -107,11 +102,53 @@ def gaussian(
     return tf.reshape(normals, shape)
 
 
-def _bits(half: int) -> tf.Tensor:
+def gaussian_like(
+    tensor: tf.Tensor, standard_deviation: float | tf.Tensor
+) -> tf.Tensor:
+    """Draws independent normals in the shape of a tensor, known or not.
+
+    Args:
+        tensor: A tensor, of which only the shape is read.
+        standard_deviation: Standard deviation of every number.
+
+    Returns:
+        float32 tensor of that shape.
+
+    Raises:
+        ValueError: If XLA compiles the step.
+    """
+    _refuse_xla()
+    shape = tf.shape(tensor)
+    size = tf.reduce_prod(shape)
+    deviation = tf.cast(standard_deviation, tf.float32)
+    bits = _bits((size + 1) // 2)
+    normals = _summed(box_muller.by_kernels(bits, deviation))[:size]
+    return tf.ensure_shape(tf.reshape(normals, shape), tensor.shape)
+
+
+def _refuse_xla() -> None:
+    if compilation.target() is compilation.Target.XLA:
+        raise ValueError(
+            "With `secure=True` Python draws the bits of the noise, and XLA "
+            "can't compile that. Compile the model with jit_compile=False; on "
+            "a TPU leave `secure` out."
+        )
+
+
+def words(count: int | tf.Tensor, shape: list[Any]) -> tf.Tensor:
+    """Draws int32 words, each pattern of bits equally likely.
+
+    Args:
+        count: Number of words.
+        shape: Shape of the result, of so many.
+    """
+    found = tf.numpy_function(random_words, [count], tf.int32, stateful=True)
+    return tf.reshape(found, shape)
+
+
+def _bits(half: int | tf.Tensor) -> tf.Tensor:
     """Draws int32 bits of shape `(2, 4 * half)`."""
-    count = 2 * _SUMMED * half
-    words = tf.numpy_function(random_words, [count], tf.int32, stateful=True)
-    return tf.reshape(words, [2, _SUMMED * half])
+    return words(2 * _SUMMED * half, [2, _SUMMED * half])
 
 
 def _summed(normals: tf.Tensor) -> tf.Tensor:

@@ -13,6 +13,7 @@ from tf_dpfp.optimizers.clipped_gradients import NotPrivateError
 from tf_dpfp.optimizers.joint_release import JointGradients
 from tf_dpfp.optimizers.private_optimizer import PrivateOptimizer
 from tf_dpfp.optimizers.restoring import marked_entries
+from tf_dpfp.optimizers.sparse import Sparse
 
 __all__ = [
     "Banded",
@@ -26,6 +27,7 @@ __all__ = [
     "JointGradients",
     "NotPrivateError",
     "PrivateOptimizer",
+    "Sparse",
     "marked_entries",
     "private_optimizer_class",
 ]

@@ -31,7 +31,7 @@ class ClippedGradients:
     Attributes:
         sums: The clipped sum for each variable; `None` where the loss does
             not depend on the variable. For a reparametrised kernel: the sums
-            of its carriers, end to end.
+            of its carriers, end to end. For a sparse table: `RowSums`.
         variables: The trainable variables.
         groups: The groups the sums were clipped in, with their clip norms.
         regularization: Gradients of the regularisation losses, which read no
@@ -57,7 +57,7 @@ class ClippedGradients:
             examples are drawn by parts; `None`: unknown.
     """
 
-    sums: Sequence[tf.Tensor | None]
+    sums: Sequence[Any]
     variables: Sequence[keras.Variable]
     groups: Sequence[clipping_lib.Group]
     regularization: Sequence[tf.Tensor | None]
@@ -71,16 +71,22 @@ class ClippedGradients:
     part: tf.Tensor | None = None
     update: Callable[[Sequence[tf.Tensor]], ContextManager] | None = None
 
-    def updating(self, released: Sequence[tf.Tensor | None]) -> ContextManager:
+    def updating(self, released: Sequence[Any]) -> ContextManager:
         """Opens the context of the update.
 
         Args:
-            released: Tensors with noise, which it may read.
+            released: What was released with noise, which it may read.
         """
         if self.update is None:
             return contextlib.nullcontext()
         above = () if self.joint is None else self.joint.sums
-        return self.update([t for t in (*released, *above) if t is not None])
+        read = []
+        for tensor in (*released, *above):
+            if isinstance(tensor, tf.IndexedSlices):
+                read += [tensor.values, tensor.indices]
+            elif tensor is not None:
+                read.append(tensor)
+        return self.update(read)
 
     @property
     def all_variables(self) -> list[keras.Variable]:

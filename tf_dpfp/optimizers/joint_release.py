@@ -79,7 +79,8 @@ def check_settings(settings: settings_lib.PrivacySettings) -> None:
         settings: Settings of the optimizer.
 
     Raises:
-        ValueError: If its noise is secure or correlated.
+        ValueError: If its noise is secure or correlated, or it has sparse
+            tables.
     """
     if settings.secure:
         raise ValueError(
@@ -92,4 +93,10 @@ def check_settings(settings: settings_lib.PrivacySettings) -> None:
             "Nothing is proved of correlated noise with a "
             "DPRepresentationClip in the model. Leave `correlated_noise` "
             f"out. Received: correlated_noise={settings.correlated_noise}"
+        )
+    if settings.sparse_tables is not None:
+        raise ValueError(
+            "Tables above or below a DPRepresentationClip are not released "
+            "row by row. Leave `sparse_tables` out. Received: "
+            f"sparse_tables={settings.sparse_tables}"
         )

@@ -42,7 +42,9 @@ from tf_dpfp.optimizers import counted as counted_lib
 from tf_dpfp.optimizers import joint_release
 from tf_dpfp.optimizers import release
 from tf_dpfp.optimizers import restoring
+from tf_dpfp.optimizers import row_release
 from tf_dpfp.optimizers import settings as settings_lib
+from tf_dpfp.optimizers import sparse as sparse_lib
 from tf_dpfp.optimizers.banded import Banded
 from tf_dpfp.optimizers.correlation import Correlation
 from tf_dpfp.optimizers.expected_batch_size import ExpectedBatchSize
@@ -92,6 +94,11 @@ class PrivateOptimizer(
             `cyclic_poisson_batches`. On one device; not under XLA, with
             `secure`, adaptive clip norms, low-rank carriers or a
             `DPRepresentationClip`.
+        sparse_tables: `None` for noise on every row of every table, or a
+            `tf_dpfp.Sparse`: of the tables that it names a step releases and
+            updates the rows that enough examples touch. With `DPSGD` without
+            momentum and `DPAdagrad`, on one device; not under XLA, with
+            correlated noise or a `DPRepresentationClip`.
 
     Raises:
         ValueError: If an argument is out of its range, or
@@ -110,6 +117,7 @@ class PrivateOptimizer(
         seed: int | None = None,
         secure: bool = False,
         correlated_noise: Banded | None = None,
+        sparse_tables: sparse_lib.Sparse | None = None,
         **kwargs,
     ):
         args, kwargs, loss_scale = settings_lib.keras_arguments(args, kwargs)
@@ -123,8 +131,11 @@ class PrivateOptimizer(
             loss_scale_factor=loss_scale,
             secure=secure,
             correlated_noise=correlated_noise,
+            sparse_tables=sparse_tables,
         )
         super().__init__(*args, **kwargs)
+        if settings.sparse_tables is not None:
+            sparse_lib.check_skips(self, PrivateOptimizer)
         # Noise and ledger read the same frozen object; see `counting.release`.
         self._settings = settings
         self._batch_size = ExpectedBatchSize(self, settings.expected_batch_size)
@@ -294,6 +305,11 @@ class PrivateOptimizer(
             settings.release_of(clipped.kind), clipped
         )
         noise_multiplier, counts = settings.sums.noise_multiplier, None
+        tables = row_release.row_release_of(
+            settings.sparse_tables, noise_multiplier
+        )
+        if tables is not None:
+            noise_multiplier = tables.noise_multiplier
         adaptation = self._adaptation
         if adaptation is not None:
             noise_multiplier, counts = adaptation.noised_counts(
@@ -305,6 +321,7 @@ class PrivateOptimizer(
             self.clipping.noise_allocation,
             draws,
             turn,
+            tables,
         )
         # Noised: from here on nothing is private, once it is added up.
         *released, counts = replicas.sum_over_all([*released, counts])

@@ -13,6 +13,7 @@ from tf_dpfp import counting
 from tf_dpfp.optimizers import settings as settings_lib
 from tf_dpfp.optimizers.banded import Banded
 from tf_dpfp.optimizers.correlation import Correlation
+from tf_dpfp.optimizers.sparse import Sparse
 
 
 class ReadOnlySettings:
@@ -61,6 +62,11 @@ class ReadOnlySettings:
     def correlated_noise(self) -> Banded | None:
         """Bands of correlated noise; `None`: independent noise."""
         return self._settings.correlated_noise
+
+    @property
+    def sparse_tables(self) -> Sparse | None:
+        """Tables released where they are touched; `None`: there are none."""
+        return self._settings.sparse_tables
 
     @property
     def bands(self) -> int | None:

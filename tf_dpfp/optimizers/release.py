@@ -17,6 +17,7 @@ from tf_dpfp import low_rank
 from tf_dpfp import noise as noise_lib
 from tf_dpfp.distribute import replicas
 from tf_dpfp.optimizers import clipped_gradients as clipped_lib
+from tf_dpfp.optimizers.row_release import RowRelease
 
 # Tensors of fewer numbers get their noise in one draw, on a CPU: each of the
 # larger ones is drawn in pieces that stay in the cache of a core.
@@ -28,6 +29,8 @@ _FUSED_DRAW = 2**24
 _DRAWN_EARLY = 2**22
 
 
+# What is released of a variable: of a sparse table, some rows.
+Released: TypeAlias = tf.Tensor | tf.IndexedSlices | None
 # Makes the noise of a draw of its independent normals and its number.
 Correlated: TypeAlias = Callable[[tf.Tensor, int], tf.Tensor]
 # Index of a variable, its clipped sum, and the standard deviation of its noise.
@@ -103,7 +106,8 @@ def add_noise(
     allocation: str,
     draws: Draws,
     correlated: Correlated | None = None,
-) -> list[tf.Tensor | None]:
+    tables: RowRelease | None = None,
+) -> list[Released]:
     """Adds this replica's share of the noise to its clipped sums.
 
     Args:
@@ -113,12 +117,13 @@ def add_noise(
         draws: The noise of this replica.
         correlated: Makes the noise of a draw of independent normals and the
             number of the draw; `None`: noise is independent.
+        tables: How sparse tables are released; `None`: there are none.
 
     Returns:
         The released sums; `None` where there is no sum.
     """
-    released: list[tf.Tensor | None] = list(clipped.sums)
-    if not noise_multiplier:
+    released: list[Any] = list(clipped.sums)
+    if not noise_multiplier and tables is None:
         return released
     whole = noise_lib.standard_deviations(
         [group.clip_norm for group in clipped.groups],
@@ -131,7 +136,15 @@ def add_noise(
     for group, deviation in zip(clipped.groups, deviations, strict=True):
         for index in group.members:
             total = clipped.sums[index]
-            if total is not None:
+            if isinstance(total, clipping_lib.RowSums):
+                assert tables is not None
+                released[index] = tables.released(
+                    total,
+                    clipped.variables[index].shape[0],
+                    deviation,
+                    _keys_of_rows(draws, index, len(clipped.variables)),
+                )
+            elif total is not None and noise_multiplier:
                 members.setdefault(group.device, []).append(
                     (index, total, deviation)
                 )
@@ -147,6 +160,13 @@ def add_noise(
                 for index, noised in _noised(draw, draws, early, correlated):
                     released[index] = noised
     return released
+
+
+def _keys_of_rows(draws: Draws, index: int, variables: int) -> tuple:
+    """Returns the keys of a sparse table: of its sum, and of two counts."""
+    # After those of the variables, and of the counts of adaptive clip norms.
+    first = variables + 1 + 2 * index
+    return draws.key(index), draws.key(first), draws.key(first + 1)
 
 
 def _cut(members: Sequence[_Member], fused: bool) -> Iterator[_Draw]:
@@ -236,10 +256,10 @@ def _plus(total: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
 
 def finished(
     clipped: clipped_lib.ClippedGradients,
-    released: Sequence[tf.Tensor | None],
+    released: Sequence[Released],
     carriers: Sequence[low_rank.Carriers | None],
     divisor: tf.Tensor,
-) -> list[tf.Tensor | None]:
+) -> list[Released]:
     """Makes of released sums what the Keras optimizer takes.
 
     Args:
@@ -252,7 +272,7 @@ def finished(
         The gradient of each of `clipped.all_variables`, computed where the
         variable is.
     """
-    gradients: list[tf.Tensor | None] = [None] * len(clipped.variables)
+    gradients: list[Released] = [None] * len(clipped.variables)
     for group in clipped.groups:
         with clipping_lib.on_device(group.device):
             for index in group.members:
@@ -275,10 +295,10 @@ def finished(
 
 
 def _reconstruct(
-    total: tf.Tensor | None,
+    total: Released,
     carriers: low_rank.Carriers | None,
     variable: keras.Variable,
-) -> tf.Tensor | None:
+) -> Released:
     """Turns released carriers into a released kernel: post-processing."""
     if total is None or carriers is None:
         return total
@@ -290,6 +310,12 @@ def finish(total, extra, divisor, variable):
     if total is None and extra is None:
         return None
     dtype = variable.dtype
+    if isinstance(total, tf.IndexedSlices):
+        assert extra is None  # Refused, for it would be that of every row.
+        mean = total.values / tf.cast(divisor, total.values.dtype)
+        return tf.IndexedSlices(
+            tf.cast(mean, dtype), total.indices, total.dense_shape
+        )
     mean = None if total is None else total / tf.cast(divisor, total.dtype)
     if mean is None:
         return tf.cast(extra, dtype)

@@ -11,6 +11,7 @@ from tf_dpfp import arguments
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import counting
 from tf_dpfp import noise as noise_lib
+from tf_dpfp.optimizers import sparse as sparse_lib
 from tf_dpfp.optimizers.banded import Banded
 
 # Squares of shorter gradients may vanish in float32, and with them the norm.
@@ -35,6 +36,8 @@ class PrivacySettings:
         secure: True if noise is drawn from a cryptographic stream.
         calibrates: True if the noise multiplier is left to `fit`.
         correlated_noise: Bands of correlated noise; `None`: independent noise.
+        sparse_tables: Tables released where they are touched; `None`: all
+            rows of all tables are.
     """
 
     release: counting.Release
@@ -45,6 +48,7 @@ class PrivacySettings:
     secure: bool
     calibrates: bool = False
     correlated_noise: Banded | None = None
+    sparse_tables: sparse_lib.Sparse | None = None
 
     @property
     def bands(self) -> int | None:
@@ -125,6 +129,8 @@ class PrivacySettings:
             "secure": self.secure,
             "correlated_noise": self.correlated_noise
             and keras.saving.serialize_keras_object(self.correlated_noise),
+            "sparse_tables": self.sparse_tables
+            and keras.saving.serialize_keras_object(self.sparse_tables),
         }
 
 
@@ -139,6 +145,7 @@ def checked_settings(
     loss_scale_factor: float | None,
     secure: bool,
     correlated_noise: Banded | dict | None = None,
+    sparse_tables: sparse_lib.Sparse | dict | None = None,
 ) -> PrivacySettings:
     """Checks the arguments of a private optimizer.
 
@@ -153,6 +160,7 @@ def checked_settings(
         loss_scale_factor: A positive number, or `None`.
         secure: A boolean.
         correlated_noise: Bands, serialized or not, or `None`.
+        sparse_tables: Tables, serialized or not, or `None`.
 
     Returns:
         The settings.
@@ -189,8 +197,10 @@ def checked_settings(
         secure=_checked_secure(secure, seed),
         calibrates=math.isnan(noise),
         correlated_noise=_banded(correlated_noise),
+        sparse_tables=sparse_lib.checked(sparse_tables),
     )
     _check_correlated(settings)
+    _check_sparse(settings)
     return settings
 
 
@@ -233,6 +243,25 @@ def _check_correlated(settings: PrivacySettings) -> None:
         raise ValueError(
             "Correlated noise is kept on one device. Use clipping='flat' or "
             f"'per_layer'. Received: clipping={settings.clipping}"
+        )
+
+
+def _check_sparse(settings: PrivacySettings) -> None:
+    """Refuses settings that sparse tables are not made for."""
+    if settings.sparse_tables is None:
+        return
+    if settings.bands != 1:
+        raise ValueError(
+            "Correlated noise takes back noise of earlier steps, and of a row "
+            "that was not released then there is none. Leave one of them out. "
+            f"Received: correlated_noise={settings.correlated_noise}, "
+            f"sparse_tables={settings.sparse_tables}"
+        )
+    if isinstance(settings.clipping, clipping_lib.PerDevice):
+        raise ValueError(
+            "Contributions to sparse tables are clipped together, on one "
+            "device. Use clipping='flat' or 'per_layer'. Received: "
+            f"clipping={settings.clipping}"
         )
 
 

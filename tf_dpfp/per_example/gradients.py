@@ -380,9 +380,13 @@ class EmbeddingRows(PerExampleGradient):
         _, values = self.distinct()
         return _sum_squares(values)
 
-    def weighted_sum(self, factors: tf.Tensor) -> tf.Tensor:
+    def clipped_rows(self, factors: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The rows as in `distinct`, each example's times its factor."""
         ids, values = self.distinct()
-        values = scale_examples(values, factors)
+        return ids, scale_examples(values, factors)
+
+    def weighted_sum(self, factors: tf.Tensor) -> tf.Tensor:
+        ids, values = self.clipped_rows(factors)
         return tf.math.unsorted_segment_sum(
             tf.reshape(values, [-1, tf.shape(values)[2]]),
             tf.reshape(ids, [-1]),

@@ -105,14 +105,17 @@ def clipped_batch(
     # Piece 0 outside the loop: it shows which variables get a sum, and builds
     # whatever Keras builds on first use.
     first = run(0)
-    totals = _tensors(first)
+    totals, of_rows = _tensors(first), _of_rows(first)
     if pieces[1].shape[0] != 1:
 
         def body(index, *totals):
             more = _tensors(run(index))
             return (
                 index + 1,
-                *[a + b for a, b in zip(totals, more, strict=True)],
+                *[
+                    tf.concat([a, b], axis=0) if is_row else a + b
+                    for a, b, is_row in zip(totals, more, of_rows, strict=True)
+                ],
             )
 
         # A loop begins with whatever is there: without this, piece 1 would
@@ -125,7 +128,12 @@ def clipped_batch(
             (second, *totals),
             shape_invariants=(
                 tf.TensorShape([]),
-                *[t.shape for t in totals],
+                *[
+                    t.shape[:0].concatenate([None, *t.shape[1:]])
+                    if is_row
+                    else t.shape
+                    for t, is_row in zip(totals, of_rows, strict=True)
+                ],
             ),
             parallel_iterations=1,
         )
@@ -143,6 +151,15 @@ def _run(model, plan: Plan, batch: tuple, piece) -> MicrobatchResult:
 
 def _tensors(sums: BatchSums) -> list[tf.Tensor]:
     return [t for t in tree.flatten(sums) if t is not None]
+
+
+def _of_rows(sums: BatchSums) -> list[bool]:
+    """Tells of each tensor if it is of rows, which are laid end to end."""
+    marked = tree.map_structure(lambda t: None if t is None else False, sums)
+    for index, total in enumerate(sums.clipped.sums):
+        if isinstance(total, clipping_lib.RowSums):
+            marked.clipped.sums[index] = clipping_lib.RowSums(*[True] * 3)
+    return _tensors(marked)
 
 
 def _with_none(sums: BatchSums, tensors) -> list:

@@ -129,7 +129,9 @@ def clipped_microbatch(
         gradients, present = _of_persons(
             plan, plan.places, of_examples, present
         )
-    clipped = clipping_lib.clip_and_sum(gradients, plan.groups, present)
+    clipped = clipping_lib.clip_and_sum(
+        gradients, plan.groups, present, plan.tables
+    )
     return MicrobatchResult(
         BatchSums(clipped, above), losses, passed.y_pred, passed.tracked
     )

@@ -17,6 +17,7 @@ from tf_dpfp import layers as layers_lib
 from tf_dpfp import low_rank
 from tf_dpfp import per_example
 from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.step import sparse_tables
 from tf_dpfp.step.traced import Traced
 
 # Half precision underflows without scaling; a power of two costs no accuracy.
@@ -53,6 +54,7 @@ class Plan:
             graph, for steps that run eagerly; `None` runs them eagerly.
         of_weights: Tensors of the plan that were made of weights alone, outside
             of the graph.
+        tables: Tables that are released where they are touched, or `None`.
     """
 
     units: Sequence[per_example.Unit]
@@ -72,6 +74,7 @@ class Plan:
     ) = None
     eager_pass: Callable[..., Any] | None = None
     of_weights: Sequence[tf.Tensor] = ()
+    tables: clipping_lib.SparseTables | None = None
 
     @property
     def kind(self) -> accounting.Release | None:
@@ -145,8 +148,8 @@ def make_plan(
         The `Plan`.
 
     Raises:
-        ValueError: If nothing is trainable, or XLA is asked to compile for
-            several devices.
+        ValueError: If nothing is trainable, XLA is asked to compile for
+            several devices, or a table can't be sparse.
     """
     owned = owned_variables(model)
     above = []
@@ -178,6 +181,7 @@ def make_plan(
         secret_handles=optimizer.secret_handles,
         above=above,
         representations=None if below is None else below.representations,
+        tables=sparse_tables.find(model, optimizer.sparse_tables, owned),
     )
 
 

@@ -51,7 +51,7 @@ def compile_private(model: keras.Model, args: tuple, kwargs: dict) -> None:
         # A model's own `compile` may have put another optimizer in its place.
         if isinstance(model.optimizer, optimizers.PrivateOptimizer):
             building.check_same_model(model, model.optimizer)
-            _check_secure(model)
+            _check_xla(model)
         mechanism = mechanisms.choose(model, model.optimizer)
         _take_over(mechanism, state.mechanism, before)
     except BaseException:
@@ -111,11 +111,20 @@ def _suits_xla(optimizer: optimizers.PrivateOptimizer) -> bool:
         and not per_device
         and not optimizer.secure
         and optimizer.bands == 1
+        and optimizer.sparse_tables is None
     )
 
 
-def _check_secure(model: keras.Model) -> None:
-    """Refuses secure noise in a step that XLA compiles."""
+def _check_xla(model: keras.Model) -> None:
+    """Refuses secure noise and sparse tables in a step that XLA compiles."""
+    sparse = model.optimizer.sparse_tables
+    if sparse is not None and model.jit_compile:
+        raise ValueError(
+            "How many rows of a sparse table are released differs from step to "
+            "step, and XLA compiles for one number. Compile the model with "
+            f"jit_compile=False. Received: jit_compile={model.jit_compile}, "
+            f"sparse_tables={sparse}"
+        )
     if model.optimizer.secure and model.jit_compile:
         raise ValueError(
             "With `secure=True` Python draws the bits of the noise, and XLA "
