@@ -1,6 +1,6 @@
 """Differences between two trials, beyond rounding."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import keras
 import numpy as np
@@ -38,13 +38,20 @@ class Difference(NamedTuple):
     distance: tf.Tensor
 
 
-def difference(a: tf.Tensor | None, b: tf.Tensor | None) -> Difference:
+# Gradients; of a table, some of its rows.
+_Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
+
+
+def difference(a: _Gradient, b: _Gradient) -> Difference:
     """Compares two tensors; a `None` is taken for zeros."""
     # Inside the graph, where gradients are freed as they are used.
     if a is None and b is None:
         return Difference(tf.constant(0.0), tf.constant(0.0))
-    a = tf.zeros_like(b) if a is None else tf.convert_to_tensor(a)
-    b = tf.zeros_like(a) if b is None else tf.convert_to_tensor(b)
+    if isinstance(a, tf.IndexedSlices) and isinstance(b, tf.IndexedSlices):
+        a, b = _same_rows(a, b)
+    a, b = (None if t is None else tf.convert_to_tensor(t) for t in (a, b))
+    a = tf.zeros_like(b) if a is None else a
+    b = tf.zeros_like(a) if b is None else b
     if not a.shape.is_compatible_with(b.shape):
         return Difference(tf.constant(1.0), tf.constant(np.inf))
     if not (a.dtype.is_floating and b.dtype.is_floating):
@@ -57,6 +64,20 @@ def difference(a: tf.Tensor | None, b: tf.Tensor | None) -> Difference:
     return Difference(
         tf.reduce_max(tf.concat([[0.0], _flat(finite)], 0)),
         tf.reduce_max(tf.concat([[0.0], _flat(distance)], 0)),
+    )
+
+
+def _same_rows(
+    a: tf.IndexedSlices, b: tf.IndexedSlices
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the rows that either has, those of the same number added up."""
+    indices = [tf.cast(each.indices, tf.int64) for each in (a, b)]
+    rows, places = tf.unique(tf.concat(indices, axis=0))
+    of_a, of_b = tf.split(places, [tf.size(each) for each in indices])
+    count = tf.size(rows)
+    return (
+        tf.math.unsorted_segment_sum(a.values, of_a, count),
+        tf.math.unsorted_segment_sum(b.values, of_b, count),
     )
 
 

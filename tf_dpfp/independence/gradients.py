@@ -57,15 +57,25 @@ class _Pass(NamedTuple):
     """
 
     outputs: list[tf.Tensor]
-    expected: list[tf.Tensor | None]
+    expected: list[tf.Tensor | tf.IndexedSlices | None]
     gradients: list[per_example.PerExampleGradient | None]
     has_own_losses: bool
 
-    def weighted(self, index: int, factors: list[float]) -> tf.Tensor | None:
+    def weighted(
+        self, index: int, factors: list[float]
+    ) -> tf.Tensor | tf.IndexedSlices | None:
         """Returns a weighted sum of a variable's per-example gradients."""
         gradient = self.gradients[index]
         if gradient is None:
             return None
+        if isinstance(gradient, per_example.EmbeddingRows):
+            # Not the whole table, which may be most of a model.
+            rows, values = gradient.clipped_rows(tf.constant(factors))
+            return tf.IndexedSlices(
+                tf.reshape(values, [-1, tf.shape(values)[2]]),
+                tf.reshape(rows, [-1]),
+                tf.constant([gradient.num_rows, values.shape[2]]),
+            )
         return gradient.weighted_sum(tf.constant(factors))
 
 
@@ -91,7 +101,7 @@ def _run(model, plan: Plan, data, batch_size: int) -> _Pass:
 
     return _Pass(
         [t[0] for t in tree.flatten((y_pred, losses)) if t is not None],
-        _dense(expected),
+        expected,
         gathered,
         passed.has_own_losses,
     )

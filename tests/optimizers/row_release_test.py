@@ -1,0 +1,116 @@
+"""Release of a sparse table: who passes, and with what noise."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import stats
+
+import tf_dpfp
+from tests import helpers
+from tf_dpfp import clipping
+from tf_dpfp.optimizers import row_release
+
+ROWS, WIDTH = 50, 4
+SPARSE = tf_dpfp.Sparse(
+    "items", threshold=2.0, contribution_share=0.36, contribution_clip=0.5
+)
+LEAST_P = 1e-6
+
+
+def _total(seed=0):
+    """Row 9 named twice, row 3 without a contribution."""
+    rng = np.random.default_rng(seed)
+    rows = np.array([9, 40, 3, 9, 17])
+    return clipping.RowSums(
+        tf.constant(rows, tf.int64),
+        tf.constant(rng.normal(size=(5, WIDTH)), tf.float32),
+        tf.constant([1.5, 0.5, 0.0, 1.0, 6.0], tf.float64),
+    )
+
+
+def _keys(number):
+    return tuple(
+        tf.bitcast(tf.constant(3 * number + i, tf.int64), tf.uint64)
+        for i in range(3)
+    )
+
+
+def _release(noise_multiplier=1.2, sparse=SPARSE):
+    return row_release.row_release_of(sparse, noise_multiplier)
+
+
+@tf.function
+def _passed(draws):
+    def draw(number):
+        keys = [tf.bitcast(3 * number + i, tf.uint64) for i in range(3)]
+        found = _release().released(_total(), ROWS, 1.0, keys)
+        ones = tf.ones_like(found.indices)
+        return tf.scatter_nd(found.indices[:, None], ones, [ROWS])
+
+    return tf.map_fn(draw, draws, fn_output_signature=tf.int64)
+
+
+def test_the_budget_is_split_as_the_settings_say():
+    release = _release()
+    # sigma / sqrt(0.36) = 2, of a sensitivity of 0.5; sigma / sqrt(0.64).
+    assert release.deviation == pytest.approx(2.0 * 0.5, rel=1e-12)
+    assert release.noise_multiplier == pytest.approx(1.5, rel=1e-12)
+    joint = math.hypot(0.5 / release.deviation, 1 / release.noise_multiplier)
+    assert 1 / joint == pytest.approx(1.2, rel=1e-12)
+    assert row_release.row_release_of(None, 1.2) is None
+
+
+def test_every_row_passes_by_the_law_of_its_count():
+    draws = 2000
+    passed = _passed(tf.range(draws, dtype=tf.int64)).numpy()
+    # No row twice, whether it was touched or not.
+    assert passed.max() == 1
+    counts = np.zeros(ROWS)
+    counts[[9, 40, 17]] = 2.5, 0.5, 6.0
+    # As if counts were noised: of sensitivity 0.5, multiplier 2.
+    chances = stats.norm.sf((2.0 * 1.0 - counts) / 1.0)
+    for row, chance in enumerate(chances):
+        number = int(passed[:, row].sum())
+        assert stats.binomtest(number, draws, chance).pvalue > LEAST_P, row
+    # And row by row by itself: what passes beside row 9 tells nothing of it.
+    others = passed[:, np.arange(ROWS) != 9].sum(axis=1)
+    with_it, without = others[passed[:, 9] == 1], others[passed[:, 9] == 0]
+    assert stats.ttest_ind(with_it, without).pvalue > LEAST_P
+
+
+def test_rows_come_in_ascending_order_with_their_sums():
+    release = _release(sparse=tf_dpfp.Sparse("items", threshold=-40.0))
+    total = _total()
+    found = release.released(total, ROWS, 0.0, _keys(5))
+    np.testing.assert_array_equal(found.indices, np.arange(ROWS))
+    wanted = np.zeros((ROWS, WIDTH), np.float32)
+    np.add.at(wanted, total.rows.numpy(), total.values.numpy())
+    np.testing.assert_allclose(found.values, wanted, rtol=1e-6)
+    some = _release().released(total, ROWS, 0.0, _keys(6))
+    assert np.all(np.diff(some.indices) > 0)
+    np.testing.assert_allclose(
+        some.values, wanted[some.indices.numpy()], rtol=1e-6
+    )
+
+
+def test_noise_is_on_every_row_that_is_released():
+    release = _release(sparse=tf_dpfp.Sparse("items", threshold=-40.0))
+    num_rows = 15_000
+    found = release.released(_total(), num_rows, 0.3, _keys(7))
+    untouched = np.setdiff1d(np.arange(num_rows), [9, 40, 3, 17])
+    noise = found.values.numpy()[untouched]
+    helpers.assert_normal(noise, 0.3, (0.94, 1.06))
+    touched = [
+        release.released(_total(), ROWS, 0.3, _keys(n)).values.numpy()[17]
+        for n in range(10, 400)
+    ]
+    value = _total().values.numpy()[4]
+    helpers.assert_normal(np.array(touched) - value, 0.3, (0.6, 1.6))
+
+
+def test_without_noise_every_row_with_a_contribution_passes():
+    release = _release(noise_multiplier=0.0)
+    found = release.released(_total(), ROWS, 0.0, _keys(8))
+    assert {9, 40, 17} <= set(found.indices.numpy())
