@@ -187,6 +187,7 @@ _WITH_CODE = (
     "guide",
     "custom_layers",
     "correlated_noise",
+    "sparse_tables",
     "auditing",
     "tuning",
     "migration_tf_privacy",

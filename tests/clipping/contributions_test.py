@@ -40,7 +40,9 @@ def _batch(seed, count=6):
 def _run(batch, present, flat, contribution_clip):
     ids, values, dense = batch
     gradients = [
-        per_example.EmbeddingRows(tf.constant(i, tf.int32), tf.constant(v), ROWS)
+        per_example.EmbeddingRows(
+            tf.constant(i, tf.int32), tf.constant(v), ROWS
+        )
         for i, v in zip(ids, values, strict=True)
     ]
     gradients.append(per_example.PerExampleTensor(tf.constant(dense)))

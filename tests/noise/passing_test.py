@@ -17,7 +17,9 @@ def _key(number):
 @tf.function
 def _untouched(draws, num_rows, threshold):
     def draw(number):
-        rows = noise.passing_of(num_rows, threshold, tf.bitcast(number, tf.uint64))
+        rows = noise.passing_of(
+            num_rows, threshold, tf.bitcast(number, tf.uint64)
+        )
         return tf.scatter_nd(rows[:, None], tf.ones_like(rows), [num_rows])
 
     return tf.map_fn(draw, draws, fn_output_signature=tf.int64)

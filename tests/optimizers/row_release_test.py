@@ -10,6 +10,7 @@ from scipy import stats
 import tf_dpfp
 from tests import helpers
 from tf_dpfp import clipping
+from tf_dpfp.optimizers import release
 from tf_dpfp.optimizers import row_release
 
 ROWS, WIDTH = 50, 4
@@ -53,11 +54,11 @@ def _passed(draws):
 
 
 def test_the_budget_is_split_as_the_settings_say():
-    release = _release()
+    rows = _release()
     # sigma / sqrt(0.36) = 2, of a sensitivity of 0.5; sigma / sqrt(0.64).
-    assert release.deviation == pytest.approx(2.0 * 0.5, rel=1e-12)
-    assert release.noise_multiplier == pytest.approx(1.5, rel=1e-12)
-    joint = math.hypot(0.5 / release.deviation, 1 / release.noise_multiplier)
+    assert rows.deviation == pytest.approx(2.0 * 0.5, rel=1e-12)
+    assert rows.noise_multiplier == pytest.approx(1.5, rel=1e-12)
+    joint = math.hypot(0.5 / rows.deviation, 1 / release.noise_multiplier)
     assert 1 / joint == pytest.approx(1.2, rel=1e-12)
     assert row_release.row_release_of(None, 1.2) is None
 
@@ -81,9 +82,9 @@ def test_every_row_passes_by_the_law_of_its_count():
 
 
 def test_rows_come_in_ascending_order_with_their_sums():
-    release = _release(sparse=tf_dpfp.Sparse("items", threshold=-40.0))
+    rows = _release(sparse=tf_dpfp.Sparse("items", threshold=-40.0))
     total = _total()
-    found = release.released(total, ROWS, 0.0, _keys(5))
+    found = rows.released(total, ROWS, 0.0, _keys(5))
     np.testing.assert_array_equal(found.indices, np.arange(ROWS))
     wanted = np.zeros((ROWS, WIDTH), np.float32)
     np.add.at(wanted, total.rows.numpy(), total.values.numpy())
@@ -96,14 +97,14 @@ def test_rows_come_in_ascending_order_with_their_sums():
 
 
 def test_noise_is_on_every_row_that_is_released():
-    release = _release(sparse=tf_dpfp.Sparse("items", threshold=-40.0))
+    rows = _release(sparse=tf_dpfp.Sparse("items", threshold=-40.0))
     num_rows = 15_000
-    found = release.released(_total(), num_rows, 0.3, _keys(7))
+    found = rows.released(_total(), num_rows, 0.3, _keys(7))
     untouched = np.setdiff1d(np.arange(num_rows), [9, 40, 3, 17])
     noise = found.values.numpy()[untouched]
     helpers.assert_normal(noise, 0.3, (0.94, 1.06))
     touched = [
-        release.released(_total(), ROWS, 0.3, _keys(n)).values.numpy()[17]
+        rows.released(_total(), ROWS, 0.3, _keys(n)).values.numpy()[17]
         for n in range(10, 400)
     ]
     value = _total().values.numpy()[4]
@@ -111,6 +112,18 @@ def test_noise_is_on_every_row_that_is_released():
 
 
 def test_without_noise_every_row_with_a_contribution_passes():
-    release = _release(noise_multiplier=0.0)
-    found = release.released(_total(), ROWS, 0.0, _keys(8))
+    rows = _release(noise_multiplier=0.0)
+    found = rows.released(_total(), ROWS, 0.0, _keys(8))
     assert {9, 40, 17} <= set(found.indices.numpy())
+
+
+def test_no_two_draws_of_a_step_share_a_key():
+    draws = release.Draws(tf.constant(77, tf.int64), 0, 1.0)
+    variables = 5
+    keys = [draws.key(variables).numpy()]  # Of counts of adaptive clip norms.
+    keys += [draws.key(index).numpy() for index in range(variables)]
+    for index in range(variables):
+        of_rows = release._keys_of_rows(draws, index, variables)
+        assert of_rows[0].numpy() == draws.key(index).numpy()
+        keys += [key.numpy() for key in of_rows[1:]]
+    assert len(set(keys)) == 1 + 3 * variables

@@ -99,9 +99,7 @@ def test_rows_that_are_not_released_stay_bit_for_bit():
 
 def test_where_every_row_passes_all_have_the_noise_that_is_left():
     share, multiplier, clip = 0.36, 2.0, 0.3
-    setting = tf_dpfp.Sparse(
-        "items", threshold=-40.0, contribution_share=share
-    )
+    setting = tf_dpfp.Sparse("items", threshold=-40.0, contribution_share=share)
     optimizer = _optimizer(setting, noise_multiplier=multiplier)
     model = _model(optimizer, rows=20_000)
     moved = _moved(model)
@@ -136,9 +134,7 @@ def test_of_a_threshold_shares_of_the_noise_decide():
 
 def test_adaptive_clip_norms_share_what_is_left():
     thresholds = tf_dpfp.clipping.Adaptive(budget_share=0.19, rescale=False)
-    setting = tf_dpfp.Sparse(
-        "items", threshold=-40.0, contribution_share=0.36
-    )
+    setting = tf_dpfp.Sparse("items", threshold=-40.0, contribution_share=0.36)
     optimizer = _optimizer(
         setting,
         noise_multiplier=2.0,
@@ -170,9 +166,7 @@ def test_persons_touch_a_row_once():
     setting = tf_dpfp.Sparse("items", threshold=-40.0)
     moved = []
     for sparse in (None, setting):
-        model = _model(
-            _optimizer(sparse, expected_batch_size=None, seed=1)
-        )
+        model = _model(_optimizer(sparse, expected_batch_size=None, seed=1))
         before = model.get_weights()
         batches = tf_dpfp.poisson_batches(
             X,
@@ -206,9 +200,7 @@ def test_contributions_of_a_person_are_joined():
         )
         model = _model(optimizer)
         before = model.get_weights()[0]
-        batches = tf_dpfp.poisson_batches(
-            x, y, sampling_rate=1.0, **of_persons
-        )
+        batches = tf_dpfp.poisson_batches(x, y, sampling_rate=1.0, **of_persons)
         model.fit(batches, verbose=0)
         moved = model.get_weights()[0] - before
         passed.append(np.any(moved[:IDS] != 0.0, axis=1))
@@ -246,7 +238,9 @@ def test_secure_noise_is_drawn_for_rows():
 
 
 OPTIMIZERS = {
-    "DPAdam": lambda s: tf_dpfp.DPAdam(0.1, noise_multiplier=1, sparse_tables=s),
+    "DPAdam": lambda s: tf_dpfp.DPAdam(
+        0.1, noise_multiplier=1, sparse_tables=s
+    ),
     "DPRMSprop": lambda s: tf_dpfp.DPRMSprop(
         0.1, noise_multiplier=1, sparse_tables=s
     ),
@@ -365,7 +359,8 @@ def test_one_table_may_be_looked_up_twice_beside_another():
     keras.utils.set_random_seed(1)
     first, second = (keras.Input((), dtype="int32") for _ in range(2))
     items, persons = (
-        layers.Embedding(ROWS, WIDTH, name=name) for name in ("items", "persons")
+        layers.Embedding(ROWS, WIDTH, name=name)
+        for name in ("items", "persons")
     )
     out = layers.Dense(1)(
         layers.Concatenate()([items(first), items(second), persons(first)])

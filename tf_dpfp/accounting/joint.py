@@ -12,8 +12,8 @@ Gaussian shifts compose by their squares, adaptively. The accountant sees the
 joint multiplier only.
 
 Three joint releases exist: noised representations with noised gradient sums,
-clipped sums with the counts that adaptive thresholds need, and clipped sums with
-the counts that say which rows of a table are touched.
+clipped sums with the counts that adaptive thresholds need, and clipped sums
+with the counts that say which rows of a table are touched.
 
 **Sums and counts.** Mechanism: one vector of the clipped sums, of sensitivity
 S, with noise of standard deviation `sums * S`, and K counts, each with noise of

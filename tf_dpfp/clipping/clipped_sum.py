@@ -84,8 +84,8 @@ def clip_and_sum(
     """Clips every example's gradient group by group and sums over examples.
 
     Adding or removing one example moves the sums of group k, together, by at
-    most its clip norm C_k, and its centred count by at most 1/2. What it does to
-    the contributions of sparse tables: see `contributions`.
+    most its clip norm C_k, and its centred count by at most 1/2. What it does
+    to the contributions of sparse tables: see `contributions`.
 
     Args:
         gradients: Per-example gradients, one entry per variable.

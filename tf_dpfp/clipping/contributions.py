@@ -1,8 +1,8 @@
 """Sums over the rows of a table that a batch touches, and who touched them.
 
 An example touches the rows of a table that its clipped gradient is not zero on.
-Its contribution is 1 to each of them, over all tables, scaled down where that is
-longer than the contribution clip C_1: to `min(1, C_1 / sqrt(m))` for m rows.
+Its contribution is 1 to each of them, over all tables, scaled down where that
+is longer than the contribution clip C_1: to `min(1, C_1 / sqrt(m))` for m rows.
 
 **Sensitivity.** Adding or removing one example moves the contributions of all
 rows, together, by at most C_1 in L2 norm, and the sums as if they were written

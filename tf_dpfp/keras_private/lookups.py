@@ -17,10 +17,11 @@ from keras.src import backend
 
 
 class _Current(threading.local):
-    """What this thread guards."""
+    """What this thread guards, and the lookups that it notes, if it does."""
 
     ids = False
     labels = False
+    noted: list[tuple[Any, tf.Tensor]] | None = None
 
 
 _CURRENT = _Current()
@@ -39,6 +40,21 @@ def guarded(labels: bool = True) -> Iterator[None]:
         yield
     finally:
         _CURRENT.ids, _CURRENT.labels = before
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[list[tuple[Any, tf.Tensor]]]:
+    """Notes what tables of Keras look up in this thread.
+
+    Yields:
+        A list that fills with ids and what was found for them, for each call of
+        `keras.layers.Embedding.call`, by subclasses too.
+    """
+    before, _CURRENT.noted = _CURRENT.noted, []
+    try:
+        yield _CURRENT.noted
+    finally:
+        _CURRENT.noted = before
 
 
 @contextlib.contextmanager
@@ -82,8 +98,7 @@ def _guard_ids(layers: type[keras.layers.Embedding]) -> None:
     """Wraps `call` of a class of tables."""
     ordinary = layers.call
 
-    @functools.wraps(ordinary)
-    def call(self, inputs):
+    def guarded_call(self, inputs):
         if not _CURRENT.ids or not tf.is_tensor(inputs):
             return ordinary(self, inputs)
         if isinstance(inputs, (tf.SparseTensor, tf.RaggedTensor)):
@@ -92,6 +107,13 @@ def _guard_ids(layers: type[keras.layers.Embedding]) -> None:
         with _unguarded():
             found = ordinary(self, rows)
         return _nan_unless(is_valid[..., None], found)
+
+    @functools.wraps(ordinary)
+    def call(self, inputs):
+        found = guarded_call(self, inputs)
+        if _CURRENT.noted is not None:
+            _CURRENT.noted.append((inputs, found))
+        return found
 
     layers.call = call
 

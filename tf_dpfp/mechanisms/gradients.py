@@ -117,9 +117,9 @@ class Gradients(Mechanism):
         sparse = self.optimizer.sparse_tables
         if sparse is not None and replicas.deals(strategy):
             raise ValueError(
-                "Which rows of a sparse table are touched often enough is found "
-                "by one replica. Train on one device, or leave `sparse_tables` "
-                f"out. Received: sparse_tables={sparse} under "
+                "Which rows of a sparse table are touched often enough is "
+                "found by one replica. Train on one device, or leave "
+                f"`sparse_tables` out. Received: sparse_tables={sparse} under "
                 f"{type(strategy).__name__}"
             )
         return strategy

@@ -1,12 +1,12 @@
 """Rows whose noised count passes a threshold, without noise for every row.
 
-**Law.** Each row has a count, most of them 0, and independent normal noise. With
-counts in standard deviations of that noise, a row of count n passes a threshold t
-with probability Phi(n - t), independently of the others. That is all that is
-used of the noise, so a coin of this probability is drawn in its place: for each
-row that is named, and for all others, of count 0, at once. Of those the gaps from
-one that passes to the next are geometric, so the time taken is by the number
-that passes.
+**Law.** Each row has a count, most of them 0, and independent normal noise.
+With counts in standard deviations of that noise, a row of count n passes a
+threshold t with probability Phi(n - t), independently of the others. That is
+all that is used of the noise, so a coin of this probability is drawn in its
+place: for each row that is named, and for all others, of count 0, at once. Of
+those the gaps from one that passes to the next are geometric, so the time taken
+is by the number that passes.
 
 Coins have 53 bits: each probability is met up to 2^-53.
 """

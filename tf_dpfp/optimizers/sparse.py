@@ -18,9 +18,10 @@ class Sparse:
     """Embedding tables released where they are touched: DP-AdaFEST.
 
     Noise on every row of a large table takes most of the time of a step, and
-    drowns the few rows that a batch touches. With this setting a step first finds
-    the rows that enough examples touch, from counts with noise. Only these rows
-    are released, with noise, and updated. The others stay as they are.
+    drowns the few rows that a batch touches. With this setting a step first
+    finds the rows that enough examples touch, from counts with noise. Only
+    these rows are released, with noise, and updated. The others stay as they
+    are.
 
     Both parts share the noise multiplier, so epsilon is what it is without
     sparse tables. What is paid for the counts, gradients lack.
@@ -38,10 +39,10 @@ class Sparse:
     Args:
         tables: Name of a `keras.layers.Embedding`, or a sequence of names.
         threshold: Number of standard deviations, of the noise on a count, that
-            a noised count must reach. A row that nobody touches passes in a step
-            with probability 2.3 % at 2, 0.13 % at 3 and 0.003 % at 4, and every
-            row passes at -40. A row with count n passes with probability 1/2
-            where n is `threshold` deviations.
+            a noised count must reach. A row that nobody touches passes in a
+            step with probability 2.3 % at 2, 0.13 % at 3 and 0.003 % at 4, and
+            every row passes at -40. A row with a count of `threshold`
+            deviations passes in every other step.
         contribution_share: Share a of the counts in the privacy budget, in
             (0, 1): they get noise of standard deviation `noise_multiplier *
             contribution_clip / sqrt(a)`, and gradients get `noise_multiplier /
@@ -134,9 +135,7 @@ def checked(value: Any) -> Sparse | None:
     )
 
 
-def check_skips(
-    optimizer: keras.optimizers.Optimizer, private: type
-) -> None:
+def check_skips(optimizer: keras.optimizers.Optimizer, private: type) -> None:
     """Refuses an optimizer that moves rows without a gradient.
 
     Args:

@@ -136,6 +136,29 @@ if hasattr(keras.layers, "ReversibleEmbedding"):
     )
 
 
+@rules.register_by_name("keras_rs", "EmbedReduce")
+class EmbedReduceRule(EmbeddingRule):
+    """Lookups that are added up over positions, with weights or without.
+
+    The rows that were looked up are seen before they are added up, so that the
+    gradient is that of a lookup, whatever the weights and the divisor.
+    """
+
+    def record(self, layer, call, args, kwargs):
+        with keras_lookups.noted() as lookups:
+            outputs = call(*args, **kwargs)
+        ((ids, found),) = lookups
+        if not tf.is_tensor(found) or isinstance(
+            ids, (tf.SparseTensor, tf.RaggedTensor)
+        ):
+            raise ValueError(
+                f"Layer '{layer.name}' is called on ids that are ragged or "
+                "sparse, which have no row for each example. Pad them to a "
+                "dense tensor, and give padding the weight 0."
+            )
+        return outputs, rules.LayerCall(layer, self, ids, (found,))
+
+
 @rules.register_by_name("keras_hub", "PositionEmbedding")
 class PositionEmbeddingRule(rules.GradientRule):
     """Lookups at the positions of a sequence, the same for every example."""

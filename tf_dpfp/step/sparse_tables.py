@@ -49,9 +49,7 @@ def find(
         ((position, each),) = found
         _check(each)
         positions.append(position)
-    return clipping_lib.SparseTables(
-        tuple(positions), sparse.contribution_clip
-    )
+    return clipping_lib.SparseTables(tuple(positions), sparse.contribution_clip)
 
 
 def _check(owned: clipping_lib.OwnedVariable) -> None:
