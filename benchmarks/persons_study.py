@@ -68,8 +68,8 @@ def make_model(occupations: int) -> keras.Model:
     """Makes the recommender."""
     movie = keras.Input((), dtype="int32", name="movie")
     person = keras.Input((3,), dtype="int32", name="person")
-    bias = layers.Embedding(movielens.MOVIES, 1, "zeros", name="bias")(movie)
-    vector = layers.Embedding(movielens.MOVIES, 8, name="vector")(movie)
+    bias = layers.Embedding(movielens.MOVIES, 1, "zeros")(movie)
+    vector = layers.Embedding(movielens.MOVIES, 8)(movie)
     of_person = [
         layers.Embedding(size, 8)(person[:, i])
         for i, size in enumerate((movielens.AGES, 2, occupations))

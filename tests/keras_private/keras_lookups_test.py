@@ -131,3 +131,19 @@ def test_whole_numbers_are_taken_from_some_row():
     with lookups.guarded():
         found = keras.ops.take(tf.constant([5, 6]), tf.constant([7]), axis=0)
     assert found.numpy()[0] in (5, 6)
+
+
+def test_lookups_of_a_thread_are_noted_with_their_ids():
+    table = _table()
+    ids = tf.constant([[1, 2]])
+    with lookups.guarded(), lookups.noted() as outer:
+        with lookups.noted() as inner:
+            found = table(ids)
+        ((noted_ids, noted_rows),) = inner
+        np.testing.assert_array_equal(noted_ids, ids)
+        np.testing.assert_array_equal(noted_rows, found)
+        assert outer == []
+        table(ids)
+        assert len(outer) == 1
+    table(ids)
+    assert len(outer) == 1

@@ -58,7 +58,7 @@ def test_the_budget_is_split_as_the_settings_say():
     # sigma / sqrt(0.36) = 2, of a sensitivity of 0.5; sigma / sqrt(0.64).
     assert rows.deviation == pytest.approx(2.0 * 0.5, rel=1e-12)
     assert rows.noise_multiplier == pytest.approx(1.5, rel=1e-12)
-    joint = math.hypot(0.5 / rows.deviation, 1 / release.noise_multiplier)
+    joint = math.hypot(0.5 / rows.deviation, 1 / rows.noise_multiplier)
     assert 1 / joint == pytest.approx(1.2, rel=1e-12)
     assert row_release.row_release_of(None, 1.2) is None
 

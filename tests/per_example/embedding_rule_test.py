@@ -318,3 +318,73 @@ def test_an_id_without_a_row_moves_none():
     np.testing.assert_array_equal(
         found.weighted_sum(tf.ones([1])), [[0, 0], [1, 1], [0, 0]]
     )
+
+
+class EmbedReduce(L.Embedding):
+    """Stands for KerasRS's layer of this name where that is not installed."""
+
+    def __init__(self, *args, combiner="mean", **kwargs):
+        super().__init__(*args, **kwargs)
+        self.combiner = combiner
+
+    def call(self, inputs, weights=None):
+        rows = super().call(inputs)
+        if weights is None:
+            weights = tf.ones_like(inputs, rows.dtype)
+        weights = tf.cast(weights, rows.dtype)[..., None]
+        total = tf.reduce_sum(rows * weights, axis=-2)
+        if self.combiner == "sum":
+            return total
+        return total / tf.reduce_sum(weights, axis=-2)
+
+
+# Rules of other packages' layers are found by these two names.
+EmbedReduce.__module__ = "keras_rs.stand_in"
+
+
+class Reduced(keras.Model):
+    """Rows of each example, added up with weights of its own."""
+
+    def __init__(self, combiner, weighted, real=False, dtype=None):
+        super().__init__(dtype=dtype)
+        self.arguments = [combiner, weighted, real]
+        layer = EmbedReduce
+        if real:
+            layer = pytest.importorskip("keras_rs").layers.EmbedReduce
+        self.table = layer(NUM_ROWS, WIDTH, combiner=combiner, dtype=dtype)
+        self.scale = L.Dense(5, activation="sigmoid", dtype=dtype)
+        self.weighted = weighted
+
+    def call(self, inputs):
+        ids, features = inputs
+        weights = self.scale(features)
+        return self.table(ids, weights if self.weighted else None)
+
+    def get_config(self):
+        names = ["combiner", "weighted", "real"]
+        config = dict(zip(names, self.arguments, strict=True))
+        return {**config, "dtype": self.dtype_policy.name}
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize(
+    ("combiner", "weighted"), [("mean", True), ("sum", True), ("mean", False)]
+)
+def test_rows_that_are_added_up_are_exact(combiner, weighted, real):
+    features = np.random.default_rng(1).normal(size=(4, 3)).astype("float32")
+    inputs = (_ids(4, 5), tf.constant(features))
+    model = _model(lambda: Reduced(combiner, weighted, real), inputs)
+    rules = {type(u.rule) for u in per_example.find_units(model)}
+    assert embedding.EmbedReduceRule in rules
+    oracle.check(model, inputs, modes=["eager", "graph"])
+    weights = oracle.weights_like(model(inputs))
+    found = oracle.recorded(model, inputs, weights)
+    assert isinstance(found[0], gradients.EmbeddingRows)
+
+
+def test_ragged_rows_to_add_up_are_refused():
+    layer = EmbedReduce(NUM_ROWS, WIDTH)
+    layer.build()
+    rule, ids = embedding.EmbedReduceRule(), tf.ragged.constant([[1, 2], [3]])
+    with pytest.raises(ValueError, match="ragged or sparse"):
+        rule.record(layer, lambda i: L.Embedding.call(layer, i), (ids,), {})
