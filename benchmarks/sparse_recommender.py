@@ -84,9 +84,7 @@ def make_model(occupations: int, crossed: bool) -> keras.Model:
     return keras.Model((movie, person), 3.5 + rating + product)
 
 
-def _optimizer(
-    settings: Settings, steps: int
-) -> keras.optimizers.Optimizer:
+def _optimizer(settings: Settings, steps: int) -> keras.optimizers.Optimizer:
     sparse = None
     if settings.tables:
         sparse = tf_dpfp.Sparse(

@@ -94,7 +94,8 @@ def test_rows_that_are_not_released_stay_bit_for_bit():
     )
     assert released.sum() <= ROWS // 2 + 10
     assert np.all(slot.numpy()[~released] == 0.1)
-    assert np.all(slot.numpy()[released] > 0.1)
+    touched = slot.numpy()[np.unique(X)]
+    assert np.all(np.any(touched > 0.1, axis=1))
 
 
 def test_where_every_row_passes_all_have_the_noise_that_is_left():
