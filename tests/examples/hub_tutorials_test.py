@@ -1,15 +1,13 @@
 """The tutorials on models of KerasHub, run with little data."""
 
-import runpy
+import io
+import tarfile
 
 import keras
 import numpy as np
 import pytest
 
 import tf_dpfp
-from examples import tutorial_files
-from examples.trainers import minilm
-from examples.trainers import text_datasets
 
 keras_hub = pytest.importorskip(
     "keras_hub", reason="KerasHub is not installed (the extra `hub`)"
@@ -19,33 +17,20 @@ WORDS = ["good", "bad", "film", "plot", "fine", "dull", "très"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 
 
-def _texts():
+def _texts(count):
     rng = np.random.default_rng(0)
-
-    def split(count):
-        texts = [
-            " ".join(rng.choice(WORDS, rng.integers(1, 20)))
-            for _ in range(count)
-        ]
-        labels = np.array([int("good" in text) for text in texts])
-        return np.array(texts, dtype=object), labels
-
-    return split(96), split(16)
-
-
-@pytest.fixture
-def run(monkeypatch, tmp_path):
-    monkeypatch.setenv("TF_DPFP_TUTORIAL_EPOCHS", "1")
-    monkeypatch.setattr(text_datasets, "load_movie_reviews", _texts)
-    monkeypatch.setattr(text_datasets, "load", lambda _: _texts())
-
-    folder = tutorial_files.TUTORIALS
-    return lambda name: runpy.run_path(str(folder / f"{name}.py"))
+    return [
+        " ".join(rng.choice(WORDS, rng.integers(1, 20))) for _ in range(count)
+    ]
 
 
 @pytest.mark.slow
 def test_private_language_model(run):
-    found = run("private_language_model")
+    found = run(
+        "private_language_model",
+        load_sentences=lambda: _texts(112),
+        training=96,
+    )
     model = found["model"]
     assert found["epsilon"] * 0.9 < tf_dpfp.compute_epsilon(
         model, found["delta"]
@@ -73,8 +58,19 @@ def test_private_language_model(run):
         assert text.startswith("the film") and text != "the film"
 
 
-def test_private_fine_tuning(run, monkeypatch, tmp_path):
-    folder = tmp_path / "encoder"
+def _archive(path):
+    """Mails as the package has them."""
+    with tarfile.open(path, "w:gz") as archive:
+        for n, text in enumerate(_texts(112)):
+            kind = "spam-1" if "good" in text else "easy-ham-2"
+            mail = f"Subject: no {n}\nReceived: spam\n\n{text}".encode()
+            member = tarfile.TarInfo(f"package/data/{kind}/{n:03}.txt")
+            member.size = len(mail)
+            archive.addfile(member, io.BytesIO(mail))
+    return path
+
+
+def _encoder(folder):
     keras_hub.models.BertBackbone(
         vocabulary_size=len(VOCABULARY),
         num_layers=1,
@@ -83,13 +79,33 @@ def test_private_fine_tuning(run, monkeypatch, tmp_path):
         intermediate_dim=12,
         max_sequence_length=32,
     ).save_to_preset(str(folder))
-    keras_hub.models.BertTokenizer(vocabulary=VOCABULARY).save_to_preset(
-        str(folder)
+    tokenizer = keras_hub.models.BertTokenizer(vocabulary=VOCABULARY)
+    tokenizer.save_to_preset(str(folder))
+    return (
+        keras_hub.models.BertBackbone.from_preset(str(folder), dropout=0.0),
+        keras_hub.models.BertTextClassifierPreprocessor(
+            keras_hub.models.BertTokenizer.from_preset(str(folder)),
+            sequence_length=32,
+        ),
     )
-    monkeypatch.setattr(minilm, "folder", lambda: folder)
+
+
+def test_private_fine_tuning(run, monkeypatch, tmp_path):
     path = tmp_path / "model.keras"
     monkeypatch.setenv("TF_DPFP_TUTORIAL_MODEL", str(path))
-    found = run("private_fine_tuning")
+    found = run(
+        "private_fine_tuning",
+        fetch_mails=lambda: _archive(tmp_path / "mails.tgz"),
+        load_encoder=lambda: _encoder(tmp_path / "encoder"),
+        training=96,
+    )
+    # Subject and text, and nothing of the rest of the header.
+    texts, is_spam = found["load_mails"]()
+    assert len(texts) == 112 and not any("Received" in t for t in texts)
+    assert [int("good" in text) for text in texts] == list(is_spam)
+    assert found["text_of"](
+        b"Subject: a\nContent-Type: text/html\n\n<script>b</script>c &amp;<p>d"
+    ) == ("a c & d")
     classifier = found["classifier"]
     spent = tf_dpfp.compute_epsilon(classifier, found["delta"])
     assert 0.9 * found["epsilon"] < spent <= found["epsilon"]
@@ -99,9 +115,10 @@ def test_private_fine_tuning(run, monkeypatch, tmp_path):
         (2,),
     ]
     # What is saved makes of tokens what was trained on vectors.
-    test_mails, _ = _texts()[1]
     np.testing.assert_allclose(
-        found["loaded"].predict(found["tokens"](test_mails), verbose=0),
+        found["loaded"].predict(
+            found["tokens"](found["test_mails"]), verbose=0
+        ),
         classifier.predict(found["test"], verbose=0),
         atol=1e-5,
     )

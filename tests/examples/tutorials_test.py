@@ -13,25 +13,6 @@ from examples import tutorial_files
 from tests.replicas import common as replicas
 
 
-@pytest.fixture
-def run(monkeypatch, tmp_path):
-    """Runs a tutorial, statement by statement, with stand-ins for names."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TF_DPFP_TUTORIAL_EPOCHS", "1")
-
-    def run_statements(name, **values):
-        path = tutorial_files.TUTORIALS / f"{name}.py"
-        namespace = {"__name__": "__main__"}
-        for node in ast.parse(path.read_text()).body:
-            statement = ast.Module([node], type_ignores=[])
-            exec(compile(statement, str(path), "exec"), namespace)
-            # As soon as the tutorial has made its own.
-            namespace |= {k: v for k, v in values.items() if k in namespace}
-        return namespace
-
-    return run_statements
-
-
 def _census(package, member, sha256):
     del package, sha256
     rng = np.random.default_rng(0)
@@ -115,6 +96,19 @@ def test_recommender(run, capsys):
     first, *more = found["of_a_person"]
     assert 0.99 * 3.0 < first <= 3.0 and first < more[0] < more[-1]
     assert "person" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "path", tutorial_files.paths(), ids=lambda path: path.stem
+)
+def test_a_tutorial_needs_nothing_but_itself(path):
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules.add(node.module)
+    assert {"examples", "tests"}.isdisjoint(m.split(".")[0] for m in modules)
 
 
 def _functions(name):

@@ -1,0 +1,24 @@
+import ast
+
+import pytest
+
+from examples import tutorial_files
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs a tutorial, statement by statement, with stand-ins for names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TF_DPFP_TUTORIAL_EPOCHS", "1")
+
+    def run_statements(name, **values):
+        path = tutorial_files.TUTORIALS / f"{name}.py"
+        namespace = {"__name__": "__main__"}
+        for node in ast.parse(path.read_text()).body:
+            statement = ast.Module([node], type_ignores=[])
+            exec(compile(statement, str(path), "exec"), namespace)
+            # As soon as the tutorial has made its own.
+            namespace |= {k: v for k, v in values.items() if k in namespace}
+        return namespace
+
+    return run_statements
