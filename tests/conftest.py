@@ -5,6 +5,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import functools
+import gc
 import sys
 
 import hypothesis
@@ -17,6 +18,13 @@ hypothesis.settings.register_profile(
     "tf_dpfp", deadline=None, derandomize=bool(os.environ.get("CI"))
 )
 hypothesis.settings.load_profile("tf_dpfp")
+
+
+def pytest_collection_finish():
+    # What is imported stays: the collector need not look at it while graphs
+    # are traced, which makes much rubbish.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config):

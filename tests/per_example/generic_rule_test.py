@@ -155,7 +155,9 @@ def test_dropout_in_a_generic_unit_is_drawn_once(graph):
 
     if graph:
         run = tf.function(
-            run, input_signature=[tf.TensorSpec([None, 20], tf.float32)]
+            run,
+            input_signature=[tf.TensorSpec([None, 20], tf.float32)],
+            autograph=False,
         )
     outputs, gradients = run(inputs)
     # The gradient is the very mask that the forward pass used.

@@ -65,6 +65,7 @@ def test_what_goes_on_is_the_gradient_of_keras(name, compiled):
     run = tf.function(
         lambda x: _input_gradient(layer, x, per_example.find_units(layer)),
         jit_compile=compiled,
+        autograph=False,
     )
     found = run(inputs)
     scale = np.max(np.abs(truth))

@@ -184,7 +184,9 @@ def answers(
             ),
             (inputs, factors),
         )
-        run = tf.function(run, input_signature=specs, jit_compile=not unknown)
+        run = tf.function(
+            run, input_signature=specs, jit_compile=not unknown, autograph=False
+        )
     materialized, norms, sums = run(inputs, factors)
 
     def as_numpy(tensors):

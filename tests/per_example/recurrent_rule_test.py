@@ -357,7 +357,9 @@ def test_unknown_length(length):
     inputs = _inputs(shape=(4, length, 3))
     weights = oracle.weights_like(layer(inputs))
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, 3])])
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, None, 3])], autograph=False
+    )
     def run(x):
         found = oracle.recorded(layer, x, weights)
         return [found[i].squared_norms() for i in sorted(found)]
@@ -373,7 +375,9 @@ def test_empty_batch_and_batch_of_one():
     layer, _, inputs = _pair(of(L.LSTM, 3))
     weights = oracle.weights_like(layer(inputs))
 
-    @tf.function(input_signature=[tf.TensorSpec([None, *SHAPE[1:]])])
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, *SHAPE[1:]])], autograph=False
+    )
     def run(x):
         found = oracle.recorded(layer, x, weights)
         ones = tf.ones(tf.shape(x)[0])

@@ -311,7 +311,8 @@ def test_empty_batch_and_batch_of_one(make, shape, kind, rule):
     weights = oracle.weights_like(layer(inputs))
 
     @tf.function(
-        input_signature=[tf.TensorSpec([None, *shape[1:]], inputs.dtype)]
+        input_signature=[tf.TensorSpec([None, *shape[1:]], inputs.dtype)],
+        autograph=False,
     )
     def run(x):
         found = oracle.recorded(layer, x, weights)

@@ -72,7 +72,7 @@ def _sums(model, batch, compiled=False):
         return list(clipped.sums), clipped.counts
 
     data = [tf.constant(part) for part in batch]
-    return (tf.function(run) if compiled else run)(*data)
+    return (tf.function(run, autograph=False) if compiled else run)(*data)
 
 
 def _gradients_of_persons(model, batch):
@@ -200,7 +200,8 @@ def test_a_person_moves_the_sum_by_at_most_the_clip_norm(clipping):
             train_step.clipped_gradients(
                 mechanisms.gradients_of(model), sampling.PersonBatch(*data)
             ).sums
-        )
+        ),
+        autograph=False,
     )
     without, moved = run(*map(tf.constant, batch)), {}
     for first in NASTY:
@@ -264,6 +265,22 @@ def test_one_example_a_person_trains_as_by_example(clipping):
     assert of_examples[0].release == accounting.Sums()
     assert of_persons[0].release == accounting.PersonSums(1)
     assert of_examples[0].sampling == of_persons[0].sampling
+
+
+def test_the_noise_that_fit_finds_is_that_of_persons():
+    settings = {"noise_multiplier": "calibrate", "expected_batch_size": None}
+    model = _model("dense", **settings)
+    budget = tf_dpfp.PrivacyBudget(epsilon=3.0, delta=1e-3)
+    model.fit(_batches(), epochs=2, verbose=0, callbacks=[budget])
+    assert 2.997 <= tf_dpfp.compute_epsilon(model, 1e-3) <= 3.0
+    noise = model.optimizer.noise_multiplier
+    # Of 12 persons, though 40 examples would need less of it.
+    assert noise == pytest.approx(
+        tf_dpfp.calibrate_noise_multiplier(3.0, 1e-3, 4 / 12, 6), abs=1e-3
+    )
+    (entry,) = tf_dpfp.ledger(model)
+    assert entry.release == accounting.PersonSums(3)
+    assert (entry.steps, entry.noise_multiplier) == (6, noise)
 
 
 def test_fit_counts_persons_and_says_so():

@@ -205,6 +205,19 @@ def padded_shards_take_part(strategy, index):
 
 
 @check
+def the_noise_that_fit_finds_is_that_of_one_worker(strategy, index):
+    model = _private(strategy, noise_multiplier="calibrate")
+    budget = tf_dpfp.PrivacyBudget(3.0, 1e-3)
+    model.fit(_batches(), verbose=0, callbacks=[budget])
+    (entry,) = tf_dpfp.ledger(model)
+    # Of all examples, and not of the shard of one worker.
+    wanted = tf_dpfp.calibrate_noise_multiplier(3.0, 1e-3, RATE, STEPS)
+    assert abs(entry.noise_multiplier - wanted) < 1e-3, entry
+    assert entry.noise_multiplier == model.optimizer.noise_multiplier
+    assert 2.997 <= tf_dpfp.compute_epsilon(model, 1e-3) <= 3.0
+
+
+@check
 def workers_with_different_flags_are_refused(strategy, index):
     model = _private(strategy, noise_multiplier=1.0 + index)
     _refuses("different optimizers", model.fit, _batches(), verbose=0)
