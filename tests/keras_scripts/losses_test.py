@@ -233,8 +233,22 @@ class PenalizedCritic(keras.Model):
         return ops.mean(ops.square(slope)) + ops.mean(y_pred)
 
 
-def test_a_gradient_within_compute_loss_is_refused_with_a_way_out():
-    model = tf_dpfp.make_private(PenalizedCritic())
+class PartlyPenalizedCritic(PenalizedCritic):
+    """A part of its score is no layer's, and has a gradient all the same."""
+
+    def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            score = self.body(x) + ops.sum(ops.square(x), -1, keepdims=True)
+        slope = tape.gradient(score, x)
+        return ops.mean(ops.square(slope)) + ops.mean(y_pred)
+
+
+@pytest.mark.parametrize("critic", [PenalizedCritic, PartlyPenalizedCritic])
+def test_a_gradient_within_compute_loss_is_refused_with_a_way_out(
+    critic,
+):
+    model = tf_dpfp.make_private(critic())
     model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0))
     x, y = _numbers()
     with pytest.raises(ValueError, match="gradient.*compute_loss.*GenericRule"):

@@ -53,13 +53,14 @@ class _Pass(NamedTuple):
         outputs: Predictions and losses of the first example, flat.
         expected: Gradients by automatic differentiation.
         gradients: Per-example gradients.
-        has_own_losses: True if the model or its layers make losses.
+        own_losses: The losses of the examples, if the model or its layers
+            make them, else nothing.
     """
 
     outputs: list[tf.Tensor]
     expected: list[tf.Tensor | tf.IndexedSlices | None]
     gradients: list[per_example.PerExampleGradient | None]
-    has_own_losses: bool
+    own_losses: list[tf.Tensor]
 
     def weighted(
         self, index: int, factors: list[float]
@@ -103,7 +104,7 @@ def _run(model, plan: Plan, data, batch_size: int) -> _Pass:
         [t[0] for t in tree.flatten((y_pred, losses)) if t is not None],
         expected,
         gathered,
-        passed.has_own_losses,
+        [losses] if passed.has_own_losses else [],
     )
 
 
@@ -129,14 +130,15 @@ class _Result(NamedTuple):
         contribution: Those of what it adds to every gradient.
         sums: Those of the gradients by automatic differentiation and the
             sums of the per-example gradients.
-        has_own_losses: True if the model or its layers make losses.
+        own_losses: Those of the examples, if the model or its layers make
+            losses, else nothing.
     """
 
     changed: list[tf.Tensor]
     outputs: list[Difference]
     contribution: list[Difference]
     sums: list[Difference]
-    has_own_losses: tf.Tensor
+    own_losses: list[tf.Tensor]
 
 
 def _try(model, plan, statistics, batch, other_batch) -> _Result:
@@ -175,8 +177,7 @@ def _try(model, plan, statistics, batch, other_batch) -> _Result:
         difference(a, b)
         for a, b in zip(first.outputs, other.outputs, strict=True)
     ]
-    has_own = tf.constant(first.has_own_losses)
-    return _Result(changed, outputs, contribution, sums, has_own)
+    return _Result(changed, outputs, contribution, sums, first.own_losses)
 
 
 def _only_first(batch_size: int) -> list[float]:
@@ -213,8 +214,8 @@ def _check(model: keras.Model, plan: Plan, data: Any) -> None:
         other_batch = inputs.followed_by(
             batch, inputs.made_up_batch(data, rng, _OTHER_BATCH_SIZE)
         )
-        if _compare(model, plan, batch, other_batch):
-            own_losses.check(model, batch)
+        for losses in _compare(model, plan, batch, other_batch):
+            own_losses.check(model, batch, losses)
     except (inputs.CannotTry, tf.errors.OpError) as error:
         warnings.warn(
             f"Model '{model.name}' could not be tried on made-up inputs "
@@ -224,11 +225,14 @@ def _check(model: keras.Model, plan: Plan, data: Any) -> None:
         )
 
 
-def _compare(model: keras.Model, plan: Plan, batch, other_batch) -> bool:
+def _compare(
+    model: keras.Model, plan: Plan, batch, other_batch
+) -> list[np.ndarray]:
     """Compares two passes; raises ValueError if they disagree.
 
     Returns:
-        Whether the model or its layers make losses of their own.
+        The losses of the examples, if the model or its layers make losses,
+        else nothing.
     """
     statistics = inputs.statistics_of(model)
 
@@ -252,7 +256,7 @@ def _compare(model: keras.Model, plan: Plan, batch, other_batch) -> bool:
     return _judge(model, plan, statistics, result)
 
 
-def _judge(model, plan: Plan, statistics, result: _Result) -> bool:
+def _judge(model, plan: Plan, statistics, result: _Result) -> list[np.ndarray]:
     result = tree.map_structure(lambda t: t.numpy(), result)
     tolerance = tolerance_of(model)
     _check_statistics(
@@ -266,7 +270,7 @@ def _judge(model, plan: Plan, statistics, result: _Result) -> bool:
     _check_gradients(plan, result.sums, tolerance)
     if not any(found.scale > 0.0 for found in result.sums):
         _warn_of_silence(model)
-    return bool(result.has_own_losses)
+    return result.own_losses
 
 
 def _warn_of_silence(model: keras.Model) -> None:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import tree
 
@@ -34,15 +35,17 @@ class _Kind(enum.Enum):
     RANDOM = "random"
 
 
-def check(model: keras.Model, batch: tuple) -> None:
+def check(model: keras.Model, batch: tuple, losses: np.ndarray) -> None:
     """Compares losses of a batch with those of its examples.
 
     Args:
         model: A built model.
         batch: A made-up batch, `(x, y, sample_weight)`.
+        losses: The losses of its examples in a private step.
 
     Raises:
-        ValueError: If what a layer adds is not a mean over the batch.
+        ValueError: If what a layer adds is not a mean over the batch, or a
+            private step computes another `compute_loss`.
     """
     layers = keras_layers.all_layers(model)
     has_own = keras_trainer.has_own_loss(model)
@@ -52,6 +55,35 @@ def check(model: keras.Model, batch: tuple) -> None:
             raise ValueError(_refusal(layer, kind))
     if has_own and kinds[-1] in (_Kind.SUM, _Kind.OTHER):
         warnings.warn(_warning(model), stacklevel=2)
+    if has_own and not _is_played_back(model, batch, losses):
+        raise ValueError(
+            f"The compute_loss of {type(model).__name__} gives other losses "
+            "where the layers that it calls give what they gave for the "
+            "batch, as they do in a private step. If it takes a gradient "
+            "through a layer, as a gradient penalty does, that can't be done "
+            "in compute_loss: compute it in the `call` of a layer that returns "
+            "the loss of each example, and set "
+            "`tf_dpfp.gradient_rules.register_gradient_rule(ThatLayer)"
+            "(tf_dpfp.gradient_rules.GenericRule)`."
+        )
+
+
+def _is_played_back(
+    model: keras.Model, batch: tuple, losses: np.ndarray
+) -> bool:
+    """Tells if losses are what `compute_loss` computes by calling layers."""
+
+    def sums() -> list[float]:
+        with keras_layers.without_regularizers(model.trainable_variables):
+            return [
+                _numbers(model, [], batch, [], True, slice(i, i + 1))[-1]
+                for i in range(len(losses))
+            ]
+
+    called = sums()
+    if not all(map(_are_near, called, sums())):
+        return True  # Random numbers differ, whatever else does.
+    return all(map(_are_near, called, map(float, losses)))
 
 
 def _kinds(
@@ -91,22 +123,7 @@ def _drawn_weights(model: keras.Model, draw: int) -> list[tuple]:
 
 def _kinds_of_draw(model, layers, batch, weights, training) -> list[_Kind]:
     def numbers(rows: slice) -> list[float]:
-        x, y, sample_weight = tree.map_structure(
-            lambda t: None if t is None else t[rows], batch
-        )
-        # What is written inside of the scope is gone with it.
-        with keras.StatelessScope(state_mapping=weights, collect_losses=True):
-            y_pred = _call(model, x, training)
-            added = [
-                sum(float(tf.reduce_sum(t)) for t in one)
-                for one in map(keras_layers.added_losses, layers)
-            ]
-            if not keras_trainer.has_own_loss(model):
-                return [*added, 0.0]
-            loss = keras_trainer.compute_loss(
-                model, x, y, y_pred, sample_weight
-            )
-            return [*added, float(tf.reduce_sum(loss))]
+        return _numbers(model, layers, batch, weights, training, rows)
 
     whole, again = numbers(slice(None)), numbers(slice(None))
     single = [numbers(slice(i, i + 1)) for i in range(inputs.EXAMPLES)]
@@ -114,6 +131,24 @@ def _kinds_of_draw(model, layers, batch, weights, training) -> list[_Kind]:
         _kind(a, b, [one[i] for one in single])
         for i, (a, b) in enumerate(zip(whole, again, strict=True))
     ]
+
+
+def _numbers(model, layers, batch, weights, training, rows) -> list[float]:
+    """Computes what layers add, and `compute_loss`, of some examples."""
+    x, y, sample_weight = tree.map_structure(
+        lambda t: None if t is None else t[rows], batch
+    )
+    # What is written inside of the scope is gone with it.
+    with keras.StatelessScope(state_mapping=weights, collect_losses=True):
+        y_pred = _call(model, x, training)
+        added = [
+            sum(float(tf.reduce_sum(t)) for t in one)
+            for one in map(keras_layers.added_losses, layers)
+        ]
+        if not keras_trainer.has_own_loss(model):
+            return [*added, 0.0]
+        loss = keras_trainer.compute_loss(model, x, y, y_pred, sample_weight)
+        return [*added, float(tf.reduce_sum(loss))]
 
 
 def _call(model: keras.Model, x, training: bool):
