@@ -70,10 +70,10 @@ def _archive(path):
     return path
 
 
-def _encoder(folder):
+def _encoder(folder, num_layers=1):
     keras_hub.models.BertBackbone(
         vocabulary_size=len(VOCABULARY),
-        num_layers=1,
+        num_layers=num_layers,
         num_heads=2,
         hidden_dim=16,
         intermediate_dim=12,
@@ -124,3 +124,40 @@ def test_private_fine_tuning(run, monkeypatch, tmp_path):
     )
     statement = (tmp_path / "model.keras.privacy.txt").read_text()
     assert "8 steps" in statement
+
+
+@pytest.mark.slow
+def test_private_lora(run, tmp_path):
+    encoder = tmp_path / "encoder"
+    first = _encoder(encoder, num_layers=6)
+
+    def load():
+        return (
+            keras_hub.models.BertBackbone.from_preset(str(encoder)),
+            first[1],
+        )
+
+    def sentences():
+        texts = np.array(_texts(120), dtype=object)
+        return texts, np.array([int("good" in text) for text in texts])
+
+    found = run(
+        "private_lora",
+        load_sentences=sentences,
+        load_encoder=load,
+        budgets=[8.0],
+        batch_size=20,
+    )
+    assert (tmp_path / "private_lora.png").exists()
+    model = found["model"]
+    # B alone, of the top block alone, with biases and the head.
+    trained = [v.path for v in model.trainable_variables]
+    assert sum("lora_kernel_b" in path for path in trained) == 4
+    assert not any("lora_kernel_a" in path for path in trained)
+    assert all("transformer_layer_5" in p or "head" in p for p in trained)
+    # The head's training is in the same ledger and the same budget.
+    assert [e.steps for e in tf_dpfp.ledger(model)] == [16, 2]
+    spent = tf_dpfp.compute_epsilon(model, found["delta"])
+    assert 0.99 * 8.0 < spent <= 8.0
+    with_a = found["make_upper"](rank=8)
+    assert sum("lora" in v.path for v in with_a.trainable_variables) == 8

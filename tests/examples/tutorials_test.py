@@ -111,6 +111,59 @@ def test_a_tutorial_needs_nothing_but_itself(path):
     assert {"examples", "tests"}.isdisjoint(m.split(".")[0] for m in modules)
 
 
+def _network():
+    """Arrays of a lower part of one convolution, and of the upper part."""
+    rng = np.random.default_rng(0)
+    shapes = [(1, 1, 3, 192), (192,)]
+    for kernel in (
+        (1, 1, 192, 1152),
+        (3, 3, 1152, 1),
+        (1, 1, 1152, 320),
+        (1, 1, 320, 1280),
+    ):
+        outputs = kernel[2] if kernel[3] == 1 else kernel[3]
+        shapes += [kernel, *[(outputs,)] * 4]
+    return [np.abs(rng.normal(0.1, 0.01, shape)) for shape in shapes]
+
+
+def _lower():
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 3)),
+            keras.layers.AveragePooling2D(14),
+            keras.layers.Conv2D(192, 1),
+        ]
+    )
+
+
+@pytest.mark.slow
+def test_frozen_statistics(run, capsys):
+    rng = np.random.default_rng(0)
+
+    def images():
+        x = rng.integers(0, 256, (60, 28, 28)).astype("uint8")
+        y = rng.integers(0, 10, 60)
+        return (x, y), (x[:20], y[:20])
+
+    found = run(
+        "frozen_statistics",
+        load_images=images,
+        load_weights=_network,
+        make_lower=_lower,
+        budgets=[8.0],
+        batch_size=20,
+    )
+    assert pathlib.Path("frozen_statistics.png").exists()
+    model = found["model"]
+    assert 0.99 * 8.0 < tf_dpfp.compute_epsilon(model, 1e-5) <= 8.0
+    printed = capsys.readouterr().out
+    # Frozen statistics leave the network as it was; groups do not.
+    assert "keep_statistics=True: correlation 1.000" in printed
+    assert "keep_statistics=False: correlation 1.000" not in printed
+    (stem,) = found["frozen"]().trainable_weights[:1]
+    assert stem.shape == (1280, 10)
+
+
 def _functions(name):
     text = (tutorial_files.TUTORIALS / f"{name}.py").read_text()
     _, mark, rest = text.partition("def fetch(")
