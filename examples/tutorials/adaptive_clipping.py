@@ -207,9 +207,9 @@ are scaled so that their squares always add up to that of `l2_norm_clip`.
 
 | Clipping | Epochs | Test accuracy | ε at δ = 1e-5 |
 | --- | --- | --- | --- |
-| flat | 15 | 85.6 % | 2.7 |
+| flat | 15 | 85.7 % | 2.7 |
 | per layer, fixed thresholds | 15 | 85.3 % | 2.7 |
-| per layer, adaptive thresholds | 15 | 85.7 % | 2.7 |
+| per layer, adaptive thresholds | 15 | 85.5 % | 2.7 |
 
 One training each, so differences of a few tenths may be chance; the
 [benchmarks](../../docs/benchmarks.md#ways-to-clip) have three of each, twice as

@@ -272,9 +272,9 @@ back by its size and its few steps, not by the noise. Do not take that for a
 rule. Both have learned which letters follow each other and hardly any words.
 The private one wrote
 
-    the filmpangung ing the llederin d an lacis amitinec eenit is in ac
-    the film aril ma a deate cer shissalanga ala rin ss mesirad cut
-    the film eand stle win ind hicowaso ss inelore of s frener it ly
+    the filmaly rile sth linde foffon clolat afer ouns, afu itingino
+    the film as ctise bir serat fual pir atat eanit s erontash ort a
+    the film r a ingangoure ofid, ovelmers intol ang oren' ichind ho
 
 Words take a longer training of a larger model, and there the noise will tell.
 The usual way is to let public text do most of it: start from a pretrained model
