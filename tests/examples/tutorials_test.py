@@ -123,7 +123,11 @@ def _network():
     ):
         outputs = kernel[2] if kernel[3] == 1 else kernel[3]
         shapes += [kernel, *[(outputs,)] * 4]
-    return [np.abs(rng.normal(0.1, 0.01, shape)) for shape in shapes]
+    # Variances are above 0.
+    return [
+        rng.normal(0, 0.05, shape) if len(shape) > 1 else rng.random(shape) + 1
+        for shape in shapes
+    ]
 
 
 def _lower():

@@ -197,21 +197,7 @@ def _describe(
             "for the steps above:",
             "Epsilon with the Poisson sampling above:",
         ),
-        *(
-            [
-                text.figures(
-                    "conditional",
-                    _CONDITIONAL,
-                    conditional,
-                    delta,
-                    accountant,
-                    # An example left out would move others in every step.
-                    releases.Adjacency.ZERO_OUT,
-                )
-            ]
-            if conditional
-            else []
-        ),
+        *_figures_of(conditional, delta, accountant),
         *person_statement.describe(
             entries, delta, accountant, examples_per_user
         ),
@@ -224,6 +210,28 @@ def _describe(
         *_of_correlated_noise(entries),
         *([text.Paragraph("sampling", _AS_IF)] if conditional else []),
     ], True
+
+
+def _figures_of(
+    conditional: list[tuple[str, list[entries_lib.LedgerEntry]]],
+    delta: float,
+    accountant: str,
+) -> list[text.Paragraph]:
+    """Lists epsilon under assumptions on the sampling, if there are any."""
+    if not conditional:
+        return []
+    # An example left out would move others in every step.
+    adjacency = releases.Adjacency.ZERO_OUT
+    return [
+        text.figures(
+            "conditional",
+            _CONDITIONAL,
+            conditional,
+            delta,
+            accountant,
+            adjacency,
+        )
+    ]
 
 
 def _of_correlated_noise(

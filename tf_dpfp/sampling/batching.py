@@ -87,18 +87,25 @@ def batches(
             return parts.PartBatch(_as_element(batch), part)
         return _as_element(batch)
 
-    mask = () if places is None else (tf.TensorSpec([], tf.bool),)
-    signature = tuple(
-        tf.TensorSpec([None, *spec.shape], spec.dtype)
-        for spec in (*source.specs, *mask)
-    )
-    if from_parts:
-        signature = (*signature, tf.TensorSpec([], tf.int64))
     dataset = tf.data.Dataset.from_generator(
-        generate, output_signature=signature
+        generate,
+        output_signature=_signature(source, places is not None, from_parts),
     )
     parallel = None if map_fn is None else tf.data.AUTOTUNE
     return dataset.map(assemble, num_parallel_calls=parallel)
+
+
+def _signature(
+    source: Source, masked: bool, from_parts: bool
+) -> tuple[tf.TensorSpec, ...]:
+    """Specifies what is fetched: leaves, a mask, the number of a part."""
+    mask = (tf.TensorSpec([], tf.bool),) if masked else ()
+    part = (tf.TensorSpec([], tf.int64),) if from_parts else ()
+    leaves = (
+        tf.TensorSpec([None, *spec.shape], spec.dtype)
+        for spec in (*source.specs, *mask)
+    )
+    return (*leaves, *part)
 
 
 def _with_absent(source: Source, indices: np.ndarray) -> Leaves:

@@ -1,5 +1,7 @@
 """Clipped sums of a batch of any size, one micro-batch after the other."""
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 from keras import tree
@@ -107,37 +109,50 @@ def clipped_batch(
     first = run(0)
     totals, of_rows = _tensors(first), _of_rows(first)
     if pieces[1].shape[0] != 1:
-
-        def body(index, *totals):
-            more = _tensors(run(index))
-            return (
-                index + 1,
-                *[
-                    tf.concat([a, b], axis=0) if is_row else a + b
-                    for a, b, is_row in zip(totals, more, of_rows, strict=True)
-                ],
-            )
-
-        # A loop begins with whatever is there: without this, piece 1 would
-        # run beside piece 0 and both be in memory.
-        with tf.control_dependencies(totals):
-            second = tf.identity(tf.constant(1))
-        _, *totals = tf.while_loop(
-            lambda index, *_: index < count,
-            body,
-            (second, *totals),
-            shape_invariants=(
-                tf.TensorShape([]),
-                *[
-                    t.shape[:0].concatenate([None, *t.shape[1:]])
-                    if is_row
-                    else t.shape
-                    for t, is_row in zip(totals, of_rows, strict=True)
-                ],
-            ),
-            parallel_iterations=1,
+        totals = _with_further_pieces(
+            totals, of_rows, lambda index: _tensors(run(index)), count
         )
     return tree.pack_sequence_as(first, _with_none(first, totals))
+
+
+def _with_further_pieces(
+    totals: list[tf.Tensor],
+    of_rows: list[bool],
+    run: Callable[[tf.Tensor], list[tf.Tensor]],
+    count: tf.Tensor,
+) -> list[tf.Tensor]:
+    """Adds the sums of pieces 1 to `count - 1`, one piece after the other."""
+
+    def body(index, *totals):
+        more = run(index)
+        return (
+            index + 1,
+            *[
+                tf.concat([a, b], axis=0) if is_row else a + b
+                for a, b, is_row in zip(totals, more, of_rows, strict=True)
+            ],
+        )
+
+    # A loop begins with whatever is there: without this, piece 1 would run
+    # beside piece 0 and both be in memory.
+    with tf.control_dependencies(totals):
+        second = tf.identity(tf.constant(1))
+    _, *totals = tf.while_loop(
+        lambda index, *_: index < count,
+        body,
+        (second, *totals),
+        shape_invariants=(
+            tf.TensorShape([]),
+            *[
+                t.shape[:0].concatenate([None, *t.shape[1:]])
+                if is_row
+                else t.shape
+                for t, is_row in zip(totals, of_rows, strict=True)
+            ],
+        ),
+        parallel_iterations=1,
+    )
+    return totals
 
 
 def _run(model, plan: Plan, batch: tuple, piece) -> MicrobatchResult:
