@@ -203,15 +203,16 @@ The same network and settings, trained once for each rank by
 | `"random"` | 78.5 % | 81.0 % | 82.6 % | |
 
 One training each, so differences of a few tenths may be chance: the one above
-came to 84.4 % without carriers, and with rank 16 to 82.5, 83.1 and 82.6 %. Plain clipping
-wins here, and it is worth knowing why. The carriers do what they promise: with
-rank 4 the noise of both kernels has 1.4 % of its energy. And the history does
-point somewhere: after one and two epochs of a training of two it kept 21 % and
-14 % of the gradient's energy, where random directions would keep 1.4 %. But the
-rest of the gradient is lost in every step, and that weighs more than the noise.
-At epsilon 8, with far less noise, rank 4 gains less than a point; rank 16 at
-epsilon 3 gains two. With less budget the gap closes: at epsilon 0.5, plain
-clipping comes to 81.5 % and `"history"` of rank 16 to 80.9 %.
+came to 84.4 % without carriers, and with rank 16 to 82.5, 83.1 and 82.6 %.
+Plain clipping wins here, and it is worth knowing why. The carriers do what they
+promise: with rank 4 the noise of both kernels has 1.4 % of its energy. And the
+history does point somewhere: after one and two epochs of a training of two it
+kept 21 % and 14 % of the gradient's energy, where random directions would keep
+1.4 %. But the rest of the gradient is lost in every step, and that weighs more
+than the noise. At epsilon 8, with far less noise, rank 4 gains less than a
+point; rank 16 at epsilon 3 gains two. With less budget the gap closes: at
+epsilon 0.5, plain clipping comes to 81.5 % and `"history"` of rank 16 to 80.9
+%.
 
 With rank 1, following anything did worse here than following nothing: random
 directions change in every step, and so miss none for long.
