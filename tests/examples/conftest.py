@@ -1,8 +1,9 @@
 import ast
+import pathlib
 
 import pytest
 
-from examples import tutorial_files
+_TUTORIALS = pathlib.Path(__file__).parents[2] / "examples" / "tutorials"
 
 
 @pytest.fixture
@@ -12,7 +13,7 @@ def run(monkeypatch, tmp_path):
     monkeypatch.setenv("TF_DPFP_TUTORIAL_EPOCHS", "1")
 
     def run_statements(name, **values):
-        path = tutorial_files.TUTORIALS / f"{name}.py"
+        path = _TUTORIALS / f"{name}.py"
         namespace = {"__name__": "__main__"}
         for node in ast.parse(path.read_text()).body:
             statement = ast.Module([node], type_ignores=[])
