@@ -24,7 +24,8 @@ ALWAYS = (
     "GemmaCausalLM",
     "LlamaCausalLM",
 )
-_LOAD_BALANCING = "adds to the loss"
+# A router that gives a row for each token, and balances a batch.
+_LOAD_BALANCING = "adds to the loss|whose first axis is not the batch"
 REFUSED = {
     "Gemma3nCausalLM": "outside the recorded calls",
     "Gemma4CausalLM": "outside the recorded calls",

@@ -38,6 +38,13 @@ def rows(tensor: tf.Tensor, axes: int = 1) -> tf.Tensor:
     return tf.reshape(tensor, [shape[0], positions, features])
 
 
+def _of_width(tensor: tf.Tensor, width: int) -> tf.Tensor:
+    """Returns a tensor with its last size, which a reshape may have lost."""
+    if tensor.shape[-1] is not None:
+        return tensor
+    return tf.ensure_shape(tensor, [*tensor.shape[:-1], width])
+
+
 def sum_positions(tensor: tf.Tensor, axes: int = 1) -> tf.Tensor:
     """Sums over everything between the batch and the last `axes` axes."""
     tensor = tf.cast(tensor, gradients.accumulation_dtype(tensor))
@@ -72,16 +79,18 @@ class DenseRule(rules.GradientRule):
 
     def gradients(self, call, output_gradients):
         layer, (gradient,) = call.layer, output_gradients
-        dtype = gradients.accumulation_dtype(call.inputs, gradient)
-        left = tf.cast(rows(call.inputs), dtype)
+        kernel = kernels.kernel_of(layer)
+        assert kernel is not None  # The layer was called.
+        inputs = _of_width(call.inputs, kernel.shape[0])
+        gradient = _of_width(gradient, kernel.shape[1])
+        dtype = gradients.accumulation_dtype(inputs, gradient)
+        left = tf.cast(rows(inputs), dtype)
         right = tf.cast(rows(gradient), dtype)
         result = []
         if layer.lora_enabled:
             result += _lora_products(layer, left, right)
         else:
-            result.append(
-                (kernels.kernel_of(layer), gradients.OuterProduct(left, right))
-            )
+            result.append((kernel, gradients.OuterProduct(left, right)))
         if layer.bias is not None:
             bias = gradients.PerExampleTensor(sum_positions(gradient))
             result.append((layer.bias, bias))

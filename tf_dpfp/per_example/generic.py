@@ -57,6 +57,19 @@ def example_seeds(variable: keras.Variable, batch_size) -> tf.Tensor:
     return tf.cast(spread, state.dtype)
 
 
+def _only_row(layer: keras.layers.Layer, output: tf.Tensor) -> tf.Tensor:
+    """Takes the one row of what a layer gives for one example."""
+    if output.shape.rank is not None and output.shape[:1] not in ([1], [None]):
+        raise ValueError(
+            f"Layer '{layer.name}' ({type(layer).__name__}) gives for one "
+            f"example a tensor of shape {tuple(output.shape)}, whose first "
+            "axis is not the batch: tokens of all examples laid end to end, as "
+            "routers of experts do, are not told apart again. Return tensors "
+            "of shape (batch, ...)."
+        )
+    return tf.squeeze(output, 0)
+
+
 class GenericRule(rules.GradientRule):
     """Exact gradients of any layer, by one vectorised call per example.
 
@@ -96,7 +109,9 @@ class GenericRule(rules.GradientRule):
             # What is no tensor (`None`) can't be vectorised, nor need be.
             structure.append(outputs)
             return added_losses(scope) + [
-                tf.squeeze(t, 0) for t in tree.flatten(outputs) if t is not None
+                _only_row(layer, t)
+                for t in tree.flatten(outputs)
+                if t is not None
             ]
 
         structure: list[Any] = []
