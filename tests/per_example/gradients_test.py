@@ -442,3 +442,22 @@ def test_long_rows_lose_no_addend_under_xla(constant):
 
     expected = np.sum(np.square(values.astype(np.float64)))
     np.testing.assert_allclose(squared_norms(values), [expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2**18,), (2**9, 2**9)])
+def test_nothing_of_the_size_of_a_batch_stays_in_memory(shape):
+    values = tf.ones([4, *shape])
+    factors = tf.ones([4])
+
+    @tf.function
+    def summed():
+        # A batch of known size, whose zeros TensorFlow could keep.
+        own = gradients.PerExampleTensor(tf.ensure_shape(values, [4, *shape]))
+        return tf.reduce_sum(own.weighted_sum(factors))
+
+    def held():
+        return tf.config.experimental.get_memory_info("CPU:0")["current"]
+
+    before = held()
+    summed()
+    assert held() - before < 2**20

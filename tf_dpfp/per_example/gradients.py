@@ -126,14 +126,8 @@ def _loses_addends(flat: tf.Tensor) -> bool:
 def _present_rows(values: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
     """The rows, with zeros for those whose factor is zero."""
     present = tf.not_equal(factors, 0.0)
-    if values.shape.rank == 2:
-        # The first `Select` of TensorFlow copies whole rows; `tf.where` would
-        # look at every number.
-        return tf.raw_ops.Select(
-            condition=present, x=values, y=tf.zeros_like(values)
-        )
-    # With positions, zeros of the whole shape would be large, and TensorFlow
-    # makes them a constant that stays in memory between steps.
+    # Zeros of the whole shape would be large, and TensorFlow makes them a
+    # constant that stays in memory between steps where it knows the shape.
     rows = tf.reshape(present, [-1] + [1] * (values.shape.rank - 1))
     return tf.where(rows, values, _zero(values))
 

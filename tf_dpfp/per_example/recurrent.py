@@ -159,10 +159,17 @@ def _run(layer, cell, sequences, states, mask, training):
     projected = kind.projected(cell, inputs)
     step = kind.step(cell, recurrent_masks)
 
+    # At a masked step the output is not the state.
+    saves_states = mask is not None
+
     def step_and_save(projected, states):
         output, new_states, saved = step(projected, states)
-        saved = [tf.stop_gradient(t) for t in (states[0], *saved)]
-        return tf.concat([output, *saved], axis=-1), new_states
+        if saves_states:
+            saved = [states[0], *saved]
+        if saved:
+            saved = [tf.stop_gradient(t) for t in saved]
+            output = tf.concat([output, *saved], axis=-1)
+        return output, new_states
 
     last, outputs, new_states = recurrence.scan(
         step_and_save,
@@ -178,16 +185,23 @@ def _run(layer, cell, sequences, states, mask, training):
         last, outputs, *new_states = tf.identity_n(
             [last, outputs, *tree.flatten(new_states)]
         )
-    parts = tf.split(outputs, 3 if kind.saves_resets else 2, axis=-1)
+    count = 1 + saves_states + kind.saves_resets
+    parts = tf.split(outputs, count, axis=-1) if count > 1 else [outputs]
     run = recurrences.Run(
         cell,
         inputs,
         projected,
         recurrent_masks,
-        parts[1],
-        parts[2] if kind.saves_resets else None,
+        parts[1] if saves_states else _before(states[0], parts[0]),
+        parts[-1] if kind.saves_resets else None,
     )
     return last[:, : cell.units], parts[0], run, tree.flatten(new_states)
+
+
+def _before(first: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    """Returns the state before each step, where the state is the output."""
+    states = tf.concat([first[:, None], outputs[:, :-1]], axis=1)
+    return tf.stop_gradient(states)
 
 
 def _as_tuple(masks: Any) -> tuple[tf.Tensor, ...]:
