@@ -242,7 +242,8 @@ def _compare(
     # To run once costs less than to compile, but for what is vectorised over
     # examples: that takes long to differentiate outside of a graph.
     eager_error: Exception | None = None
-    if not any(isinstance(u.rule, per_example.GenericRule) for u in plan.units):
+    vectorised = per_example.GenericRule, per_example.OwnWeightsRule
+    if not any(isinstance(u.rule, vectorised) for u in plan.units):
         try:
             return _judge(model, plan, statistics, run(batch, other_batch))
         except (ValueError, tf.errors.OpError) as error:

@@ -23,6 +23,7 @@ from tf_dpfp.per_example.gradients import EmbeddingRows
 from tf_dpfp.per_example.gradients import OuterProduct
 from tf_dpfp.per_example.gradients import PerExampleGradient
 from tf_dpfp.per_example.gradients import PerExampleTensor
+from tf_dpfp.per_example.own_weights import OwnWeightsRule
 from tf_dpfp.per_example.recording import NotRecordedError
 from tf_dpfp.per_example.recording import Played
 from tf_dpfp.per_example.recording import Unit
@@ -48,6 +49,7 @@ __all__ = [
     "Played",
     "PerExampleTensor",
     "OuterProduct",
+    "OwnWeightsRule",
     "PerExampleGradient",
     "EmbeddingRows",
     "Unit",

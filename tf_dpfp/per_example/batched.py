@@ -26,6 +26,7 @@ class _Answers(threading.local):
     """Answers for the arguments of the call that is being recorded."""
 
     known: dict[int, bool] | None = None
+    ask: IsBatched | None = None
 
 
 _ANSWERS = _Answers()
@@ -50,17 +51,26 @@ def is_batched(leaf: Any, reference: tf.Tensor | None = None) -> bool:
 
 
 @contextlib.contextmanager
-def answered(known: dict[int, bool] | None) -> Iterator[None]:
+def answered(
+    known: dict[int, bool] | None, ask: IsBatched | None = None
+) -> Iterator[None]:
     """Sets the answers for a call of a layer.
 
     Args:
         known: By the identity of each tensor; `None` if nobody knows.
+        ask: Whom to ask of other tensors; `None` if nobody knows.
     """
-    before, _ANSWERS.known = _ANSWERS.known, known
+    before = _ANSWERS.known, _ANSWERS.ask
+    _ANSWERS.known, _ANSWERS.ask = known, ask
     try:
         yield
     finally:
-        _ANSWERS.known = before
+        _ANSWERS.known, _ANSWERS.ask = before
+
+
+def asking() -> IsBatched | None:
+    """Returns whom to ask of tensors within the recorded call, if anyone."""
+    return _ANSWERS.ask
 
 
 def asked(

@@ -24,7 +24,8 @@ from tf_dpfp.per_example import gradients
 from tf_dpfp.per_example import rules
 
 
-def _batch_of(args: tuple, kwargs: dict) -> tf.Tensor:
+def batch_of(args: tuple, kwargs: dict) -> tf.Tensor:
+    """Returns a tensor of the batch among the arguments of a call."""
     for leaf in tree.flatten((args, kwargs)):
         if batched.is_batched(leaf):
             return leaf
@@ -79,7 +80,7 @@ class GenericRule(rules.GradientRule):
     """
 
     def record(self, layer, call, args, kwargs):
-        reference = _batch_of(args, kwargs)
+        reference = batch_of(args, kwargs)
         batch_size = tf.shape(reference)[0]
         trainable = self.variables(layer)
         sources = tuple(copies(v, batch_size) for v in trainable)

@@ -19,6 +19,7 @@ import tensorflow as tf
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.per_example import batched
 from tf_dpfp.per_example import generic
+from tf_dpfp.per_example import own_weights
 from tf_dpfp.per_example import rules
 
 # Layers that call what they hold inside a loop: the tensors of the loop's body
@@ -41,9 +42,11 @@ class Unit:
 def find_units(root: keras.layers.Layer) -> list[Unit]:
     """Cuts a built model into units, each covered by one gradient rule.
 
-    A layer with a registered rule is a unit. A layer without one is a unit
-    under the generic rule if it owns trainable weights itself, or if it
-    calls its sublayers inside a loop; otherwise its sublayers are looked at.
+    A layer with a registered rule is a unit. One without that owns trainable
+    weights beside sublayers is a unit for these weights alone, and its
+    sublayers are looked at, too. A layer that owns trainable weights
+    otherwise, or calls its sublayers inside a loop, is a unit under the
+    generic rule. Of any other layer the sublayers are looked at.
     Layers without trainable weights are left alone and cost nothing.
 
     Args:
@@ -71,7 +74,10 @@ def find_units(root: keras.layers.Layer) -> list[Unit]:
         owns_weights = any(
             v.trainable for v in keras_layers.own_variables(layer)
         )
-        if owns_weights or isinstance(layer, _LOOPING_LAYERS):
+        is_loop = isinstance(layer, _LOOPING_LAYERS)
+        if owns_weights and not is_loop and own_weights.RULE.supports(layer):
+            units.append(Unit(layer, own_weights.RULE))
+        elif owns_weights or is_loop:
             units.append(Unit(layer, generic.GENERIC_RULE))
             return
         for sublayer in keras_layers.sublayers(layer):
@@ -149,13 +155,13 @@ def _patched_call(unit: Unit):
         if not unit.rule.holds_units:
             _RECORDER.calls = None
         try:
-            with batched.answered(known):
+            with batched.answered(known, _RECORDER.is_batched):
                 outputs, recorded = unit.rule.record(
                     unit.layer, original, args, kwargs
                 )
         finally:
             _RECORDER.calls = calls
-        recorded.is_spread = is_spread
+        recorded.is_spread |= is_spread
         recorded.outputs = outputs
         calls.append(recorded)
         return outputs
