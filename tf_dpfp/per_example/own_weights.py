@@ -103,6 +103,13 @@ def _is_floating(leaf: Any) -> bool:
     return tf.is_tensor(leaf) and leaf.dtype.is_floating
 
 
+class NeedsGenericRule(ValueError):
+    """Raised if own code calls a held layer on its weights alone.
+
+    What the layer gives has no batch, and own code may give it one in any way.
+    """
+
+
 class _Recorded:
     """Calls of held layers while own code runs on a batch.
 
@@ -139,22 +146,15 @@ class _Recorded:
         self.held.append(_Held(layer, wide, is_result, outputs))
         return outputs
 
-    @property
-    def has_shared(self) -> bool:
-        """True if a call was given a tensor that all examples share."""
-        return any(any(held.is_wide) for held in self.held)
-
 
 def _wide(flat: Sequence[Any], rows: Sequence[bool]) -> tuple[bool, ...]:
     """Tells which arguments a held layer must be given once per example.
 
-    A weight that is an argument needs a gradient for each example. Alone, it
-    gets the batch in front, as whatever all examples share; beside others, it
-    needs a first axis of one to take the batch.
+    A weight that is an argument needs a gradient for each example. Beside
+    others that have the batch, a first axis of one takes it.
     """
-    if not any(rows):
-        has_weight = any(map(_is_floating, flat))
-        return tuple(has_weight and tf.is_tensor(leaf) for leaf in flat)
+    if not any(rows) and any(map(_is_floating, flat)):
+        raise NeedsGenericRule("A held layer is called on weights alone.")
     return tuple(
         not row
         and _is_floating(leaf)
@@ -247,15 +247,9 @@ class OwnWeightsRule(rules.GradientRule):
         outputs = tree.map_structure(_same, outputs)
         returned = [t for t in tree.flatten(outputs) if _is_floating(t)]
         run = _Run(args, kwargs, recorded.held, reference, batched.asking())
-        recorded_call = rules.LayerCall(
-            layer,
-            self,
-            rules.first(args, kwargs),
-            (*recorded.results, *returned),
-            run,
-        )
-        recorded_call.is_spread = recorded.has_shared
-        return outputs, recorded_call
+        sources = (*recorded.results, *returned)
+        inputs = rules.first(args, kwargs)
+        return outputs, rules.LayerCall(layer, self, inputs, sources, run)
 
     def gradients(self, call, output_gradients):
         variables = self.variables(call.layer)
@@ -267,15 +261,10 @@ class OwnWeightsRule(rules.GradientRule):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(copies)
             found = _results(call.layer, call.saved, variables, copies, wanted)
-        own = tape.gradient(
-            found,
-            copies,
-            [
-                tf.convert_to_tensor(g)
-                for g in output_gradients
-                if g is not None
-            ],
-        )
+        given = [
+            tf.convert_to_tensor(g) for g in output_gradients if g is not None
+        ]
+        own = tape.gradient(found, copies, given)
         return [
             (v, gradients.PerExampleTensor(tf.convert_to_tensor(gradient)))
             for v, gradient in zip(variables, own, strict=True)
@@ -339,7 +328,7 @@ def _results(
 
 
 def _may_add_losses(layer: keras.layers.Layer) -> bool:
-    """Tells whether a layer adds to the loss, by its code or its regularizer."""
+    """Tells whether a layer adds to the loss, by code or a regularizer."""
     if layer.activity_regularizer is not None:
         return True
     for cls in type(layer).__mro__:

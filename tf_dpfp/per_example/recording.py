@@ -10,7 +10,7 @@ over the same layer objects).
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -151,22 +151,40 @@ def _patched_call(unit: Unit):
             args, kwargs = batched.spread((args, kwargs), _RECORDER.batch_size)
             known = None
             _RECORDER.spread += (unit.layer.name,)
-        # A unit's own sublayers are the rule's affair, unless it says not.
-        if not unit.rule.holds_units:
-            _RECORDER.calls = None
-        try:
-            with batched.answered(known, _RECORDER.is_batched):
-                outputs, recorded = unit.rule.record(
-                    unit.layer, original, args, kwargs
-                )
-        finally:
-            _RECORDER.calls = calls
-        recorded.is_spread |= is_spread
+        with batched.answered(known, _RECORDER.is_batched):
+            outputs, recorded = _recorded(
+                unit.layer, unit.rule, calls, original, args, kwargs
+            )
+        recorded.is_spread = is_spread
         recorded.outputs = outputs
         calls.append(recorded)
         return outputs
 
     return call
+
+
+def _recorded(
+    layer: keras.layers.Layer,
+    rule: rules.GradientRule,
+    calls: list[rules.LayerCall],
+    original: Callable[..., Any],
+    args: tuple,
+    kwargs: dict,
+) -> tuple[Any, rules.LayerCall]:
+    """Runs a layer by its rule, or by the generic one if that asks for it."""
+    count = len(calls)
+    # A unit's own sublayers are the rule's affair, unless it says not.
+    if not rule.holds_units:
+        _RECORDER.calls = None
+    try:
+        return rule.record(layer, original, args, kwargs)
+    except own_weights.NeedsGenericRule:
+        if not rule.holds_units:
+            raise  # Of a layer within, which its own record meets.
+    finally:
+        _RECORDER.calls = calls
+    del calls[count:]
+    return _recorded(layer, generic.GENERIC_RULE, calls, original, args, kwargs)
 
 
 def _play_back(layer: keras.layers.Layer) -> Any:
