@@ -45,7 +45,7 @@ _GROUPED = {
 }
 
 
-def _text(name: str, **config) -> Callable[[], keras.Model]:
+def _backbone(name: str, **config) -> Callable[[], keras.Model]:
     def build():
         return getattr(keras_hub.models, name)(**config)
 
@@ -81,42 +81,48 @@ def _efficientnet():
     )
 
 
-def _vit():
-    return keras_hub.models.ViTBackbone(
-        image_shape=_IMAGE,
-        patch_size=16,
-        num_layers=_DEPTH,
-        num_heads=2,
-        hidden_dim=16,
-        mlp_dim=32,
-    )
+_PATCHES = {
+    "image_shape": _IMAGE,
+    "patch_size": 16,
+    "num_layers": _DEPTH,
+    "num_heads": 2,
+    "hidden_dim": 16,
+}
 
 
 MODELS = {
-    "BERT": _text("BertBackbone", **_ENCODER),
-    "DistilBERT": _text("DistilBertBackbone", **_ENCODER),
-    "RoBERTa": _text("RobertaBackbone", **_ENCODER),
-    "DeBERTa": _text("DebertaV3Backbone", **_ENCODER, bucket_size=8),
-    "ALBERT": _text(
+    "BERT": _backbone("BertBackbone", **_ENCODER),
+    "DistilBERT": _backbone("DistilBertBackbone", **_ENCODER),
+    "RoBERTa": _backbone("RobertaBackbone", **_ENCODER),
+    "DeBERTa": _backbone("DebertaV3Backbone", **_ENCODER, bucket_size=8),
+    "ALBERT": _backbone(
         "AlbertBackbone",
         **_ENCODER | {"num_layers": 1, "num_inner_repetitions": _DEPTH},
         embedding_dim=8,
     ),
-    "GPT-2": _text("GPT2Backbone", **_ENCODER),
-    "OPT": _text("OPTBackbone", **_ENCODER),
-    "Gemma": _text("GemmaBackbone", **_GROUPED, head_dim=8),
-    "Llama": _text("LlamaBackbone", **_GROUPED),
-    "Mistral": _text("MistralBackbone", **_GROUPED),
-    "T5": _text("T5Backbone", **_ENCODER),
-    "BART": _text("BartBackbone", **_ENCODER),
-    "Whisper": _text(
+    "GPT-2": _backbone("GPT2Backbone", **_ENCODER),
+    "OPT": _backbone("OPTBackbone", **_ENCODER),
+    "Gemma": _backbone("GemmaBackbone", **_GROUPED, head_dim=8),
+    "Llama": _backbone("LlamaBackbone", **_GROUPED),
+    "Mistral": _backbone("MistralBackbone", **_GROUPED),
+    "T5": _backbone("T5Backbone", **_ENCODER),
+    "BART": _backbone("BartBackbone", **_ENCODER),
+    "Whisper": _backbone(
         "WhisperBackbone",
         **_ENCODER,
         num_mels=8,
         max_encoder_sequence_length=_LENGTH,
         max_decoder_sequence_length=_LENGTH,
     ),
-    "ViT": _vit,
+    "ViT": _backbone("ViTBackbone", **_PATCHES, mlp_dim=32),
+    "DeiT": _backbone("DeiTBackbone", **_PATCHES, intermediate_dim=32),
+    "DINOv2": _backbone("DINOV2Backbone", **_PATCHES, intermediate_dim=32),
+    "CLIP, images": _backbone(
+        "CLIPVisionEncoder", **_PATCHES, intermediate_dim=32
+    ),
+    "SigLIP, images": _backbone(
+        "SigLIPVisionEncoder", **_PATCHES, intermediate_dim=32
+    ),
     "ResNet-50, frozen statistics": _resnet,
     "EfficientNet-B0, frozen statistics": _efficientnet,
 }

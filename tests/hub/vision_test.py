@@ -31,6 +31,22 @@ def _vit():
     )
 
 
+def _deit():
+    backbone = keras_hub.models.DeiTBackbone(
+        image_shape=(SIZE, SIZE, 3),
+        patch_size=4,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=6,
+        dropout_rate=0.0,
+        attention_dropout=0.0,
+    )
+    return keras_hub.models.DeiTImageClassifier(
+        backbone, num_classes=CLASSES, preprocessor=None
+    )
+
+
 def _resnet():
     backbone = keras_hub.models.ResNetBackbone(
         input_conv_filters=[64],
@@ -62,7 +78,7 @@ def _data():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("build", [_vit, _resnet_with_frozen_statistics])
+@pytest.mark.parametrize("build", [_vit, _deit, _resnet_with_frozen_statistics])
 def test_clipped_gradients_equal_a_loop(build):
     keras.utils.set_random_seed(0)
     model = build()

@@ -195,10 +195,11 @@ class Walk:
 
     def static(self, tensor: tf.Tensor) -> Sizes | None:
         """Returns the sizes that TensorFlow knows."""
-        if tensor.shape.rank is None:
+        shape = tensor.shape
+        if shape.rank is None:
             return None
         return tuple(
-            None if size is None else Size.of(size) for size in tensor.shape
+            None if size is None else Size.of(size) for size in shape.as_list()
         )
 
     def refined(self, value: Value, tensor: tf.Tensor) -> Value:

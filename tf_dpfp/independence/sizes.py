@@ -15,6 +15,10 @@ _ROW = "row"
 Monomial = tuple[str, ...]
 SizeLike = Union["Size", int]
 
+# Sizes of small numbers are made once.
+_NUMBERS: dict[int, "Size"] = {}
+_MOST_KNOWN = 2**12
+
 
 class Size:
     """A polynomial with whole coefficients.
@@ -40,7 +44,13 @@ class Size:
         """Returns a size for a whole number; a size is returned as it is."""
         if isinstance(value, Size):
             return value
-        return cls({(): int(value)})
+        number = int(value)
+        known = _NUMBERS.get(number)
+        if known is None:
+            known = cls({(): number})
+            if abs(number) <= _MOST_KNOWN:
+                _NUMBERS[number] = known
+        return known
 
     @classmethod
     def symbol(cls, name: str) -> "Size":
@@ -115,8 +125,11 @@ class Size:
         return self._hash
 
     def __add__(self, other: SizeLike) -> "Size":
+        other = Size.of(other)
+        if not other.terms:
+            return self
         terms = dict(self.terms)
-        for key, value in Size.of(other).terms.items():
+        for key, value in other.terms.items():
             terms[key] = terms.get(key, 0) + value
         return Size(terms)
 
@@ -132,9 +145,12 @@ class Size:
         return Size.of(other) - self
 
     def __mul__(self, other: SizeLike) -> "Size":
+        other = Size.of(other)
+        if self.is_number and other.is_number:
+            return Size.of(int(self) * int(other))
         terms: dict[Monomial, int] = {}
         for a, x in self.terms.items():
-            for b, y in Size.of(other).terms.items():
+            for b, y in other.terms.items():
                 key = tuple(sorted(a + b))
                 terms[key] = terms.get(key, 0) + x * y
         return Size(terms)

@@ -60,6 +60,8 @@ def describe(array: np.ndarray) -> Value:
     whole = array.dtype.kind in "iub"
     if whole and array.size <= _MOST_NUMBERS:
         return values_lib.free(sizes, [Size.of(n) for n in array.ravel()])
+    if array.size == 1:
+        return Value(Kind.UNIFORM, sizes)
     ranges = None
     if whole:
         ranges = (Range(Size.of(array.min()), Size.of(array.max())),)
