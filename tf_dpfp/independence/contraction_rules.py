@@ -98,6 +98,13 @@ def _contract(
     if not any(v.is_examples for v in values):
         return _without_examples(values, specs, result, sizes, walk)
     label = _label_of_examples(values, specs, result)
+    summed = [s for name, s in axis_sizes.items() if name not in result]
+    if sizes_lib.hang_on_batch(summed):
+        # Of a factor that is the same for all rows, as many as there are.
+        raise findings.Refusal(
+            "It adds up as many numbers as there are examples.",
+            findings.BATCH_SIZE,
+        )
     own = next(v.example_layout for v in values if v.is_examples)
     return values_lib.examples(sizes, own.at(result.index(label)))
 

@@ -93,6 +93,12 @@ def _batched(
             raise findings.Refusal(
                 "Its weights or settings are made of examples."
             )
+        if i not in positions and sizes_lib.hang_on_batch(value.sizes or ()):
+            # Ones for each example: how many there are would count.
+            raise findings.Refusal(
+                "The batch size is a size of its weights or settings.",
+                findings.BATCH_SIZE,
+            )
     found = [values[i] for i in positions]
     layout = in_front(found) or _equal_in_front(found, walk.batch)
     static = walk.static(op.outputs[0])
@@ -156,6 +162,9 @@ def _equal_in_front(values: Sequence[Value], batch: Size) -> Layout | None:
     if front is None or not front.hangs_on_batch:
         return None
     if any(v.kind is not Kind.UNIFORM or v.hangs_on_batch for v in values):
+        return None
+    # Windows end where a row does: its size must not be that of the batch.
+    if any(sizes_lib.hang_on_batch(v.shape[1:]) for v in values):
         return None
     after = front.divided_by(batch)
     if after is None or after.hangs_on_batch:

@@ -42,8 +42,21 @@ def check(rule: registry.Rule, values: Sequence[Value]) -> bool:
             raise findings.Refusal("The data decide a shape.")
         if value.hangs_on_batch and (i not in shapes or value.numbers is None):
             hangs = True
+    # One axis of a number that is the same everywhere may meet the examples;
+    # what comes of a second one would tell how many there are.
+    if per_example and any(map(_repeats_batch, values)):
+        raise findings.Refusal(
+            "The batch size occurs in more than one axis of an operand.",
+            findings.BATCH_SIZE,
+        )
     if hangs and per_example and not rule.takes_batch_size:
         raise findings.Refusal(
             "It computes with the batch size.", findings.BATCH_SIZE
         )
     return hangs
+
+
+def _repeats_batch(value: Value) -> bool:
+    sizes = value.sizes or ()
+    count = sum(s is not None and s.hangs_on_batch for s in sizes)
+    return value.kind is Kind.UNIFORM and count > 1
