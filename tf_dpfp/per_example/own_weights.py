@@ -220,10 +220,12 @@ class OwnWeightsRule(rules.GradientRule):
     holds_units = True
 
     def supports(self, layer):
-        held = keras_layers.sublayers(layer)
+        held = [
+            v for sub in keras_layers.sublayers(layer) for v in sub.variables
+        ]
         own = keras_layers.own_variables(layer)
         return (
-            bool(held)
+            not all(map(keras_layers.is_seed_variable, held))
             and not any(map(keras_layers.is_seed_variable, own))
             and not any(map(_may_add_losses, keras_layers.all_layers(layer)))
         )
