@@ -15,6 +15,7 @@ from keras import ops
 from tests.independence import graphs
 
 X, XT, IDS, LABELS = graphs.X, graphs.XT, graphs.IDS, graphs.LABELS
+_gradient = graphs.gradient_of
 R = tf.raw_ops
 
 
@@ -28,22 +29,6 @@ def _rows(x):
 
 def _centered(x, axis=0):
     return x - tf.reduce_mean(x, axis, keepdims=True)
-
-
-def _gradient(backward):
-    """An identity with a gradient of its own, differentiated."""
-
-    @tf.custom_gradient
-    def same(t):
-        return tf.identity(t), backward
-
-    def gradient(x):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = same(x) ** 2
-        return tape.gradient(y, x)
-
-    return gradient
 
 
 def _experts(x):
