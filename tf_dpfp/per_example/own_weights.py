@@ -154,7 +154,7 @@ def _wide(flat: Sequence[Any], rows: Sequence[bool]) -> tuple[bool, ...]:
     others that have the batch, a first axis of one takes it.
     """
     if not any(rows) and any(map(_is_floating, flat)):
-        raise NeedsGenericRule("A held layer is called on weights alone.")
+        raise NeedsGenericRule
     return tuple(
         not row
         and _is_floating(leaf)
