@@ -12,7 +12,7 @@ from tf_dpfp import renamed
 from tf_dpfp import sampling
 
 FIRST_ROW = """
-BackupAndRestore Banded DPAdagrad DPAdam DPAdamW DPLion DPRMSprop
+BackupAndRestore Banded DPAdagrad DPAdam DPAdamW DPLazyAdam DPLion DPRMSprop
 DPRepresentationClip DPSGD Flat PerExample PerLayer PrivacyBudget
 PrivateEvaluation RGPDense Sparse calibrate_noise_multiplier clip_norms
 compute_epsilon

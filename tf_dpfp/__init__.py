@@ -54,6 +54,7 @@ from tf_dpfp.optimizers import Banded
 from tf_dpfp.optimizers import DPAdagrad
 from tf_dpfp.optimizers import DPAdam
 from tf_dpfp.optimizers import DPAdamW
+from tf_dpfp.optimizers import DPLazyAdam
 from tf_dpfp.optimizers import DPLion
 from tf_dpfp.optimizers import DPRMSprop
 from tf_dpfp.optimizers import Sparse
@@ -80,6 +81,7 @@ __all__ = [
     "DPAdagrad",
     "DPAdam",
     "DPAdamW",
+    "DPLazyAdam",
     "DPLion",
     "DPRMSprop",
     "DPRepresentationClip",

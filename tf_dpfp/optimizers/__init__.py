@@ -5,6 +5,7 @@ from tf_dpfp.optimizers.classes import DPSGD
 from tf_dpfp.optimizers.classes import DPAdagrad
 from tf_dpfp.optimizers.classes import DPAdam
 from tf_dpfp.optimizers.classes import DPAdamW
+from tf_dpfp.optimizers.classes import DPLazyAdam
 from tf_dpfp.optimizers.classes import DPLion
 from tf_dpfp.optimizers.classes import DPRMSprop
 from tf_dpfp.optimizers.classes import private_optimizer_class
@@ -21,6 +22,7 @@ __all__ = [
     "DPAdagrad",
     "DPAdam",
     "DPAdamW",
+    "DPLazyAdam",
     "DPLion",
     "DPRMSprop",
     "DPSGD",

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from tf_dpfp.keras_private import lazy_adam
 from tf_dpfp.optimizers.private_optimizer import PrivateOptimizer
 
 _CLASSES: dict[type, type] = {}
@@ -71,13 +72,15 @@ def _class_signature(base: type) -> inspect.Signature:
 def _class_doc(base: type) -> str:
     own = inspect.cleandoc(PrivateOptimizer.__doc__ or "")
     arguments = own[own.index("Args:\n") :]
+    is_of_keras = getattr(keras.optimizers, base.__name__, None) is base
+    path = f"keras.optimizers.{base.__name__}" if is_of_keras else base.__name__
     return (
         textwrap.dedent(f"""\
         Private {base.__name__}: clipped, noised, counted.
 
-        `keras.optimizers.{base.__name__}` with the gradient of every example
-        clipped and Gaussian noise added before the update. All arguments of
-        `keras.optimizers.{base.__name__}` except
+        `{path}` with the gradient of every example clipped and
+        Gaussian noise added before the update. All arguments of
+        `{path}` except
         `gradient_accumulation_steps`, and:
 
         """)
@@ -87,6 +90,8 @@ def _class_doc(base: type) -> str:
 
 DPSGD = private_optimizer_class(keras.optimizers.SGD)
 DPAdam = private_optimizer_class(keras.optimizers.Adam)
+# Adam on the rows of sparse tables that were released.
+DPLazyAdam = private_optimizer_class(lazy_adam.LazyAdam)
 DPAdamW = private_optimizer_class(keras.optimizers.AdamW)
 DPAdagrad = private_optimizer_class(keras.optimizers.Adagrad)
 DPRMSprop = private_optimizer_class(keras.optimizers.RMSprop)

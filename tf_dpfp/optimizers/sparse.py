@@ -7,9 +7,13 @@ from typing import Any
 import keras
 
 from tf_dpfp import arguments
+from tf_dpfp.keras_private import lazy_adam
 
 # Their updates leave rows without a gradient as they are.
-_SKIPPING = (keras.optimizers.SGD, keras.optimizers.Adagrad)
+_SKIPPING = (
+    *(keras.optimizers.SGD, keras.optimizers.Adagrad),
+    lazy_adam.LazyAdam,
+)
 
 
 @keras.saving.register_keras_serializable(package="tf_dpfp")
@@ -153,8 +157,8 @@ def check_skips(optimizer: keras.optimizers.Optimizer, private: type) -> None:
         if "update_step" in vars(cls)
     )
     ways_out = (
-        "Use tf_dpfp.DPSGD without momentum or tf_dpfp.DPAdagrad, or leave "
-        "`sparse_tables` out."
+        "Use tf_dpfp.DPSGD without momentum, tf_dpfp.DPAdagrad or "
+        "tf_dpfp.DPLazyAdam, or leave `sparse_tables` out."
     )
     if updates not in _SKIPPING:
         raise ValueError(
