@@ -26,7 +26,7 @@ SUBMODULES = {
         BandedSums CyclicPoissonSampling EndToEnd Evaluation EveryExample
         EveryLabel Joint Labels LedgerEntry MembershipAttacks PersonEvaluation
         PersonSums PoissonSampling Representations Search Sums UnknownSampling
-        WithoutReplacement calibrate_noise_multiplier claimed_epsilon
+        ViewSums WithoutReplacement calibrate_noise_multiplier claimed_epsilon
         compare_bands compute_epsilon max_steps
         membership_attacks
     """,

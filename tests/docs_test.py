@@ -188,6 +188,7 @@ _WITH_CODE = (
     "custom_layers",
     "correlated_noise",
     "sparse_tables",
+    "recipes",
     "auditing",
     "tuning",
     "migration_tf_privacy",

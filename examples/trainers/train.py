@@ -60,6 +60,11 @@ def _define_flags() -> None:
     flags.DEFINE_integer(
         "num_logical_cpus", None, "Tries --strategy=mirrored without GPUs."
     )
+    flags.DEFINE_integer(
+        "multiplicity",
+        default.multiplicity,
+        "Augmented views of each example, whose mean gradient is clipped.",
+    )
     flags.DEFINE_string(
         "tpu", None, "Name or address of a TPU; none on a TPU VM."
     )

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 import tf_dpfp
+from examples.trainers import augmentation
 from examples.trainers import checkpoints
 from examples.trainers import clippings
 from examples.trainers import commands
@@ -63,6 +64,8 @@ class Config:
         l2_norm_clip: Clip norm of one example's gradient.
         batch_size: Expected number of examples of a Poisson batch.
         microbatch_size: Physical batch, to bound memory; it changes no result.
+        multiplicity: Number of augmented views of each example, whose mean
+            gradient is clipped.
         epochs: Passes over the data, as expected.
         learning_rate: `None` for the optimizer's default: 2 / `l2_norm_clip`
             for SGD.
@@ -86,6 +89,7 @@ class Config:
     l2_norm_clip: float = 0.1
     batch_size: int = 2048
     microbatch_size: int | None = None
+    multiplicity: int = 1
     epochs: int = 45
     learning_rate: float | None = None
     optimizer: str = "sgd"
@@ -115,7 +119,15 @@ class Config:
                 "--strategy=one_device, or another --model. Received: "
                 f"--strategy={self.strategy}."
             )
-        commands.check_at_least_one(self, ("batch_size", "epochs"))
+        commands.check_at_least_one(
+            self, ("batch_size", "epochs", "multiplicity")
+        )
+        if self.model == "scattering" and self.multiplicity > 1:
+            raise ValueError(
+                "--model=scattering computes the features of each image once, "
+                "and views need theirs. Use --multiplicity=1, or another "
+                f"--model. Received: --multiplicity={self.multiplicity}."
+            )
         commands.check_clip_norm(self)
 
     @property
@@ -245,6 +257,12 @@ def prepare(config: Config) -> Training:
         y,
         expected_batch_size=config.batch_size,
         seed=_sampling_seed(config.seed, resumed.epoch if resumed else 0),
+        augment=(
+            augmentation.for_dataset(config.dataset)
+            if config.multiplicity > 1
+            else None
+        ),
+        multiplicity=config.multiplicity,
         # XLA, which TPUs need, wants batches of one size.
         padded="static" if config.strategy == "tpu" else None,
     )

@@ -235,13 +235,14 @@ class LedgerTest(parameterized.TestCase):
             table.encode_table([*entries, _entry(1, 0.5)])
 
 
-def test_sums_of_persons_keep_their_number_of_examples():
+@pytest.mark.parametrize("kind", [releases.PersonSums, releases.ViewSums])
+def test_sums_of_joined_rows_keep_their_number(kind):
     entries = [
         entries_lib.LedgerEntry(
             samplings.PoissonSampling(0.25, 1e-12),
             1.5,
             7,
-            release=releases.PersonSums(count),
+            release=kind(count),
         )
         for count in (1, 64)
     ]

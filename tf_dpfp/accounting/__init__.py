@@ -36,6 +36,7 @@ from tf_dpfp.accounting.releases import PersonSums
 from tf_dpfp.accounting.releases import Release
 from tf_dpfp.accounting.releases import Representations
 from tf_dpfp.accounting.releases import Sums
+from tf_dpfp.accounting.releases import ViewSums
 from tf_dpfp.accounting.samplings import CyclicPoissonSampling
 from tf_dpfp.accounting.samplings import EveryExample
 from tf_dpfp.accounting.samplings import EveryLabel
@@ -74,6 +75,7 @@ __all__ = [
     "Search",
     "Sums",
     "UnknownSampling",
+    "ViewSums",
     "WithoutReplacement",
     "calibrate_noise_multiplier",
     "claimed_epsilon",

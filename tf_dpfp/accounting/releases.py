@@ -44,6 +44,7 @@ class Release:
             they can only hide what the example is.
         unit: Whom the guarantee protects: one `"example"`, or one `"person"`
             with all examples.
+        views: Number of views of an example, whose mean is clipped.
         sensitivities: Greatest distance by which one example moves the
             release, in clip norms, for each adjacency that has a proof, while
             all other examples stay in their steps.
@@ -54,6 +55,7 @@ class Release:
 
     adjacency: ClassVar[Adjacency] = Adjacency.REPLACE_ONE
     unit: ClassVar[str] = "example"
+    views: int = 1
     sensitivities: ClassVar[Mapping[Adjacency, float]] = {}
     samplings: ClassVar[tuple[type, ...]] = ()
     has_representations: ClassVar[bool] = False
@@ -135,6 +137,38 @@ class PersonSums(Sums):
     def __post_init__(self):
         count = arguments.positive_integer("max_examples", self.max_examples)
         object.__setattr__(self, "max_examples", count)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of a batch that are one person."""
+        return self.max_examples
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewSums(Sums):
+    """Noised sums of clipped gradients of examples with several views.
+
+    An example's gradient is the mean over `views` augmented views of it, and is
+    clipped as a whole. So what an example adds has the norm of a clip norm at
+    most, and neighbours differ by one example with all of its views.
+
+    Args:
+        views: Number of views of an example in a step.
+
+    Raises:
+        ValueError: If it is not a positive integer.
+    """
+
+    views: int = dataclasses.field()
+
+    def __post_init__(self):
+        count = arguments.positive_integer("views", self.views)
+        object.__setattr__(self, "views", count)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of a batch that are one example."""
+        return self.views
 
 
 @dataclasses.dataclass(frozen=True)

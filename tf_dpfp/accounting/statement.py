@@ -38,6 +38,13 @@ _CORRELATED = (
     "parts, and is among the steps above. The figure needs parts, the choice "
     "of examples and the noise of earlier steps to stay secret."
 )
+_VIEWS = (
+    "Augmentation multiplicity: each view is made of one example alone, and "
+    "the mean of the gradients of an example's views is clipped, so an example "
+    "moves a sum by no more than it would with one view. Neighbours differ by "
+    "one example with all of its views, made with random numbers that stay "
+    "secret."
+)
 _AS_IF = (
     "(*) Poisson sampling is not usually done in training pipelines. Shuffling "
     "is not Poisson sampling, and can be less private than this figure."
@@ -208,6 +215,7 @@ def _describe(
             f"independently of all others. {performed}",
         ),
         *_of_correlated_noise(entries),
+        *_of_views(entries),
         *([text.Paragraph("sampling", _AS_IF)] if conditional else []),
     ], True
 
@@ -243,6 +251,15 @@ def _of_correlated_noise(
     return [text.Paragraph("sampling", _CORRELATED)]
 
 
+def _of_views(
+    entries: Sequence[entries_lib.LedgerEntry],
+) -> list[text.Paragraph]:
+    """Explains steps on several views of each example, if any ran."""
+    if not any(entry.release.views > 1 for entry in entries):
+        return []
+    return [text.Paragraph("unit", _VIEWS)]
+
+
 def _words(entry: entries_lib.LedgerEntry) -> str:
     if isinstance(entry.release, releases.Evaluation):
         return text.evaluation(entry)
@@ -267,6 +284,11 @@ def _words(entry: entries_lib.LedgerEntry) -> str:
             words += f", {sampling.batch_size} examples each"
         if sampling.population is not None:
             words += f" out of {sampling.population}"
+    if entry.release.views > 1:
+        words += (
+            f", the mean gradient of {entry.release.views} views of each "
+            "example clipped once"
+        )
     return words
 
 

@@ -58,6 +58,8 @@ _RELEASE_CODES = {release: code for code, release in _RELEASES.items()}
 _PERSON_SUMS_CODE = 10
 # And the number of bands.
 _BANDED_SUMS_CODE = 11
+# And the number of views of an example.
+_VIEW_SUMS_CODE = 12
 
 
 def encode(entry: entries_lib.LedgerEntry) -> np.ndarray:
@@ -253,6 +255,8 @@ def _encode_release(release: releases.Release) -> tuple[float, float]:
         return _PERSON_SUMS_CODE, release.max_examples
     if isinstance(release, releases.BandedSums):
         return _BANDED_SUMS_CODE, release.bands
+    if isinstance(release, releases.ViewSums):
+        return _VIEW_SUMS_CODE, release.views
     if release not in _RELEASE_CODES:
         raise ValueError(f"Unknown kind of release: {release!r}.")
     return _RELEASE_CODES[release], 0.0
@@ -264,6 +268,8 @@ def _decode_release(row: np.ndarray) -> releases.Release:
         return releases.PersonSums(int(parameter))
     if code == _BANDED_SUMS_CODE and parameter.is_integer():
         return releases.BandedSums(int(parameter))
+    if code == _VIEW_SUMS_CODE and parameter.is_integer():
+        return releases.ViewSums(int(parameter))
     if parameter:
         raise ValueError(f"Not a ledger row: {row.tolist()}.")
     # A float finds an equal integer in a dict; 1.5 finds none.

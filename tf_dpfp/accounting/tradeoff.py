@@ -70,7 +70,7 @@ _MARGIN = 1e-9
 
 # The closed form is for these alone: others are left to the accountants.
 _GAUSSIANS = (
-    *(releases.Sums, releases.PersonSums),
+    *(releases.Sums, releases.PersonSums, releases.ViewSums),
     *(releases.Representations, releases.Joint),
 )
 _SAMPLINGS = (

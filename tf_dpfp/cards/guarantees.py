@@ -23,6 +23,10 @@ _ADJACENCY = {
 _RELEASED = {
     "Sums": "sums of clipped per-example gradients, with Gaussian noise",
     "PersonSums": "sums of clipped gradients of persons, with Gaussian noise",
+    "ViewSums": (
+        "sums of clipped mean gradients of the views of an example, with "
+        "Gaussian noise"
+    ),
     "BandedSums": (
         "sums of clipped per-example gradients, with Gaussian noise that is "
         "correlated over steps"

@@ -22,7 +22,9 @@ def require_same(drawn: Release | None, counted: Release) -> None:
 
 
 def require_same_unit(released: Release, claimed: Release) -> None:
-    """Refuses to count a step of examples as one of persons, or the reverse.
+    """Refuses to count a step of rows that are joined as of others.
+
+    Examples are not persons, nor is a view an example.
 
     Args:
         released: Release of the step.
@@ -31,6 +33,16 @@ def require_same_unit(released: Release, claimed: Release) -> None:
     Raises:
         RuntimeError: If they protect others.
     """
+    if released.kind.views != claimed.kind.views:
+        raise RuntimeError(
+            "The batches are claimed to hold as many views of each example as "
+            f"{claimed.kind.views}, and this step clips the mean gradient of "
+            f"{released.kind.views}: a view that is clipped by itself would "
+            "count each example several times. In a loop over batches of "
+            "poisson_batches(multiplicity=...), call `clipped_gradients` or "
+            "`distributed_step` with views=True, on whole batches. Received: "
+            f"claimed={claimed.kind}, released={released.kind}"
+        )
     if released.kind.unit != claimed.kind.unit:
         raise RuntimeError(
             f"The batches are claimed to be drawn by {claimed.kind.unit}, and "

@@ -114,13 +114,13 @@ def build(
         lambda t: tf.TensorSpec(t.shape, t.dtype) if tf.is_tensor(t) else t,
         batch,
     )
-    places = sampling_lib.max_examples_of(specs)
-    if places is not None:
+    kind = sampling_lib.kind_of(specs)
+    if kind is not None:
         specs = tuple(sampling_lib.flat(specs))
     with tf.init_scope():
         data = replicas.build(strategy, mechanism.model, specs)
         mechanism.check_layers()
-        plan = dataclasses.replace(mechanism.plan(*data), places=places)
+        plan = dataclasses.replace(mechanism.plan(*data), kind=kind)
         mechanism.optimizer.ensure_ledger_open(plan.kind)
     return plan
 

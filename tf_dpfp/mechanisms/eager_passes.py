@@ -228,7 +228,7 @@ def _constants_of(plan: step_lib.Plan) -> Hashable:
         plan.loss_scale,
         plan.seeds,
         plan.representations,
-        plan.places,
+        plan.kind,
         plan.tables,
     )
 

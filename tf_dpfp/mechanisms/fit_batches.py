@@ -27,7 +27,7 @@ def built_before(
         Context in which Keras builds nothing of a model built here.
     """
     spec = getattr(batches, "element_spec", None)
-    if isinstance(spec, sampling_lib.PersonBatch):
+    if sampling_lib.kind_of(spec) is not None:
         batch = tuple(sampling_lib.flat(spec))
     elif isinstance(spec, sampling_lib.PartBatch):
         batch = keras.utils.unpack_x_y_sample_weight(spec.batch)

@@ -146,12 +146,17 @@ class Gradients(Mechanism):
         Args:
             pipeline: Description of the data.
         """
+        if pipeline.multiplicity > 1:
+            return accounting.ViewSums(pipeline.multiplicity)
         if pipeline.max_examples_per_user is None:
             return None
         return accounting.PersonSums(pipeline.max_examples_per_user)
 
-    def check_persons(self) -> None:
-        """Refuses batches of persons where they can't be released.
+    def check_joined(self, kind: accounting.Release) -> None:  # noqa: ARG002
+        """Refuses batches of persons or views where they can't be released.
+
+        Args:
+            kind: Sums of persons or of views.
 
         Raises:
             ValueError: If so.

@@ -159,9 +159,13 @@ class Joint(Gradients):
             self.release()
             self.try_on(batches.element_spec[0])
 
-    def check_persons(self) -> None:
-        """Refuses batches of persons."""
-        raise ValueError(pipelines.NOT_OF_REPRESENTATIONS)
+    def check_joined(self, kind: accounting.Release) -> None:
+        """Refuses batches of persons and of views."""
+        raise ValueError(
+            pipelines.NOT_OF_REPRESENTATIONS
+            if kind.unit == "person"
+            else pipelines.NOT_OF_VIEWS
+        )
 
     def kind(self, pipeline: pipelines.Pipeline) -> Any:
         """Returns the kind of release, by what the draws say of labels."""

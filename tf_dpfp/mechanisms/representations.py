@@ -135,6 +135,7 @@ class Representations(Mechanism):
         x = state_lib.bound(ordinary, args, kwargs)["x"]
         self.check_layers()
         pipelines.refuse_persons(x, pipelines.NOT_OF_REPRESENTATIONS)
+        pipelines.refuse_views(x, pipelines.NOT_OF_VIEWS)
         info = _draws_of(x)
         if info is not None:
             self._check_draws(x, info)

@@ -50,7 +50,7 @@ def train_step(mechanism: "Gradients", data: Any) -> dict[str, Any]:
 
     batch: Any
     batch, part = sampling_lib.split_part(data)
-    if not isinstance(batch, sampling_lib.PersonBatch):
+    if sampling_lib.kind_of(batch) is None:
         batch = keras.utils.unpack_x_y_sample_weight(batch)
     clipped = clipped_gradients(
         mechanism, batch, mechanism.state.dealt_to, update_logs
@@ -70,8 +70,9 @@ def clipped_gradients(
 
     Args:
         mechanism: The mechanism of the model.
-        batch: `(x, y, sample_weight)`, or a `PersonBatch`: then the gradients
-            of persons are clipped.
+        batch: `(x, y, sample_weight)`; or a `PersonBatch` or a `ViewBatch`:
+            then the gradients of persons, or the mean gradients of views, are
+            clipped.
         num_replicas: Number of replicas that the batch was dealt to.
         after_microbatch: Function called for every micro-batch: metrics.
         stamp: Claim of the batch; `None`: that of the steps of this thread.
@@ -80,8 +81,8 @@ def clipped_gradients(
         `ClippedGradients`; private until the optimizer adds noise.
 
     Raises:
-        ValueError: If the batch is of persons and representations are
-            released.
+        ValueError: If the batch is of persons or views and representations
+            are released.
         RuntimeError: If TensorFlow is set to compute products more coarsely
             than the norms allow for.
     """
@@ -89,13 +90,13 @@ def clipped_gradients(
     compilation.keep_float32_products()
     model = mechanism.model
     x, y, sample_weight = batch
-    places = sampling_lib.max_examples_of(batch)
-    # Layers and losses get the examples end to end.
-    of_examples = tuple(batch if places is None else sampling_lib.flat(batch))
-    plan = mechanism.plan(*of_examples)
-    if places is not None:
-        mechanism.check_persons()
-        plan = dataclasses.replace(plan, places=places)
+    kind = sampling_lib.kind_of(batch)
+    # Layers and losses get the rows end to end.
+    rows = tuple(batch if kind is None else sampling_lib.flat(batch))
+    plan = mechanism.plan(*rows)
+    if kind is not None:
+        mechanism.check_joined(kind)
+        plan = dataclasses.replace(plan, kind=kind)
     sums = step_lib.clipped_batch(
         model,
         plan,

@@ -16,7 +16,6 @@ from tf_dpfp.sampling.parts import PartBatch
 from tf_dpfp.sampling.parts import split as split_part
 from tf_dpfp.sampling.persons import PersonBatch
 from tf_dpfp.sampling.persons import flat
-from tf_dpfp.sampling.persons import max_examples_of
 from tf_dpfp.sampling.poisson import poisson_batches
 from tf_dpfp.sampling.registry import SamplingInfo
 from tf_dpfp.sampling.registry import draws_of
@@ -25,12 +24,15 @@ from tf_dpfp.sampling.registry import sampled_shard
 from tf_dpfp.sampling.registry import sampling_of
 from tf_dpfp.sampling.shuffled import shuffled_batches
 from tf_dpfp.sampling.stratified import stratified_batches
+from tf_dpfp.sampling.views import ViewBatch
+from tf_dpfp.sampling.views import kind_of
 
 __all__ = [
     "PartBatch",
     "PersonBatch",
     "RandomizedLabels",
     "SamplingInfo",
+    "ViewBatch",
     "bucket_sizes",
     "calibrate_representation",
     "cyclic_poisson_batches",
@@ -40,7 +42,7 @@ __all__ = [
     "flat",
     "in_buckets",
     "keep_probability",
-    "max_examples_of",
+    "kind_of",
     "pad_to_multiple",
     "piece_of",
     "poisson_batches",

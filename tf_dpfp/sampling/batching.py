@@ -12,6 +12,7 @@ from tf_dpfp.sampling import padding
 from tf_dpfp.sampling import parts
 from tf_dpfp.sampling import persons
 from tf_dpfp.sampling import source as source_lib
+from tf_dpfp.sampling import views as views_lib
 from tf_dpfp.sampling.source import Leaves
 from tf_dpfp.sampling.source import Source
 
@@ -24,6 +25,7 @@ def batches(
     fixed: int | None = None,
     places: int | None = None,
     from_parts: bool = False,
+    views: views_lib.Views | None = None,
 ) -> tf.data.Dataset:
     """Fetches the batches of given draws, in the structure of the source.
 
@@ -39,20 +41,16 @@ def batches(
             `None` if examples are drawn.
         from_parts: True if draws are pairs: the number of a part, and indices;
             batches are then `PartBatch`es.
+        views: Views of each example; draws are then pairs: indices, and a
+            secret seed for each. `None` for examples as they are.
 
     Returns:
         A `tf.data.Dataset`.
     """
 
     def generate() -> Iterator[Leaves]:
-        if from_parts:
-            return (
-                (*source.take(indices), np.asarray(part, np.int64))
-                for part, indices in draws()
-            )
-        if places is None:
-            return (source.take(indices) for indices in draws())
-        return (_with_absent(source, rows.reshape(-1)) for rows in draws())
+        kind = (places is not None, from_parts, views is not None)
+        return (_fetched(source, drawn, *kind) for drawn in draws())
 
     capacity = capacity and capacity * (places or 1)
 
@@ -70,6 +68,7 @@ def batches(
         if places is not None:
             # Places of padding are absent, too.
             *tensors, is_example = tensors
+        seeds = None if views is None else tensors.pop()
         batch = keras.tree.pack_sequence_as(source.structure, tensors)
         if map_fn is not None:
             batch = source_lib.as_components(map_fn(*batch))
@@ -82,30 +81,50 @@ def batches(
         if capacity is not None or places is not None:
             batch = weigh_padding(batch, is_example)
         if places is not None:
-            return persons.by_person(batch, places)
+            return persons.PersonBatch(*persons.apart(batch, places))
+        if views is not None:
+            batch = views_lib.of_batch(batch, views, seeds)
         if part is not None:
             return parts.PartBatch(_as_element(batch), part)
         return _as_element(batch)
 
     dataset = tf.data.Dataset.from_generator(
         generate,
-        output_signature=_signature(source, places is not None, from_parts),
+        output_signature=_signature(
+            source, places is not None, from_parts, views is not None
+        ),
     )
-    parallel = None if map_fn is None else tf.data.AUTOTUNE
+    parallel = None if map_fn is None and views is None else tf.data.AUTOTUNE
     return dataset.map(assemble, num_parallel_calls=parallel)
 
 
+def _fetched(
+    source: Source, drawn: Any, masked: bool, from_parts: bool, seeded: bool
+) -> Leaves:
+    """Fetches a draw: leaves, a mask, the number of a part, seeds of views."""
+    if from_parts:
+        part, indices = drawn
+        return (*source.take(indices), np.asarray(part, np.int64))
+    if seeded:
+        indices, seeds_of_views = drawn
+        return (*source.take(indices), seeds_of_views)
+    if masked:
+        return _with_absent(source, drawn.reshape(-1))
+    return source.take(drawn)
+
+
 def _signature(
-    source: Source, masked: bool, from_parts: bool
+    source: Source, masked: bool, from_parts: bool, seeded: bool
 ) -> tuple[tf.TensorSpec, ...]:
-    """Specifies what is fetched: leaves, a mask, the number of a part."""
+    """Specifies what `_fetched` returns."""
     mask = (tf.TensorSpec([], tf.bool),) if masked else ()
     part = (tf.TensorSpec([], tf.int64),) if from_parts else ()
     leaves = (
         tf.TensorSpec([None, *spec.shape], spec.dtype)
         for spec in (*source.specs, *mask)
     )
-    return (*leaves, *part)
+    of_views = (tf.TensorSpec([None, 2], tf.int64),) if seeded else ()
+    return (*leaves, *part, *of_views)
 
 
 def _with_absent(source: Source, indices: np.ndarray) -> Leaves:
@@ -196,9 +215,24 @@ def weigh_padding(
 
 def _as_element(batch: tuple[Any, ...]) -> Any:
     """Packs components as Keras does, so that a tuple `x` stays one input."""
+    if isinstance(batch, views_lib.ViewBatch):
+        return batch
     if len(batch) == 1 and not isinstance(batch[0], tuple):
         return batch[0]
     return batch
+
+
+def secret_seeds(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Draws a seed for each example of a batch.
+
+    Args:
+        rng: Generator that the randomness comes from.
+        count: Number of examples.
+
+    Returns:
+        int64, `(count, 2)`.
+    """
+    return rng.integers(0, 2**62, (count, 2), np.int64)
 
 
 def seeds(seed: int | None, shard: int = 0) -> Iterator[Any]:

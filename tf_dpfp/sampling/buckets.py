@@ -22,6 +22,7 @@ from tf_dpfp.sampling import batching
 from tf_dpfp.sampling import padding
 from tf_dpfp.sampling import persons
 from tf_dpfp.sampling import registry
+from tf_dpfp.sampling import views
 
 # Sizes are multiples of this, as matrix units have them.
 _MULTIPLE = 8
@@ -105,10 +106,11 @@ def in_buckets(
         return batches
     assert isinstance(info.sampling, PoissonSampling)
     sizes = bucket_sizes(info.population, info.sampling.sampling_rate, multiple)
-    if isinstance(spec, persons.PersonBatch):
+    if isinstance(spec, (persons.PersonBatch, views.ViewBatch)):
         # A named tuple is one argument of a function, not several.
+        kind = type(spec)
         return batches.map(
-            lambda batch: persons.PersonBatch(*_padded(tuple(batch), sizes))
+            lambda batch: kind(*_padded(tuple(batch), sizes))
         ).prefetch(2)
     return batches.map(lambda *batch: _padded(batch, sizes)).prefetch(2)
 

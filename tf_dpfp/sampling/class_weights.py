@@ -6,6 +6,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_dpfp.sampling import persons
+from tf_dpfp.sampling import views
+
 
 def weigh(batches: tf.data.Dataset, class_weight: Mapping[int, float]) -> Any:
     """Adds sample weights by class to batches `(x, y)`.
@@ -15,7 +18,8 @@ def weigh(batches: tf.data.Dataset, class_weight: Mapping[int, float]) -> Any:
     zero and NaN have the weight 1, as classes without one have in Keras.
 
     Args:
-        batches: The data set, whose `y` is one tensor.
+        batches: The data set, whose `y` is one tensor. Of a data set of views
+            the weights are multiplied.
         class_weight: From class to weight.
 
     Returns:
@@ -23,6 +27,9 @@ def weigh(batches: tf.data.Dataset, class_weight: Mapping[int, float]) -> Any:
         refuse, if its elements are no such pairs or a class is no integer.
     """
     spec = batches.element_spec
+    has_views = isinstance(spec, views.ViewBatch)
+    if has_views:
+        spec = tuple(persons.flat(spec))[:2]
     if not isinstance(spec, tuple) or len(spec) != 2:
         return batches
     labels = spec[1]
@@ -37,9 +44,22 @@ def weigh(batches: tf.data.Dataset, class_weight: Mapping[int, float]) -> Any:
         [float(class_weight.get(c, 1.0)) for c in range(max(classes) + 1)],
         tf.float32,
     )
+    if has_views:
+        return batches.map(
+            lambda batch: _weighed_views(batch, table), tf.data.AUTOTUNE
+        ).prefetch(tf.data.AUTOTUNE)
     return batches.map(
         lambda x, y: (x, y, _weights(y, table)), tf.data.AUTOTUNE
     ).prefetch(tf.data.AUTOTUNE)
+
+
+def _weighed_views(batch: views.ViewBatch, table: tf.Tensor) -> views.ViewBatch:
+    """Multiplies the weights of views by those of their classes."""
+    weights = _weights(persons.flat(batch.y), table)
+    weights = tf.reshape(weights, tf.shape(batch.y)[:2])
+    given = batch.sample_weight
+    weights = tf.cast(weights, given.dtype)
+    return batch._replace(sample_weight=given * weights)
 
 
 def _weights(y: tf.Tensor, table: tf.Tensor) -> tf.Tensor:

@@ -47,22 +47,31 @@ def max_examples_of(batch: Any) -> int | None:
     """
     if not isinstance(batch, PersonBatch):
         return None
-    shapes = [t.shape for t in tree.flatten(tuple(batch)) if t is not None]
-    found = {
-        s[1] if s.rank and s.rank > 1 else None for s in map(_known, shapes)
-    }
-    count = found.pop()
-    if found or count is None:
+    count = second_axis(batch)
+    if count is None:
+        shapes = [t.shape for t in tree.flatten(tuple(batch)) if t is not None]
         raise ValueError(
             "Every tensor of a batch of persons has the persons in its first "
             "axis and as many places for their examples in the second, a "
             f"static number. Received: shapes {[tuple(s) for s in shapes]}"
         )
-    return int(count)
+    return count
 
 
-def _known(shape: Any) -> tf.TensorShape:
-    return tf.TensorShape(shape)
+def second_axis(batch: Any) -> int | None:
+    """Returns the size of the second axis of all tensors of a batch.
+
+    Args:
+        batch: A batch, or its specification.
+
+    Returns:
+        The size; `None` if it differs, is not static, or there is no such axis.
+    """
+    tensors = [t for t in tree.flatten(tuple(batch)) if t is not None]
+    shapes = [tf.TensorShape(t.shape) for t in tensors]
+    found = {s[1] if s.rank and s.rank > 1 else None for s in shapes}
+    count = found.pop()
+    return None if found or count is None else int(count)
 
 
 def flat(batch: Any) -> Any:
@@ -93,15 +102,15 @@ def flat(batch: Any) -> Any:
     return tree.map_structure(of, batch)
 
 
-def by_person(batch: tuple[Any, ...], places: int) -> PersonBatch:
+def apart(batch: tuple[Any, ...], places: int) -> tuple[Any, ...]:
     """Cuts examples that lie end to end into persons; inverse of `flat`.
 
     Args:
-        batch: `(x, y, sample_weight)` of a multiple of `places` examples.
+        batch: Nested tensors of a multiple of `places` examples.
         places: Number of places of a person.
 
     Returns:
-        The batch of persons.
+        The same structure, `(persons, places, ...)`.
     """
 
     def of(leaf: tf.Tensor) -> tf.Tensor:
@@ -112,7 +121,7 @@ def by_person(batch: tuple[Any, ...], places: int) -> PersonBatch:
         persons = None if size is None else size // places
         return tf.ensure_shape(apart, [persons, places, *leaf.shape[1:]])
 
-    return PersonBatch(*tree.map_structure(of, batch))
+    return tree.map_structure(of, batch)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,12 @@ NOT_OF_REPRESENTATIONS = (
     "examples, and nothing is proved for persons. Leave `users` out."
 )
 
+NOT_OF_VIEWS = (
+    "A DPRepresentationClip releases a representation of each row of a batch, "
+    "so of each view of an example, and nothing is proved of several. Leave "
+    "`multiplicity` out, or take a private optimizer without the layer."
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
@@ -39,6 +45,7 @@ class Pipeline:
             if `cyclic_poisson_batches` made it.
         steps_per_epoch: Number of batches in an iteration, if this package
             made it.
+        multiplicity: Number of views of each example in a batch.
     """
 
     name: str
@@ -52,6 +59,7 @@ class Pipeline:
     max_examples_per_user: int | None = None
     cyclic: registry.Cyclic | None = None
     steps_per_epoch: int | None = None
+    multiplicity: int = 1
 
 
 UNKNOWN = Pipeline("the batch", accounting.UnknownSampling(), None)
@@ -108,6 +116,7 @@ def describe_joint(
         ValueError: If a batch is several draws.
     """
     refuse_persons(arguments["x"], NOT_OF_REPRESENTATIONS)
+    refuse_views(arguments["x"], NOT_OF_VIEWS)
     info = registry.sampling_of(arguments["x"])
     if info is not None:
         return _of_joint_steps(info)
@@ -124,6 +133,13 @@ def _describe_unknown(
         "A data set that is derived from batches of persons proves nothing of "
         "persons. Pass the data set that `poisson_batches` returned, itself, "
         "and change batches by its `map_fn`.",
+    )
+    refuse_views(
+        x,
+        "A data set that is derived from batches of views may hold an example "
+        "several times, and nothing is proved of it. Pass the data set that "
+        "`poisson_batches` returned, itself, and change batches by its "
+        "`map_fn`.",
     )
     draws = registry.draws_of(x)
     if draws != 1:
@@ -154,6 +170,7 @@ def of_info(info: registry.SamplingInfo) -> Pipeline:
         max_examples_per_user=info.max_examples_per_user,
         cyclic=info.cyclic,
         steps_per_epoch=info.steps_per_epoch,
+        multiplicity=info.multiplicity,
     )
 
 
@@ -171,6 +188,24 @@ def refuse_persons(x: Any, reason: str) -> None:
     if is_dataset and isinstance(x.element_spec, persons.PersonBatch):
         raise ValueError(
             f"{reason} Received: batches of poisson_batches(users=...)"
+        )
+
+
+def refuse_views(x: Any, reason: str) -> None:
+    """Refuses batches that hold several views of an example.
+
+    Args:
+        x: Data that `fit` was given.
+        reason: Sentences that say why.
+
+    Raises:
+        ValueError: If `x` is a data set of such batches, or derived from one.
+    """
+    multiplicity = registry.multiplicity_of(x)
+    if multiplicity > 1:
+        raise ValueError(
+            f"{reason} Received: batches of "
+            f"poisson_batches(multiplicity={multiplicity})"
         )
 
 

@@ -15,9 +15,14 @@ from tf_dpfp.sampling import persons
 from tf_dpfp.sampling import registry
 from tf_dpfp.sampling import source as source_lib
 from tf_dpfp.sampling import sources
+from tf_dpfp.sampling import views as views_lib
 from tf_dpfp.sampling.binomial import BinomialCounts
 from tf_dpfp.sampling.persons import Persons
 from tf_dpfp.sampling.source import Source
+from tf_dpfp.sampling.views import Views
+
+# Tells the seed of augmentation from that of the draws.
+_OF_VIEWS = 1
 
 
 def poisson_batches(
@@ -35,6 +40,8 @@ def poisson_batches(
     seed: int | None = None,
     users: Any = None,
     max_examples_per_user: int | None = None,
+    augment: Any = None,
+    multiplicity: int | None = None,
 ) -> tf.data.Dataset:
     """Draws batches by Poisson sampling, which the privacy analysis assumes.
 
@@ -58,6 +65,11 @@ def poisson_batches(
     step. `fit` clips the sum of their gradients. What is said of examples here
     holds of persons then: the rate, `expected_batch_size`, `capacity`, the
     `microbatch_size` of the optimizer and the public size count persons.
+
+    With `augment` and `multiplicity` each example that is drawn becomes as
+    many augmented views, and `fit` clips the mean of their gradients. What is
+    drawn, clipped and protected stays the example: noise and epsilon are those
+    of one view, at the cost of computing several.
 
     Example:
 
@@ -125,6 +137,13 @@ def poisson_batches(
             arrays) that returns their ids. Needs targets.
         max_examples_per_user: Greatest number of examples of a person in a
             step; needed with `users`. A step computes so many for everyone.
+        augment: Random augmentation of the inputs: a Keras layer, a list of
+            layers, or a function of one example, without a first axis, that
+            returns one of static shape. It follows `map_fn`, and is called for
+            each view on one example alone, with secret seeds for layers and
+            for `keras.random`. Targets and weights are those of the example.
+        multiplicity: Number K of views of each example. Defaults to 1. Without
+            `augment` they are copies, for random layers inside of the model.
 
     Returns:
         A `tf.data.Dataset` of `steps_per_epoch` batches `x`, `(x, y)` or
@@ -134,7 +153,8 @@ def poisson_batches(
         nothing; use `map_fn`. With `users`, batches are named tuples
         `(x, y, sample_weight)` of shapes `(persons, max_examples_per_user,
         ...)`, of weight zero where a person has fewer examples; `map_fn` sees
-        all of it end to end.
+        all of it end to end. With `multiplicity` above 1, they are named tuples
+        of shapes `(examples, multiplicity, ...)`.
 
     Raises:
         ValueError: If an argument is outside its range, or contradicts another
@@ -145,6 +165,8 @@ def poisson_batches(
         - Abadi et al., 2016, "Deep Learning with Differential Privacy".
         - Mironov et al., 2019, "Renyi Differential Privacy of the Sampled
             Gaussian Mechanism".
+        - De et al., 2022, "Unlocking High-Accuracy Differentially Private Image
+            Classification through Scale" (augmentation multiplicity).
     """
     sampler = make_sampler(
         x,
@@ -160,6 +182,8 @@ def poisson_batches(
         seed=seed,
         users=users,
         max_examples_per_user=max_examples_per_user,
+        augment=augment,
+        multiplicity=multiplicity,
     )
     shards = registry.Shards(sampler.shard, sampler.digest)
     return registry.register(*sampler.shard(0, 1), shards)
@@ -180,6 +204,8 @@ def make_sampler(
     seed: int | None = None,
     users: Any = None,
     max_examples_per_user: int | None = None,
+    augment: Any = None,
+    multiplicity: int | None = None,
 ) -> "Sampler":
     """Checks the arguments of `poisson_batches`, which these are.
 
@@ -200,6 +226,7 @@ def make_sampler(
     seed = arguments.seed(seed)
     registry.refuse_drawn(x)
     places = persons.checked_places(users, max_examples_per_user)
+    views = views_lib.checked(augment, multiplicity, users)
     source = sources.make_source(x, y, sample_weight, cache)
     grouped = None if places is None else persons.group(source, users, places)
     size = source.size if grouped is None else grouped.size
@@ -218,6 +245,7 @@ def make_sampler(
         capacity=capacity,
         map_fn=map_fn,
         seed=seed,
+        views=views,
     )
 
 
@@ -234,6 +262,7 @@ class Sampler:
     capacity: int | None
     map_fn: Callable[..., Any] | None
     seed: int | None
+    views: Views | None
 
     @property
     def size(self) -> int:
@@ -271,6 +300,7 @@ class Sampler:
             max_examples_per_user=(
                 None if self.persons is None else self.persons.max_examples
             ),
+            multiplicity=1 if self.views is None else self.views.count,
         )
         return self._batches(index, count, capacity), info
 
@@ -288,16 +318,27 @@ class Sampler:
         entropy = batching.seeds(self.seed, index)
         counts = BinomialCounts(size, self.rate)
 
-        def draws() -> Iterator[np.ndarray]:
-            rng = np.random.default_rng(next(entropy))
+        def draws() -> Iterator[Any]:
+            seed = next(entropy)
+            rng = np.random.default_rng(seed)
+            # Of its own: what is drawn is the same with views and without.
+            of_views = np.random.default_rng(seed and (*seed, _OF_VIEWS))
             for _ in range(self.steps):
                 drawn = draw(rng, counts, capacity)
                 if grouped is not None:
                     drawn = grouped.draw_examples(rng, drawn)
-                yield drawn
+                if self.views is None:
+                    yield drawn
+                else:
+                    yield drawn, batching.secret_seeds(of_views, len(drawn))
 
         dataset = batching.batches(
-            source, draws, capacity, self.map_fn, places=places
+            source,
+            draws,
+            capacity,
+            self.map_fn,
+            places=places,
+            views=self.views,
         )
         return dataset.apply(
             tf.data.experimental.assert_cardinality(self.steps)

@@ -52,6 +52,7 @@ class SamplingInfo:
             `None` if examples are drawn.
         cyclic: Functions that draw from one part of the data after the other;
             `None` if it can't be drawn so.
+        multiplicity: Number of views of each example in a batch.
     """
 
     sampling: PoissonSampling | WithoutReplacement
@@ -64,6 +65,7 @@ class SamplingInfo:
     labels: LedgerEntry | None = None
     max_examples_per_user: int | None = None
     cyclic: Cyclic | None = None
+    multiplicity: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,12 +139,30 @@ def draws_of(dataset: Any) -> int:
         The greatest number of draws of what it was derived from; 1 if that
         is unknown.
     """
+    return max((info.draws for info in _origins(dataset)), default=1)
+
+
+def multiplicity_of(dataset: Any) -> int:
+    """Returns how many views of one example a batch of a data set may hold.
+
+    Args:
+        dataset: Anything that `fit` takes.
+
+    Returns:
+        The greatest number of views in what it was derived from; 1 if that is
+        unknown.
+    """
+    return max((info.multiplicity for info in _origins(dataset)), default=1)
+
+
+def _origins(dataset: Any) -> list[SamplingInfo]:
+    """Lists the distributions of what a data set was derived from."""
     if not isinstance(dataset, tf.data.Dataset):
-        return 1
+        return []
     info = sampling_of(dataset)
     if info is not None:
-        return info.draws
-    return max(map(draws_of, datasets.made_of(dataset)), default=1)
+        return [info]
+    return [i for d in datasets.made_of(dataset) for i in _origins(d)]
 
 
 def refuse_drawn(x: Any) -> None:

@@ -65,8 +65,9 @@ def clipped_batch(
     Args:
         model: A built model.
         plan: Its plan.
-        x: Inputs; with `plan.places`, of persons in the first axis and of
-            their examples in the second, like the others.
+        x: Inputs; with `plan.kind`, of persons in the first axis and of
+            their examples in the second, like the others; or of examples and
+            of their views.
         y: Labels.
         sample_weight: Sample weights, or `None`.
         microbatch_size: Physical batch, or `None` for the whole at once.
@@ -81,9 +82,9 @@ def clipped_batch(
     data, is_example = sampling_lib.pad_to_multiple(data, microbatch_size or 1)
 
     def clipped(data, is_example, index=0):
-        if plan.places is not None:
+        if plan.kind is not None:
             data = sampling_lib.flat(data)
-            is_example = tf.repeat(is_example, plan.places)
+            is_example = tf.repeat(is_example, plan.joined)
         result = _run(model, plan, (*data, is_example), index)
         after_microbatch(*data, is_example, result)
         return result.sums

@@ -125,10 +125,8 @@ def clipped_microbatch(
                 plan.of_weights,
             )
         )
-    if plan.places is not None and plan.places > 1:
-        gradients, present = _of_persons(
-            plan, plan.places, of_examples, present
-        )
+    if plan.joined > 1:
+        gradients, present = _joined(plan, of_examples, present)
     clipped = clipping_lib.clip_and_sum(
         gradients, plan.groups, present, plan.tables
     )
@@ -137,31 +135,30 @@ def clipped_microbatch(
     )
 
 
-def _of_persons(
+def _joined(
     plan: Plan,
-    places: int,
     gradients: Sequence[per_example.PerExampleGradient | None],
     present: tf.Tensor,
 ) -> tuple[list[per_example.PerExampleGradient | None], tf.Tensor]:
-    """Makes the gradients of persons of those of their examples.
+    """Adds up the gradients of the rows of a person, or of an example's views.
 
     Args:
         plan: Plan of the step.
-        places: Number of examples of a person.
-        gradients: Gradients of the examples, before any projection.
-        present: Boolean: true for examples that take part.
+        gradients: Gradients of the rows, before any projection; of views,
+            divided by their number.
+        present: Boolean: true for rows that take part.
 
     Returns:
-        What is to be clipped, and which persons take part: those with an
-        example that does.
+        What is to be clipped, and who takes part: those with a row that does.
     """
+    rows = plan.joined
     added = [
         None
         if gradient is None
-        else per_example.add_consecutive(gradient, places, present)
+        else per_example.add_consecutive(gradient, rows, present)
         for gradient in gradients
     ]
-    present = tf.reduce_any(tf.reshape(present, [-1, places]), axis=1)
+    present = tf.reduce_any(tf.reshape(present, [-1, rows]), axis=1)
     projected = low_rank.project_all(added, plan.carriers, plan.variables)
     return projected, present
 
@@ -185,7 +182,8 @@ def _source_gradients(plan: Plan, tape, total: tf.Tensor, calls):
     )
     _check_unseen(unseen, unseen_gradients)
     scale = plan.loss_scale
-    return _unscale(found, scale), _unscale([above], scale)[0]
+    # The mean over views: rules are linear in these gradients.
+    return _unscale(found, scale * plan.views), _unscale([above], scale)[0]
 
 
 def backward(tape, total: tf.Tensor, sources, plan: Plan):

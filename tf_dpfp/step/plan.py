@@ -45,8 +45,8 @@ class Plan:
         secret_handles: Returns handles of the variables that they come from.
         on_traced: Called for every micro-batch that is traced in a graph,
             before anything is clipped.
-        places: Number of examples of a person, which lie end to end in a
-            batch; `None` if examples are clipped, each by itself.
+        kind: Sums of persons, or of views, of which several rows of a batch
+            are one, end to end; `None` if rows are clipped, each by itself.
         first_axes: Given the tensors of a micro-batch, returns a function that
             tells which arguments of layers have the batch in them.
         eager_pass: Given the plan, `(x, y, sample_weight, is_example)` and the
@@ -68,7 +68,7 @@ class Plan:
     above: Sequence[keras.Variable] = ()
     representations: counting.GaussianRelease | None = None
     on_traced: Callable[[Traced], None] | None = None
-    places: int | None = None
+    kind: accounting.PersonSums | accounting.ViewSums | None = None
     first_axes: (
         Callable[[Sequence[tf.Tensor]], per_example.IsBatched] | None
     ) = None
@@ -77,11 +77,14 @@ class Plan:
     tables: clipping_lib.SparseTables | None = None
 
     @property
-    def kind(self) -> accounting.Release | None:
-        """What a step releases; `None`: what the optimizer says."""
-        if self.places is None:
-            return None
-        return accounting.PersonSums(self.places)
+    def joined(self) -> int:
+        """Number of consecutive rows whose gradients are one."""
+        return 1 if self.kind is None else self.kind.rows
+
+    @property
+    def views(self) -> int:
+        """Number of rows that a gradient is the mean of."""
+        return 1 if self.kind is None else self.kind.views
 
     def record(
         self, data: Any

@@ -18,7 +18,13 @@ from tf_dpfp.mechanisms import train_step
 
 @tf.autograph.experimental.do_not_convert
 def clipped_gradients(
-    model: keras.Model, x, y, sample_weight=None, *, persons: bool = False
+    model: keras.Model,
+    x,
+    y,
+    sample_weight=None,
+    *,
+    persons: bool = False,
+    views: bool = False,
 ) -> optimizers.ClippedGradients:
     """Computes clipped gradients of one batch, for a custom training loop.
 
@@ -41,6 +47,9 @@ def clipped_gradients(
         persons: Boolean. True for batches of `poisson_batches(users=...)`,
             with persons in the first axis and their examples in the second:
             the gradients of persons are clipped.
+        views: Boolean. True for batches of `poisson_batches(multiplicity=...)`,
+            with examples in the first axis and their views in the second: the
+            mean gradients of the views are clipped.
 
     Returns:
         `ClippedGradients` to pass to `model.optimizer.apply`. The numbers in
@@ -51,12 +60,19 @@ def clipped_gradients(
     """
     mechanism = mechanisms.gradients_of(model)
     mechanism.state.has_released = True
-    batch = _batch(x, y, sample_weight, persons)
+    batch = _batch(x, y, sample_weight, persons, views)
     return train_step.clipped_gradients(mechanism, batch)
 
 
-def _batch(x, y, sample_weight, persons: bool) -> tuple:
-    """Packs the components of a batch, of examples or of persons."""
+def _batch(x, y, sample_weight, persons: bool, views: bool) -> tuple:
+    """Packs the components of a batch, of examples, persons or views."""
+    if arguments.boolean("views", views):
+        if persons:
+            raise ValueError(
+                "A batch is one of persons or of views. Received: "
+                "persons=True, views=True"
+            )
+        return sampling_lib.ViewBatch(x, y, sample_weight)
     if not arguments.boolean("persons", persons):
         return x, y, sample_weight
     if sample_weight is None:
@@ -70,7 +86,13 @@ def _batch(x, y, sample_weight, persons: bool) -> tuple:
 
 @tf.autograph.experimental.do_not_convert
 def distributed_step(
-    model: keras.Model, x, y, sample_weight=None, *, persons: bool = False
+    model: keras.Model,
+    x,
+    y,
+    sample_weight=None,
+    *,
+    persons: bool = False,
+    views: bool = False,
 ) -> None:
     """Takes one private step of a custom training loop, on all replicas.
 
@@ -94,6 +116,7 @@ def distributed_step(
         y: Labels.
         sample_weight: Sample weights, or `None`.
         persons: Boolean, true for batches of `poisson_batches(users=...)`.
+        views: Boolean, true for batches of `poisson_batches(multiplicity=...)`.
 
     Raises:
         NotPrivateError: If the model or its optimizer is not private.
@@ -106,10 +129,12 @@ def distributed_step(
     strategy = mechanism.strategy()
     if strategy is None or not replicas.deals(strategy):
         optimizer.apply(
-            clipped_gradients(model, x, y, sample_weight, persons=persons)
+            clipped_gradients(
+                model, x, y, sample_weight, persons=persons, views=views
+            )
         )
         return
-    given = _batch(x, y, sample_weight, persons)
+    given = _batch(x, y, sample_weight, persons, views)
     batch = replicas.whole_batch(strategy, given)
     count = strategy.num_replicas_in_sync
     plan = dealt.build(mechanism, strategy, batch)

@@ -41,7 +41,7 @@ def validate(model: keras.Model, data: Any = None) -> list[validation.Problem]:
         return problems
     if isinstance(data, tf.data.Dataset):
         data = data.element_spec
-    if isinstance(data, sampling_lib.PersonBatch):
+    if sampling_lib.kind_of(data) is not None:
         data = tuple(sampling_lib.flat(data))
     batch = keras.utils.unpack_x_y_sample_weight(data)
     mechanism = mechanisms.gradients_of(model)
