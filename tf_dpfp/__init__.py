@@ -63,6 +63,7 @@ from tf_dpfp.sampling import cyclic_poisson_batches
 from tf_dpfp.sampling import poisson_batches
 from tf_dpfp.training import BackupAndRestore
 from tf_dpfp.training import PrivacyBudget
+from tf_dpfp.training import WeightAveraging
 from tf_dpfp.training import clip_norms
 from tf_dpfp.training import compute_epsilon
 from tf_dpfp.training import ledger
@@ -93,6 +94,7 @@ __all__ = [
     "PrivateEvaluation",
     "RGPDense",
     "Sparse",
+    "WeightAveraging",
     "calibrate_noise_multiplier",
     "clip_norms",
     "compute_epsilon",

@@ -13,10 +13,14 @@ import shutil
 from collections.abc import Sequence
 
 import keras
+import numpy as np
+
+import tf_dpfp
 
 _FOLDER = "epoch-{:05d}"
 _STATE = "training.weights.h5"
 _HISTORY = "history.csv"
+_AVERAGES = "averages.npz"
 _KEPT = 2
 
 Row = dict[str, float]
@@ -46,6 +50,23 @@ class Checkpoint:
         model.optimizer.build(model.trainable_variables)
         model.load_weights(self.path / _STATE)
 
+    def restore_averages(
+        self, averaging: tf_dpfp.WeightAveraging, model: keras.Model | None
+    ) -> None:
+        """Loads averages of the weights.
+
+        Args:
+            averaging: The callback that goes on with them.
+            model: A model that gets them for weights, at the end of its
+                training; `None` if it goes on.
+        """
+        with np.load(self.path / _AVERAGES) as file:
+            state = dict(file)
+        averaging.set_state(state)
+        if model is not None and len(state) > 1:
+            for index, variable in enumerate(model.trainable_variables):
+                variable.assign(state[str(index)])
+
 
 def latest(folder: pathlib.Path) -> Checkpoint | None:
     """Finds the last checkpoint.
@@ -64,7 +85,10 @@ def latest(folder: pathlib.Path) -> Checkpoint | None:
 
 
 def save(
-    folder: pathlib.Path, model: keras.Model, history: Sequence[Row]
+    folder: pathlib.Path,
+    model: keras.Model,
+    history: Sequence[Row],
+    averaging: tf_dpfp.WeightAveraging | None = None,
 ) -> Checkpoint:
     """Saves a checkpoint and removes old ones.
 
@@ -72,6 +96,7 @@ def save(
         folder: The folder of all checkpoints.
         model: A compiled model.
         history: One row of logs for each epoch done.
+        averaging: The callback that averages the weights, if any.
 
     Returns:
         The new checkpoint.
@@ -80,7 +105,12 @@ def save(
     unfinished = folder / f".{target.name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    model.save_weights(unfinished / _STATE)
+    if averaging is None:
+        model.save_weights(unfinished / _STATE)
+    else:
+        with averaging.live():
+            model.save_weights(unfinished / _STATE)
+        np.savez(unfinished / _AVERAGES, **averaging.get_state())
     write_history(unfinished / _HISTORY, history)
     for path in (*unfinished.iterdir(), unfinished):
         _flush(path)
@@ -96,17 +126,24 @@ class SaveEveryEpoch(keras.callbacks.Callback):
     Args:
         folder: The folder of all checkpoints.
         history: The rows of epochs that were done before this training.
+        averaging: The callback that averages the weights, if any.
     """
 
-    def __init__(self, folder: pathlib.Path, history: Sequence[Row] = ()):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        history: Sequence[Row] = (),
+        averaging: tf_dpfp.WeightAveraging | None = None,
+    ):
         super().__init__()
         self._folder = folder
+        self._averaging = averaging
         self.history = list(history)
 
     def on_epoch_end(self, epoch, logs=None):
         row = {name: float(value) for name, value in (logs or {}).items()}
         self.history.append({"epoch": epoch + 1, **row})
-        save(self._folder, self.model, self.history)
+        save(self._folder, self.model, self.history, self._averaging)
 
 
 def write_history(path: pathlib.Path, history: Sequence[Row]) -> None:

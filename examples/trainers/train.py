@@ -65,6 +65,11 @@ def _define_flags() -> None:
         default.multiplicity,
         "Augmented views of each example, whose mean gradient is clipped.",
     )
+    flags.DEFINE_float(
+        "weight_averaging",
+        default.weight_averaging,
+        "Decay of averages of the weights, such as 0.999. None without.",
+    )
     flags.DEFINE_string(
         "tpu", None, "Name or address of a TPU; none on a TPU VM."
     )

@@ -66,6 +66,8 @@ class Config:
         microbatch_size: Physical batch, to bound memory; it changes no result.
         multiplicity: Number of augmented views of each example, whose mean
             gradient is clipped.
+        weight_averaging: Decay of the averages of the weights, which are
+            evaluated and saved in their place. `None` for none.
         epochs: Passes over the data, as expected.
         learning_rate: `None` for the optimizer's default: 2 / `l2_norm_clip`
             for SGD.
@@ -90,6 +92,7 @@ class Config:
     batch_size: int = 2048
     microbatch_size: int | None = None
     multiplicity: int = 1
+    weight_averaging: float | None = None
     epochs: int = 45
     learning_rate: float | None = None
     optimizer: str = "sgd"
@@ -199,6 +202,7 @@ class Training:
         population: Number of training examples.
         test_data: Test features and labels.
         resumed: The checkpoint it goes on from, if any.
+        averaging: The callback that averages the weights, if any.
     """
 
     config: Config
@@ -207,6 +211,7 @@ class Training:
     population: int
     test_data: datasets.Arrays
     resumed: checkpoints.Checkpoint | None
+    averaging: tf_dpfp.WeightAveraging | None
 
     @property
     def epochs_done(self) -> int:
@@ -278,8 +283,16 @@ def prepare(config: Config) -> Training:
             resumed.restore(model)
     if not resumed:
         _write_settings(config)
+    averaging = None
+    if config.weight_averaging is not None:
+        averaging = tf_dpfp.WeightAveraging(config.weight_averaging)
+        if resumed:
+            is_done = resumed.epoch >= config.epochs
+            resumed.restore_averages(averaging, model if is_done else None)
     test_data = (network.transform(x_test), y_test)
-    return Training(config, network, batches, len(x), test_data, resumed)
+    return Training(
+        config, network, batches, len(x), test_data, resumed, averaging
+    )
 
 
 def run(training: Training) -> Result:
@@ -294,7 +307,10 @@ def run(training: Training) -> Result:
     config, model = training.config, training.network.classifier
     history = list(training.history)
     if training.epochs_done < config.epochs:
-        saver = checkpoints.SaveEveryEpoch(_checkpoints(config), history)
+        averaging = training.averaging
+        saver = checkpoints.SaveEveryEpoch(
+            _checkpoints(config), history, averaging
+        )
         model.fit(
             training.batches,
             epochs=config.epochs,
@@ -305,6 +321,7 @@ def run(training: Training) -> Result:
                 tf_dpfp.PrivacyBudget(
                     config.budget, config.delta, config.accountant
                 ),
+                *([averaging] if averaging else []),
                 # After the budget, which puts epsilon into the logs.
                 saver,
             ],

@@ -230,6 +230,34 @@ def test_without_noise_epsilon_is_infinite_everywhere(tmp_path):
     assert matplotlib.image.imread(result.paths["plot"]).size
 
 
+def test_views_and_averages_are_switched_on_by_flags(tmp_path):
+    config = _config(tmp_path, epochs=2, multiplicity=2, weight_averaging=0.9)
+    begun = training.prepare(config)
+    result = training.run(begun)
+    assert "2 views of each example" in " ".join(result.statement.split())
+    averaged = begun.network.classifier.get_weights()
+    with begun.averaging.live():
+        live = begun.network.classifier.get_weights()
+    assert not np.array_equal(averaged[0], live[0])
+    # Finished: the averages are what is given away.
+    again = training.prepare(config)
+    assert training.run(again) == result
+    for a, b in zip(
+        again.network.classifier.get_weights(), averaged, strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    # Resumed: the training goes on from its own weights.
+    resumed = training.prepare(dataclasses.replace(config, output_dir=None))
+    checkpoint = checkpoints.latest(config.folder / "checkpoints")
+    checkpoint.restore(resumed.network.classifier)
+    for a, b in zip(
+        resumed.network.classifier.get_weights(), live, strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="features of each image once"):
+        _config(tmp_path, model="scattering", multiplicity=2)
+
+
 def test_a_seed_repeats_a_run_and_is_confessed(tmp_path):
     def train(name):
         config = _config(

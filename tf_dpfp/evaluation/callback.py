@@ -14,6 +14,7 @@ from tf_dpfp.evaluation import data as data_lib
 from tf_dpfp.evaluation import evaluate as evaluate_lib
 from tf_dpfp.evaluation import results
 from tf_dpfp.evaluation import settings as settings_lib
+from tf_dpfp.mechanisms import state as state_lib
 
 
 class Budget(Protocol):
@@ -124,7 +125,8 @@ class PrivateEvaluation(keras.callbacks.Callback):
         if not self._fits():
             self.model.stop_training = True
             return
-        found = self.evaluate(self.model)
+        with state_lib.averaged(self.model):
+            found = self.evaluate(self.model)
         self.released.append(found)
         for name in ("accuracy", "loss"):
             estimate = getattr(found, name)

@@ -1,5 +1,6 @@
 """State of a private model, and the methods it has as an ordinary one."""
 
+import contextlib
 import inspect
 import types
 from collections.abc import Callable, Hashable
@@ -47,6 +48,8 @@ class State:
             was made private.
         xla_by_default: True if XLA was not asked for in `compile`.
         ordinary_inside: Those among them of models inside of it.
+        averaging: Callback of this `fit` that averages the weights, if any.
+        averages: State of averages that a backup brought, for it.
     """
 
     def __init__(self) -> None:
@@ -66,6 +69,30 @@ class State:
         self.ordinary_steps = 0
         self.xla_by_default = False
         self.ordinary_inside = 0
+        self.averaging: Any = None
+        self.averages: Any = None
+
+
+def averaged(
+    model: keras.Model,
+) -> contextlib.AbstractContextManager[None]:
+    """Opens a context in which a model has its averaged weights, if any.
+
+    Args:
+        model: A private model.
+    """
+    averaging = state_of(model).averaging
+    return averaging.averaged() if averaging else contextlib.nullcontext()
+
+
+def live(model: keras.Model) -> contextlib.AbstractContextManager[None]:
+    """Opens a context in which a model has the weights of its training.
+
+    Args:
+        model: A private model.
+    """
+    averaging = state_of(model).averaging
+    return averaging.live() if averaging else contextlib.nullcontext()
 
 
 def is_private(model: keras.Model) -> bool:

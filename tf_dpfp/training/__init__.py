@@ -1,6 +1,7 @@
 """Private training of Keras models."""
 
 from tf_dpfp.mechanisms.state import is_private
+from tf_dpfp.training.averaging import WeightAveraging
 from tf_dpfp.training.backups import BackupAndRestore
 from tf_dpfp.training.callbacks import PrivacyBudget
 from tf_dpfp.training.custom_loops import clipped_gradients
@@ -16,6 +17,7 @@ from tf_dpfp.training.validating import validate
 __all__ = [
     "BackupAndRestore",
     "PrivacyBudget",
+    "WeightAveraging",
     "clipped_gradients",
     "distributed_step",
     "compute_epsilon",

@@ -15,10 +15,12 @@ from tf_dpfp import accounting
 from tf_dpfp import counting
 from tf_dpfp import mechanisms
 from tf_dpfp.keras_private import trainer as keras_trainer
+from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.training import durable_files
 from tf_dpfp.training import journal as journal_lib
 
 _PLACE = "tf_dpfp_backup"
+_AVERAGES = "tf_dpfp_averages"
 _LATEST, _PREVIOUS = "latest.weights.h5", "previous.weights.h5"
 # Steps that the journal is ahead: what a crash of the machine counts at most,
 # and how seldom a step waits for the disk.
@@ -166,6 +168,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             try:
                 with h5py.File(path, "r") as file:
                     place = json.loads(file.attrs[_PLACE])
+                    averages = _read(file.get(_AVERAGES, {}))
             except (OSError, KeyError, ValueError) as error:
                 if path != paths[-1]:
                     continue
@@ -179,6 +182,7 @@ class BackupAndRestore(keras.callbacks.Callback):
                 # Its variables must be there before the file is read.
                 optimizer.build(self.model.trainable_variables)
             self.model.load_weights(path)
+            state_lib.state_of(self.model).averages = averages or None
             self._epoch = place["epoch"]
             keras_trainer.start_at(self.model, self._epoch)
             return True
@@ -237,10 +241,15 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def _write(self, path: pathlib.Path) -> None:
         place = {"epoch": self._epoch, "batch": self._batch}
-        self.model.save_weights(path)
-        # In the same file: one rename for both.
+        with state_lib.live(self.model):
+            self.model.save_weights(path)
+        averaging = state_lib.state_of(self.model).averaging
+        # In the same file: one rename for all.
         with h5py.File(path, "a") as file:
             file.attrs[_PLACE] = json.dumps(place)
+            if averaging is not None:
+                for name, value in averaging.get_state().items():
+                    file[f"{_AVERAGES}/{name}"] = value
 
     def on_train_end(self, logs: Any = None):  # noqa: ARG002
         self._end_watching()
@@ -253,3 +262,8 @@ class BackupAndRestore(keras.callbacks.Callback):
             durable_files.remove(self._folder / _LATEST)
             shutil.rmtree(self._folder)
         self._journal.close(ended=True)
+
+
+def _read(group: Any) -> dict[str, Any]:
+    """Reads the averages of the weights, if the file has any."""
+    return {name: group[name][()] for name in group}

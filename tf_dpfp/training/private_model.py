@@ -70,6 +70,8 @@ def _fit(self, *args, **kwargs) -> keras.callbacks.History:
         print(reached, flush=True)
         return callbacks_lib.empty_history(self)
     finally:
+        state = state_lib.state_of(self)
+        state.averaging = state.averages = None
         for budget in budgets:
             budget.on_train_end()  # Keras doesn't call it after an exception.
 
