@@ -47,6 +47,7 @@ from tf_dpfp.evaluation import PrivateEvaluation
 from tf_dpfp.evaluation import evaluate_privately
 from tf_dpfp.layers import DPRepresentationClip
 from tf_dpfp.layers import PerExample
+from tf_dpfp.layers import WSConv2D
 from tf_dpfp.low_rank import RGPDense
 from tf_dpfp.low_rank import reparametrize
 from tf_dpfp.optimizers import DPSGD
@@ -94,6 +95,7 @@ __all__ = [
     "PrivateEvaluation",
     "RGPDense",
     "Sparse",
+    "WSConv2D",
     "WeightAveraging",
     "calibrate_noise_multiplier",
     "clip_norms",

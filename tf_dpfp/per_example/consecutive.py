@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tf_dpfp.per_example import gradients
 from tf_dpfp.per_example import sums
+from tf_dpfp.per_example.mapped import Mapped
 from tf_dpfp.per_example.side_by_side import SideBySide
 
 
@@ -46,6 +47,9 @@ def add_consecutive(
         return SideBySide(
             [add_consecutive(part, count, present) for part in gradient.parts]
         )
+    if isinstance(gradient, Mapped):
+        inner = add_consecutive(gradient.inner, count, present)
+        return Mapped(inner, gradient.linear)
     values = _of_present(gradient.materialize(), present)
     return gradients.PerExampleTensor(
         tf.reduce_sum(_apart(values, count), axis=1)

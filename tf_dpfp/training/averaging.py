@@ -162,7 +162,7 @@ class WeightAveraging(keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
-        """Opens a context in which the model has the weights of the training."""
+        """Opens a context in which the model has weights not averaged."""
         swapped = self._live is not None
         self._swap_out()
         try:
