@@ -47,6 +47,7 @@ from tf_dpfp.evaluation import PrivateEvaluation
 from tf_dpfp.evaluation import evaluate_privately
 from tf_dpfp.layers import DPRepresentationClip
 from tf_dpfp.layers import PerExample
+from tf_dpfp.layers import Scattering2D
 from tf_dpfp.layers import WSConv2D
 from tf_dpfp.low_rank import RGPDense
 from tf_dpfp.low_rank import reparametrize
@@ -95,6 +96,7 @@ __all__ = [
     "PrivateEvaluation",
     "RGPDense",
     "Sparse",
+    "Scattering2D",
     "WSConv2D",
     "WeightAveraging",
     "calibrate_noise_multiplier",

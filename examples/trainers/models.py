@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from examples.trainers import scattering
+import tf_dpfp
 
 _CHUNK = 500
 
@@ -79,7 +79,10 @@ def build(
     features = None
     shape = input_shape
     if name == "scattering":
-        features = scattering.features(input_shape)
+        try:
+            features = tf_dpfp.Scattering2D().as_model(input_shape)
+        except ValueError as error:
+            raise ValueError(f"{error}. Use the model 'cnn'.") from error
         shape = features.output_shape[1:]
     try:
         classifier = keras.Sequential(
@@ -123,7 +126,7 @@ def _mlp() -> list[layers.Layer]:
 
 
 def _on_scattering() -> list[layers.Layer]:
-    """One convolution on top of the features of `scattering`."""
+    """One convolution on top of the features of `tf_dpfp.Scattering2D`."""
     return [
         layers.Conv2D(32, 3, activation="tanh"),
         layers.MaxPooling2D(2, strides=1),

@@ -9,6 +9,7 @@ from tf_dpfp.layers.frozen_affine import FrozenAffine
 from tf_dpfp.layers.label_loss import DebiasedCrossentropy
 from tf_dpfp.layers.per_example import PerExample
 from tf_dpfp.layers.representation import DPRepresentationClip
+from tf_dpfp.layers.scattering import Scattering2D
 from tf_dpfp.layers.weight_standardized import WSConv2D
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "FrozenAffine",
     "PerExample",
     "Release",
+    "Scattering2D",
     "Trial",
     "WSConv2D",
     "joint_step",

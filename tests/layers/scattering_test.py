@@ -1,3 +1,5 @@
+"""Scattering features: the definition, and a layer that looks at no data."""
+
 import zipfile
 
 import keras
@@ -7,7 +9,6 @@ from scipy import signal
 
 import tf_dpfp
 from examples.trainers import models
-from examples.trainers import scattering
 
 
 def _moduli(plane, scale, size):
@@ -65,23 +66,27 @@ def images():
 
 
 def test_features_are_those_of_the_definition(images):
-    found = scattering.features((12, 12, 1)).predict(images, verbose=0)
     expected = np.stack([_oracle(image[..., 0]) for image in images])
+    model = tf_dpfp.Scattering2D().as_model((12, 12, 1))
+    np.testing.assert_allclose(
+        model.predict(images, verbose=0), expected, atol=1e-3
+    )
+    found = tf_dpfp.Scattering2D().predict(images, batch_size=2)
     assert found.shape == (3, 3, 3, 81)
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_nothing_is_learned_and_images_do_not_meet(images):
-    model = scattering.features((12, 12, 1))
-    assert not model.trainable_weights
-    together = model.predict(images, verbose=0)
-    alone = model.predict(images[1:2], verbose=0)
+    layer = tf_dpfp.Scattering2D()
+    together, alone = layer(images), layer(images[1:2])
     np.testing.assert_allclose(together[1:2], alone, atol=1e-4)
+    assert layer.weights == []
+    assert not layer.as_model((12, 12, 1)).trainable_weights
 
 
 def test_colours_are_transformed_one_by_one(images):
     colours = np.concatenate(list(images), axis=-1)[None]
-    found = scattering.features((12, 12, 3)).predict(colours, verbose=0)
+    found = tf_dpfp.Scattering2D()(colours).numpy()
     assert found.shape == (1, 3, 3, 243)
     fine = np.stack([_oracle(image[..., 0])[..., 1:9] for image in images])
     for colour in range(3):
@@ -92,8 +97,7 @@ def test_colours_are_transformed_one_by_one(images):
 
 
 def test_a_blank_image_has_finite_features():
-    model = scattering.features((12, 12, 1))
-    found = model.predict(np.zeros((1, 12, 12, 1)), verbose=0)
+    found = tf_dpfp.Scattering2D()(np.zeros((1, 12, 12, 1)))
     assert np.all(np.isfinite(found))
 
 
@@ -117,4 +121,42 @@ def test_the_whole_model_takes_images_and_loads_anywhere(tmp_path):
 
 def test_sides_that_are_not_divisible_by_four_are_refused():
     with pytest.raises(ValueError, match="divisible by 4.*12 x 30"):
+        tf_dpfp.Scattering2D()(np.zeros((1, 12, 30, 1)))
+    with pytest.raises(ValueError, match="angles=0"):
+        tf_dpfp.Scattering2D(angles=0)
+    with pytest.raises(ValueError, match="12 x 30.*Use the model 'cnn'"):
         models.build("scattering", (12, 30, 1), 10)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_a_model_with_the_layer_inside_trains_privately(policy, tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((12, 12, 1)),
+            tf_dpfp.Scattering2D(angles=2, dtype=policy),
+            keras.layers.Flatten(),
+            keras.layers.Dense(2, dtype="float32"),
+        ]
+    )
+    assert model.layers[0].output.shape == (None, 3, 3, 9)
+    tf_dpfp.make_private(model)
+    optimizer = tf_dpfp.DPSGD(1.0, noise_multiplier=1.0, expected_batch_size=8)
+    model.compile(
+        optimizer,
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    rng = np.random.default_rng(0)
+    images = rng.uniform(size=(8, 12, 12, 1)).astype(np.float32)
+    before = model.get_weights()
+    model.fit(images, np.arange(8) % 2, batch_size=8, verbose=0)
+    after = model.get_weights()
+    assert len(before) == 2 and not np.array_equal(before[0], after[0])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded(images), model(images), atol=1e-5)
+
+
+def test_all_layers_made_trainable_train_no_wavelet():
+    model = keras.Sequential([keras.Input((8, 8, 1)), tf_dpfp.Scattering2D()])
+    model.trainable = True
+    assert model.trainable_weights == []
