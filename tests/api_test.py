@@ -15,9 +15,9 @@ FIRST_ROW = """
 BackupAndRestore Banded DPAdagrad DPAdam DPAdamW DPLazyAdam DPLion DPRMSprop
 DPRepresentationClip DPSGD Flat PerExample PerLayer PrivacyBudget
 PrivateEvaluation RGPDense Sparse Scattering2D WSConv2D WeightAveraging
-calibrate_noise_multiplier clip_norms compute_epsilon cyclic_poisson_batches evaluate_privately fix ledger
-make_private poisson_batches privacy_card privacy_statement
-private_optimizer_class reparametrize validate
+calibrate_noise_multiplier clip_norms compute_epsilon cyclic_poisson_batches
+evaluate_privately fix ledger make_private poisson_batches privacy_card
+privacy_statement private_optimizer_class reparametrize suggest validate
 """.split()
 
 SUBMODULES = {
@@ -55,7 +55,7 @@ SUBMODULES = {
         DebiasedCrossentropy RandomizedLabels calibrate_representation
         randomize_labels stratified_batches
     """,
-    "tuning": "Found search",
+    "tuning": "Candidate Found Suggestion search suggest",
 }
 
 QUALIFIED = [

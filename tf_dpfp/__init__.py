@@ -72,6 +72,7 @@ from tf_dpfp.training import ledger
 from tf_dpfp.training import make_private
 from tf_dpfp.training import privacy_statement
 from tf_dpfp.training import validate
+from tf_dpfp.tuning import suggest
 from tf_dpfp.validation import fix
 from tf_dpfp.version import __version__
 
@@ -112,6 +113,7 @@ __all__ = [
     "privacy_statement",
     "private_optimizer_class",
     "reparametrize",
+    "suggest",
     "validate",
 ]
 
