@@ -16,6 +16,9 @@ from tf_dpfp.sampling import views as views_lib
 from tf_dpfp.sampling.source import Leaves
 from tf_dpfp.sampling.source import Source
 
+# Tells the seed of views from that of the draws.
+_OF_VIEWS = 1
+
 
 def batches(
     source: Source,
@@ -220,6 +223,18 @@ def _as_element(batch: tuple[Any, ...]) -> Any:
     if len(batch) == 1 and not isinstance(batch[0], tuple):
         return batch[0]
     return batch
+
+
+def generators(seed: Any) -> tuple[np.random.Generator, np.random.Generator]:
+    """Makes the generators of an iteration: of draws, and of their views.
+
+    What is drawn is the same with views and without.
+
+    Args:
+        seed: A seed of `seeds`.
+    """
+    of_views = None if seed is None else (*seed, _OF_VIEWS)
+    return np.random.default_rng(seed), np.random.default_rng(of_views)
 
 
 def secret_seeds(rng: np.random.Generator, count: int) -> np.ndarray:

@@ -19,10 +19,6 @@ from tf_dpfp.sampling import views as views_lib
 from tf_dpfp.sampling.binomial import BinomialCounts
 from tf_dpfp.sampling.persons import Persons
 from tf_dpfp.sampling.source import Source
-from tf_dpfp.sampling.views import Views
-
-# Tells the seed of augmentation from that of the draws.
-_OF_VIEWS = 1
 
 
 def poisson_batches(
@@ -262,7 +258,7 @@ class Sampler:
     capacity: int | None
     map_fn: Callable[..., Any] | None
     seed: int | None
-    views: Views | None
+    views: views_lib.Views | None
 
     @property
     def size(self) -> int:
@@ -319,10 +315,7 @@ class Sampler:
         counts = BinomialCounts(size, self.rate)
 
         def draws() -> Iterator[Any]:
-            seed = next(entropy)
-            rng = np.random.default_rng(seed)
-            # Of its own: what is drawn is the same with views and without.
-            of_views = np.random.default_rng(seed and (*seed, _OF_VIEWS))
+            rng, of_views = batching.generators(next(entropy))
             for _ in range(self.steps):
                 drawn = draw(rng, counts, capacity)
                 if grouped is not None:
