@@ -13,6 +13,8 @@ from keras import ops
 from tf_dpfp import arguments
 from tf_dpfp import per_example
 from tf_dpfp.per_example import convolution
+from tf_dpfp.per_example import dense
+from tf_dpfp.per_example import gradients
 from tf_dpfp.per_example import mapped
 
 
@@ -87,22 +89,54 @@ class _StandardizedRule(convolution.ConvolutionRule):
     """That of a convolution, taken through the standardisation."""
 
     def gradients(self, call, output_gradients):
-        layer = call.layer
-        (kernel, of_filters), *others = super().gradients(
-            call, output_gradients
-        )
+        layer, (gradient,) = call.layer, output_gradients
+        gradient = tf.cast(gradient, gradients.accumulation_dtype(gradient))
         # As the layer saw it.
-        seen = ops.cast(kernel.value, layer.compute_dtype)
+        seen = ops.cast(layer.kernel.value, layer.compute_dtype)
         filters, scale = _standardized(
             ops.cast(seen, _dtype(layer)), layer.epsilon
         )
-        axes = list(range(1, len(kernel.shape)))
+        (kernel, of_filters), *_ = super().gradients(
+            call, (_scaled(layer, gradient, scale),)
+        )
+        found: list[tuple[keras.Variable, per_example.PerExampleGradient]]
+        found = [(kernel, _through(of_filters, filters))]
+        if layer.bias is not None:
+            last = convolution.channels_last(layer, gradient)
+            bias = per_example.PerExampleTensor(dense.sum_positions(last))
+            found.append((layer.bias, bias))
+        return found
 
-        def to_kernel(gradient: tf.Tensor) -> tf.Tensor:
-            unit = tf.cast(filters, gradient.dtype)
-            along = tf.reduce_sum(unit * gradient, axes, keepdims=True)
-            mean = tf.reduce_mean(gradient, axes, keepdims=True)
-            left = gradient - mean - unit * along
-            return tf.cast(scale, gradient.dtype) * left
 
-        return [(kernel, mapped.Mapped(of_filters, to_kernel)), *others]
+def _scaled(layer, gradient: tf.Tensor, scale) -> tf.Tensor:
+    """Multiplies the gradient of each filter's outputs by its scale."""
+    shape = [1] * gradient.shape.rank
+    shape[-1 if layer.data_format == "channels_last" else 1] = -1
+    return gradient * tf.reshape(tf.cast(scale, gradient.dtype), shape)
+
+
+def _through(
+    gradient: per_example.PerExampleGradient, filters
+) -> mapped.Mapped:
+    """Takes scaled gradients of filters through the standardisation."""
+    axes = list(range(1, 1 + len(filters.shape)))[:-1]
+
+    def of_tensor(values: tf.Tensor) -> tf.Tensor:
+        unit = tf.cast(filters, values.dtype)
+        along = tf.reduce_sum(unit * values, axes, keepdims=True)
+        mean = tf.reduce_mean(values, axes, keepdims=True)
+        return values - (mean + unit * along)
+
+    def of_product(product: per_example.OuterProduct) -> tf.Tensor:
+        left, right = product.left, product.right
+        unit = tf.cast(filters, left.dtype)
+        columns = tf.reshape(unit, [-1, filters.shape[-1]])
+        along = tf.reduce_sum(tf.matmul(left, columns) * right, axis=1)
+        means = tf.reduce_mean(left, axis=2)[:, None]
+        mean = tf.matmul(means, right)[:, 0]
+        # One for each example and filter.
+        shape = [-1, *[1] * len(axes), filters.shape[-1]]
+        along, mean = tf.reshape(along, shape), tf.reshape(mean, shape)
+        return product.materialize() - (mean + unit * along)
+
+    return mapped.Mapped(gradient, of_tensor, of_product)

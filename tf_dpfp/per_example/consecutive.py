@@ -49,7 +49,7 @@ def add_consecutive(
         )
     if isinstance(gradient, Mapped):
         inner = add_consecutive(gradient.inner, count, present)
-        return Mapped(inner, gradient.linear)
+        return Mapped(inner, gradient.linear, gradient.of_product)
     values = _of_present(gradient.materialize(), present)
     return gradients.PerExampleTensor(
         tf.reduce_sum(_apart(values, count), axis=1)

@@ -20,20 +20,28 @@ class Mapped(gradients.PerExampleGradient):
     Args:
         inner: The gradients that the map takes.
         linear: Maps `(batch, *shape)` to the like, example by example.
+        of_product: The same of an `OuterProduct`, where its factors save
+            passes over what is written out; `None` for `linear`.
     """
 
     def __init__(
         self,
         inner: gradients.PerExampleGradient,
         linear: Callable[[tf.Tensor], tf.Tensor],
+        of_product: Callable[[gradients.OuterProduct], tf.Tensor] | None = None,
     ):
         self.inner = inner
         self.linear = linear
+        self.of_product = of_product
         self._written: gradients.PerExampleTensor | None = None
 
     def _written_out(self) -> gradients.PerExampleTensor:
         if self._written is None:
-            values = self.linear(self.inner.materialize())
+            inner = self.inner
+            if self.of_product and isinstance(inner, gradients.OuterProduct):
+                values = self.of_product(inner)
+            else:
+                values = self.linear(inner.materialize())
             self._written = gradients.PerExampleTensor(values)
         return self._written
 
