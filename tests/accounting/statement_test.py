@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import re
 import sys
@@ -8,6 +9,7 @@ from absl.testing import parameterized
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
 from tf_dpfp.accounting import paragraphs
+from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
 from tf_dpfp.accounting import statement as statement_lib
 from tf_dpfp.accounting import tf_privacy
@@ -305,6 +307,11 @@ class TensorFlowPrivacyTest(parameterized.TestCase):
         _, figure = re.findall(r"^ {4}Epsilon.*: +(\S+)$", said, re.M)
         ours = epsilon_lib.compute_epsilon([entry], 1e-5)
         self.assertAlmostEqual(float(figure), ours, delta=2e-3 * (1 + ours))
+        # Several views of each example change nothing.
+        views = dataclasses.replace(entry, release=releases.ViewSums(4))
+        assert said == tf_privacy.tf_privacy_statement(
+            [views], 1e-5, "rdp", 6400
+        )
 
 
 class TensorFlowPrivacyRefusalsTest(parameterized.TestCase):
