@@ -14,7 +14,7 @@ from tf_dpfp import sampling
 FIRST_ROW = """
 BackupAndRestore Banded DPAdagrad DPAdam DPAdamW DPLazyAdam DPLion DPRMSprop
 DPRepresentationClip DPSGD Flat PerExample PerLayer PrivacyBudget
-PrivateEvaluation RGPDense Sparse Scattering2D WSConv2D WeightAveraging
+PrivateEvaluation RGPDense Scattering2D Sparse WSConv2D WeightAveraging
 calibrate_noise_multiplier clip_norms compute_epsilon cyclic_poisson_batches
 evaluate_privately fix ledger make_private poisson_batches privacy_card
 privacy_statement private_optimizer_class reparametrize suggest validate
