@@ -186,29 +186,32 @@ def test_persons_touch_a_row_once():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_contributions_of_a_person_are_joined():
-    # Twelve examples touch four rows. A count of 1 is half of the deviation of
-    # its noise, and one of 12 is six of them.
+def test_contributions_of_a_person_and_of_views_are_joined():
+    # Twelve rows of a batch touch four of the table. A count of 1 is half of
+    # the deviation of its noise, and one of 12 is six of them.
     setting = tf_dpfp.Sparse(
         "items", threshold=3.0, contribution_share=0.25, contribution_clip=2.0
     )
     x = np.tile(np.arange(IDS, dtype="int32"), (12, 1))
     y = np.ones((12, 1), "float32")
     passed = []
-    for of_persons in (
-        {"users": np.zeros(12, int), "max_examples_per_user": 12},
-        {},
+    for size, joined in (
+        (12, {"users": np.zeros(12, int), "max_examples_per_user": 12}),
+        (1, {"multiplicity": 12}),
+        (12, {}),
     ):
         optimizer = _optimizer(
             setting, noise_multiplier=0.5, expected_batch_size=None, seed=2
         )
         model = _model(optimizer)
         before = model.get_weights()[0]
-        batches = tf_dpfp.poisson_batches(x, y, sampling_rate=1.0, **of_persons)
+        batches = tf_dpfp.poisson_batches(
+            x[:size], y[:size], sampling_rate=1.0, **joined
+        )
         model.fit(batches, verbose=0)
         moved = model.get_weights()[0] - before
         passed.append(np.any(moved[:IDS] != 0.0, axis=1))
-    assert not np.any(passed[0]) and np.all(passed[1])
+    assert not np.any(passed[:2]) and np.all(passed[2])
 
 
 def test_eager_steps_and_steps_in_a_graph_agree():
