@@ -6,6 +6,7 @@ import tensorflow as tf
 import tf_dpfp
 from tf_dpfp import accounting
 from tf_dpfp import auditing
+from tf_dpfp import sampling
 
 pytestmark = pytest.mark.usefixtures("without_trial")
 
@@ -193,6 +194,39 @@ def test_dirac_audit_keeps_the_batch_size_and_counts_what_it_ran():
         "pld",
     )
     assert report.claimed_epsilon == pytest.approx(exact, rel=1e-3)
+
+
+def _audit_of_persons(**arguments):
+    return auditing.dirac_audit(
+        tf_dpfp.DPSGD(1.0, noise_multiplier=2.0, l2_norm_clip=0.5),
+        runs=200,
+        max_examples_per_user=8,
+        delta=1e-5,
+        **arguments,
+    )
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_person_with_eight_examples_moves_a_step_by_one_clip_norm(layers):
+    report = _audit_of_persons(layers=layers)
+    assert not report.refuted
+    # Scores are likelihood ratios of a shift of one clip norm: x / s - 1 / 2s.
+    apart = (
+        report.scores[report.included].mean()
+        - report.scores[~report.included].mean()
+    )
+    assert apart == pytest.approx(1 / 4, abs=0.25)
+
+
+def test_the_audit_by_person_refutes_a_clip_of_single_examples(monkeypatch):
+    draw = sampling.poisson_batches
+
+    def by_example(*data, users, max_examples_per_user, **arguments):
+        del users, max_examples_per_user
+        return draw(*data, **arguments)
+
+    monkeypatch.setattr(sampling, "poisson_batches", by_example)
+    assert _audit_of_persons().refuted
 
 
 def test_canaries_are_removed_without_changing_the_number_of_rows():

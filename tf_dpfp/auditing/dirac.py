@@ -7,9 +7,11 @@ the model is built for the audit.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tf_dpfp import accounting
 from tf_dpfp import arguments
@@ -32,6 +34,7 @@ def dirac_audit(
     steps: int = 1,
     sampling_rate: float = 1.0,
     layers: int = 1,
+    max_examples_per_user: int | None = None,
     delta: float | Sequence[float] = (1e-5, 1e-3, 1e-1),
     confidence: float = 0.95,
     score: Callable[[np.ndarray], np.ndarray] | None = None,
@@ -59,6 +62,10 @@ def dirac_audit(
         steps: Number of steps of one run.
         sampling_rate: Probability with which an example is in a step.
         layers: Number of layers that share the canary's gradient equally.
+        max_examples_per_user: Audits training by person: the canary is a
+            person with so many examples, all of the same gradient, each of
+            which alone is as long as the clip norm allows. `None` audits
+            training by example.
         delta: Delta, or several, as in `audit`.
         confidence: Least probability with which all bounds hold together.
         score: Function from releases along the canary, of shape
@@ -66,7 +73,8 @@ def dirac_audit(
             default.
 
     Returns:
-        An `AuditReport` for add-or-remove adjacency.
+        An `AuditReport` for add-or-remove adjacency; with
+        `max_examples_per_user`, of a person with all examples.
 
     Raises:
         ValueError: If the optimizer was used before, its updates do not show
@@ -79,6 +87,10 @@ def dirac_audit(
     runs = arguments.integer("runs", runs, least=2)
     steps = arguments.positive_integer("steps", steps)
     layers = arguments.positive_integer("layers", layers)
+    if max_examples_per_user is not None:
+        max_examples_per_user = arguments.positive_integer(
+            "max_examples_per_user", max_examples_per_user
+        )
     if optimizer.built:
         raise ValueError(
             f"The optimizer '{optimizer.name}' was built for another model. "
@@ -88,7 +100,12 @@ def dirac_audit(
     training.make_private(model)
     model.compile(optimizer, loss=_linear_loss)
     projections = [
-        _projections(model, included, runs, steps, sampling_rate)
+        _projections(
+            model,
+            _data(model, included, max_examples_per_user, sampling_rate),
+            runs,
+            steps,
+        )
         for included in (True, False)
     ]
     if score is None:
@@ -138,39 +155,52 @@ def _linear_model(layers: int) -> keras.Model:
     )
 
 
-def _projections(
+def _data(
     model: keras.Model,
     included: bool,
-    runs: int,
-    steps: int,
+    max_examples_per_user: int | None,
     sampling_rate: float,
-) -> np.ndarray:
-    """Trains, and returns releases along the canary, `(runs, steps)`."""
+) -> Callable[[int], tf.data.Dataset]:
+    """Makes the data, as a function of the number of steps."""
+    each = max_examples_per_user or 1
     scale = _LENGTHS * model.optimizer.l2_norm_clip
     others, canary = canaries_lib.unused_features(
         np.eye(_OTHERS, dtype=np.float32) * scale, 1, scale
     )
     x, y, weight = canaries_lib.insert_canaries(
-        others,
-        np.ones((_OTHERS, 1), np.float32),
-        canary,
-        np.ones((1, 1), np.float32),
-        np.array([included]),
+        np.repeat(others, each, axis=0),
+        np.ones((_OTHERS * each, 1), np.float32),
+        np.repeat(canary, each, axis=0),
+        np.ones((each, 1), np.float32),
+        np.full(each, included),
     )
+    by_person: dict[str, Any] = {}
+    if max_examples_per_user is not None:
+        by_person = {
+            "users": np.repeat(np.arange(_OTHERS + 1), each),
+            "max_examples_per_user": each,
+        }
+    return lambda steps: sampling.poisson_batches(
+        x,
+        y,
+        weight,
+        sampling_rate=sampling_rate,
+        # The optimizer's own, if it was given one.
+        expected_batch_size=model.optimizer.expected_batch_size,
+        steps_per_epoch=steps,
+        **by_person,
+    )
+
+
+def _projections(
+    model: keras.Model,
+    data: Callable[[int], tf.data.Dataset],
+    runs: int,
+    steps: int,
+) -> np.ndarray:
+    """Trains, and returns releases along the canary, `(runs, steps)`."""
     recorder = releases_lib.ReleaseRecorder(restart_every=steps)
-    model.fit(
-        sampling.poisson_batches(
-            x,
-            y,
-            weight,
-            sampling_rate=sampling_rate,
-            # The optimizer's own, if it was given one.
-            expected_batch_size=model.optimizer.expected_batch_size,
-            steps_per_epoch=runs * steps,
-        ),
-        callbacks=[recorder],
-        verbose=0,
-    )
+    model.fit(data(runs * steps), callbacks=[recorder], verbose=0)
     # The canary's feature is the last one, in each layer.
     kernels = recorder.releases.reshape(runs, steps, -1, _OTHERS + 1)
     own = -kernels[..., -1]
