@@ -5,6 +5,7 @@
 #   make lint        check style, formatting and types
 #   make format      apply the formatting
 #   make benchmark   time private against non-private steps
+#   make accuracy    train every row of the table of accuracies
 #   make docs        build the documents as a site, in build/site
 #   make notebooks   write the tutorials as notebooks, in build/notebooks
 #   make clean       remove the environment and what the tools left
@@ -36,7 +37,7 @@ TF_PRIVACY = $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format benchmark docs notebooks clean
+.PHONY: help train test lint format benchmark accuracy docs notebooks clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -60,6 +61,9 @@ format: $(VENV)/.installed-all
 
 benchmark: $(VENV)/.installed-examples
 	@$(BIN)/python -m benchmarks.step_time $(ARGS)
+
+accuracy: $(VENV)/.installed-all
+	@$(BIN)/python -m benchmarks.accuracy_table $(ARGS)
 
 # Strict: a link that leads nowhere fails.
 docs: $(VENV)/.installed-docs

@@ -1,7 +1,7 @@
 """Compares DPAdam with DP-AdamBC, whose second moment leaves the noise out.
 
-python -m benchmarks.adam_bias_correction --data=mnist
-python -m benchmarks.adam_bias_correction --data=text
+python -m benchmarks.adam_bias_correction --task=mnist
+python -m benchmarks.adam_bias_correction --task=text
 
 The noise adds its variance, `(noise multiplier * clip norm / expected batch
 size)^2`, to the square of each coordinate of the gradient. DP-AdamBC takes it
@@ -26,7 +26,7 @@ from keras import ops
 
 import tf_dpfp
 from benchmarks import json_lines
-from benchmarks import tuning_study
+from benchmarks import tuning_tasks
 
 DATA = flags.DEFINE_enum("task", "mnist", ["mnist", "text"], "The data.")
 TUNE = flags.DEFINE_boolean("tune", False, "Try settings on held-out data.")
@@ -93,9 +93,9 @@ def train(task, noise: float, rate: float, floor: float | None, seed: int):
 
 def row_of(task, test, rate, floor, seeds) -> dict:
     """Trains for each seed, and returns the accuracies."""
-    noise = tuning_study.least_noise(lambda n: [task.entry(n)], TARGET.value)
+    noise = tuning_tasks.least_noise(lambda n: [task.entry(n)], TARGET.value)
     found = [
-        tuning_study.accuracy(train(task, noise, rate, floor, seed), test)
+        tuning_tasks.accuracy(train(task, noise, rate, floor, seed), test)
         for seed in seeds
     ]
     return {
@@ -111,7 +111,7 @@ def row_of(task, test, rate, floor, seeds) -> dict:
 
 def main(argv):
     del argv
-    task = tuning_study.load(DATA.value)
+    task = tuning_tasks.load(DATA.value)
     if TUNE.value:
         part, few = task.held_out(seed=0)
         for rate, floor in itertools.product(LEARNING_RATES, (None, *FLOORS)):

@@ -21,16 +21,12 @@ import itertools
 import time
 
 import keras
-import numpy as np
 from absl import app
 from absl import flags
-from keras import layers
 
 import tf_dpfp
 from benchmarks import json_lines
-from examples.trainers import datasets
-from examples.trainers import finetune_config
-from examples.trainers import finetuning
+from benchmarks import tuning_tasks
 from tf_dpfp import accounting
 
 DATA = flags.DEFINE_enum("data", "mnist", ["mnist", "text"], "The data.")
@@ -42,7 +38,7 @@ WAYS = flags.DEFINE_list(
     "Ways to choose; a law of the number of runs stands for a search.",
 )
 OUT = flags.DEFINE_string("out", None, "A file to append the rows to.")
-DELTA = 1e-5
+DELTA = tuning_tasks.DELTA
 RUNS = 10
 SPACE = {
     "learning_rate": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
@@ -51,93 +47,7 @@ SPACE = {
 DEFAULTS = {"learning_rate": 1e-3, "l2_norm_clip": 1.0}
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """Data and what is trained on them.
-
-    Attributes:
-        train: Inputs and labels.
-        test: Inputs and labels.
-        hidden: Number of units between; 0 for a linear model.
-        batch_size: Expected number of examples of a batch.
-        epochs: Passes over the training examples.
-        score_noise: Noise multiplier of the score of a run.
-    """
-
-    train: tuple[np.ndarray, np.ndarray]
-    test: tuple[np.ndarray, np.ndarray]
-    hidden: int
-    batch_size: int
-    epochs: int
-    score_noise: float
-
-    def model(self) -> keras.Model:
-        """Makes a model with new weights."""
-        x, y = self.train
-        between = [layers.Dense(self.hidden, "tanh")] if self.hidden else []
-        return keras.Sequential(
-            [
-                keras.Input(x.shape[1:]),
-                *between,
-                layers.Dense(int(y.max()) + 1),
-            ]
-        )
-
-    def held_out(self, seed: int) -> tuple["Task", tuple]:
-        """Returns the task without a tenth of the examples, and this tenth."""
-        x, y = self.train
-        order = np.random.default_rng(seed).permutation(len(y))
-        few, rest = np.split(order, [len(y) // 10])
-        task = dataclasses.replace(self, train=(x[rest], y[rest]))
-        return task, (x[few], y[few])
-
-    def batches(self):
-        """Returns Poisson-sampled batches of the training examples."""
-        return tf_dpfp.poisson_batches(
-            *self.train, expected_batch_size=self.batch_size
-        )
-
-    def entry(self, noise: float, search=None) -> accounting.LedgerEntry:
-        """Returns what a training adds to the ledger."""
-        batches = self.batches()
-        return accounting.LedgerEntry(
-            accounting.PoissonSampling(self.batch_size / len(self.train[1])),
-            noise,
-            self.epochs * int(batches.cardinality()),
-            search=search,
-        )
-
-
-def load(name: str) -> Task:
-    """Loads a task by name."""
-    if name == "mnist":
-        (x, y), (x_test, y_test) = datasets.load("mnist")
-        return Task(
-            (x.reshape(len(x), -1), y),
-            (x_test.reshape(len(x_test), -1), y_test),
-            hidden=128,
-            batch_size=2048,
-            epochs=15,
-            score_noise=40.0,
-        )
-    config = finetune_config.Config(method="head", levels=4, sequence_length=40)
-    data = finetuning.load(config)
-    return Task(
-        data.train, data.test, 0, batch_size=1000, epochs=40, score_noise=20.0
-    )
-
-
-def least_noise(entries_of, epsilon: float) -> float:
-    """Finds the noise multiplier at which the entries have `epsilon`."""
-    low, high = 0.3, 200.0
-    while high / low > 1.0005:
-        middle = (low * high) ** 0.5
-        spent = accounting.compute_epsilon(entries_of(middle), DELTA)
-        low, high = (low, middle) if spent <= epsilon else (middle, high)
-    return high
-
-
-def compiled(task: Task, noise: float, **settings) -> keras.Model:
+def compiled(task: tuning_tasks.Task, noise: float, **settings) -> keras.Model:
     """Makes a private model, ready to train."""
     model = task.model()
     tf_dpfp.make_private(model)
@@ -149,31 +59,24 @@ def compiled(task: Task, noise: float, **settings) -> keras.Model:
     return model
 
 
-def accuracy(model: keras.Model, data: tuple) -> float:
-    """Returns the accuracy on data."""
-    x, y = data
-    logits = model.predict(x, batch_size=4096, verbose=0)
-    return float(np.mean(np.argmax(logits, axis=-1) == y))
-
-
-def single(task: Task, epsilon: float) -> dict:
+def single(task: tuning_tasks.Task, epsilon: float) -> dict:
     """Trains once, at the defaults."""
-    noise = least_noise(lambda n: [task.entry(n)], epsilon)
+    noise = tuning_tasks.least_noise(lambda n: [task.entry(n)], epsilon)
     model = compiled(task, noise, **DEFAULTS)
     model.fit(task.batches(), epochs=task.epochs, verbose=0)
     return {"model": model, "noise_multiplier": noise, **DEFAULTS}
 
 
-def uncounted(task: Task, epsilon: float, seed: int) -> dict:
+def uncounted(task: tuning_tasks.Task, epsilon: float, seed: int) -> dict:
     """Trains each candidate, and takes the best on held-out examples."""
     task, few = task.held_out(seed)
-    noise = least_noise(lambda n: [task.entry(n)], epsilon)
+    noise = tuning_tasks.least_noise(lambda n: [task.entry(n)], epsilon)
     best = None
     for values in itertools.product(*SPACE.values()):
         settings = dict(zip(SPACE, values, strict=True))
         model = compiled(task, noise, **settings)
         model.fit(task.batches(), epochs=task.epochs, verbose=0)
-        score = accuracy(model, few)
+        score = tuning_tasks.accuracy(model, few)
         if best is None or score > best[0]:
             best = score, model, settings
     entry = task.entry(noise)
@@ -186,7 +89,9 @@ def uncounted(task: Task, epsilon: float, seed: int) -> dict:
     }
 
 
-def searched(task: Task, epsilon: float, seed: int, runs: str) -> dict:
+def searched(
+    task: tuning_tasks.Task, epsilon: float, seed: int, runs: str
+) -> dict:
     """Searches at the price of the search."""
     task, few = task.held_out(seed)
     search = accounting.Search(runs, RUNS)
@@ -197,7 +102,9 @@ def searched(task: Task, epsilon: float, seed: int, runs: str) -> dict:
         release=accounting.Evaluation(),
         search=search,
     )
-    noise = least_noise(lambda n: [task.entry(n, search), score], epsilon)
+    noise = tuning_tasks.least_noise(
+        lambda n: [task.entry(n, search), score], epsilon
+    )
     batches = task.batches()
     found = tf_dpfp.tuning.search(
         lambda **settings: compiled(task, noise, **settings),
@@ -215,7 +122,9 @@ def searched(task: Task, epsilon: float, seed: int, runs: str) -> dict:
     }
 
 
-def choose(way: str, task: Task, epsilon: float, seed: int) -> dict:
+def choose(
+    way: str, task: tuning_tasks.Task, epsilon: float, seed: int
+) -> dict:
     """Trains in one of the ways."""
     if way == "single":
         return single(task, epsilon)
@@ -226,7 +135,7 @@ def choose(way: str, task: Task, epsilon: float, seed: int) -> dict:
 
 def main(argv):
     del argv
-    task = load(DATA.value)
+    task = tuning_tasks.load(DATA.value)
     for seed, way in itertools.product(range(SEEDS.value), WAYS.value):
         started = time.monotonic()
         row = choose(way, task, EPSILON.value, seed)
@@ -239,7 +148,7 @@ def main(argv):
                 "way": way,
                 "seed": seed,
                 **row,
-                "test_accuracy": accuracy(model, task.test),
+                "test_accuracy": tuning_tasks.accuracy(model, task.test),
                 "seconds": time.monotonic() - started,
             },
         )

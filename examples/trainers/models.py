@@ -78,7 +78,7 @@ def build(
         raise ValueError(f"model is one of {NAMES}. Received: {name!r}.")
     features = None
     shape = input_shape
-    if name == "scattering":
+    if name in ON_SCATTERING:
         try:
             features = tf_dpfp.Scattering2D().as_model(input_shape)
         except ValueError as error:
@@ -134,9 +134,16 @@ def _on_scattering() -> list[layers.Layer]:
     ]
 
 
+def _linear() -> list[layers.Layer]:
+    return [layers.Flatten()]
+
+
 _CLASSIFIERS: dict[str, Callable[[], list[layers.Layer]]] = {
     "cnn": _cnn,
     "mlp": _mlp,
     "scattering": _on_scattering,
+    "linear_scattering": _linear,
 }
+# Models on features that are computed once for each image.
+ON_SCATTERING = ("scattering", "linear_scattering")
 NAMES = tuple(_CLASSIFIERS)

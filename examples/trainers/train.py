@@ -50,6 +50,7 @@ def _define_flags() -> None:
         list(training.OPTIMIZERS),
         "The optimizer.",
     )
+    flags.DEFINE_float("momentum", default.momentum, "Momentum of SGD.")
     flags.DEFINE_enum(
         "strategy",
         default.strategy,

@@ -69,9 +69,10 @@ class Config:
         weight_averaging: Decay of the averages of the weights, which are
             evaluated and saved in their place. `None` for none.
         epochs: Passes over the data, as expected.
-        learning_rate: `None` for the optimizer's default: 2 / `l2_norm_clip`
-            for SGD.
+        learning_rate: `None` for the optimizer's default: for SGD
+            2 / `l2_norm_clip`, times one less `momentum`.
         optimizer: A private optimizer by the name of its base.
+        momentum: Momentum of SGD.
         seed: Makes a run repeatable, and its noise known to whoever knows the
             seed. `None` for a release.
         strategy: One of `tf_dpfp.distribute.STRATEGIES`; it changes no result.
@@ -96,6 +97,7 @@ class Config:
     epochs: int = 45
     learning_rate: float | None = None
     optimizer: str = "sgd"
+    momentum: float = 0.0
     seed: int | None = None
     strategy: str = "one_device"
     num_logical_cpus: int | None = None
@@ -116,19 +118,30 @@ class Config:
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
         _check_choice("clipping", self.clipping, clippings.CLIPPINGS)
         _check_choice("strategy", self.strategy, distribute.STRATEGIES)
-        if self.model == "scattering" and self.strategy != "one_device":
+        if self.momentum and self.optimizer != "sgd":
             raise ValueError(
-                "--model=scattering computes its features on one device. Use "
-                "--strategy=one_device, or another --model. Received: "
+                "--momentum is of --optimizer=sgd. Received: "
+                f"--momentum={self.momentum:g}, --optimizer={self.optimizer}."
+            )
+        if not 0.0 <= self.momentum < 1.0:
+            raise ValueError(
+                "--momentum must be at least 0 and below 1. Received: "
+                f"{self.momentum:g}."
+            )
+        is_fixed = self.model in models.ON_SCATTERING
+        if is_fixed and self.strategy != "one_device":
+            raise ValueError(
+                f"--model={self.model} computes its features on one device. "
+                "Use --strategy=one_device, or another --model. Received: "
                 f"--strategy={self.strategy}."
             )
         commands.check_at_least_one(
             self, ("batch_size", "epochs", "multiplicity")
         )
-        if self.model == "scattering" and self.multiplicity > 1:
+        if is_fixed and self.multiplicity > 1:
             raise ValueError(
-                "--model=scattering computes the features of each image once, "
-                "and views need theirs. Use --multiplicity=1, or another "
+                f"--model={self.model} computes the features of each image "
+                "once, and views need theirs. Use --multiplicity=1, or another "
                 f"--model. Received: --multiplicity={self.multiplicity}."
             )
         commands.check_clip_norm(self)
@@ -408,11 +421,13 @@ def _optimizer(config: Config, population: int, steps_per_epoch: int):
         )
     rate = config.learning_rate
     if rate is None and config.optimizer == "sgd":
-        rate = _SGD_STEP / config.l2_norm_clip
+        rate = _SGD_STEP * (1.0 - config.momentum) / config.l2_norm_clip
     elif rate is None:
         rate = _LEARNING_RATES.get(config.optimizer, 1e-3)
+    more = {"momentum": config.momentum} if config.momentum else {}
     return OPTIMIZERS[config.optimizer](
         rate,
+        **more,
         l2_norm_clip=config.l2_norm_clip,
         noise_multiplier=noise_multiplier,
         clipping=clippings.CLIPPINGS[config.clipping],

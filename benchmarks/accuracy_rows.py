@@ -1,0 +1,152 @@
+"""What `benchmarks.accuracy_table` trains, and the table of its results."""
+
+import dataclasses
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+
+_IMAGES = "examples.trainers.train"
+_TEXTS = "examples.trainers.finetune_text"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        data: Name of the data, for people.
+        method: What is trained, for people.
+        module: Program that trains it.
+        flags: Its flags.
+    """
+
+    data: str
+    method: str
+    module: str
+    flags: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> list[str]:
+        """Command, but for the interpreter and the output folder."""
+        return ["-m", self.module, *(f"--{flag}" for flag in self.flags)]
+
+
+_FASHION = "dataset=fashion_mnist"
+_ON_VECTORS = (
+    *("method=head", "levels=4", "sequence_length=40", "decay"),
+    *("batch_size=1000", "epochs=60", "learning_rate=0.02"),
+    "l2_norm_clip=0.1",
+)
+
+ROWS: Mapping[str, Row] = {
+    "mnist_cnn": Row("MNIST", "CNN, the default of `make train`", _IMAGES),
+    "mnist_scattering": Row(
+        "MNIST",
+        "convolution on scattering features",
+        _IMAGES,
+        (
+            *("model=scattering", "batch_size=4096"),
+            *("epochs=50", "learning_rate=30"),
+        ),
+    ),
+    "mnist_linear": Row(
+        "MNIST",
+        "linear on scattering features",
+        _IMAGES,
+        (
+            *("model=linear_scattering", "batch_size=8192", "epochs=60"),
+            *("momentum=0.9", "learning_rate=8"),
+        ),
+    ),
+    "fashion_cnn": Row(
+        "Fashion-MNIST",
+        "CNN",
+        _IMAGES,
+        (_FASHION, "epsilon=2.7"),
+    ),
+    "fashion_linear": Row(
+        "Fashion-MNIST",
+        "linear on scattering features",
+        _IMAGES,
+        (
+            *(_FASHION, "model=linear_scattering", "batch_size=8192"),
+            *("epochs=60", "momentum=0.9", "learning_rate=8"),
+            "epsilon=2.7",
+        ),
+    ),
+    "movies_head": Row(
+        "movie sentences",
+        "linear on four levels of frozen MiniLM",
+        _TEXTS,
+        (*_ON_VECTORS, "epsilon=3"),
+    ),
+    "movies_head_ordinary": Row(
+        "movie sentences",
+        "the same, without privacy",
+        _TEXTS,
+        (
+            *("method=head", "levels=4", "sequence_length=40"),
+            *("batch_size=64", "epochs=15", "learning_rate=0.003"),
+            "epsilon=inf",
+        ),
+    ),
+}
+
+
+def result_of(printed: str) -> dict[str, float]:
+    """Reads accuracy and epsilon from what a trainer printed.
+
+    Args:
+        printed: Its standard output.
+
+    Returns:
+        `test_accuracy`, in percent, and `epsilon`.
+
+    Raises:
+        ValueError: If they are not there.
+    """
+    accuracy = re.search(
+        r"^Test accuracy +([\d.]+) %|: ([\d.]+)% correct", printed, re.MULTILINE
+    )
+    epsilon = re.search(
+        r"^Epsilon +([\d.]+)|correct, epsilon ([\d.]+|inf) ",
+        printed,
+        re.MULTILINE,
+    )
+    if accuracy is None or epsilon is None:
+        raise ValueError(f"No result in: {printed[-2000:]}")
+    return {
+        "test_accuracy": float(accuracy[1] or accuracy[2]),
+        "epsilon": float(epsilon[1] or epsilon[2]),
+    }
+
+
+def command(name: str) -> str:
+    """Returns the command of a row, for a shell."""
+    return " ".join(["python", *ROWS[name].words])
+
+
+def table(rows: Sequence[dict]) -> Iterator[str]:
+    """Makes the lines of a Markdown table.
+
+    Args:
+        rows: Results of `train`.
+
+    Yields:
+        The lines.
+    """
+    yield "| data | method | epsilon | test accuracy | trainings | time |"
+    yield "|---|---|---|---|---|---|"
+    for name, row in ROWS.items():
+        found = [result for result in rows if result["row"] == name]
+        if not found:
+            continue
+        values = [result["test_accuracy"] for result in found]
+        spread = f" ± {statistics.stdev(values):.2f}" if len(found) > 1 else ""
+        seconds = statistics.median(result["seconds"] for result in found)
+        yield (
+            f"| {row.data} | {row.method} "
+            f"| {max(result['epsilon'] for result in found):.2f} "
+            f"| {statistics.mean(values):.2f}{spread} % "
+            f"| {len(found)} | {seconds:.0f} s |"
+        )
