@@ -312,6 +312,24 @@ def test_a_step_is_proved_and_exact(make):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5, err_msg=v.path)
 
 
+def _calling(function):
+    """Makes a layer with a dense one, a scale, and this own code."""
+
+    class Calling(Own):
+        def __init__(self):
+            super().__init__()
+            self.dense = L.Dense(WIDTH)
+
+        def build(self, shape):
+            self.dense.build(shape)
+            self.scale = self.weight(WIDTH)
+
+        def call(self, x):
+            return function(self, x)
+
+    return Calling
+
+
 def _mixed_before(layer, x):
     return layer.dense(x - ops.mean(x, axis=0)) * layer.scale
 
@@ -335,21 +353,37 @@ def _by_size(layer, x):
     "function", [_mixed_before, _mixed_weights, _by_row, _by_size]
 )
 def test_own_code_that_mixes_examples_is_refused(function):
-    class Mixing(Own):
-        def __init__(self):
-            super().__init__()
-            self.dense = L.Dense(WIDTH)
-
-        def build(self, shape):
-            self.dense.build(shape)
-            self.scale = self.weight(WIDTH)
-
-        def call(self, x):
-            return function(self, x)
-
-    model = _compiled(Mixing)
+    model = _compiled(_calling(function))
     with pytest.raises(ValueError, match="other examples|independent|add up"):
         tf_dpfp.loops.clipped_gradients(model, *_data())
+
+
+def _merged(layer, x):
+    rows = layer.dense(ops.reshape(x, (-1, WIDTH)))
+    return ops.reshape(rows, (-1, TOKENS, WIDTH)) * layer.scale
+
+
+def _time_first(layer, x):
+    x = ops.transpose(x * layer.scale, (1, 0, 2))
+    return ops.transpose(layer.dense(x), (1, 0, 2))
+
+
+def _by_batch_of_one(layer, x):
+    x = layer.dense(x) * layer.scale
+    return x if x.shape[0] == 1 else layer.dense(x)
+
+
+@pytest.mark.parametrize("function", [_merged, _time_first, _by_batch_of_one])
+@pytest.mark.parametrize("is_fit", [False, True])
+def test_own_code_that_takes_no_batch_of_one_is_told_the_way_out(
+    function, is_fit
+):
+    model, (x, y) = _compiled(_calling(function)), _data()
+    with pytest.raises(ValueError, match="not run on one example.*Generic"):
+        if is_fit:
+            model.fit(x, y, verbose=0)
+        else:
+            tf_dpfp.loops.clipped_gradients(model, x, y)
 
 
 class Adding(LayerScale):

@@ -155,6 +155,13 @@ def _python(image):
     return tf.ensure_shape(found, (6, 6, 1))
 
 
+def _said_to_be_stateless(image):
+    found = tf.numpy_function(
+        lambda a: a, [image], tf.float32, stateful=False
+    )
+    return tf.ensure_shape(found, (6, 6, 1))
+
+
 def _ragged(image):
     return tf.RaggedTensor.from_row_lengths(tf.range(3), [1, 2])
 
@@ -165,6 +172,10 @@ def _ragged(image):
         ({"augment": _known_seed}, "seed that may be known"),
         ({"augment": _own_state()}, "may keep something of one example"),
         ({"augment": _python}, "may keep something of one example"),
+        (
+            {"augment": _said_to_be_stateless},
+            "may keep something of one example",
+        ),
         ({"augment": _ragged}, "must return dense tensors"),
         (
             {"augment": lambda x: tf.boolean_mask(x, x[:, 0, 0] > 0)},
@@ -196,3 +207,14 @@ def test_numbers_of_tensorflow_are_fresh_or_refused():
         _batches(augment=tf.image.random_flip_left_right)
     tf.random.set_seed(None)
     _batches(augment=tf.image.random_flip_left_right, multiplicity=2)
+
+
+def test_a_traced_function_is_traced_anew():
+    augment = tf.function(_shifted)
+    augment(tf.constant(X[0]))
+    found = [
+        next(iter(_batches(augment=function)))[0]
+        for function in (augment, augment, _shifted)
+    ]
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])

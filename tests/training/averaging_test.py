@@ -166,6 +166,51 @@ def test_the_next_fit_goes_on_from_the_weights_of_the_training():
     _assert_weights(twice.get_weights(), _averaged(recorder.seen, 0.6))
 
 
+class Breaks(keras.callbacks.Callback):
+    """Stops within an epoch, as an interrupt does."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 2:
+            raise Stopped
+
+
+@pytest.mark.parametrize("same_model", [False, True])
+def test_nothing_of_a_training_that_broke_off_reaches_the_next(same_model):
+    averaging, first = tf_dpfp.WeightAveraging(0.6), _model()
+    with pytest.raises(Stopped):
+        _fit(first, [averaging, Breaks()])
+    model = first if same_model else _model()
+    # What is released here must come from these weights and its own steps.
+    model.set_weights([0 * w for w in model.get_weights()])
+    recorder = Recorder()
+    _fit(model, [averaging, recorder])
+    assert averaging.steps == STEPS
+    _assert_weights(model.get_weights(), _averaged(recorder.seen, 0.6))
+
+
+def test_a_copy_with_the_averages_begins_anew():
+    averaging, first = tf_dpfp.WeightAveraging(0.6), _model()
+    _fit(first, [averaging])
+    model, recorder = _model(), Recorder()
+    model.set_weights(first.get_weights())
+    _fit(model, [averaging, recorder])
+    _assert_weights(recorder.seen[0], first.get_weights())
+    _assert_weights(model.get_weights(), _averaged(recorder.seen, 0.6))
+
+
+def test_layers_frozen_in_between_keep_the_weights_of_the_training():
+    averaging, model = tf_dpfp.WeightAveraging(0.6), _model()
+    _fit(model, [averaging])
+    with averaging.live():
+        live = model.get_weights()
+    model.layers[0].trainable = False
+    model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), "mse")
+    recorder = Recorder()
+    _fit(model, [averaging, recorder])
+    _assert_weights(model.layers[0].get_weights(), live[:2])
+    _assert_weights(model.get_weights(), _averaged(recorder.seen, 0.6))
+
+
 @pytest.mark.parametrize("is_last", [False, True])
 def test_a_backup_brings_the_averages_back(tmp_path, is_last):
     def callbacks(*others):
@@ -230,3 +275,7 @@ def test_refusals():
     model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0, use_ema=True), "mse")
     with pytest.raises(ValueError, match="averages the weights itself"):
         _fit(model, [tf_dpfp.WeightAveraging()])
+    model = _model()
+    with pytest.raises(ValueError, match="Two WeightAveraging callbacks"):
+        _fit(model, [tf_dpfp.WeightAveraging(0.5), tf_dpfp.WeightAveraging()])
+    _fit(model, [tf_dpfp.WeightAveraging()])

@@ -5,6 +5,9 @@ from typing import Any
 
 from tensorflow.python.framework import op_def_registry
 
+# They run code of others, and are listed as if they had no state.
+_FOREIGN = ("PyFuncStateless", "XlaCustomCall", "XlaCustomCallV2")
+
 
 @dataclasses.dataclass(frozen=True)
 class Node:
@@ -13,7 +16,9 @@ class Node:
     Attributes:
         name: Name of the operation.
         kind: Its kind, such as `"MatMul"`.
-        has_state: True if TensorFlow says that it has state, or doesn't know.
+        has_state: True if TensorFlow says that it has state, or doesn't know;
+            if it writes what it is given by reference; if it runs code that is
+            no graph, whose word for it is all that there is.
         seed: Both seeds of an operation that draws random numbers one call
             after the other; `None` for others.
     """
@@ -45,5 +50,10 @@ def _node(node: Any) -> Node:
     if "seed" in node.attr and "seed2" in node.attr:
         seed = int(node.attr["seed"].i), int(node.attr["seed2"].i)
     known = op_def_registry.get(node.op)
-    has_state = known is None or known.is_stateful
+    has_state = (
+        known is None
+        or known.is_stateful
+        or node.op in _FOREIGN
+        or any(arg.is_ref for arg in known.input_arg)
+    )
     return Node(node.name, node.op, has_state, seed)

@@ -10,6 +10,7 @@ a copy of the own weights and with the outputs of the held layers played back,
 and is differentiated: the gradient of copy `i` is that of example `i`.
 """
 
+import contextlib
 import dataclasses
 import types
 from collections.abc import Iterator, Sequence
@@ -110,6 +111,18 @@ class NeedsGenericRule(ValueError):
     """
 
 
+class _OtherwiseError(ValueError):
+    """Raised if own code of one example is not that of a batch."""
+
+
+def _way_out(layer: keras.layers.Layer) -> str:
+    return (
+        "Register the generic rule for it: "
+        "`tf_dpfp.gradient_rules.register_gradient_rule"
+        f"({type(layer).__name__})(tf_dpfp.gradient_rules.GenericRule)`."
+    )
+
+
 class _Recorded:
     """Calls of held layers while own code runs on a batch.
 
@@ -193,14 +206,11 @@ class _Replay:
             or held.layer is not layer
             or len(held.is_wide) != len(flat)
         ):
-            raise ValueError(
+            raise _OtherwiseError(
                 f"Layer '{self._layer.name}' ({type(self._layer).__name__}) "
                 "owns weights beside other layers, and calls those otherwise "
                 f"for one example than for a batch: '{layer.name}'. "
-                "Register a gradient rule for it: "
-                "`tf_dpfp.gradient_rules.register_gradient_rule"
-                f"({type(self._layer).__name__})"
-                "(tf_dpfp.gradient_rules.GenericRule)`."
+                + _way_out(self._layer)
             )
         for leaf, wide, wanted in zip(
             flat, held.is_wide, held.is_result, strict=True
@@ -241,10 +251,7 @@ class OwnWeightsRule(rules.GradientRule):
             raise ValueError(
                 f"Layer '{layer.name}' ({type(layer).__name__}) owns weights "
                 "beside other layers, and adds a loss: the gradient of each "
-                "example needs the generic rule. Register it: "
-                "`tf_dpfp.gradient_rules.register_gradient_rule"
-                f"({type(layer).__name__})"
-                "(tf_dpfp.gradient_rules.GenericRule)`."
+                "example needs the generic rule. " + _way_out(layer)
             )
         outputs = tree.map_structure(_same, outputs)
         returned = [t for t in tree.flatten(outputs) if _is_floating(t)]
@@ -314,19 +321,38 @@ def _results(
             keras.StatelessScope(
                 state_mapping=mapping, collect_losses=True
             ) as scope,
+            _for_one_example(layer),
         ):
             returned = layer(*args, **kwargs)
         generic.refuse_statistics(layer, others, scope)
         results = replay.results
         results += [t for t in tree.flatten(returned) if _is_floating(t)]
-        return [
-            tf.squeeze(t, 0)
-            for t, known in zip(results, wanted, strict=True)
-            if known
-        ]
+        with _for_one_example(layer):
+            return [
+                tf.squeeze(t, 0)
+                for t, known in zip(results, wanted, strict=True)
+                if known
+            ]
 
     leaves = [f for f, has_rows in zip(flat, rows, strict=True) if has_rows]
     return tf.vectorized_map(one, (list(copies), leaves))
+
+
+@contextlib.contextmanager
+def _for_one_example(layer: keras.layers.Layer) -> Iterator[None]:
+    """Says what is wrong where own code takes no batch of one."""
+    try:
+        yield
+    except _OtherwiseError:
+        raise
+    except (ValueError, TypeError, tf.errors.OpError) as error:
+        raise _OtherwiseError(
+            f"Layer '{layer.name}' ({type(layer).__name__}) owns weights "
+            "beside other layers, and its own code does not run on one "
+            "example with what these gave for it. Keep the examples in the "
+            "first axis wherever it calls a layer, without merging other axes "
+            "into it. " + _way_out(layer)
+        ) from error
 
 
 def _may_add_losses(layer: keras.layers.Layer) -> bool:

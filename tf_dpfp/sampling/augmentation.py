@@ -56,6 +56,9 @@ def checked(augment: Any) -> Augment | None:
     layers = augment if isinstance(augment, (list, tuple)) else [augment]
     if layers and all(isinstance(layer, keras.Layer) for layer in layers):
         return _of_layers(list(layers))
+    if isinstance(augment, tf.types.experimental.PolymorphicFunction):
+        # Traced anew with secret seeds: its own traces hold those of before.
+        augment = getattr(augment, "python_function", augment)
     if callable(augment):
         return augment
     raise TypeError(

@@ -26,6 +26,8 @@ class WeightAveraging(keras.callbacks.Callback):
     same callback.
 
     Only trainable weights are averaged: no statistics, clip norms or ledger.
+    Averages begin anew with another model, other weights or other layers
+    frozen, and after a `fit` that broke off within an epoch.
 
     Beside `use_ema=True` of an optimizer and `keras.callbacks.SwapEMAWeights`,
     it warms up, can take the mean of the last epochs, needs no variables in
@@ -49,7 +51,7 @@ class WeightAveraging(keras.callbacks.Callback):
 
     Raises:
         ValueError: If an argument is out of its range; at the start of the
-            training, if the optimizer averages weights itself.
+            training, if the optimizer or another callback averages weights.
 
     Reference:
         - De et al., 2022, arXiv 2204.13650 (section 3.5).
@@ -72,6 +74,8 @@ class WeightAveraging(keras.callbacks.Callback):
             "start_epoch", start_epoch, least=0
         )
         self._averages: list[tf.Variable] = []
+        # The weights that they are of.
+        self._weights: list[keras.Variable] = []
         self._steps = 0
         # While the averages are in the model: the weights of the training.
         self._live: list[np.ndarray] | None = None
@@ -96,10 +100,19 @@ class WeightAveraging(keras.callbacks.Callback):
                 "use_ema=True"
             )
         if state_lib.is_private(self.model):
-            state_lib.state_of(self.model).averaging = self
+            state = state_lib.state_of(self.model)
+            if state.averaging not in (None, self):
+                raise ValueError(
+                    "Two WeightAveraging callbacks would take each other's "
+                    "averages for the weights of the training. Keep one of "
+                    f"them. Received: decay={state.averaging.decay} and "
+                    f"decay={self.decay}"
+                )
+            state.averaging = self
         self._of_test = False
-        if self._live is not None and not self._are_in_place():
-            # Other weights were loaded since.
+        if not self._are_in_place():
+            # Of another model or of other weights, or a training broke off and
+            # nobody knows: what they hold is not counted for this one.
             self.reset()
 
     def on_epoch_begin(self, epoch, logs=None):  # noqa: ARG002
@@ -112,6 +125,9 @@ class WeightAveraging(keras.callbacks.Callback):
         if self._restored is not None:
             self._restore(self._restored)
             self._restored = None
+        if not _are_same(self._weights, self.model.trainable_variables):
+            # Layers were frozen, or are trained again.
+            self.reset()
         if epoch >= self.start_epoch and not self._averages:
             self._start()
 
@@ -173,7 +189,8 @@ class WeightAveraging(keras.callbacks.Callback):
 
     def reset(self) -> None:
         """Forgets all averages; the model keeps the weights that it has."""
-        self._averages, self._steps, self._live = [], 0, None
+        self._averages, self._weights = [], []
+        self._steps, self._live = 0, None
 
     def get_state(self) -> dict[str, np.ndarray]:
         """Returns the averages, for a checkpoint of your own.
@@ -201,7 +218,7 @@ class WeightAveraging(keras.callbacks.Callback):
         self.reset()
         if not arrays:
             return
-        shapes = [tuple(v.shape) for v in self._weights]
+        shapes = [tuple(v.shape) for v in self.model.trainable_variables]
         if shapes != [array.shape for array in arrays]:
             raise ValueError(
                 "The averages do not fit the trainable weights of model "
@@ -211,13 +228,9 @@ class WeightAveraging(keras.callbacks.Callback):
         self._start(arrays)
         self._steps = int(state[_STEPS])
 
-    @property
-    def _weights(self) -> list[keras.Variable]:
-        return self.model.trainable_variables
-
     def _start(self, values: Sequence[np.ndarray] | None = None) -> None:
         """Makes the averages, of the weights as they are now."""
-        weights = self._weights
+        weights = self._weights = list(self.model.trainable_variables)
         if values is None:
             values = [keras.ops.convert_to_numpy(v) for v in weights]
         self._averages = [
@@ -250,6 +263,10 @@ class WeightAveraging(keras.callbacks.Callback):
         self._live = None
 
     def _are_in_place(self) -> bool:
+        """Tells if the model has these averages, of its own weights."""
+        own = {id(variable) for variable in self.model.variables}
+        if self._live is None or not own.issuperset(map(id, self._weights)):
+            return False
         return all(
             np.array_equal(
                 keras.ops.convert_to_numpy(weight),
@@ -259,3 +276,9 @@ class WeightAveraging(keras.callbacks.Callback):
                 self._weights, self._averages, strict=True
             )
         )
+
+
+def _are_same(
+    some: Sequence[keras.Variable], others: Sequence[keras.Variable]
+) -> bool:
+    return list(map(id, some)) == list(map(id, others))
