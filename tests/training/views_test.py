@@ -262,6 +262,23 @@ def test_every_way_of_fitting_gives_the_same(kwargs, fitted):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_the_number_of_views_may_change_from_fit_to_fit():
+    model = _model("dense", **NOISY)
+    kinds = []
+    for views in (VIEWS, 2, 1, VIEWS + 1):
+        model.fit(_batches(multiplicity=views, steps_per_epoch=1), verbose=0)
+        kinds.append(tf_dpfp.ledger(model)[-1].release)
+    users = {"users": np.arange(40) // 4, "max_examples_per_user": 3}
+    batches = _batches(multiplicity=1, steps_per_epoch=1, **users)
+    model.fit(batches, verbose=0)
+    kinds.append(tf_dpfp.ledger(model)[-1].release)
+    assert kinds == [
+        *(accounting.ViewSums(VIEWS), accounting.ViewSums(2)),
+        *(accounting.Sums(), accounting.ViewSums(VIEWS + 1)),
+        accounting.PersonSums(3),
+    ]
+
+
 def test_two_replicas_train_as_one():
     one, two = (common.private(n, tf_dpfp.DPSGD) for n in (1, 2))
     for model in (one, two):

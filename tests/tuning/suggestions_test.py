@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 
+import numpy as np
 import pytest
 
 import tf_dpfp
@@ -38,6 +39,15 @@ def test_the_numbers_are_the_accountants_and_keep_the_budget(found):
     spent = accounting.compute_epsilon([entry], DELTA)
     assert 0.999 * EPSILON < spent <= EPSILON
     assert found.learning_rate * found.l2_norm_clip == pytest.approx(2.0)
+    # Whole epochs round: more steps would spend more, and it says so.
+    batches = tf_dpfp.poisson_batches(
+        np.zeros(SIZE), expected_batch_size=found.batch_size
+    )
+    for said in (
+        f"epoch of its own choice has {len(batches)} steps",
+        f"give `poisson_batches` steps_per_epoch={found.steps}",
+    ):
+        assert said in _words(found)
 
 
 def test_it_is_the_smallest_batch_near_the_least_noise(found):

@@ -292,6 +292,7 @@ class Gradients(Mechanism):
             pipeline = replicas.pipeline_of(strategy, arguments["x"], pipeline)
         correlated.check(self, pipeline, strategy, arguments)
         self._take_sizes(pipeline)
+        self._trace_anew_for(pipeline)
         if replicas.deals(strategy):
             calibrate(self, pipeline, arguments)
             return dealt.fit(self, strategy, pipeline, arguments)
@@ -318,6 +319,16 @@ class Gradients(Mechanism):
             correlated.opened(self.optimizer, pipeline, arguments),
         ):
             return ordinary(*args, **kwargs)
+
+    def _trace_anew_for(self, pipeline: pipelines.Pipeline) -> None:
+        """Drops a training function for other numbers of rows to join.
+
+        TensorFlow would relax shapes that changed, and the number is one.
+        """
+        kind = self.kind(pipeline)
+        if kind != self.state.joined_for:
+            self.model.train_function = None
+        self.state.joined_for = kind
 
     def _take_sizes(self, pipeline: pipelines.Pipeline) -> None:
         if pipeline.expected_batch_size is not None:

@@ -50,6 +50,7 @@ class State:
         ordinary_inside: Those among them of models inside of it.
         averaging: Callback of this `fit` that averages the weights, if any.
         averages: State of averages that a backup brought, for it.
+        joined_for: Sums of persons or of views that the last `fit` was for.
     """
 
     def __init__(self) -> None:
@@ -71,6 +72,7 @@ class State:
         self.ordinary_inside = 0
         self.averaging: Any = None
         self.averages: Any = None
+        self.joined_for: Any = None
 
 
 def averaged(

@@ -46,6 +46,12 @@ _NOISE = (
     "sampling at rate {sampling_rate:.4g} within epsilon {epsilon:g} at delta "
     "{delta:g}, by this library's {accountant} accountant."
 )
+_STEPS = (
+    "For exactly {steps} steps, give `poisson_batches` steps_per_epoch={steps} "
+    "and `fit` one epoch; or stop by PrivacyBudget({epsilon:g}, {delta:g}). An "
+    "epoch of its own choice has {rounded} steps, a rounded number, and steps "
+    "beyond {steps} spend more than epsilon {epsilon:g}."
+)
 _RATE = (
     "Learning rate {learning_rate:g} of SGD without momentum, at clip norm "
     "{l2_norm_clip:g}: a step of length {length:g} if all clipped gradients "
@@ -231,6 +237,12 @@ def suggest(
             epsilon=epsilon,
             delta=delta,
             accountant=accountant.upper(),
+        ),
+        _STEPS.format(
+            steps=chosen.steps,
+            epsilon=epsilon,
+            delta=delta,
+            rounded=max(1, round(1.0 / rate)),
         ),
         _RATE.format(
             learning_rate=_STEP_LENGTH / clip_norm,
