@@ -210,6 +210,8 @@ def _audit_of_persons(**arguments):
 def test_a_person_with_eight_examples_moves_a_step_by_one_clip_norm(layers):
     report = _audit_of_persons(layers=layers)
     assert not report.refuted
+    said = "one person is added or removed, with all examples. Confidence"
+    assert report.unit == "person" and said in str(report)
     # Scores are likelihood ratios of a shift of one clip norm: x / s - 1 / 2s.
     apart = (
         report.scores[report.included].mean()

@@ -156,9 +156,7 @@ def _python(image):
 
 
 def _said_to_be_stateless(image):
-    found = tf.numpy_function(
-        lambda a: a, [image], tf.float32, stateful=False
-    )
+    found = tf.numpy_function(lambda a: a, [image], tf.float32, stateful=False)
     return tf.ensure_shape(found, (6, 6, 1))
 
 

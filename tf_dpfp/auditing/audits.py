@@ -18,9 +18,9 @@ from tf_dpfp.auditing import one_run
 
 # Decision of a canary's coin, in words.
 ADJACENCIES = {
-    "add_or_remove": "one example is added or removed",
-    "replace_one": "one example is replaced by another",
-    "zero_out": "one example is replaced by one that contributes nothing",
+    "add_or_remove": "one {unit} is added or removed",
+    "replace_one": "one {unit} is replaced by another",
+    "zero_out": "one {unit} is replaced by one that contributes nothing",
 }
 _METHODS = {
     "many_runs": "runs with and without one canary, Clopper-Pearson",
@@ -63,6 +63,8 @@ class AuditReport:
         points: An `AuditPoint` for each delta.
         scores: Score of each canary in each run.
         included: Booleans, `True` where the canary was included.
+        unit: `"example"`, or `"person"` for a person with all examples: what a
+            canary is.
     """
 
     method: str
@@ -71,6 +73,7 @@ class AuditReport:
     points: tuple[AuditPoint, ...]
     scores: np.ndarray
     included: np.ndarray
+    unit: str = "example"
 
     @property
     def lower_bound(self) -> float:
@@ -91,7 +94,7 @@ class AuditReport:
         lines = [
             f"Audit ({_METHODS[self.method]}): {len(self.scores)} scores, "
             f"{int(np.sum(self.included))} with the canary.",
-            f"Neighbours: {ADJACENCIES[self.adjacency]}. Confidence "
+            f"Neighbours: {_neighbours(self.adjacency, self.unit)}. Confidence "
             f"{100.0 * self.confidence:g} %"
             + (" for all rows together." if len(self.points) > 1 else "."),
         ]
@@ -104,6 +107,11 @@ class AuditReport:
                 "better attack may do better."
             )
         return "\n".join(lines)
+
+
+def _neighbours(adjacency: str, unit: str) -> str:
+    words = ADJACENCIES[adjacency].format(unit=unit)
+    return words + (", with all examples" if unit == "person" else "")
 
 
 def _in_words(point: AuditPoint) -> str:

@@ -6,6 +6,7 @@ clipping, noise, division and update run in `fit`, as in every training; only
 the model is built for the audit.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -125,7 +126,7 @@ def dirac_audit(
         optimizer.noise_multiplier,
         steps,
     )
-    return audits.audit_scores(
+    report = audits.audit_scores(
         np.concatenate([score(values) for values in projections]),
         np.arange(2 * runs) < runs,
         method="many_runs",
@@ -134,6 +135,9 @@ def dirac_audit(
         adjacency="add_or_remove",
         confidence=confidence,
     )
+    if max_examples_per_user is None:
+        return report
+    return dataclasses.replace(report, unit="person")
 
 
 def _linear_loss(y_true, y_pred):
