@@ -55,7 +55,8 @@ ROWS: Mapping[str, Row] = {
         _IMAGES,
         (
             *("model=linear_scattering", "batch_size=8192", "epochs=60"),
-            *("momentum=0.9", "learning_rate=8"),
+            *("momentum=0.9", "learning_rate=12"),
+            "weight_averaging=0.98",
         ),
     ),
     "fashion_cnn": Row(
@@ -70,8 +71,8 @@ ROWS: Mapping[str, Row] = {
         _IMAGES,
         (
             *(_FASHION, "model=linear_scattering", "batch_size=8192"),
-            *("epochs=60", "momentum=0.9", "learning_rate=8"),
-            "epsilon=2.7",
+            *("epochs=60", "momentum=0.9", "learning_rate=12"),
+            *("weight_averaging=0.98", "epsilon=2.7"),
         ),
     ),
     "movies_head": Row(

@@ -80,7 +80,9 @@ def build(
     shape = input_shape
     if name in ON_SCATTERING:
         try:
-            features = tf_dpfp.Scattering2D().as_model(input_shape)
+            groups = ON_SCATTERING[name]
+            layer = tf_dpfp.Scattering2D(groups=groups)
+            features = layer.as_model(input_shape)
         except ValueError as error:
             raise ValueError(f"{error}. Use the model 'cnn'.") from error
         shape = features.output_shape[1:]
@@ -144,6 +146,7 @@ _CLASSIFIERS: dict[str, Callable[[], list[layers.Layer]]] = {
     "scattering": _on_scattering,
     "linear_scattering": _linear,
 }
-# Models on features that are computed once for each image.
-ON_SCATTERING = ("scattering", "linear_scattering")
+# Models on features that are computed once for each image, with the number of
+# groups of channels that these are normalised in.
+ON_SCATTERING = {"scattering": None, "linear_scattering": 27}
 NAMES = tuple(_CLASSIFIERS)

@@ -45,18 +45,20 @@ def _normalised(planes, epsilon):
     return (planes - planes.mean()) / np.sqrt(planes.var() + epsilon)
 
 
-def _oracle(image):
+def _oracle(image, groups):
     fine, coarse = _moduli(image, 0, 7), _moduli(image, 1, 13)
-    every = range(-4, 5)
     pieces = [
-        _normalised(_average([image], every)[:, 2::4, 2::4], 1e-4),
-        _normalised(_average(fine, every)[:, 2::4, 2::4], 4e-6),
-        _normalised(_average(coarse, every)[:, 2::4, 2::4], 6e-6),
+        (_average(planes, range(-4, 5))[:, 2::4, 2::4], epsilon)
+        for planes, epsilon in (([image], 1e-4), (fine, 4e-6), (coarse, 6e-6))
     ]
     for plane in fine:
         second = _moduli(plane, 1, 13)[:, 1::2, 1::2]
         averages = _average(second, range(-4, 5, 2))[:, 1::2, 1::2]
-        pieces.append(_normalised(averages, 4e-7))
+        pieces.append((averages, 4e-7))
+    if groups is not None:
+        together = np.concatenate([piece for piece, _ in pieces])
+        pieces = [(p, 1e-5) for p in np.split(together, groups)]
+    pieces = [_normalised(piece, epsilon) for piece, epsilon in pieces]
     return np.moveaxis(np.concatenate(pieces), 0, -1)
 
 
@@ -65,13 +67,15 @@ def images():
     return np.random.default_rng(0).uniform(0, 1, (3, 12, 12, 1))
 
 
-def test_features_are_those_of_the_definition(images):
-    expected = np.stack([_oracle(image[..., 0]) for image in images])
-    model = tf_dpfp.Scattering2D().as_model((12, 12, 1))
+@pytest.mark.parametrize("groups", [None, 27])
+def test_features_are_those_of_the_definition(images, groups):
+    expected = np.stack([_oracle(image[..., 0], groups) for image in images])
+    layer = tf_dpfp.Scattering2D(groups=groups)
+    model = layer.as_model((12, 12, 1))
     np.testing.assert_allclose(
         model.predict(images, verbose=0), expected, atol=1e-3
     )
-    found = tf_dpfp.Scattering2D().predict(images, batch_size=2)
+    found = layer.predict(images, batch_size=2)
     assert found.shape == (3, 3, 3, 81)
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
@@ -88,7 +92,9 @@ def test_colours_are_transformed_one_by_one(images):
     colours = np.concatenate(list(images), axis=-1)[None]
     found = tf_dpfp.Scattering2D()(colours).numpy()
     assert found.shape == (1, 3, 3, 243)
-    fine = np.stack([_oracle(image[..., 0])[..., 1:9] for image in images])
+    fine = np.stack(
+        [_oracle(image[..., 0], None)[..., 1:9] for image in images]
+    )
     for colour in range(3):
         first = 3 + 8 * colour
         np.testing.assert_allclose(
@@ -117,6 +123,13 @@ def test_the_whole_model_takes_images_and_loads_anywhere(tmp_path):
     np.testing.assert_allclose(
         whole.predict(images, verbose=0), expected, atol=1e-5
     )
+
+
+def test_groups_that_do_not_divide_the_channels_are_refused():
+    with pytest.raises(ValueError, match=r"81 channels.*groups=10"):
+        tf_dpfp.Scattering2D(groups=10).as_model((12, 12, 1))
+    with pytest.raises(ValueError, match="groups=0"):
+        tf_dpfp.Scattering2D(groups=0)
 
 
 def test_sides_that_are_not_divisible_by_four_are_refused():

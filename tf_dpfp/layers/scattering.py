@@ -20,15 +20,17 @@ _AVERAGED = 4
 # Keeps where nothing is, the margin of a digit say, from being blown up; of
 # the order of 1 % of a feature's usual deviation, squared.
 _EPSILONS = {"image": 1e-4, "fine": 4e-6, "coarse": 6e-6, "second": 4e-7}
+_EPSILON_OF_GROUPS = 1e-5
 
 
 @keras.saving.register_keras_serializable("tf_dpfp")
 class Scattering2D(keras.layers.Layer):
     """Transforms images to scattering features, without any weights.
 
-    The features of each kind and angle are brought to zero mean and unit
-    variance within the image, as the statistics of a data set would have to be
-    learned from it. Computes in float32 whatever the precision of the model.
+    The features of each kind and angle, or groups of channels, are brought to
+    zero mean and unit variance within the image, as the statistics of a data
+    set would have to be learned from it. Computes in float32 whatever the
+    precision of the model.
 
     Features of a training set are the same in every epoch: compute them once,
     and train on them.
@@ -42,6 +44,9 @@ class Scattering2D(keras.layers.Layer):
 
     Args:
         angles: Number of angles of the wavelets.
+        groups: Number of groups of consecutive channels that are normalised;
+            `None` normalises the features of each kind and angle. Of 27
+            groups, on 81 channels, a linear model learned more.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Input shape:
@@ -52,8 +57,9 @@ class Scattering2D(keras.layers.Layer):
         angles ** 2))`: 81 for each channel and 8 angles.
 
     Raises:
-        ValueError: If `angles` is not positive; when it is built, if height or
-            width is not known or not divisible by 4.
+        ValueError: If `angles` or `groups` is not positive; when it is built,
+            if height or width is not known or not divisible by 4, or the
+            channels are not divisible by `groups`.
 
     Reference:
         - Bruna and Mallat, 2013, "Invariant Scattering Convolution Networks",
@@ -62,9 +68,14 @@ class Scattering2D(keras.layers.Layer):
             Features (or Much More Data)", arXiv 2011.11660.
     """
 
-    def __init__(self, angles: int = 8, **kwargs) -> None:
+    def __init__(
+        self, angles: int = 8, groups: int | None = None, **kwargs
+    ) -> None:
         super().__init__(**kwargs)
         self.angles = arguments.positive_integer("angles", angles)
+        self.groups = groups
+        if groups is not None:
+            self.groups = arguments.positive_integer("groups", groups)
         self.autocast = False
 
     def build(self, input_shape) -> None:
@@ -75,12 +86,17 @@ class Scattering2D(keras.layers.Layer):
                 "by 4. Pad or resize them first. Received: images of "
                 f"{height} x {width}"
             )
+        channels = self.compute_output_shape(input_shape)[-1]
+        if self.groups is not None and channels % self.groups:
+            raise ValueError(
+                f"`groups` must divide the {channels} channels of the "
+                f"features. Received: groups={self.groups}"
+            )
 
     def call(self, inputs):
         images = ops.cast(inputs, "float32")
-        return ops.cast(
-            _features(images, self.angles, _Constants()), self.compute_dtype
-        )
+        features = _features(images, self.angles, self.groups, _Constants())
+        return ops.cast(features, self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         batch, height, width, channels = input_shape
@@ -124,11 +140,12 @@ class Scattering2D(keras.layers.Layer):
         """
         self.build((None, *input_shape))
         images = keras.Input(input_shape, dtype="float32")
-        outputs = _features(images, self.angles, _Layers())
+        outputs = _features(images, self.angles, self.groups, _Layers())
         return keras.Model(images, outputs, name="wavelets", trainable=False)
 
     def get_config(self) -> dict:
-        return super().get_config() | {"angles": self.angles}
+        own = {"angles": self.angles, "groups": self.groups}
+        return super().get_config() | own
 
 
 class _Operations(Protocol):
@@ -207,7 +224,9 @@ def _constant(kernel: np.ndarray) -> Any:
     return ops.convert_to_tensor(kernel.astype(np.float32))
 
 
-def _features(images: Any, angles: int, do: _Operations) -> Any:
+def _features(
+    images: Any, angles: int, groups: int | None, do: _Operations
+) -> Any:
     """Computes the features of a batch of images."""
     channels = images.shape[-1]
     # One plane at a time: the angles of one plane are the channels of the
@@ -228,10 +247,15 @@ def _features(images: Any, angles: int, do: _Operations) -> Any:
         ),
     ]
     pieces = []
-    for kind, maps, groups, strides in kinds:
+    for kind, maps, of_kind, strides in kinds:
         averages = do.average(maps, _window(maps.shape[-1], strides), strides)
-        pieces.append(do.normalize(averages, groups, _EPSILONS[kind]))
-    return ops.concatenate(pieces, axis=-1)
+        if groups is None:
+            averages = do.normalize(averages, of_kind, _EPSILONS[kind])
+        pieces.append(averages)
+    features = ops.concatenate(pieces, axis=-1)
+    if groups is None:
+        return features
+    return do.normalize(features, groups, _EPSILON_OF_GROUPS)
 
 
 def _moduli(
