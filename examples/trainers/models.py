@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -80,8 +81,7 @@ def build(
     shape = input_shape
     if name in ON_SCATTERING:
         try:
-            groups = ON_SCATTERING[name]
-            layer = tf_dpfp.Scattering2D(groups=groups)
+            layer = tf_dpfp.Scattering2D(**ON_SCATTERING[name])
             features = layer.as_model(input_shape)
         except ValueError as error:
             raise ValueError(f"{error}. Use the model 'cnn'.") from error
@@ -146,7 +146,10 @@ _CLASSIFIERS: dict[str, Callable[[], list[layers.Layer]]] = {
     "scattering": _on_scattering,
     "linear_scattering": _linear,
 }
-# Models on features that are computed once for each image, with the number of
-# groups of channels that these are normalised in.
-ON_SCATTERING = {"scattering": None, "linear_scattering": 27}
+# Models on features that are computed once for each image, and arguments of
+# `Scattering2D`.
+ON_SCATTERING: dict[str, dict[str, Any]] = {
+    "scattering": {},
+    "linear_scattering": {"groups": 27, "square_roots": True},
+}
 NAMES = tuple(_CLASSIFIERS)

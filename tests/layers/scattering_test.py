@@ -45,7 +45,7 @@ def _normalised(planes, epsilon):
     return (planes - planes.mean()) / np.sqrt(planes.var() + epsilon)
 
 
-def _oracle(image, groups):
+def _oracle(image, groups=None, square_roots=False):
     fine, coarse = _moduli(image, 0, 7), _moduli(image, 1, 13)
     pieces = [
         (_average(planes, range(-4, 5))[:, 2::4, 2::4], epsilon)
@@ -55,9 +55,12 @@ def _oracle(image, groups):
         second = _moduli(plane, 1, 13)[:, 1::2, 1::2]
         averages = _average(second, range(-4, 5, 2))[:, 1::2, 1::2]
         pieces.append((averages, 4e-7))
+    if square_roots:
+        pieces = [(np.sqrt(piece + 1e-4), 1e-3) for piece, _ in pieces]
     if groups is not None:
+        epsilon = 1e-3 if square_roots else 1e-5
         together = np.concatenate([piece for piece, _ in pieces])
-        pieces = [(p, 1e-5) for p in np.split(together, groups)]
+        pieces = [(p, epsilon) for p in np.split(together, groups)]
     pieces = [_normalised(piece, epsilon) for piece, epsilon in pieces]
     return np.moveaxis(np.concatenate(pieces), 0, -1)
 
@@ -67,10 +70,20 @@ def images():
     return np.random.default_rng(0).uniform(0, 1, (3, 12, 12, 1))
 
 
-@pytest.mark.parametrize("groups", [None, 27])
-def test_features_are_those_of_the_definition(images, groups):
-    expected = np.stack([_oracle(image[..., 0], groups) for image in images])
-    layer = tf_dpfp.Scattering2D(groups=groups)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"groups": 27},
+        {"square_roots": True},
+        {"groups": 27, "square_roots": True},
+    ],
+)
+def test_features_are_those_of_the_definition(images, arguments):
+    expected = np.stack(
+        [_oracle(image[..., 0], **arguments) for image in images]
+    )
+    layer = tf_dpfp.Scattering2D(**arguments)
     model = layer.as_model((12, 12, 1))
     np.testing.assert_allclose(
         model.predict(images, verbose=0), expected, atol=1e-3
@@ -92,9 +105,7 @@ def test_colours_are_transformed_one_by_one(images):
     colours = np.concatenate(list(images), axis=-1)[None]
     found = tf_dpfp.Scattering2D()(colours).numpy()
     assert found.shape == (1, 3, 3, 243)
-    fine = np.stack(
-        [_oracle(image[..., 0], None)[..., 1:9] for image in images]
-    )
+    fine = np.stack([_oracle(image[..., 0])[..., 1:9] for image in images])
     for colour in range(3):
         first = 3 + 8 * colour
         np.testing.assert_allclose(

@@ -6,7 +6,7 @@ the image. Nothing in it is learned, so it spends no privacy, and what is
 learned on top can be small.
 """
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import keras
 import numpy as np
@@ -21,6 +21,8 @@ _AVERAGED = 4
 # the order of 1 % of a feature's usual deviation, squared.
 _EPSILONS = {"image": 1e-4, "fine": 4e-6, "coarse": 6e-6, "second": 4e-7}
 _EPSILON_OF_GROUPS = 1e-5
+# Roots are of the order of 0.1 to 1.
+_EPSILON_OF_ROOTS, _LEAST_OF_ROOTS = 1e-3, 1e-4
 
 
 @keras.saving.register_keras_serializable("tf_dpfp")
@@ -47,6 +49,8 @@ class Scattering2D(keras.layers.Layer):
         groups: Number of groups of consecutive channels that are normalised;
             `None` normalises the features of each kind and angle. Of 27
             groups, on 81 channels, a linear model learned more.
+        square_roots: True takes the square roots of features before they are
+            normalised, so that a few large ones do not outweigh the rest.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Input shape:
@@ -69,13 +73,18 @@ class Scattering2D(keras.layers.Layer):
     """
 
     def __init__(
-        self, angles: int = 8, groups: int | None = None, **kwargs
+        self,
+        angles: int = 8,
+        groups: int | None = None,
+        square_roots: bool = False,
+        **kwargs,
     ) -> None:
         super().__init__(**kwargs)
         self.angles = arguments.positive_integer("angles", angles)
         self.groups = groups
         if groups is not None:
             self.groups = arguments.positive_integer("groups", groups)
+        self.square_roots = arguments.boolean("square_roots", square_roots)
         self.autocast = False
 
     def build(self, input_shape) -> None:
@@ -95,8 +104,27 @@ class Scattering2D(keras.layers.Layer):
 
     def call(self, inputs):
         images = ops.cast(inputs, "float32")
-        features = _features(images, self.angles, self.groups, _Constants())
+        features = self._features(images, _Constants())
         return ops.cast(features, self.compute_dtype)
+
+    def _features(self, images, do: "_Operations"):
+        """Computes the features of a batch of images."""
+        pieces = _averages(images, self.angles, do)
+        if self.square_roots:
+            pieces = [
+                piece._replace(
+                    maps=ops.sqrt(ops.relu(piece.maps) + _LEAST_OF_ROOTS),
+                    epsilon=_EPSILON_OF_ROOTS,
+                )
+                for piece in pieces
+            ]
+        if self.groups is None:
+            return ops.concatenate([do.normalize(*p) for p in pieces], axis=-1)
+        features = ops.concatenate([piece.maps for piece in pieces], axis=-1)
+        epsilon = _EPSILON_OF_GROUPS
+        if self.square_roots:
+            epsilon = _EPSILON_OF_ROOTS
+        return do.normalize(features, self.groups, epsilon)
 
     def compute_output_shape(self, input_shape):
         batch, height, width, channels = input_shape
@@ -140,12 +168,15 @@ class Scattering2D(keras.layers.Layer):
         """
         self.build((None, *input_shape))
         images = keras.Input(input_shape, dtype="float32")
-        outputs = _features(images, self.angles, self.groups, _Layers())
+        outputs = self._features(images, _Layers())
         return keras.Model(images, outputs, name="wavelets", trainable=False)
 
     def get_config(self) -> dict:
-        own = {"angles": self.angles, "groups": self.groups}
-        return super().get_config() | own
+        return super().get_config() | {
+            "angles": self.angles,
+            "groups": self.groups,
+            "square_roots": self.square_roots,
+        }
 
 
 class _Operations(Protocol):
@@ -224,10 +255,22 @@ def _constant(kernel: np.ndarray) -> Any:
     return ops.convert_to_tensor(kernel.astype(np.float32))
 
 
-def _features(
-    images: Any, angles: int, groups: int | None, do: _Operations
-) -> Any:
-    """Computes the features of a batch of images."""
+class _Piece(NamedTuple):
+    """Features of one kind, before they are normalised.
+
+    Attributes:
+        maps: The features, `(batch, height / 4, width / 4, channels)`.
+        groups: Number of angles and colours that are normalised apart.
+        epsilon: What is added to their variance.
+    """
+
+    maps: Any
+    groups: int
+    epsilon: float
+
+
+def _averages(images: Any, angles: int, do: _Operations) -> list[_Piece]:
+    """Computes local averages of moduli."""
     channels = images.shape[-1]
     # One plane at a time: the angles of one plane are the channels of the
     # next, and the batch dimension takes them in.
@@ -246,16 +289,14 @@ def _features(
             _AVERAGED // 2,
         ),
     ]
-    pieces = []
-    for kind, maps, of_kind, strides in kinds:
-        averages = do.average(maps, _window(maps.shape[-1], strides), strides)
-        if groups is None:
-            averages = do.normalize(averages, of_kind, _EPSILONS[kind])
-        pieces.append(averages)
-    features = ops.concatenate(pieces, axis=-1)
-    if groups is None:
-        return features
-    return do.normalize(features, groups, _EPSILON_OF_GROUPS)
+    return [
+        _Piece(
+            do.average(maps, _window(maps.shape[-1], strides), strides),
+            groups,
+            _EPSILONS[kind],
+        )
+        for kind, maps, groups, strides in kinds
+    ]
 
 
 def _moduli(
