@@ -218,7 +218,7 @@ class VariableSelection(layers.Layer):
 
 
 def test_gated_residual_and_variable_selection():
-    """It learns as usual unless it is clipped: norms differ 200-fold."""
+    """It learns as usual unless it is clipped: gradients are long."""
 
     def build():
         inputs = _inputs()
