@@ -46,7 +46,7 @@ def _run(batch, present, flat, contribution_clip):
         for i, v in zip(ids, values, strict=True)
     ]
     gradients.append(per_example.PerExampleTensor(tf.constant(dense)))
-    tables = clipping.SparseTables((0, 1), contribution_clip)
+    tables = clipping.SparseTables((0, 1), contribution_clip, ("a", "b"))
     found = clipping.clip_and_sum(
         gradients, _groups(flat), tf.constant(present), tables
     ).sums
@@ -148,10 +148,10 @@ def test_a_nasty_example_moves_counts_and_sums_by_their_bounds(
 def test_a_table_that_is_not_looked_up_alone_is_refused():
     gradient = per_example.PerExampleTensor(tf.ones([2, ROWS, WIDTH]))
     group = clipping.Group("all", (0,), 1.0, 1)
-    with pytest.raises(ValueError, match="used otherwise"):
+    with pytest.raises(ValueError, match="'items' is used otherwise"):
         clipping.clip_and_sum(
             [gradient],
             [group],
             tf.constant([True, True]),
-            clipping.SparseTables((0,), 1.0),
+            clipping.SparseTables((0,), 1.0, ("items",)),
         )

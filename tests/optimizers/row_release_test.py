@@ -117,6 +117,19 @@ def test_without_noise_every_row_with_a_contribution_passes():
     assert {9, 40, 17} <= set(found.indices.numpy())
 
 
+def test_numbers_of_no_row_name_none():
+    # As dense sums drop them: -1 for padding, in a rule of one's own.
+    total = clipping.RowSums(
+        tf.constant([-1, ROWS, 7, -ROWS], tf.int64),
+        tf.ones([4, WIDTH]),
+        tf.constant([1.0, 1.0, 1.0, 0.0], tf.float64),
+    )
+    for threshold, expected in ((39.0, [7]), (-40.0, range(ROWS))):
+        sparse = tf_dpfp.Sparse("items", threshold=threshold)
+        found = _release(1e-3, sparse).released(total, ROWS, 0.0, _keys(9))
+        np.testing.assert_array_equal(found.indices, list(expected))
+
+
 def test_no_two_draws_of_a_step_share_a_key():
     draws = release.Draws(tf.constant(77, tf.int64), 0, 1.0)
     variables = 5

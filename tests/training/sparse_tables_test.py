@@ -331,10 +331,58 @@ def test_names_of_no_table_are_refused():
         _moved(_model(_optimizer(tf_dpfp.Sparse("dense"))))
 
 
-class Tied(keras.Model):
-    def __init__(self):
+def test_two_layers_of_one_name_are_refused():
+    inputs = keras.Input((IDS,), dtype="int32")
+    inner = keras.Sequential(
+        [inputs, layers.Embedding(ROWS, WIDTH, name="items")]
+    )
+    outer = layers.Embedding(ROWS, WIDTH, name="items")(inputs)
+    model = keras.Model(inputs, layers.Add()([inner(inputs), outer]))
+    tf_dpfp.make_private(model)
+    model.compile(_optimizer(), loss="mse")
+    with pytest.raises(ValueError, match="a name of its own.*2 trainable"):
+        model.train_on_batch(X, np.zeros((COUNT, IDS, WIDTH), "float32"))
+
+
+def test_a_table_under_lora_is_refused():
+    model = _model(_optimizer())
+    model.get_layer("items").enable_lora(2)
+    model.compile(_optimizer(), loss="mse")
+    with pytest.raises(ValueError, match="LoRA.*Leave that out"):
+        model.train_on_batch(X, Y)
+
+
+class Scaled(layers.Embedding):
+    def call(self, inputs):
+        return 2.0 * super().call(inputs)
+
+
+@pytest.mark.parametrize(
+    "wrap", [layers.TimeDistributed, tf_dpfp.PerExample, None]
+)
+def test_a_table_whose_lookups_are_not_seen_is_refused(wrap):
+    base = layers.Embedding if wrap else Scaled
+    table = base(ROWS, WIDTH, name="items")
+    model = keras.Sequential(
+        [
+            keras.Input((IDS, 1), dtype="int32"),
+            wrap(table) if wrap else table,
+            layers.Flatten(),
+            layers.Dense(1),
+        ]
+    )
+    tf_dpfp.make_private(model)
+    model.compile(_optimizer(), loss="mse")
+    with pytest.raises(ValueError, match="'items'.*call the Embedding itself"):
+        model.train_on_batch(X[:, :, None], Y)
+
+
+class Reversing(keras.Model):
+    def __init__(self, tie_weights):
         super().__init__()
-        self.table = layers.ReversibleEmbedding(ROWS, WIDTH, name="items")
+        self.table = layers.ReversibleEmbedding(
+            ROWS, WIDTH, tie_weights, name="items"
+        )
 
     def call(self, x):
         return self.table(self.table(x)[:, 0], reverse=True)
@@ -343,11 +391,21 @@ class Tied(keras.Model):
 @pytest.mark.skipif(
     not hasattr(layers, "ReversibleEmbedding"), reason="keras is too old"
 )
-def test_a_tied_table_is_refused():
-    model = Tied()
+def test_a_table_is_refused_if_it_is_tied():
+    moved = []
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    for sparse in (None, ALL):
+        keras.utils.set_random_seed(1)
+        model = Reversing(tie_weights=False)
+        model(X)
+        tf_dpfp.make_private(model)
+        model.compile(_optimizer(sparse), loss=loss)
+        moved.append(_moved(model, y=X[:, 0]))
+    for a, b in zip(*moved, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    model = Reversing(tie_weights=True)
     model(X)
     tf_dpfp.make_private(model)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(_optimizer(), loss=loss)
     with pytest.raises(ValueError, match="used otherwise"):
         model.train_on_batch(X, X[:, 0])

@@ -117,7 +117,7 @@ def clip_and_sum(
                 for index, gradient in members:
                     if tables is not None and index in tables.positions:
                         sparse[index] = contributions.ClippedTable(
-                            gradient, factors
+                            gradient, factors, tables.name_of(index)
                         )
                         continue
                     sums[index] = gradient.weighted_sum(factors)

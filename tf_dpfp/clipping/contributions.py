@@ -45,10 +45,16 @@ class SparseTables:
     Attributes:
         positions: Positions in the list of trainable variables.
         contribution_clip: The clip norm C_1 of contributions.
+        names: Names of their layers, for messages.
     """
 
     positions: tuple[int, ...]
     contribution_clip: float
+    names: tuple[str, ...]
+
+    def name_of(self, position: int) -> str:
+        """Returns the name of the layer of the table at a position."""
+        return self.names[self.positions.index(position)]
 
 
 class ClippedTable(NamedTuple):
@@ -57,10 +63,12 @@ class ClippedTable(NamedTuple):
     Attributes:
         gradient: The gradients.
         factors: The clip factor of each example, `(batch,)`.
+        name: Name of its layer.
     """
 
     gradient: per_example.PerExampleGradient
     factors: tf.Tensor
+    name: str
 
 
 def row_sums(
@@ -102,10 +110,12 @@ def _lookups(table: ClippedTable) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns each example's rows, none twice, with clipped gradients."""
     if not isinstance(table.gradient, per_example.EmbeddingRows):
         raise ValueError(
-            "A table of `sparse_tables` is used otherwise than to look up its "
-            "rows, so that every row has a gradient in every step: it is tied "
-            "to an output, say. Leave it out of `sparse_tables`, or give the "
-            "other use a weight of its own."
+            f"Table '{table.name}' is used otherwise than to look up its rows "
+            "by an Embedding, so that every row has a gradient in every step: "
+            "it is tied to an output, say, or its layer has a `call` of its "
+            "own or is inside of TimeDistributed or the like. Leave it out of "
+            "`sparse_tables`, or give the other use a weight of its own and "
+            "call the Embedding itself on the ids."
         )
     return table.gradient.clipped_rows(table.factors)
 

@@ -59,6 +59,8 @@ class RowRelease:
             counts = tf.where(total.contributions > 0.0, float("inf"), 0.0)
             counts = tf.cast(counts, tf.float64)
         kept = noise_lib.passes(counts, self.threshold, keys[1])
+        # Numbers of no row, as a rule of one's own may give, name none.
+        kept &= (total.rows >= 0) & (total.rows < num_rows)
         rows = tf.boolean_mask(total.rows, kept)
         others = noise_lib.passing_of(num_rows, self.threshold, keys[2])
         others = tf.raw_ops.ListDiff(x=others, y=total.rows).out

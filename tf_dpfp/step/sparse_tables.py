@@ -6,6 +6,7 @@ import keras
 
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import low_rank
+from tf_dpfp.keras_private import kernels
 from tf_dpfp.optimizers import Sparse
 
 
@@ -25,41 +26,49 @@ def find(
         The tables; `None` without the setting.
 
     Raises:
-        ValueError: If a name is not that of one trainable Embedding layer, the
-            table can't be sparse.
+        ValueError: If a name is not that of one trainable Embedding layer, or
+            its table can't be sparse.
     """
     if sparse is None:
         return None
-    tables = [
-        (position, each)
-        for position, each in enumerate(owned)
+    places = {id(each.variable): p for p, each in enumerate(owned)}
+    tables = {
+        id(each.layer): each.layer
+        for each in owned
         if isinstance(each.layer, keras.layers.Embedding)
-    ]
+        # LoRA trains others in its place.
+        and (
+            each.layer.lora_enabled
+            or id(kernels.table_of(each.layer)) in places
+        )
+    }
     positions = []
     for name in sparse.tables:
-        found = [(p, each) for p, each in tables if each.layer.name == name]
+        found = [layer for layer in tables.values() if layer.name == name]
         if len(found) != 1:
-            names = sorted({each.layer.name for _, each in tables})
+            names = sorted(layer.name for layer in tables.values())
             raise ValueError(
-                "`tables` must name Embedding layers of the model, each with "
-                f"one trainable weight, its table. Model '{model.name}' has "
-                f"{names}. Received: tables={list(sparse.tables)}, of which "
-                f"'{name}' has {len(found)} trainable tables"
+                "`tables` must name Embedding layers of the model, each of a "
+                "name of its own, with a trainable table. Model "
+                f"'{model.name}' has {names}. Received: "
+                f"tables={list(sparse.tables)}, of which '{name}' is the name "
+                f"of {len(found)} trainable tables"
             )
-        ((position, each),) = found
-        _check(each)
-        positions.append(position)
-    return clipping_lib.SparseTables(tuple(positions), sparse.contribution_clip)
+        _check(found[0])
+        positions.append(places[id(kernels.table_of(found[0]))])
+    return clipping_lib.SparseTables(
+        tuple(positions), sparse.contribution_clip, sparse.tables
+    )
 
 
-def _check(owned: clipping_lib.OwnedVariable) -> None:
+def _check(layer: keras.layers.Embedding) -> None:
     """Refuses a table of which every row moves in every step."""
-    variable, layer = owned.variable, owned.layer
+    variable = kernels.table_of(layer)
     reason = None
-    if low_rank.mark_of(variable) is not None:
-        reason = "is reparametrised, and what is released of it has no rows"
-    elif layer.lora_enabled:
+    if layer.lora_enabled:
         reason = "is trained by LoRA, one weight of which has no rows"
+    elif low_rank.mark_of(variable) is not None:
+        reason = "is reparametrised, and what is released of it has no rows"
     elif variable.regularizer is not None:
         reason = "has a regularizer, which moves every row in every step"
     elif variable.constraint is not None:
