@@ -64,6 +64,9 @@ def test_a_loop_that_gives_every_replica_the_same_batch_is_refused():
         with common.strategy(2).scope():
             model.optimizer.apply(clipped)
 
+    # Of a new model, whose ledger would wait for the other replica.
+    model = common.private(2, expected_batch_size=8)
+
     def step(x, y):
         model.optimizer.apply(tf_dpfp.loops.clipped_gradients(model, x, y))
 

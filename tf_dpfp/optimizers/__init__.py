@@ -11,6 +11,7 @@ from tf_dpfp.optimizers.classes import DPRMSprop
 from tf_dpfp.optimizers.classes import private_optimizer_class
 from tf_dpfp.optimizers.clipped_gradients import ClippedGradients
 from tf_dpfp.optimizers.clipped_gradients import NotPrivateError
+from tf_dpfp.optimizers.clipped_gradients import check_dealt
 from tf_dpfp.optimizers.joint_release import JointGradients
 from tf_dpfp.optimizers.private_optimizer import PrivateOptimizer
 from tf_dpfp.optimizers.restoring import marked_entries
@@ -30,6 +31,7 @@ __all__ = [
     "NotPrivateError",
     "PrivateOptimizer",
     "Sparse",
+    "check_dealt",
     "marked_entries",
     "private_optimizer_class",
 ]

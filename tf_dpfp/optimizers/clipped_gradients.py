@@ -156,12 +156,19 @@ def check_owner(gradients: ClippedGradients, optimizer: Any) -> None:
         )
 
 
-def check_dealt(grads: ClippedGradients) -> None:
-    """Refuses a batch that may be on several replicas, or on none."""
+def check_dealt(dealt: int) -> None:
+    """Refuses a batch that may be on several replicas, or on none.
+
+    Args:
+        dealt: Number of replicas that the batch was dealt to.
+
+    Raises:
+        NotPrivateError: If others step together here.
+    """
     count = replicas.count()
-    if grads.replicas == count:
+    if dealt == count:
         return
-    if grads.replicas == 1:
+    if dealt == 1:
         raise NotPrivateError(
             f"A step on {count} replicas needs a batch that was dealt to them, "
             "each example to one: the same batch on every replica would count "
@@ -169,7 +176,7 @@ def check_dealt(grads: ClippedGradients) -> None:
             "or tf_dpfp.loops.distributed_step in a custom loop."
         )
     raise NotPrivateError(
-        f"These clipped gradients are those of one of {grads.replicas} "
+        f"These clipped gradients are those of one of {dealt} "
         f"replicas, and {count} step together here. Apply them where they "
         "were made."
     )

@@ -286,7 +286,7 @@ class PrivateOptimizer(
         self.check_calibrated()
         self._batch_size.check_known()
         settings = self._settings
-        clipped_lib.check_dealt(clipped)
+        clipped_lib.check_dealt(clipped.replicas)
         joint_release.check_joint(settings.representations, clipped.joint)
         adaptation_lib.check_counts(clipped, settings.adaptive)
         clipped_lib.check_owner(clipped, self)

@@ -56,9 +56,12 @@ def clipped_gradients(
         it are private until then.
 
     Raises:
-        NotPrivateError: If the model or its optimizer is not private.
+        NotPrivateError: If the model or its optimizer is not private, or
+            several replicas step together here.
     """
     mechanism = mechanisms.gradients_of(model)
+    # Before replicas wait for each other, as they do in the ledger.
+    optimizers.check_dealt(1)
     mechanism.state.has_released = True
     batch = _batch(x, y, sample_weight, persons, views)
     return train_step.clipped_gradients(mechanism, batch)
