@@ -57,13 +57,14 @@ def find(
         _check(found[0])
         positions.append(places[id(kernels.table_of(found[0]))])
     return clipping_lib.SparseTables(
-        tuple(positions), sparse.contribution_clip, sparse.tables
+        tuple(positions), sparse.contribution_clip, tuple(sparse.tables)
     )
 
 
 def _check(layer: keras.layers.Embedding) -> None:
     """Refuses a table of which every row moves in every step."""
     variable = kernels.table_of(layer)
+    assert variable is not None  # Since the model is built.
     reason = None
     if layer.lora_enabled:
         reason = "is trained by LoRA, one weight of which has no rows"
