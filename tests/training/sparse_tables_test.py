@@ -257,6 +257,9 @@ OPTIMIZERS = {
     "weight_decay": lambda s: tf_dpfp.DPSGD(
         0.1, weight_decay=0.1, noise_multiplier=1, sparse_tables=s
     ),
+    "global_clipnorm": lambda s: tf_dpfp.DPLazyAdam(
+        0.1, global_clipnorm=1.0, noise_multiplier=1, sparse_tables=s
+    ),
     "use_ema": lambda s: tf_dpfp.DPSGD(
         0.1, use_ema=True, noise_multiplier=1, sparse_tables=s
     ),

@@ -174,12 +174,12 @@ def check_skips(optimizer: keras.optimizers.Optimizer, private: type) -> None:
             "once had one, at the cost of the whole table in every step. "
             f"{ways_out} Received: {name}(momentum={optimizer.momentum:g})"
         )
-    for argument in ("weight_decay", "use_ema"):
+    for argument in ("weight_decay", "use_ema", "global_clipnorm"):
         given = getattr(optimizer, argument)
         if given not in (None, False):
             raise ValueError(
-                f"`{argument}` moves or averages every row of a table in every "
-                "step, and `sparse_tables` leaves those without a gradient as "
-                "they are. Leave one of them out. Received: "
+                f"`{argument}` moves, averages or scales every row of a table "
+                "in every step, and `sparse_tables` leaves those without a "
+                "gradient as they are. Leave one of them out. Received: "
                 f"{name}({argument}={given})"
             )
