@@ -97,7 +97,7 @@ def main() -> None:
     ):
         found = seconds_of_views(augment)
         print(f"1024 views, {name}: {found:.3f} s", flush=True)
-    for convolution in (layers.Conv2D, tf_dpfp.WSConv2D):
+    for convolution in (layers.Conv2D, tf_dpfp.recipes.WSConv2D):
         found = seconds_of_step(convolution)
         print(f"Step with {convolution.__name__}: {found:.3f} s", flush=True)
 

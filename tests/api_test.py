@@ -14,10 +14,10 @@ from tf_dpfp import sampling
 FIRST_ROW = """
 BackupAndRestore Banded DPAdagrad DPAdam DPAdamW DPLazyAdam DPLion DPRMSprop
 DPRepresentationClip DPSGD Flat PerExample PerLayer PrivacyBudget
-PrivateEvaluation RGPDense Scattering2D Sparse WSConv2D WeightAveraging
-calibrate_noise_multiplier clip_norms compute_epsilon cyclic_poisson_batches
-evaluate_privately fix ledger make_private poisson_batches privacy_card
-privacy_statement private_optimizer_class reparametrize suggest validate
+PrivateEvaluation RGPDense Sparse calibrate_noise_multiplier clip_norms
+compute_epsilon cyclic_poisson_batches evaluate_privately fix ledger
+make_private poisson_batches privacy_card privacy_statement
+private_optimizer_class reparametrize validate
 """.split()
 
 SUBMODULES = {
@@ -51,6 +51,7 @@ SUBMODULES = {
         sampled_steps
     """,
     "low_rank": "RGPDense remove_carriers reparametrize",
+    "recipes": "Scattering2D WSConv2D WeightAveraging",
     "representations": """
         DebiasedCrossentropy RandomizedLabels calibrate_representation
         randomize_labels stratified_batches

@@ -9,6 +9,7 @@ is in submodules:
 * `tf_dpfp.gradient_rules`: per-example gradients of your own layers;
 * `tf_dpfp.loops`: custom training loops;
 * `tf_dpfp.distribute`: several devices and machines;
+* `tf_dpfp.recipes`: layers and averages for accuracy;
 * `tf_dpfp.tuning`: hyper-parameter search inside of the budget;
 * `tf_dpfp.accounting`: epsilon without a model;
 * `tf_dpfp.auditing`: attacks, and lower bounds on epsilon;
@@ -36,6 +37,7 @@ from tf_dpfp import errors
 from tf_dpfp import gradient_rules
 from tf_dpfp import loops
 from tf_dpfp import low_rank
+from tf_dpfp import recipes
 from tf_dpfp import renamed as _renamed
 from tf_dpfp import representations
 from tf_dpfp import tuning
@@ -47,8 +49,6 @@ from tf_dpfp.evaluation import PrivateEvaluation
 from tf_dpfp.evaluation import evaluate_privately
 from tf_dpfp.layers import DPRepresentationClip
 from tf_dpfp.layers import PerExample
-from tf_dpfp.layers import Scattering2D
-from tf_dpfp.layers import WSConv2D
 from tf_dpfp.low_rank import RGPDense
 from tf_dpfp.low_rank import reparametrize
 from tf_dpfp.optimizers import DPSGD
@@ -65,14 +65,12 @@ from tf_dpfp.sampling import cyclic_poisson_batches
 from tf_dpfp.sampling import poisson_batches
 from tf_dpfp.training import BackupAndRestore
 from tf_dpfp.training import PrivacyBudget
-from tf_dpfp.training import WeightAveraging
 from tf_dpfp.training import clip_norms
 from tf_dpfp.training import compute_epsilon
 from tf_dpfp.training import ledger
 from tf_dpfp.training import make_private
 from tf_dpfp.training import privacy_statement
 from tf_dpfp.training import validate
-from tf_dpfp.tuning import suggest
 from tf_dpfp.validation import fix
 from tf_dpfp.version import __version__
 
@@ -96,10 +94,7 @@ __all__ = [
     "PrivacyBudget",
     "PrivateEvaluation",
     "RGPDense",
-    "Scattering2D",
     "Sparse",
-    "WSConv2D",
-    "WeightAveraging",
     "calibrate_noise_multiplier",
     "clip_norms",
     "compute_epsilon",
@@ -113,7 +108,6 @@ __all__ = [
     "privacy_statement",
     "private_optimizer_class",
     "reparametrize",
-    "suggest",
     "validate",
 ]
 
@@ -127,6 +121,7 @@ _SUBMODULES = (
     "gradient_rules",
     "loops",
     "low_rank",
+    "recipes",
     "representations",
     "tuning",
 )

@@ -51,7 +51,9 @@ class Checkpoint:
         model.load_weights(self.path / _STATE)
 
     def restore_averages(
-        self, averaging: tf_dpfp.WeightAveraging, model: keras.Model | None
+        self,
+        averaging: tf_dpfp.recipes.WeightAveraging,
+        model: keras.Model | None,
     ) -> None:
         """Loads averages of the weights.
 
@@ -88,7 +90,7 @@ def save(
     folder: pathlib.Path,
     model: keras.Model,
     history: Sequence[Row],
-    averaging: tf_dpfp.WeightAveraging | None = None,
+    averaging: tf_dpfp.recipes.WeightAveraging | None = None,
 ) -> Checkpoint:
     """Saves a checkpoint and removes old ones.
 
@@ -133,7 +135,7 @@ class SaveEveryEpoch(keras.callbacks.Callback):
         self,
         folder: pathlib.Path,
         history: Sequence[Row] = (),
-        averaging: tf_dpfp.WeightAveraging | None = None,
+        averaging: tf_dpfp.recipes.WeightAveraging | None = None,
     ):
         super().__init__()
         self._folder = folder

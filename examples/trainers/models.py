@@ -81,7 +81,7 @@ def build(
     shape = input_shape
     if name in ON_SCATTERING:
         try:
-            layer = tf_dpfp.Scattering2D(**ON_SCATTERING[name])
+            layer = tf_dpfp.recipes.Scattering2D(**ON_SCATTERING[name])
             features = layer.as_model(input_shape)
         except ValueError as error:
             raise ValueError(f"{error}. Use the model 'cnn'.") from error
@@ -128,7 +128,7 @@ def _mlp() -> list[layers.Layer]:
 
 
 def _on_scattering() -> list[layers.Layer]:
-    """One convolution on top of the features of `tf_dpfp.Scattering2D`."""
+    """One convolution on top of the features of `Scattering2D`."""
     return [
         layers.Conv2D(32, 3, activation="tanh"),
         layers.MaxPooling2D(2, strides=1),

@@ -224,7 +224,7 @@ class Training:
     population: int
     test_data: datasets.Arrays
     resumed: checkpoints.Checkpoint | None
-    averaging: tf_dpfp.WeightAveraging | None
+    averaging: tf_dpfp.recipes.WeightAveraging | None
 
     @property
     def epochs_done(self) -> int:
@@ -298,7 +298,7 @@ def prepare(config: Config) -> Training:
         _write_settings(config)
     averaging = None
     if config.weight_averaging is not None:
-        averaging = tf_dpfp.WeightAveraging(config.weight_averaging)
+        averaging = tf_dpfp.recipes.WeightAveraging(config.weight_averaging)
         if resumed:
             is_done = resumed.epoch >= config.epochs
             resumed.restore_averages(averaging, model if is_done else None)

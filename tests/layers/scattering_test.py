@@ -83,7 +83,7 @@ def test_features_are_those_of_the_definition(images, arguments):
     expected = np.stack(
         [_oracle(image[..., 0], **arguments) for image in images]
     )
-    layer = tf_dpfp.Scattering2D(**arguments)
+    layer = tf_dpfp.recipes.Scattering2D(**arguments)
     model = layer.as_model((12, 12, 1))
     np.testing.assert_allclose(
         model.predict(images, verbose=0), expected, atol=1e-3
@@ -94,7 +94,7 @@ def test_features_are_those_of_the_definition(images, arguments):
 
 
 def test_nothing_is_learned_and_images_do_not_meet(images):
-    layer = tf_dpfp.Scattering2D()
+    layer = tf_dpfp.recipes.Scattering2D()
     together, alone = layer(images), layer(images[1:2])
     np.testing.assert_allclose(together[1:2], alone, atol=1e-4)
     assert layer.weights == []
@@ -103,7 +103,7 @@ def test_nothing_is_learned_and_images_do_not_meet(images):
 
 def test_colours_are_transformed_one_by_one(images):
     colours = np.concatenate(list(images), axis=-1)[None]
-    found = tf_dpfp.Scattering2D()(colours).numpy()
+    found = tf_dpfp.recipes.Scattering2D()(colours).numpy()
     assert found.shape == (1, 3, 3, 243)
     fine = np.stack([_oracle(image[..., 0])[..., 1:9] for image in images])
     for colour in range(3):
@@ -114,7 +114,7 @@ def test_colours_are_transformed_one_by_one(images):
 
 
 def test_a_blank_image_has_finite_features():
-    found = tf_dpfp.Scattering2D()(np.zeros((1, 12, 12, 1)))
+    found = tf_dpfp.recipes.Scattering2D()(np.zeros((1, 12, 12, 1)))
     assert np.all(np.isfinite(found))
 
 
@@ -138,16 +138,16 @@ def test_the_whole_model_takes_images_and_loads_anywhere(tmp_path):
 
 def test_groups_that_do_not_divide_the_channels_are_refused():
     with pytest.raises(ValueError, match=r"81 channels.*groups=10"):
-        tf_dpfp.Scattering2D(groups=10).as_model((12, 12, 1))
+        tf_dpfp.recipes.Scattering2D(groups=10).as_model((12, 12, 1))
     with pytest.raises(ValueError, match="groups=0"):
-        tf_dpfp.Scattering2D(groups=0)
+        tf_dpfp.recipes.Scattering2D(groups=0)
 
 
 def test_sides_that_are_not_divisible_by_four_are_refused():
     with pytest.raises(ValueError, match="divisible by 4.*12 x 30"):
-        tf_dpfp.Scattering2D()(np.zeros((1, 12, 30, 1)))
+        tf_dpfp.recipes.Scattering2D()(np.zeros((1, 12, 30, 1)))
     with pytest.raises(ValueError, match="angles=0"):
-        tf_dpfp.Scattering2D(angles=0)
+        tf_dpfp.recipes.Scattering2D(angles=0)
     with pytest.raises(ValueError, match="12 x 30.*Use the model 'cnn'"):
         models.build("scattering", (12, 30, 1), 10)
 
@@ -157,7 +157,7 @@ def test_a_model_with_the_layer_inside_trains_privately(policy, tmp_path):
     model = keras.Sequential(
         [
             keras.Input((12, 12, 1)),
-            tf_dpfp.Scattering2D(angles=2, dtype=policy),
+            tf_dpfp.recipes.Scattering2D(angles=2, dtype=policy),
             keras.layers.Flatten(),
             keras.layers.Dense(2, dtype="float32"),
         ]
@@ -181,6 +181,8 @@ def test_a_model_with_the_layer_inside_trains_privately(policy, tmp_path):
 
 
 def test_all_layers_made_trainable_train_no_wavelet():
-    model = keras.Sequential([keras.Input((8, 8, 1)), tf_dpfp.Scattering2D()])
+    model = keras.Sequential(
+        [keras.Input((8, 8, 1)), tf_dpfp.recipes.Scattering2D()]
+    )
     model.trainable = True
     assert model.trainable_weights == []

@@ -16,7 +16,7 @@ RNG = np.random.default_rng(0)
 def _layer(shape, policy="float32", **kwargs):
     keras.utils.set_random_seed(0)
     given = {"filters": 4, "kernel_size": 3, "dtype": policy} | kwargs
-    layer = tf_dpfp.WSConv2D(**given)
+    layer = tf_dpfp.recipes.WSConv2D(**given)
     inputs = tf.constant(RNG.normal(size=shape), layer.compute_dtype)
     layer(inputs)
     for variable in layer.trainable_variables:
@@ -48,7 +48,7 @@ def test_other_precisions(policy):
 
 
 def test_gradients_of_a_layer_that_is_called_twice():
-    shared = tf_dpfp.WSConv2D(2, 3, padding="same", activation="tanh")
+    shared = tf_dpfp.recipes.WSConv2D(2, 3, padding="same", activation="tanh")
     inputs = keras.Input((5, 5, 2))
     model = keras.Model(inputs, shared(shared(inputs)))
     oracle.check(model, tf.constant(RNG.normal(size=(3, 5, 5, 2)), tf.float32))
@@ -107,7 +107,7 @@ def test_it_trains_privately_and_comes_back_from_a_file(tmp_path):
     model = keras.Sequential(
         [
             keras.Input((8, 8, 1)),
-            tf_dpfp.WSConv2D(4, 3, use_bias=False),
+            tf_dpfp.recipes.WSConv2D(4, 3, use_bias=False),
             layers.GroupNormalization(2),
             layers.Flatten(),
             layers.Dense(3),
@@ -133,4 +133,4 @@ def test_it_trains_privately_and_comes_back_from_a_file(tmp_path):
 
 def test_an_epsilon_that_is_not_positive_is_refused():
     with pytest.raises(ValueError, match="epsilon=0"):
-        tf_dpfp.WSConv2D(2, 3, epsilon=0.0)
+        tf_dpfp.recipes.WSConv2D(2, 3, epsilon=0.0)

@@ -98,7 +98,10 @@ def _averaged(seen, decay, warm_up=True, first=0):
     ],
 )
 def test_averages_are_those_of_the_steps(settings, expected):
-    recorder, averaging = Recorder(), tf_dpfp.WeightAveraging(**settings)
+    recorder, averaging = (
+        Recorder(),
+        tf_dpfp.recipes.WeightAveraging(**settings),
+    )
     model, plain, other = _model(), _model(), Recorder()
     _fit(model, [recorder, averaging], 2, validation_data=(X, Y))
     average = _averaged(recorder.seen, **expected)
@@ -131,7 +134,7 @@ def test_evaluations_see_the_averages_wherever_they_stand():
         )
     )
     model = _model()
-    averaging = tf_dpfp.WeightAveraging(0.9, warm_up=False)
+    averaging = tf_dpfp.recipes.WeightAveraging(0.9, warm_up=False)
     callbacks = [recorder, private, averaging, after]
     history = _fit(model, callbacks, 2, validation_data=(X, Y)).history
     live = []
@@ -152,8 +155,8 @@ def test_evaluations_see_the_averages_wherever_they_stand():
 
 def test_the_next_fit_goes_on_from_the_weights_of_the_training():
     once, twice = _model(), _model()
-    averaging = tf_dpfp.WeightAveraging(0.6)
-    _fit(once, [tf_dpfp.WeightAveraging(0.6)], 2)
+    averaging = tf_dpfp.recipes.WeightAveraging(0.6)
+    _fit(once, [tf_dpfp.recipes.WeightAveraging(0.6)], 2)
     _fit(twice, [averaging])
     _fit(twice, [averaging])
     _assert_weights(twice.get_weights(), once.get_weights())
@@ -176,7 +179,7 @@ class Breaks(keras.callbacks.Callback):
 
 @pytest.mark.parametrize("same_model", [False, True])
 def test_nothing_of_a_training_that_broke_off_reaches_the_next(same_model):
-    averaging, first = tf_dpfp.WeightAveraging(0.6), _model()
+    averaging, first = tf_dpfp.recipes.WeightAveraging(0.6), _model()
     with pytest.raises(Stopped):
         _fit(first, [averaging, Breaks()])
     model = first if same_model else _model()
@@ -189,7 +192,7 @@ def test_nothing_of_a_training_that_broke_off_reaches_the_next(same_model):
 
 
 def test_a_copy_with_the_averages_begins_anew():
-    averaging, first = tf_dpfp.WeightAveraging(0.6), _model()
+    averaging, first = tf_dpfp.recipes.WeightAveraging(0.6), _model()
     _fit(first, [averaging])
     model, recorder = _model(), Recorder()
     model.set_weights(first.get_weights())
@@ -199,7 +202,7 @@ def test_a_copy_with_the_averages_begins_anew():
 
 
 def test_layers_frozen_in_between_keep_the_weights_of_the_training():
-    averaging, model = tf_dpfp.WeightAveraging(0.6), _model()
+    averaging, model = tf_dpfp.recipes.WeightAveraging(0.6), _model()
     _fit(model, [averaging])
     with averaging.live():
         live = model.get_weights()
@@ -216,12 +219,12 @@ def test_a_backup_brings_the_averages_back(tmp_path, is_last):
     def callbacks(*others):
         found = [
             tf_dpfp.BackupAndRestore(str(tmp_path / "backup")),
-            tf_dpfp.WeightAveraging(0.8),
+            tf_dpfp.recipes.WeightAveraging(0.8),
         ]
         return [*(found if is_last else found[::-1]), *others]
 
     whole, broken, resumed = (_model() for _ in range(3))
-    _fit(whole, [tf_dpfp.WeightAveraging(0.8)], 3)
+    _fit(whole, [tf_dpfp.recipes.WeightAveraging(0.8)], 3)
     with pytest.raises(Stopped):
         _fit(broken, callbacks(Recorder(stop_after=2)), 3)
     again = callbacks()
@@ -231,7 +234,7 @@ def test_a_backup_brings_the_averages_back(tmp_path, is_last):
 
 
 def test_steps_in_one_call_are_counted_one_by_one():
-    averaging, recorder = tf_dpfp.WeightAveraging(0.5), Recorder()
+    averaging, recorder = tf_dpfp.recipes.WeightAveraging(0.5), Recorder()
     _fit(_model(steps_per_execution=2), [recorder, averaging])
     assert averaging.steps == STEPS and len(recorder.seen) == STEPS // 2 + 1
 
@@ -244,23 +247,23 @@ def test_two_replicas_average_as_one():
             model,
             common.batches(3.5),
             epochs=1,
-            callbacks=[tf_dpfp.WeightAveraging(0.6)],
+            callbacks=[tf_dpfp.recipes.WeightAveraging(0.6)],
         )
         models.append(model)
     common.assert_equal_weights(*models)
 
 
 def test_state_goes_into_checkpoints_of_your_own():
-    first, model = tf_dpfp.WeightAveraging(0.6), _model()
+    first, model = tf_dpfp.recipes.WeightAveraging(0.6), _model()
     _fit(model, [first])
-    second, copy = tf_dpfp.WeightAveraging(0.6), _model()
+    second, copy = tf_dpfp.recipes.WeightAveraging(0.6), _model()
     with first.live():
         copy.set_weights(model.get_weights())
     second.set_state(first.get_state())
     recorder = Recorder()
     _fit(copy, [recorder, second])
     assert second.steps == 2 * STEPS
-    wrong = tf_dpfp.WeightAveraging(0.6)
+    wrong = tf_dpfp.recipes.WeightAveraging(0.6)
     wrong.set_state({"steps": np.int64(1), "0": np.zeros(3, np.float32)})
     with pytest.raises(ValueError, match="do not fit the trainable weights"):
         _fit(_model(), [wrong])
@@ -268,14 +271,20 @@ def test_state_goes_into_checkpoints_of_your_own():
 
 def test_refusals():
     with pytest.raises(ValueError, match="decay=1"):
-        tf_dpfp.WeightAveraging(1.0)
+        tf_dpfp.recipes.WeightAveraging(1.0)
     with pytest.raises(ValueError, match="start_epoch=-1"):
-        tf_dpfp.WeightAveraging(start_epoch=-1)
+        tf_dpfp.recipes.WeightAveraging(start_epoch=-1)
     model = _model()
     model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0, use_ema=True), "mse")
     with pytest.raises(ValueError, match="averages the weights itself"):
-        _fit(model, [tf_dpfp.WeightAveraging()])
+        _fit(model, [tf_dpfp.recipes.WeightAveraging()])
     model = _model()
     with pytest.raises(ValueError, match="Two WeightAveraging callbacks"):
-        _fit(model, [tf_dpfp.WeightAveraging(0.5), tf_dpfp.WeightAveraging()])
-    _fit(model, [tf_dpfp.WeightAveraging()])
+        _fit(
+            model,
+            [
+                tf_dpfp.recipes.WeightAveraging(0.5),
+                tf_dpfp.recipes.WeightAveraging(),
+            ],
+        )
+    _fit(model, [tf_dpfp.recipes.WeightAveraging()])

@@ -15,7 +15,7 @@ SIZE, EPSILON, DELTA, EPOCHS = 2000, 4.0, 1e-4, 60
 
 @pytest.fixture(scope="module")
 def found():
-    return tf_dpfp.suggest(
+    return tf_dpfp.tuning.suggest(
         SIZE, EPSILON, DELTA, epochs=EPOCHS, num_weights=10_000
     )
 
@@ -90,10 +90,10 @@ def test_reasons_have_the_numbers_and_their_sources(found):
 
 
 def test_bounds_of_steps_and_batches_are_told():
-    few = tf_dpfp.suggest(SIZE, EPSILON, DELTA, epochs=8)
+    few = tf_dpfp.tuning.suggest(SIZE, EPSILON, DELTA, epochs=8)
     assert few.steps >= 250 and few.batch_size < SIZE // 8
     assert "fewer than 250 steps" in _words(few)
-    small = tf_dpfp.suggest(
+    small = tf_dpfp.tuning.suggest(
         SIZE, EPSILON, DELTA, epochs=EPOCHS, largest_batch_size=48
     )
     assert small.batch_size <= 48 and len(small.considered) == 2
@@ -134,4 +134,4 @@ def test_tuning_keeps_the_noise_and_the_steps(found):
 def test_refusals(changed, message):
     given = {"num_examples": SIZE, "epsilon": EPSILON, "delta": DELTA}
     with pytest.raises(ValueError, match=message):
-        tf_dpfp.suggest(**(given | changed))
+        tf_dpfp.tuning.suggest(**(given | changed))

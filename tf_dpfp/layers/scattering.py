@@ -40,7 +40,7 @@ class Scattering2D(keras.layers.Layer):
     Example:
 
     ```python
-    features = tf_dpfp.Scattering2D()
+    features = tf_dpfp.recipes.Scattering2D()
     model.fit(tf_dpfp.poisson_batches(features.predict(x), y, ...))
     ```
 

@@ -40,7 +40,7 @@ class WSConv2D(keras.layers.Conv2D):
     Example:
 
     ```python
-    x = tf_dpfp.WSConv2D(32, 3, padding="same", use_bias=False)(x)
+    x = tf_dpfp.recipes.WSConv2D(32, 3, padding="same", use_bias=False)(x)
     x = keras.layers.GroupNormalization(8)(x)
     ```
 

@@ -37,7 +37,7 @@ class WeightAveraging(keras.callbacks.Callback):
 
     ```python
     model.fit(batches, epochs=10, validation_data=(x, y),
-              callbacks=[tf_dpfp.WeightAveraging(0.999)])
+              callbacks=[tf_dpfp.recipes.WeightAveraging(0.999)])
     ```
 
     Args:

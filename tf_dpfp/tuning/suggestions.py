@@ -170,7 +170,7 @@ def suggest(
 
     Example:
 
-    >>> found = tf_dpfp.suggest(60_000, epsilon=3.0, delta=1e-5, epochs=40)
+    >>> found = suggest(60_000, epsilon=3.0, delta=1e-5, epochs=40)
     >>> found.batch_size, found.steps, round(found.noise_multiplier, 2)
     (4096, 586, 2.63)
 
