@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_dpfp.independence import findings
+from tf_dpfp.independence import preconditions
 from tf_dpfp.independence import registry
+from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence.registry import Walk
 from tf_dpfp.independence.values import Kind
 from tf_dpfp.independence.values import Value
@@ -55,10 +57,9 @@ def if_else(
     """Joins two branches."""
     names = [op.get_attr(b).name for b in ("then_branch", "else_branch")]
     condition, *arguments = values
-    number = condition.numbers[0] if condition.numbers else None
-    if number is not None and not number.is_number:
-        number = None
-    taken = None if number is None else 1 - min(1, abs(int(number)))
+    check_scalar(condition)
+    number = _known_number(condition)
+    taken = None if number is None else 1 - min(1, abs(number))
     return _branches(op, condition, arguments, names, taken, walk)
 
 
@@ -73,13 +74,37 @@ def case(op: tf.Operation, values: Sequence[Value], walk: Walk) -> list[Value]:
     """Joins several branches."""
     names = [branch.name for branch in op.get_attr("branches")]
     index, *arguments = values
-    number = index.numbers[0] if index.numbers else None
-    taken = None
-    if number is not None and number.is_number:
-        taken = int(number)
-        if not 0 <= taken < len(names):
-            taken = len(names) - 1
+    taken = _known_number(index)
+    if taken is not None and not 0 <= taken < len(names):
+        taken = len(names) - 1
     return _branches(op, index, arguments, names, taken, walk)
+
+
+def check_scalar(condition: Value) -> None:
+    """Refuses to decide by whether there are as many elements as examples.
+
+    A condition that is not one number is true if it has elements.
+
+    Args:
+        condition: What is known of a condition.
+
+    Raises:
+        Refusal: If the batch size may be a size of it.
+    """
+    sizes = condition.sizes
+    if not condition.is_free or sizes == ():
+        return
+    unsure = sizes is None and condition.kind is Kind.UNIFORM
+    if unsure or sizes_lib.hang_on_batch(sizes or ()):
+        raise findings.Refusal(DECIDES, findings.RULE_OUT)
+
+
+def _known_number(condition: Value) -> int | None:
+    """Returns the number that decides, if it is known."""
+    if condition.sizes != () or not condition.numbers:
+        return None
+    number = condition.numbers[0]
+    return int(number) if number is not None and number.is_number else None
 
 
 def _branches(
@@ -124,7 +149,7 @@ def _chosen_by_one(
     for found in results:
         for value in found:
             plain = value.kind is Kind.SINGLE or (
-                value.is_free and not value.hangs_on_batch
+                value.is_free and not preconditions.holds_batch_size(value)
             )
             # A branch that is not taken hands its gradient an empty holder.
             if not plain and not _holds_nothing(value):

@@ -158,8 +158,20 @@ def add_all(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         found = values[0]
         for value in values[1:]:
             found = walk.join(op, found, value)
-        return found
+        return _sum_of_lists(found)
     return _broadcast(op, values, walk)
+
+
+def _sum_of_lists(value: Value) -> Value:
+    """Forgets which numbers the items are."""
+    if value.item is None:
+        return value
+    if value.item.numbers_examples:
+        raise findings.Refusal(
+            "It computes with the number of the row.", findings.ROW_NUMBER
+        )
+    item = dataclasses.replace(value.item, numbers=None, ranges=None)
+    return dataclasses.replace(value, item=item)
 
 
 @registry.rule(*_SAME, takes_numbers=True, takes_lists=True, takes_single=True)

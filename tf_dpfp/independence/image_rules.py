@@ -153,6 +153,12 @@ def in_front(values: Sequence[Value]) -> Layout | None:
                 "batch.",
                 findings.ROW_NUMBER,
             )
+        if sizes_lib.hang_on_batch(value.shape[1:]):
+            raise findings.Refusal(
+                "The batch size is the size of another axis than that of the "
+                "examples.",
+                findings.BATCH_SIZE,
+            )
     return found[0]
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from tf_dpfp.independence import findings
+from tf_dpfp.independence import preconditions
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import values as values_lib
 from tf_dpfp.independence.sizes import Sizes
@@ -113,7 +114,7 @@ def _join_examples(
 def _join_single(a: Value, b: Value) -> Value:
     for value in (a, b):
         if value.kind is not Kind.SINGLE and (
-            not value.is_free or value.hangs_on_batch
+            not value.is_free or preconditions.holds_batch_size(value)
         ):
             raise findings.Refusal("One example meets the whole batch.")
     sizes = a.sizes if a.sizes == b.sizes else None

@@ -30,11 +30,15 @@ def _wider(column: Sequence[MaybeSize]) -> MaybeSize:
     for size in column:
         if found == 1:
             found = size
-        elif size is None or size == 1 or size == found:
+        elif size == 1 or size == found:
             continue
-        elif found is None:
-            # One of both is 1, or they are equal: the known one is the result.
-            found = size
+        elif size is None or found is None:
+            known = found if size is None else size
+            if sizes_lib.hang_on_batch([known]):
+                # It is 1 for one batch size, and then not the result.
+                return None
+            # One of both is 1, or they are equal: the known one is it.
+            found = known
         elif found.hangs_on_batch or size.hangs_on_batch:
             raise findings.Refusal(
                 f"An axis of size {size} meets one of size {found}."

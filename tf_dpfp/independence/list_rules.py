@@ -10,7 +10,9 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_dpfp.independence import findings
+from tf_dpfp.independence import preconditions
 from tf_dpfp.independence import registry
+from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import values as values_lib
 from tf_dpfp.independence.registry import Walk
 from tf_dpfp.independence.sizes import MaybeSize
@@ -99,6 +101,8 @@ def length(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         raise findings.Refusal(
             "It reads a list that is not known.", is_definite=False
         )
+    if items.length is None:
+        return values_lib.free((), None, items.on_batch_size)
     return values_lib.free((), (items.length,), items.on_batch_size)
 
 
@@ -109,16 +113,35 @@ def set_item(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     _check_place(place)
     local = items.name == _OF_ONE_ROUND
     if (value.kind is not Kind.SINGLE or local) and not items.by_item:
-        return _with_item(op, items, value, walk)
+        found = _with_item(op, items, _or_zero(value), walk)
+        if not op.get_attr("resize_if_index_out_of_bounds"):
+            return found
+        _check_length(items)
+        return dataclasses.replace(found, length=None)
     if not place.counts_examples or items.length != walk.batch:
         raise findings.Refusal("It puts one example at another one's place.")
     if not items.by_item and items.item is not None:
         raise findings.Refusal("It mixes examples in a list.")
     if value.kind is not Kind.SINGLE and (
-        not value.is_free or value.hangs_on_batch
+        not value.is_free or preconditions.holds_batch_size(value)
     ):
         raise findings.Refusal("One example meets the whole batch.")
     return _list(Value(Kind.SINGLE, value.sizes), items.length, True)
+
+
+def _or_zero(value: Value) -> Value:
+    """Describes items of a list in which some may never be set."""
+    return dataclasses.replace(value, numbers=None, ranges=None)
+
+
+def _check_length(items: Value) -> None:
+    """Refuses to change how long a list is whose length is the batch's."""
+    if items.on_batch_size or sizes_lib.hang_on_batch([items.length]):
+        raise findings.Refusal(
+            "It adds items to a list with one item for each example, or takes "
+            "some off.",
+            findings.BATCH_SIZE,
+        )
 
 
 def _with_item(
@@ -136,6 +159,7 @@ def push(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     local = items.name == _OF_ONE_ROUND
     if items.by_item or (value.kind is Kind.SINGLE and not local):
         raise findings.Refusal("It puts one example at another one's place.")
+    _check_length(items)
     found = _with_item(op, items, value, walk)
     return dataclasses.replace(found, length=None)
 
@@ -148,6 +172,7 @@ def pop(op: tf.Operation, values: Sequence[Value], walk: Walk) -> list[Value]:
     items = values[0]
     if items.by_item:
         raise findings.Refusal(_TAKES_OUT)
+    _check_length(items)
     item = _item(items, op.outputs[1], walk)
     return [dataclasses.replace(items, length=None), item]
 
@@ -184,7 +209,8 @@ def stack(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     _check_place(*values[1:-1])
     output = op.outputs[0]
     static = walk.static(output)
-    count = items.length if op.type == "TensorListStack" else None
+    gathers = op.type == "TensorListGather"
+    count = values[1].shape[0] if gathers else items.length
     if count is None and static is not None:
         count = static[0]
     if items.on_batch_size:
@@ -276,9 +302,10 @@ def scatter(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     _check_place(places)
     if value.is_examples and value.example_layout.axis == 0:
         raise findings.Refusal(_TAKES_OUT)
-    if places.hangs_on_batch:
+    decides = [places] if existing else [places, *values[3:]]
+    if any(v.hangs_on_batch for v in decides):
         raise findings.Refusal("The length of a list hangs on the batch size.")
-    item = _part(value)
+    item = _or_zero(_part(value))
     if not existing:
         return _list(item, name=_name(walk))
     items = values[0]
@@ -313,7 +340,11 @@ def resize(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         raise findings.Refusal("The data decide the length of a list.")
     if items.by_item:
         raise findings.Refusal(_TAKES_OUT)
-    return _list(items.item, hangs=count.hangs_on_batch, name=items.name)
+    item = None
+    if items.item is not None:
+        _check_length(items)
+        item = _or_zero(items.item)
+    return _list(item, hangs=count.hangs_on_batch, name=items.name)
 
 
 @registry.rule("OptionalNone", takes_lists=True, takes_single=True)

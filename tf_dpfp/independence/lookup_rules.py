@@ -29,6 +29,10 @@ from tf_dpfp.independence.values import Range
 from tf_dpfp.independence.values import Value
 
 OTHERS = "It looks up other examples by their place in the batch."
+BEYOND = (
+    "It looks up an index that is out of range for some batch sizes, and then "
+    "finds zero."
+)
 OUT_OF_RANGE = (
     "It looks up positions of an example by an index that may be out of range, "
     "and then lands in another example."
@@ -79,7 +83,8 @@ def gather(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         return _gather_in_table(table, index, axis, fronts, sizes)
     hangs = table.hangs_on_batch or index.hangs_on_batch
     if table.kind is Kind.UNIFORM:
-        return values_lib.uniform(sizes, hangs)
+        misses = may_miss(index, table.shape[axis])
+        return values_lib.uniform(sizes, hangs or misses)
     ranges = None if table.hangs_on_batch else table.ranges
     one = None if ranges is None or len(ranges) > 1 else ranges
     return values_lib.free(sizes, None, hangs, one)
@@ -112,6 +117,10 @@ def _gather_by_example(
         raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
     (bounds,) = index.ranges
     if table.kind is Kind.UNIFORM:
+        step, size = bounds.step, table.shape[axis]
+        fits = size is not None and size.divided_by(step) == sizes_lib.BATCH
+        if not fits or not bounds.within(step):
+            raise findings.Refusal(OUT_OF_RANGE, findings.IN_RANGE)
         return values_lib.uniform(sizes, table.hangs_on_batch)
     own, at = table.layout, index.example_layout
     if not table.is_examples or own is None or own.axis != axis:
@@ -156,6 +165,20 @@ def _gather_in_examples(
     return values_lib.examples(sizes, own)
 
 
+def may_miss(index: Value, size: MaybeSize) -> bool:
+    """Tells if the batch size decides whether a lookup finds a number.
+
+    Kernels return zeros for an index that is out of range, or stop.
+
+    Args:
+        index: What is known of the indices.
+        size: Size of the axis along which they are looked up.
+    """
+    if not sizes_lib.hang_on_batch([size]):
+        return False
+    return not bounds_lib.of(index, tf.int64).within(size)
+
+
 def _check_in_range(index: Value, size: MaybeSize) -> None:
     bounds = bounds_lib.of(index, tf.int64)
     if not bounds.within(size):
@@ -167,6 +190,8 @@ def _gather_in_table(
 ) -> Value:
     """Looks up examples' indices in numbers that are free of data."""
     at = index.example_layout
+    if may_miss(index, table.shape[axis]):
+        raise findings.Refusal(BEYOND, findings.IN_RANGE)
     if at.axis >= fronts:
         return values_lib.examples(sizes, at.at(axis + at.axis - fronts))
     if table.kind is not Kind.UNIFORM and table.shape[at.axis] != 1:
@@ -218,10 +243,16 @@ def gather_nd(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         )
     count = int(width)
     sizes = (*index.shape[:-1], *table.shape[count:])
-    if not table.is_examples and not index.is_examples:
-        hangs = table.hangs_on_batch or index.hangs_on_batch
-        return values_lib.free(sizes, None, hangs)
     columns = bounds_by_column(index, count)
+    misses = not table.is_examples and any(
+        sizes_lib.hang_on_batch([size]) and not bounds.within(size)
+        for bounds, size in zip(columns, table.shape[:count], strict=True)
+    )
+    if not table.is_examples and not index.is_examples:
+        hangs = table.hangs_on_batch or index.hangs_on_batch or misses
+        return values_lib.free(sizes, None, hangs)
+    if misses:
+        raise findings.Refusal(BEYOND, findings.IN_RANGE)
     if index.is_examples and index.example_layout.axis == index.rank - 1:
         raise findings.Refusal(OTHERS)
     if not table.is_examples:

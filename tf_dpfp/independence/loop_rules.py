@@ -12,9 +12,11 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_dpfp.independence import findings
+from tf_dpfp.independence import preconditions
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import values as values_lib
+from tf_dpfp.independence.control_flow_rules import check_scalar
 from tf_dpfp.independence.control_flow_rules import refined
 from tf_dpfp.independence.registry import Walk
 from tf_dpfp.independence.values import Kind
@@ -192,6 +194,7 @@ def _check_condition(loop: _Loop, goes_on: Value, walk: Walk) -> None:
         raise findings.Refusal(
             "It is a loop as long as the data say. " + goes_on.finding.reason
         )
+    check_scalar(goes_on)
     if goes_on.kind is Kind.SINGLE and not walk.has_effects(loop.op):
         return
     if loop.is_over_examples and goes_on.counts_examples:
@@ -208,7 +211,9 @@ def _check_nothing_carried(loop: _Loop, state: Sequence[Value]) -> None:
     for i, value in enumerate(state):
         if i in loop.fixed or i in loop.counters or value.is_free:
             continue
-        if value.kind is Kind.LIST and (value.by_item or value.item is None):
+        # A list without items may still grow in every round.
+        empty = value.item is None and value.length is not None
+        if value.kind is Kind.LIST and (value.by_item or empty):
             continue
         if value.kind is Kind.MIXED:
             continue
@@ -237,7 +242,7 @@ def _of_one(value: Value) -> Value:
     if value.kind is Kind.MIXED:
         return value
     if value.kind is not Kind.SINGLE and (
-        not value.is_free or value.hangs_on_batch
+        not value.is_free or preconditions.holds_batch_size(value)
     ):
         raise findings.Refusal("One example meets the whole batch.")
     return Value(Kind.SINGLE, value.sizes)

@@ -370,7 +370,8 @@ def _padded_rows(
 ) -> Value:
     """Pads data-free numbers: equal rows, if the batch is left alone."""
     if widths is not None and value.kind is Kind.UNIFORM:
-        sizes = _padded(value.shape, widths, 1)
+        sign = -1 if op.type == "MirrorPadGrad" else 1
+        sizes = _padded(value.shape, widths, sign)
         axes = [
             i for i, s in enumerate(sizes) if s is not None and s.hangs_on_batch
         ]

@@ -1,9 +1,11 @@
-"""What every rule asks of the values that it is given."""
+"""What every rule asks of the values that it is given, and of its results."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import registry
+from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence.values import Kind
 from tf_dpfp.independence.values import Value
 
@@ -44,6 +46,8 @@ def check(rule: registry.Rule, values: Sequence[Value]) -> bool:
             hangs = True
     # One axis of a number that is the same everywhere may meet the examples;
     # what comes of a second one would tell how many there are.
+    if per_example and not rule.takes_lists:
+        _check_known(values)
     if per_example and any(map(_repeats_batch, values)):
         raise findings.Refusal(
             "The batch size occurs in more than one axis of an operand.",
@@ -54,6 +58,72 @@ def check(rule: registry.Rule, values: Sequence[Value]) -> bool:
             "It computes with the batch size.", findings.BATCH_SIZE
         )
     return hangs
+
+
+def _check_known(values: Sequence[Value]) -> None:
+    """Refuses numbers that may be as many as examples along any axis."""
+    for value in values:
+        if value.kind is Kind.UNIFORM and value.sizes is None:
+            raise findings.Refusal(
+                "The sizes of an operand are not known.", is_definite=False
+            )
+
+
+def finish(
+    rule: registry.Rule,
+    values: Sequence[Value],
+    results: Sequence[Value],
+    hangs: bool,
+) -> list[Value]:
+    """Checks what must hold of all results.
+
+    A size that is not known must be free of the batch size. So where the batch
+    size goes in and an unknown size comes out, nothing is said of it.
+
+    Args:
+        rule: Rule of the operation.
+        values: What is known of the operation's inputs.
+        results: What the rule says of its outputs.
+        hangs: True if the results may hang on the batch size.
+
+    Returns:
+        The results, those that are free of data marked if they may hang on
+        the batch size.
+
+    Raises:
+        findings.Refusal: If a result of the batch size was taken for one of
+            examples.
+    """
+    if rule.takes_mixed:
+        return list(results)
+    if hangs and not rule.takes_batch_size:
+        if any(v.is_examples for v in results):
+            raise findings.Refusal(
+                "It computes with the batch size.", findings.BATCH_SIZE
+            )
+    counts = not rule.takes_lists and any(map(holds_batch_size, values))
+    return [_marked(v, hangs, counts) for v in results]
+
+
+def _marked(value: Value, hangs: bool, counts: bool) -> Value:
+    unsure = value.sizes is None or None in value.sizes
+    if value.is_free and (hangs or (counts and unsure)):
+        return dataclasses.replace(value, on_batch_size=True)
+    return value
+
+
+def holds_batch_size(value: Value) -> bool:
+    """Tells if the batch size may be read off a tensor or its shape.
+
+    Args:
+        value: What is known of the tensor.
+    """
+    if value.kind in (Kind.LIST, Kind.RESOURCE, Kind.SINGLE):
+        return value.hangs_on_batch
+    if value.on_batch_size or sizes_lib.hang_on_batch(value.sizes or ()):
+        return True
+    # Of unknown sizes, a number that is the same everywhere says nothing.
+    return value.sizes is None and value.kind is Kind.UNIFORM
 
 
 def _repeats_batch(value: Value) -> bool:

@@ -174,9 +174,7 @@ class Walk:
         hangs = preconditions.check(rule, values)
         found = rule.apply(op, values, self)
         results = found if isinstance(found, list) else [found]
-        if hangs:
-            results = [_hanging(v) for v in results]
-        return results
+        return preconditions.finish(rule, values, results, hangs)
 
     def _after_mixed(
         self, op: tf.Operation, values: Sequence[Value], finding: Finding
@@ -372,9 +370,3 @@ class Walk:
     def _note(self, finding: Finding | None) -> None:
         if finding is not None:
             self.findings[finding.category, finding.name] = finding
-
-
-def _hanging(value: Value) -> Value:
-    if value.is_free:
-        return dataclasses.replace(value, on_batch_size=True)
-    return value

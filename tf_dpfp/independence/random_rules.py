@@ -31,7 +31,7 @@ Empty RandomStandardNormal RandomUniform RandomUniformInt TruncatedNormal
 """.split()
 
 
-@registry.rule(*_SEEDED, *_STATEFUL, shapes=(0,))
+@registry.rule(*_SEEDED, *_STATEFUL, shapes=(0,), takes_batch_size=True)
 def random(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Draws a tensor of random numbers, all from one distribution."""
     target, *rest = values
@@ -53,12 +53,23 @@ def random(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     if op.type == "Empty":
         return values_lib.uniform(sizes)
     layout = rows_of(sizes, walk)
+    seeds = 0 if op.type in _STATEFUL else 3 if op.type.endswith("V2") else 1
+    if layout is not None:
+        _check_limits(rest[seeds:])
     # In a loop over examples, each of them draws other numbers.
     if layout is not None or (walk.counting and op.type in _STATEFUL):
         walk.note_random(op)
     if layout is None:
         return values_lib.free(sizes, None, any(v.hangs_on_batch for v in rest))
     return values_lib.examples(sizes, layout)
+
+
+def _check_limits(values: Sequence[Value]) -> None:
+    """Refuses a distribution that hangs on the batch size; seeds may."""
+    if any(v.hangs_on_batch for v in values):
+        raise findings.Refusal(
+            "It computes with the batch size.", findings.BATCH_SIZE
+        )
 
 
 def rows_of(sizes: Sizes, walk: Walk) -> Layout | None:
@@ -98,6 +109,7 @@ def key_and_counter(
     "StatelessRandomPoisson",
     "StatelessRandomBinomial",
     shapes=(0,),
+    takes_batch_size=True,
 )
 def random_with_parameters(
     op: tf.Operation, values: Sequence[Value], walk: Walk
@@ -119,6 +131,7 @@ def random_with_parameters(
         raise findings.Refusal("The examples are not along its first axis.")
     if layout is None:
         return values_lib.free(sizes, None, any(v.hangs_on_batch for v in rest))
+    _check_limits(rest)
     for value in rest:
         axis = -1 if value.sizes is None else value.rank - len(sizes)
         if value.is_examples and (

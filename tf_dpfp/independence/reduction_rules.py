@@ -55,11 +55,18 @@ def reduce(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     if number is not None:
         return values_lib.free(sizes, (number,), value.on_batch_size)
     over = [value.shape[a] for a in axes]
-    many = sizes_lib.hang_on_batch(over) and op.type not in _OF_EQUALS
+    many = sizes_lib.hang_on_batch(over) and (
+        op.type not in _OF_EQUALS or _may_be_none(over)
+    )
     hangs = value.hangs_on_batch or many
     if value.kind is Kind.UNIFORM:
         return values_lib.uniform(sizes, hangs)
     return values_lib.free(sizes, None, hangs, ranges)
+
+
+def _may_be_none(sizes: Sequence[MaybeSize]) -> bool:
+    """Tells if some batch size leaves nothing to reduce."""
+    return not all(s is not None and values_lib.at_least(s, ONE) for s in sizes)
 
 
 def _reduced_ranges(kind: str, value: Value) -> tuple[Range, ...] | None:
@@ -222,6 +229,7 @@ def along_last(
             raise findings.Refusal("The data decide how it works.")
         if value.example_layout.axis >= value.rank - count:
             raise findings.Refusal(OVER)
+    _check_aligned(values, positions)
     own = {
         v.example_layout.at(v.example_layout.axis - v.rank)
         for v in values
@@ -238,6 +246,29 @@ def along_last(
             )
     main = next(v for v in values if v.is_examples)
     return [_outer(op, main, output, count, walk) for output in op.outputs]
+
+
+def _check_aligned(values: Sequence[Value], positions: Sequence[int]) -> None:
+    """Checks that nothing but the examples' axis is as long as the batch."""
+    main = next((v for v in values if v.is_examples), None)
+    if main is None:
+        return
+    axis = main.example_layout.axis
+    for i, value in enumerate(values):
+        if i in positions and value.rank != main.rank:
+            raise findings.Refusal("Its operands have more or fewer axes.")
+        rest = [s for j, s in enumerate(value.shape) if j != axis]
+        if i not in positions:
+            rest = list(value.shape)
+        if sizes_lib.hang_on_batch(rest):
+            raise findings.Refusal(
+                "The batch size is the size of another axis than that of the "
+                "examples.",
+                findings.BATCH_SIZE,
+            )
+        own = value.shape[axis] if i in positions else None
+        if i in positions and own != main.shape[axis]:
+            raise findings.Refusal("Its operands hold the examples differently.")
 
 
 def _outer(
@@ -264,7 +295,7 @@ def _free_of_data(
         last = main.shape[-1]
         hangs = hangs or last is None or last.hangs_on_batch
         return [values_lib.uniform(main.sizes, hangs)]
-    hangs = hangs or sizes_lib.hang_on_batch(main.shape)
+    hangs = hangs or any(sizes_lib.hang_on_batch(v.shape) for v in values)
     if op.type in _SAME_SIZES:
         return [values_lib.free(main.shape, None, hangs)]
     return [values_lib.free(walk.static(o), None, hangs) for o in op.outputs]

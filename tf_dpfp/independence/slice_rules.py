@@ -225,7 +225,7 @@ def _sliced(
             if length is None and static is not None:
                 length = static[len(sizes)]
             if length is None and sizes_lib.hang_on_batch(
-                [size, part.begin, part.end]
+                [size, part.begin, part.end, part.stride]
             ):
                 raise findings.Refusal(BY_NUMBER)
             size = length

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_dpfp.independence import findings
+from tf_dpfp.independence import preconditions
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import state_rules
 from tf_dpfp.independence import values as values_lib
@@ -63,7 +64,7 @@ def of_one(
             continue
         if not value.is_free:
             raise findings.Refusal("One example meets the whole batch.")
-        if value.hangs_on_batch:
+        if preconditions.holds_batch_size(value):
             raise findings.Refusal(
                 "One example meets the number of its row, or of all rows.",
                 findings.ROW_NUMBER,

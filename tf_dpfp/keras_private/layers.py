@@ -21,6 +21,18 @@ def all_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return layer._flatten_layers(include_self=True, recursive=True)
 
 
+def has_unbuilt(layer: keras.layers.Layer) -> bool:
+    """Tells if a layer or a sublayer may still make weights when called.
+
+    A layer with a `build` and a `compute_output_shape` of its own counts as
+    built before its `call` ever ran.
+
+    Args:
+        layer: A layer or a model.
+    """
+    return not all(each.built for each in all_layers(layer))
+
+
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     """Returns the variables that a layer owns itself, without sublayers."""
     below = {id(v) for sub in sublayers(layer) for v in sub.variables}

@@ -25,6 +25,7 @@ from tf_dpfp.independence import gradients as gradient_trial
 from tf_dpfp.independence import inputs
 from tf_dpfp.independence import step_proof
 from tf_dpfp.independence.findings import Finding
+from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.keras_private import trainer as keras_trainer
 from tf_dpfp.mechanisms import building
 from tf_dpfp.mechanisms import clip_layers
@@ -189,7 +190,8 @@ class Gradients(Mechanism):
             ValueError: If the model can't be trained privately.
         """
         model, state = self.model, self.state
-        if not model.built:
+        late = state.tried_for is None and keras_layers.has_unbuilt(model)
+        if late or not model.built:
             inputs.build(model, x)
             if clip_layers.layers_of(model) != self.layers:
                 raise ValueError(
@@ -216,6 +218,7 @@ class Gradients(Mechanism):
         if state.tried_for != proved.settings(model):
             self.check_layers()
             self._try(plan, (x, y, sample_weight))
+            building.check_all_planned(model, plan)
             # Calls may set attributes of layers.
             state.tried_for = proved.settings(model)
         if not tf.executing_eagerly():

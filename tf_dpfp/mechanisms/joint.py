@@ -150,7 +150,7 @@ class Joint(Gradients):
         """Returns what is trained below the representations."""
         released = self.release()
         found = self.try_on(x)
-        building.build_optimizer(self.model, self.optimizer)
+        building.build_optimizer(self.model, self.optimizer, was_called=True)
         return step_lib.Below(released, found.positions)
 
     def check_draws(self, batches: Any, pipeline: pipelines.Pipeline) -> None:
