@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from benchmarks import random_operations
 from tf_dpfp import independence
 from tf_dpfp.independence import Dependence
 
@@ -38,6 +39,8 @@ class Pool:
     def __init__(self, draw: random.Random, tensors):
         self.draw = draw
         self.tensors = list(tensors)
+        self.batch = list(tensors)
+        self.lists: list[tf.Tensor] = []
 
     def any(self, dtype=tf.float32, rank=None, least=0):
         """Chooses a tensor, the latest ones more often."""
@@ -477,12 +480,62 @@ def _derivative(pool):
             try:
                 result = pool.draw.choice(SMOOTH)(inner)
                 inner.tensors.append(result)
-            except _FAILURES:
+            except FAILURES:
                 continue
     gradient = tape.gradient(result, source)
     if gradient is None:
         raise _Unlucky
     return tf.convert_to_tensor(gradient)
+
+
+def _uniform(pool):
+    """One number everywhere, with the batch size along any axis."""
+    maker = random_operations.Call(pool.draw, pool.batch, pool.lists)
+    return maker.uniform(pool.draw.choice([tf.float32, tf.int32]))
+
+
+def _operation(pool):
+    """One of the operations that have a rule, on whatever there is."""
+    names = random_operations.names()
+    for _ in range(6):
+        name = pool.draw.choice(names)
+        try:
+            found = random_operations.call(
+                pool.draw, [*pool.batch, *pool.tensors[-6:]], pool.lists, name
+            )
+        except FAILURES:
+            continue
+        pool.lists += [t for t in found if t.dtype == tf.variant]
+        found = [t for t in found if t.dtype != tf.variant]
+        if found:
+            return pool.draw.choice(found)
+    raise _Unlucky
+
+
+def _mapped_beside(pool):
+    """A loop over rows, each of which meets one number everywhere."""
+    t, beside = pool.any(least=2), _uniform(pool)
+    beside = tf.cast(beside, t.dtype)
+    kind = pool.draw.choice([tf.map_fn, tf.vectorized_map])
+    return kind(lambda r: r * tf.reduce_sum(tf.reshape(r, [-1])[0] * beside), t)
+
+
+def _counted(pool):
+    """Examples times what some tensor adds up to, or how large it is."""
+    t = pool.draw.choice(pool.tensors[len(pool.batch) :][-3:] or [None])
+    if t is None or t.dtype in (tf.string, tf.variant):
+        raise _Unlucky
+    if pool.draw.random() < 0.4:
+        t = tf.ones_like(t)
+    function = pool.draw.choice(
+        [tf.reduce_sum, tf.reduce_sum, tf.reduce_max, lambda a: tf.size(a)]
+    )
+    if t.dtype == tf.bool:
+        t = tf.cast(t, tf.float32)
+    number = function(t)
+    if number.dtype.is_complex:
+        number = tf.math.real(number)
+    return pool.batch[0] * tf.cast(number, tf.float32)
 
 
 SMOOTH: list[Callable] = [
@@ -497,9 +550,15 @@ EVERY: list[Callable] = [
     _over_time, _branch, _derivative,
     _derivative, _derivative, _gather, _gather_flat, _argmax,
 ]  # fmt: skip
-_FAILURES = (
-    _Unlucky, ValueError, TypeError, IndexError, LookupError,
-    NotImplementedError, tf.errors.OpError,
+# For graphs that try above all to count the examples.
+COUNTING: list[Callable] = [
+    _operation, _operation, _operation, _operation, _uniform, _counted,
+    _mapped_beside, _unary, _binary, _reduce, _transpose, _slice, _concat,
+    _product, _gather, _expand,
+]  # fmt: skip
+FAILURES = (
+    _Unlucky, random_operations.Unlucky, ValueError, TypeError, IndexError,
+    LookupError, NotImplementedError, tf.errors.OpError, AttributeError,
 )  # fmt: skip
 
 
@@ -533,13 +592,16 @@ def draw_graph(seed: int, steps: int = 8) -> Drawn | None:
     def traced(*batch):
         draw = random.Random(seed)
         pool = Pool(draw, batch)
+        counts = draw.random() < 0.6
         for _ in range(draw.randrange(2, steps + 1)):
             try:
-                result = draw.choice(EVERY)(pool)
-            except _FAILURES:
+                result = draw.choice(COUNTING if counts else EVERY)(pool)
+            except FAILURES:
                 continue
             if _is_small(result):
                 pool.tensors.append(result)
+        if counts:
+            pool.tensors.append(_counted(pool))
         result = _result(pool)
         graph = tf.compat.v1.get_default_graph()
         released = [independence.Released(result, "result", False)]
@@ -551,7 +613,7 @@ def draw_graph(seed: int, steps: int = 8) -> Drawn | None:
     function = tf.function(traced, autograph=False)
     try:
         concrete = function.get_concrete_function(*SPECS)
-    except _FAILURES:
+    except FAILURES:
         return None
     return Drawn(concrete, found["dependence"], found["operations"])
 

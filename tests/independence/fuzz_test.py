@@ -1,11 +1,14 @@
 """Random graphs: what is proved must hold when it is measured."""
 
+import random
+
 import hypothesis
 import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
 
 from benchmarks import random_graphs
+from benchmarks import random_operations
 from tf_dpfp.independence import Dependence
 
 
@@ -31,6 +34,30 @@ def test_both_verdicts_are_drawn():
     ]
     assert verdicts.count(Dependence.PER_EXAMPLE) >= 8
     assert verdicts.count(Dependence.UNPROVED) >= 8
+
+
+def test_every_operation_with_a_rule_is_drawn():
+    """Of random calls, some are such that TensorFlow takes them."""
+    missing = set(random_operations.names())
+
+    def traced(*batch):
+        lists = []
+        for seed in range(200):
+            for name in sorted(missing):
+                try:
+                    found = random_operations.call(
+                        random.Random(seed), batch, lists, name
+                    )
+                except random_graphs.FAILURES:
+                    continue
+                lists += [t for t in found if t.dtype == tf.variant]
+                missing.remove(name)
+        return batch[0]
+
+    tf.function(traced, autograph=False).get_concrete_function(
+        *random_graphs.SPECS
+    )
+    assert not missing
 
 
 @pytest.mark.parametrize(

@@ -30,12 +30,19 @@ def broadcast_gradient_axes(
     Two sizes are compared. Where one of them is not 1 for all batch sizes,
     they are equal, or the operation would have failed.
     """
-    del op, walk
+    del walk
     a, b = (v.numbers for v in values)
     if a is None or b is None:
         raise findings.Refusal(
             "The shapes of its operands are not known.", is_definite=False
         )
+    if sizes_lib.hang_on_batch((*a, *b)):
+        # Of a batch of one, it lists one more axis: to add up over it changes
+        # nothing, but the length of the list would tell.
+        if not all(_are_added_up(t) for t in op.outputs):
+            raise findings.Refusal(
+                "It tells a batch of one from others.", findings.BATCH_SIZE
+            )
     n = max(len(a), len(b))
     a = (ONE,) * (n - len(a)) + a
     b = (ONE,) * (n - len(b)) + b
@@ -55,6 +62,20 @@ def broadcast_gradient_axes(
         values_lib.free((Size.of(len(axes)),), axes)
         for axes in (over_a, over_b)
     ]
+
+
+def _are_added_up(axes: tf.Tensor) -> bool:
+    """Tells if all that happens to a list of axes is a sum over them."""
+    for op in axes.consumers():
+        if op.type == "Sum" and op.inputs[0] is not axes:
+            continue
+        # `tf.vectorized_map` moves axes by one.
+        if op.type not in _MOVES_AXES or not _are_added_up(op.outputs[0]):
+            return False
+    return True
+
+
+_MOVES_AXES = ("Add", "AddV2", "Cast", "GreaterEqual", "Identity")
 
 
 @registry.rule("BroadcastArgs", shapes=(0, 1))

@@ -268,7 +268,9 @@ def _check_aligned(values: Sequence[Value], positions: Sequence[int]) -> None:
             )
         own = value.shape[axis] if i in positions else None
         if i in positions and own != main.shape[axis]:
-            raise findings.Refusal("Its operands hold the examples differently.")
+            raise findings.Refusal(
+                "Its operands hold the examples differently."
+            )
 
 
 def _outer(
