@@ -29,8 +29,10 @@ _LOAD_BALANCING = "adds to the loss|whose first axis is not the batch"
 REFUSED = {
     "Gemma3nCausalLM": "outside the recorded calls",
     "Gemma4CausalLM": "outside the recorded calls",
+    "GptOssCausalLM": "[Nn]ot proved",
     "MixtralCausalLM": _LOAD_BALANCING,
     "Qwen3MoeCausalLM": _LOAD_BALANCING,
+    "Qwen3_5CausalLM": "Can not squeeze|[Nn]ot proved",
     "Qwen3_5MoeCausalLM": _LOAD_BALANCING,
     "QwenMoeCausalLM": _LOAD_BALANCING,
     "XLNetBackbone": "or on their number",
