@@ -199,11 +199,27 @@ def test_masked_head_beside_frozen_layers(frozen):
     oracle.check(model, ids, double=double, call=_of_each)
 
 
-def test_head_with_a_kernel_of_its_own_takes_the_generic_rule():
-    head = keras_hub.layers.MaskedLMHead(vocabulary_size=7)
-    head(tf.ones([2, 4, WIDTH]), mask_positions=tf.zeros([2, 1], tf.int32))
-    (unit,) = per_example.find_units(head)
-    assert isinstance(unit.rule, per_example.GenericRule)
+def test_head_with_a_kernel_of_its_own_is_exact():
+    def made(dtype):
+        head = keras_hub.layers.MaskedLMHead(vocabulary_size=7, dtype=dtype)
+        _of_own_kernel(head, tf.zeros([2, 4, WIDTH], dtype))
+        return head
+
+    head, double = made("float32"), made("float64")
+    rng = np.random.default_rng(2)
+    for mine, theirs in zip(head.variables, double.variables, strict=True):
+        mine.assign(0.4 * rng.normal(size=mine.shape))
+        theirs.assign(tf.cast(mine.value, tf.float64))
+    units = per_example.find_units(head)
+    (own,) = [u for u in units if u.layer is head]
+    assert {v.name for v in own.variables} == {"output_kernel", "output_bias"}
+    x = tf.constant(rng.normal(size=(3, 4, WIDTH)), tf.float32)
+    oracle.check(head, x, double=double, call=_of_own_kernel)
+
+
+def _of_own_kernel(head, x):
+    positions = tf.tile([[0, 2]], [tf.shape(x)[0], 1])
+    return head(x, mask_positions=positions)
 
 
 def test_rule_beside_units_answers_for_its_own_variables():
