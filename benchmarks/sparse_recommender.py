@@ -60,9 +60,11 @@ SETTINGS = (
     Settings(False, "DPAdam", 0.03),
     Settings(False, "DPAdagrad", 0.1),
     Settings(False, "DPAdagrad", 0.1, ("bias", "vector"), -1.0, 0.01),
+    Settings(False, "DPLazyAdam", 0.03, ("bias", "vector"), -1.0, 0.01),
     Settings(True, "DPAdam", 0.01),
     Settings(True, "DPAdagrad", 0.03),
     Settings(True, "DPAdagrad", 0.1, ("crossed",)),
+    Settings(True, "DPLazyAdam", 0.03, ("crossed",)),
 )
 
 
