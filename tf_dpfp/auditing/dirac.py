@@ -7,6 +7,7 @@ the model is built for the audit.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -110,17 +111,7 @@ def dirac_audit(
         for included in (True, False)
     ]
     if score is None:
-        deviation = optimizer.noise_multiplier * optimizer.l2_norm_clip
-
-        def score(values):
-            return releases_lib.likelihood_scores(
-                values,
-                optimizer.l2_norm_clip,
-                # Without noise any will do: the order is what counts.
-                deviation or 1.0,
-                sampling_rate,
-            )
-
+        score = _best_score(optimizer, sampling_rate)
     step = accounting.LedgerEntry(
         accounting.PoissonSampling(sampling_rate),
         optimizer.noise_multiplier,
@@ -138,6 +129,20 @@ def dirac_audit(
     if max_examples_per_user is None:
         return report
     return dataclasses.replace(report, unit="person")
+
+
+def _best_score(
+    optimizer: Any, sampling_rate: float
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the best score for the noise that an optimizer claims."""
+    deviation = optimizer.noise_multiplier * optimizer.l2_norm_clip
+    return functools.partial(
+        releases_lib.likelihood_scores,
+        signal=optimizer.l2_norm_clip,
+        # Without noise any will do: the order is what counts.
+        standard_deviation=deviation or 1.0,
+        sampling_rate=sampling_rate,
+    )
 
 
 def _linear_loss(y_true, y_pred):

@@ -231,19 +231,7 @@ def suggest(
             above=100 * (chosen.relative_noise / least - 1),
             limit=limit,
         ),
-        _NOISE.format(
-            noise_multiplier=noise,
-            sampling_rate=rate,
-            epsilon=epsilon,
-            delta=delta,
-            accountant=accountant.upper(),
-        ),
-        _STEPS.format(
-            steps=chosen.steps,
-            epsilon=epsilon,
-            delta=delta,
-            rounded=max(1, round(1.0 / rate)),
-        ),
+        *_of_noise(chosen.steps, rate, noise, epsilon, delta, accountant),
         _RATE.format(
             learning_rate=_STEP_LENGTH / clip_norm,
             l2_norm_clip=clip_norm,
@@ -262,6 +250,32 @@ def suggest(
         considered,
         tuple(reasons),
     )
+
+
+def _of_noise(
+    steps: int,
+    rate: float,
+    noise: float,
+    epsilon: float,
+    delta: float,
+    accountant: str,
+) -> list[str]:
+    """Returns the reasons for the noise and the number of steps."""
+    return [
+        _NOISE.format(
+            noise_multiplier=noise,
+            sampling_rate=rate,
+            epsilon=epsilon,
+            delta=delta,
+            accountant=accountant.upper(),
+        ),
+        _STEPS.format(
+            steps=steps,
+            epsilon=epsilon,
+            delta=delta,
+            rounded=max(1, round(1.0 / rate)),
+        ),
+    ]
 
 
 def _considered(
