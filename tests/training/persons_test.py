@@ -8,6 +8,7 @@ from keras import layers
 
 import tf_dpfp
 from tests.replicas import common
+from tests.training import joined_rows
 from tf_dpfp import accounting
 from tf_dpfp import mechanisms
 from tf_dpfp import sampling
@@ -15,36 +16,13 @@ from tf_dpfp.mechanisms import train_step
 
 pytestmark = pytest.mark.usefixtures("without_trial")
 
-CLIP, PERSONS, PLACES, CLASSES = 0.7, 4, 3, 3
+PERSONS, PLACES = 4, 3
+CLIP, CLASSES, SHAPES = (
+    joined_rows.CLIP,
+    joined_rows.CLASSES,
+    joined_rows.SHAPES,
+)
 RNG = np.random.default_rng(0)
-SHAPES = {"dense": (5,), "conv": (6, 6, 2), "tokens": (4,), "rgp": (5,)}
-
-
-def _loss():
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-def _model(kind, **kwargs):
-    keras.utils.set_random_seed(2)
-    hidden = {
-        "dense": [layers.Dense(6, "tanh"), layers.LayerNormalization()],
-        "rgp": [layers.Dense(6, "tanh")],
-        "conv": [layers.Conv2D(3, 3, activation="tanh"), layers.Flatten()],
-        "tokens": [layers.Embedding(7, 4), layers.LSTM(3)],
-    }[kind]
-    model = keras.Sequential(
-        [keras.Input(SHAPES[kind]), *hidden, layers.Dense(CLASSES)]
-    )
-    tf_dpfp.make_private(model)
-    if kind == "rgp":
-        tf_dpfp.reparametrize(model, rank=2, warmup_steps=0)
-    arguments = {
-        "l2_norm_clip": CLIP,
-        "noise_multiplier": 0.0,
-        "expected_batch_size": PERSONS,
-    } | kwargs
-    model.compile(tf_dpfp.DPSGD(1.0, **arguments), _loss())
-    return model
 
 
 def _batch(kind, seed=0):
@@ -64,46 +42,8 @@ def _batch(kind, seed=0):
     return sampling.PersonBatch(x, y, weight)
 
 
-def _sums(model, batch, compiled=False):
-    def run(*data):
-        clipped = train_step.clipped_gradients(
-            mechanisms.gradients_of(model), sampling.PersonBatch(*data)
-        )
-        return list(clipped.sums), clipped.counts
-
-    data = [tf.constant(part) for part in batch]
-    return (tf.function(run, autograph=False) if compiled else run)(*data)
-
-
-def _gradients_of_persons(model, batch):
-    """The gradient of every person's summed loss, in float64, by a tape."""
-    found = []
-    values = [v.value for v in model.trainable_variables]
-    for x, y, weight in zip(*batch, strict=True):
-        total = [np.zeros(v.shape) for v in values]
-        for place in np.flatnonzero(weight):
-            with tf.GradientTape() as tape:
-                logits = model(x[place : place + 1], training=True)
-                loss = _loss()(y[place : place + 1], logits)
-            parts = tape.gradient(loss, values)
-            total = [
-                t + np.float64(weight[place]) * tf.convert_to_tensor(p).numpy()
-                for t, p in zip(total, parts, strict=True)
-            ]
-        found.append(total)
-    return found
-
-
-def _clipped_sums(gradients, groups):
-    """Clips every person's whole gradient, group by group, and adds up."""
-    sums = [np.zeros(part.shape) for part in gradients[0]]
-    for parts in gradients:
-        for members, clip_norm in groups:
-            norm = np.sqrt(sum(np.sum(parts[i] ** 2) for i in members))
-            factor = min(1.0, clip_norm / max(norm, 1e-30))
-            for i in members:
-                sums[i] += factor * parts[i]
-    return sums
+def _model(kind, **kwargs):
+    return joined_rows.make_model(kind, PERSONS, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +57,7 @@ def _clipped_sums(gradients, groups):
 )
 def test_sums_are_those_of_an_oracle(kind, clipping, compiled):
     model, batch = _model(kind, clipping=clipping), _batch(kind)
-    gradients = _gradients_of_persons(model, batch)
+    gradients = joined_rows.summed_gradients(model, batch)
     norms = [np.sqrt(sum(np.sum(p**2) for p in g)) for g in gradients]
     assert max(norms) > 3 * CLIP and min(n for n in norms if n) < CLIP / 3
     owned = common.owned(model)
@@ -126,30 +66,20 @@ def test_sums_are_those_of_an_oracle(kind, clipping, compiled):
         for group in model.optimizer.groups(owned)
     ]
     assert (len(groups) == 1) == (clipping == "flat")
-    expected = _clipped_sums(gradients, groups)
-    found, _ = _sums(model, batch, compiled)
+    expected, _ = joined_rows.clipped(gradients, groups)
+    found, _ = joined_rows.sums(model, batch, compiled)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
 
 def test_carriers_are_those_of_persons():
     model, batch = _model("rgp"), _batch("rgp")
-    gradients = _gradients_of_persons(model, batch)
-    variables = model.trainable_variables
-    carriers = model.optimizer.carriers(variables)
-    assert any(c is not None for c in carriers)
-    projected = []
-    for parts in gradients:
-        mine = []
-        for part, own in zip(parts, carriers, strict=True):
-            if own is not None:
-                left, right = np.float64(own.left), np.float64(own.right)
-                pair = part @ right, left.T @ part
-                part = np.concatenate([p.ravel() for p in pair])
-            mine.append(part)
-        projected.append(mine)
-    expected = _clipped_sums(projected, [(range(len(variables)), CLIP)])
-    found, _ = _sums(model, batch)
+    gradients = joined_rows.summed_gradients(model, batch)
+    projected = joined_rows.projected(model, gradients)
+    expected, _ = joined_rows.clipped(
+        projected, [(range(len(projected[0])), CLIP)]
+    )
+    found, _ = joined_rows.sums(model, batch)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
@@ -158,8 +88,8 @@ def test_counts_of_adaptive_clipping_are_of_persons():
     adaptive = tf_dpfp.clipping.Adaptive(initial=CLIP, rescale=False)
     model = _model("dense", clipping=tf_dpfp.PerLayer(thresholds=adaptive))
     batch = _batch("dense")
-    gradients = _gradients_of_persons(model, batch)
-    _, counts = _sums(model, batch)
+    gradients = joined_rows.summed_gradients(model, batch)
+    _, counts = joined_rows.sums(model, batch)
     groups = model.optimizer.groups(common.owned(model))
     expected = []
     for group in groups:
@@ -174,8 +104,8 @@ def test_counts_of_adaptive_clipping_are_of_persons():
 @pytest.mark.parametrize("size", [1, 3])
 def test_micro_batches_keep_persons_together(size):
     batch = _batch("dense")
-    whole, _ = _sums(_model("dense"), batch)
-    pieces, _ = _sums(_model("dense", microbatch_size=size), batch)
+    whole, _ = joined_rows.sums(_model("dense"), batch)
+    pieces, _ = joined_rows.sums(_model("dense", microbatch_size=size), batch)
     for a, b in zip(whole, pieces, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
@@ -225,7 +155,11 @@ def test_a_person_moves_the_sum_by_at_most_the_clip_norm(clipping):
 def _data(examples=40, persons=12, seed=1):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(examples, 5)).astype(np.float32)
-    return x, rng.integers(0, CLASSES, examples), np.arange(examples) % persons
+    return (
+        x,
+        rng.integers(0, CLASSES, examples),
+        np.arange(examples) % persons,
+    )
 
 
 def _batches(**kwargs):
@@ -285,7 +219,7 @@ def test_the_noise_that_fit_finds_is_that_of_persons():
 
 def test_fit_counts_persons_and_says_so():
     model = _model("dense", **NOISY)
-    model.compile(model.optimizer, _loss(), metrics=["accuracy"])
+    model.compile(model.optimizer, joined_rows.loss(), metrics=["accuracy"])
     history = model.fit(
         _batches(),
         epochs=2,
@@ -357,7 +291,7 @@ def test_every_way_of_fitting_gives_the_same(kwargs, fitted):
         model = _model("dense")
         model.compile(
             tf_dpfp.DPSGD(1.0, l2_norm_clip=CLIP, noise_multiplier=0.0),
-            _loss(),
+            joined_rows.loss(),
             **compiled,
         )
         model.fit(_batches(steps_per_epoch=2, **way), verbose=0)
@@ -468,7 +402,7 @@ def test_representations_of_persons_are_refused(optimizer):
     model.layers[0].trainable = private
     tf_dpfp.make_private(model)
     chosen = tf_dpfp.DPSGD(0.1, noise_multiplier=1.0) if private else "sgd"
-    model.compile(chosen, _loss())
+    model.compile(chosen, joined_rows.loss())
     with pytest.raises(ValueError, match="single examples, and nothing"):
         model.fit(_batches(), verbose=0)
     if private:
@@ -487,7 +421,7 @@ def test_layers_that_mix_the_examples_of_a_person_are_refused():
         [keras.Input((5,)), Mixes(), layers.Dense(CLASSES)]
     )
     tf_dpfp.make_private(model)
-    model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), _loss())
+    model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), joined_rows.loss())
     with pytest.raises(ValueError, match="Mixes|mixes"):
         model.fit(_batches(), verbose=0)
     assert tf_dpfp.ledger(model) == []

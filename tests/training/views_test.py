@@ -8,6 +8,7 @@ from keras import layers
 
 import tf_dpfp
 from tests.replicas import common
+from tests.training import joined_rows
 from tf_dpfp import accounting
 from tf_dpfp import mechanisms
 from tf_dpfp import sampling
@@ -15,35 +16,12 @@ from tf_dpfp.mechanisms import train_step
 
 pytestmark = pytest.mark.usefixtures("without_trial")
 
-CLIP, EXAMPLES, VIEWS, CLASSES = 0.7, 4, 3, 3
-SHAPES = {"dense": (5,), "conv": (6, 6, 2), "tokens": (4,), "rgp": (5,)}
-
-
-def _loss():
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-def _model(kind, **kwargs):
-    keras.utils.set_random_seed(2)
-    hidden = {
-        "dense": [layers.Dense(6, "tanh"), layers.LayerNormalization()],
-        "rgp": [layers.Dense(6, "tanh")],
-        "conv": [layers.Conv2D(3, 3, activation="tanh"), layers.Flatten()],
-        "tokens": [layers.Embedding(7, 4), layers.LSTM(3)],
-    }[kind]
-    model = keras.Sequential(
-        [keras.Input(SHAPES[kind]), *hidden, layers.Dense(CLASSES)]
-    )
-    tf_dpfp.make_private(model)
-    if kind == "rgp":
-        tf_dpfp.reparametrize(model, rank=2, warmup_steps=0)
-    given = {
-        "l2_norm_clip": CLIP,
-        "noise_multiplier": 0.0,
-        "expected_batch_size": EXAMPLES,
-    } | kwargs
-    model.compile(tf_dpfp.DPSGD(1.0, **given), _loss())
-    return model
+EXAMPLES, VIEWS = 4, 3
+CLIP, CLASSES, SHAPES = (
+    joined_rows.CLIP,
+    joined_rows.CLASSES,
+    joined_rows.SHAPES,
+)
 
 
 def _batch(kind):
@@ -58,50 +36,16 @@ def _batch(kind):
     return sampling.ViewBatch(x, y, weight.astype(np.float32))
 
 
-def _sums(model, batch, compiled=False):
-    def run(*data):
-        clipped = train_step.clipped_gradients(
-            mechanisms.gradients_of(model), sampling.ViewBatch(*data)
-        )
-        return list(clipped.sums), clipped.counts
-
-    data = [tf.constant(part) for part in batch]
-    return (tf.function(run) if compiled else run)(*data)
+def _model(kind, **kwargs):
+    return joined_rows.make_model(kind, EXAMPLES, **kwargs)
 
 
 def _mean_gradients(model, batch):
     """The mean over views of their gradients, in float64, by a tape."""
-    found = []
-    values = [v.value for v in model.trainable_variables]
-    for x, y, weight in zip(*batch, strict=True):
-        total = [np.zeros(v.shape) for v in values]
-        for view in range(VIEWS):
-            with tf.GradientTape() as tape:
-                logits = model(x[view : view + 1], training=True)
-                loss = _loss()(y[view : view + 1], logits)
-            parts = tape.gradient(loss, values)
-            total = [
-                t + np.float64(weight[view]) * tf.convert_to_tensor(p).numpy()
-                for t, p in zip(total, parts, strict=True)
-            ]
-        found.append([part / VIEWS for part in total])
-    return found
-
-
-def _clipped(gradients, groups):
-    """Clips every mean gradient, group by group; sums, and counts below."""
-    sums = [np.zeros(part.shape) for part in gradients[0]]
-    counts = np.zeros(len(groups))
-    for parts in gradients:
-        if not any(np.any(part) for part in parts):
-            continue
-        for number, (members, clip_norm) in enumerate(groups):
-            norm = np.sqrt(sum(np.sum(parts[i] ** 2) for i in members))
-            counts[number] += 0.5 if norm <= clip_norm else -0.5
-            factor = min(1.0, clip_norm / max(norm, 1e-30))
-            for i in members:
-                sums[i] += factor * parts[i]
-    return sums, counts
+    return [
+        [part / VIEWS for part in total]
+        for total in joined_rows.summed_gradients(model, batch)
+    ]
 
 
 ADAPTIVE = tf_dpfp.PerLayer(
@@ -122,15 +66,8 @@ ADAPTIVE = tf_dpfp.PerLayer(
 def test_sums_are_those_of_an_oracle(kind, clipping, compiled):
     model, batch = _model(kind, clipping=clipping), _batch(kind)
     gradients = _mean_gradients(model, batch)
-    variables = model.trainable_variables
-    carriers = model.optimizer.carriers(variables)
-    assert any(c is not None for c in carriers) == (kind == "rgp")
-    for parts in gradients:
-        for i, own in enumerate(carriers):
-            if own is not None:
-                left, right = np.float64(own.left), np.float64(own.right)
-                pair = parts[i] @ right, left.T @ parts[i]
-                parts[i] = np.concatenate([p.ravel() for p in pair])
+    if kind == "rgp":
+        gradients = joined_rows.projected(model, gradients)
     norms = [np.sqrt(sum(np.sum(p**2) for p in g)) for g in gradients]
     assert max(norms) > 3 * CLIP and min(n for n in norms if n) < CLIP / 3
     groups = [
@@ -138,8 +75,8 @@ def test_sums_are_those_of_an_oracle(kind, clipping, compiled):
         for group in model.optimizer.groups(common.owned(model))
     ]
     assert (len(groups) == 1) == (clipping == "flat")
-    expected, counts = _clipped(gradients, groups)
-    found, found_counts = _sums(model, batch, compiled)
+    expected, counts = joined_rows.clipped(gradients, groups)
+    found, found_counts = joined_rows.sums(model, batch, compiled)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
     if clipping is ADAPTIVE:
@@ -148,8 +85,8 @@ def test_sums_are_those_of_an_oracle(kind, clipping, compiled):
 
 def test_micro_batches_keep_views_together():
     batch = _batch("dense")
-    whole, _ = _sums(_model("dense"), batch)
-    pieces, _ = _sums(_model("dense", microbatch_size=3), batch)
+    whole, _ = joined_rows.sums(_model("dense"), batch)
+    pieces, _ = joined_rows.sums(_model("dense", microbatch_size=3), batch)
     for a, b in zip(whole, pieces, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
@@ -193,7 +130,10 @@ def test_an_example_moves_the_sum_by_at_most_the_clip_norm(clipping):
 
 
 RNG = np.random.default_rng(1)
-X, Y = RNG.normal(size=(40, 5)).astype(np.float32), RNG.integers(0, CLASSES, 40)
+X, Y = (
+    RNG.normal(size=(40, 5)).astype(np.float32),
+    RNG.integers(0, CLASSES, 40),
+)
 NOISY = {"noise_multiplier": 1.3, "seed": 4, "expected_batch_size": None}
 
 
@@ -210,7 +150,7 @@ def test_copies_train_as_the_example_alone():
     models = []
     for kwargs in ({}, {"multiplicity": 1}):
         model = _model("dense", **NOISY)
-        model.compile(model.optimizer, _loss(), metrics=["accuracy"])
+        model.compile(model.optimizer, joined_rows.loss(), metrics=["accuracy"])
         weights = {0: 3.0}
         history = model.fit(_batches(**kwargs), verbose=0, class_weight=weights)
         models.append((model, history.history))
@@ -251,7 +191,7 @@ def test_every_way_of_fitting_gives_the_same(kwargs, fitted):
         model = _model("dense")
         model.compile(
             tf_dpfp.DPSGD(1.0, l2_norm_clip=CLIP, noise_multiplier=0.0),
-            _loss(),
+            joined_rows.loss(),
             **compiled,
         )
         way = {"steps_per_epoch": 2, "augment": _noisy, **way}
@@ -348,7 +288,7 @@ def test_representations_of_views_are_refused(optimizer):
     model.layers[0].trainable = private
     tf_dpfp.make_private(model)
     chosen = tf_dpfp.DPSGD(0.1, noise_multiplier=1.0) if private else "sgd"
-    model.compile(chosen, _loss())
+    model.compile(chosen, joined_rows.loss())
     with pytest.raises(ValueError, match="so of each view of an example"):
         model.fit(_batches(), verbose=0)
     if private:
