@@ -37,6 +37,8 @@ LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 FLOORS = (0.03, 0.1, 0.3, 1.0)
 # Chosen with --tune: learning rate and floor, `None` for DPAdam.
 CHOSEN: dict[tuple[str, bool], tuple[float, float | None]] = {
+    ("mnist", False): (3e-2, None),
+    ("mnist", True): (1e-2, 0.3),
     ("text", False): (1e-2, None),
     ("text", True): (1e-2, 0.3),
 }
