@@ -210,25 +210,22 @@ def suggest(
         )
     most = size
     if largest_batch_size is not None:
-        most = min(
-            size,
-            arguments.positive_integer(
-                "largest_batch_size", largest_batch_size
-            ),
+        largest_batch_size = arguments.positive_integer(
+            "largest_batch_size", largest_batch_size
         )
+        most = min(size, largest_batch_size)
     considered = _considered(size, most, epochs, epsilon, delta, accountant)
     chosen, limit = _choose(considered, most < size)
     rate = chosen.batch_size / size
     noise = accounting.calibrate_noise_multiplier(
         epsilon, delta, rate, chosen.steps, accountant
     )
-    least = min(c.relative_noise for c in considered)
     reasons = [
         _BATCH.format(
             batch_size=chosen.batch_size,
             steps=chosen.steps,
             epochs=epochs,
-            above=100 * (chosen.relative_noise / least - 1),
+            above=_above_least(chosen, considered),
             limit=limit,
         ),
         *_of_noise(chosen.steps, rate, noise, epsilon, delta, accountant),
@@ -250,6 +247,12 @@ def suggest(
         considered,
         tuple(reasons),
     )
+
+
+def _above_least(chosen: Candidate, considered: tuple[Candidate, ...]) -> float:
+    """Returns how much more noise is left than at best, in percent."""
+    least = min(each.relative_noise for each in considered)
+    return 100 * (chosen.relative_noise / least - 1)
 
 
 def _of_noise(
@@ -302,7 +305,6 @@ def _choose(
     considered: tuple[Candidate, ...], is_bounded: bool
 ) -> tuple[Candidate, str]:
     """Chooses a batch size, and says what bounds it."""
-    least = min(c.relative_noise for c in considered)
     enough = [c for c in considered if c.steps >= _LEAST_STEPS]
     enough = enough or list(considered[:1])
     for candidate in enough:
