@@ -305,6 +305,7 @@ def _choose(
     considered: tuple[Candidate, ...], is_bounded: bool
 ) -> tuple[Candidate, str]:
     """Chooses a batch size, and says what bounds it."""
+    least = min(each.relative_noise for each in considered)
     enough = [c for c in considered if c.steps >= _LEAST_STEPS]
     enough = enough or list(considered[:1])
     for candidate in enough:
