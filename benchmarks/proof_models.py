@@ -198,6 +198,9 @@ def layer_cases() -> dict[str, Case]:
             _TOKENS, [lambda: L.Embedding(9, 4, mask_zero=True), L.LSTM(4)]
         ),
         "Bidirectional": _over(_SEQUENCE, [L.Bidirectional(L.GRU(4))]),
+        "ConvLSTM1D": _over(
+            _IMAGE, [L.ConvLSTM1D(2, 3, return_sequences=True), L.Flatten()]
+        ),
         "LSTM, frozen, above a Dense": _over(
             _SEQUENCE, [L.Dense(3), L.LSTM(4, trainable=False)]
         ),
@@ -213,6 +216,9 @@ def layer_cases() -> dict[str, Case]:
         ),
         "Conv2D, dilated": _over(
             _IMAGE, _pooled2(L.Conv2D(6, 3, dilation_rate=2))
+        ),
+        "Conv2DTranspose, dilated": _over(
+            _IMAGE, _pooled2(L.Conv2DTranspose(4, 3, dilation_rate=2))
         ),
         "Conv3D": _over(_VOLUME, _pooled3(L.Conv3D(4, 3))),
         "SeparableConv": _over(

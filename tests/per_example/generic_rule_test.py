@@ -66,12 +66,6 @@ GENERIC = [
     pytest.param(
         lambda: L.TimeDistributed(L.Dense(2)), (3, 4, 5), id="time-distributed"
     ),
-    pytest.param(
-        lambda: L.ConvLSTM1D(1, 2),
-        (2, 2, 3, 1),
-        id="conv-lstm",
-        marks=pytest.mark.slow,
-    ),
 ]
 
 
@@ -83,13 +77,6 @@ def test_generic_rule_is_exact(make, shape):
     units = per_example.find_units(layer)
     assert all(isinstance(u.rule, per_example.GenericRule) for u in units)
     oracle.check(layer, inputs, modes=["graph"])
-
-
-def test_a_dilated_transposed_convolution_takes_it():
-    layer = L.Conv1DTranspose(3, 3, dilation_rate=2)
-    layer.build((None, 5, 2))
-    (unit,) = per_example.find_units(layer)
-    assert isinstance(unit.rule, per_example.GenericRule)
 
 
 def test_generic_rule_compiled():

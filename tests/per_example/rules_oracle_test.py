@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tests.per_example import oracle
 from tf_dpfp import per_example
+from tf_dpfp.per_example import convolution
 
 L = keras.layers
 
@@ -428,3 +429,37 @@ def test_statistics_of_half_precision_do_not_overflow():
         outputs = layer(inputs)
     assert np.all(np.isfinite(outputs))
     np.testing.assert_allclose(outputs, layer(inputs), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        pytest.param(
+            of(L.Conv1DTranspose, 3, 3, dilation_rate=2, padding="same"),
+            (2, 5, 3),
+            id="1d",
+        ),
+        pytest.param(
+            of(L.Conv2DTranspose, 3, (2, 3), dilation_rate=(2, 1)),
+            (2, 4, 5, 3),
+            id="2d",
+        ),
+        pytest.param(
+            of(L.Conv3DTranspose, 2, 2, dilation_rate=2),
+            (2, 3, 2, 3, 2),
+            id="3d",
+        ),
+    ],
+)
+def test_dilated_transposed_convolutions(make, shape):
+    """Without float64: TensorFlow has no kernels of it on a CPU."""
+    layer = make()
+    x = tf.constant(np.random.default_rng(0).normal(size=shape), "float32")
+    weights = oracle.weights_like(layer(x))
+    (unit,) = per_example.find_units(layer)
+    assert isinstance(unit.rule, convolution.TransposedConvolutionRule)
+    found = oracle.recorded(layer, x, weights)
+    for i, expected in enumerate(oracle.loop(layer, x, weights)):
+        np.testing.assert_allclose(
+            found[i].materialize(), expected, rtol=1e-3, atol=1e-4
+        )

@@ -1,6 +1,6 @@
-"""The loop over time steps of Keras's recurrent layers.
+"""The loop over time steps of Keras's recurrent layers, and a cell.
 
-Keras does not export it. Masks, unrolled loops and outputs at masked steps
+Keras does not export them. Masks, unrolled loops and outputs at masked steps
 are its affair: recurrent layers and their gradient rules share it.
 """
 
@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 from keras.src import backend
+from keras.src.layers.rnn import conv_lstm
+
+ConvLSTMCell = conv_lstm.ConvLSTMCell
 
 
 def scan(

@@ -6,6 +6,7 @@ threshold here, no noise is drawn.
 
 # Importing a module of rules registers them.
 from tf_dpfp.per_example import convolution as _convolution
+from tf_dpfp.per_example import convolutional_lstm as _convolutional_lstm
 from tf_dpfp.per_example import dense as _dense
 from tf_dpfp.per_example import depthwise_convolution as _depthwise_convolution
 from tf_dpfp.per_example import einsum_dense as _einsum_dense
@@ -37,8 +38,9 @@ from tf_dpfp.per_example.rules import register_gradient_rule
 from tf_dpfp.per_example.rules import rule_for
 from tf_dpfp.per_example.sums import add
 
-del _convolution, _dense, _depthwise_convolution, _einsum_dense, _embedding
-del _keras_hub_layers, _normalization, _recurrent, _scale
+del _convolution, _convolutional_lstm, _dense, _depthwise_convolution
+del _einsum_dense, _embedding, _keras_hub_layers, _normalization, _recurrent
+del _scale
 
 __all__ = [
     "GenericRule",

@@ -167,10 +167,16 @@ def windows(
     return result
 
 
-def _convolve(
+def convolve(
     inputs: tf.Tensor, kernel: tf.Tensor, geometry: Geometry
 ) -> tf.Tensor:
-    """The convolution itself, without groups."""
+    """The convolution itself, without groups.
+
+    Args:
+        inputs: Tensor of shape `(batch, *positions, channels)`.
+        kernel: Tensor of shape `(*kernel_size, channels, filters)`.
+        geometry: How it walks over the inputs.
+    """
     if geometry.padding == "causal":
         before = [[extent - 1, 0] for extent in geometry.extents]
         inputs = tf.pad(inputs, [[0, 0], *before, [0, 0]])
@@ -192,7 +198,7 @@ def _cut_by_convolution(inputs: tf.Tensor, geometry: Geometry) -> tf.Tensor:
         tf.eye(size, dtype=inputs.dtype),
         [*geometry.kernel_size, channels, size],
     )
-    return _convolve(inputs, kernel, geometry)
+    return convolve(inputs, kernel, geometry)
 
 
 def patches(
@@ -250,7 +256,7 @@ class _ConvolutionKernel(gradients.OuterProduct):
         kernel = tf.zeros(self._kernel_shape, inputs.dtype)
         with tf.GradientTape() as tape:
             tape.watch(kernel)
-            outputs = _convolve(inputs, kernel, self._geometry)
+            outputs = convolve(inputs, kernel, self._geometry)
         return tape.gradient(outputs, kernel, output_gradients=right)
 
 
@@ -320,10 +326,6 @@ class TransposedConvolutionRule(rules.GradientRule):
     same kernel would take its output from. So patches of the output's gradient
     meet the input.
     """
-
-    def supports(self, layer):
-        # TensorFlow's CPU kernels have none with dilation to compare with.
-        return set(layer.dilation_rate) == {1}
 
     def record(self, layer, call, args, kwargs):
         return rules.record_before_activation(self, layer, call, args, kwargs)

@@ -34,12 +34,13 @@ class Run:
 
     Attributes:
         cell: The cell.
-        inputs: What the kernel was multiplied with, `(batch, time,
+        inputs: What the kernel was multiplied with, `(batch, time, ...,
             features)`: one tensor, or one for each gate.
-        projected: The product, with the bias, `(batch, time, gates * units)`.
-        recurrent_masks: Dropout masks of the state, `(batch, units)`: none,
-            one, or one for each gate.
-        states: The state `h` before each step, `(batch, time, units)`.
+        projected: The product, with the bias, `(batch, time, ..., gates *
+            units)`.
+        recurrent_masks: Dropout masks of the state, `(batch, ..., units)`:
+            none, one, or one for each gate.
+        states: The state `h` before each step, `(batch, time, ..., units)`.
         resets: The reset gate at each step, or `None`.
     """
 
@@ -96,7 +97,7 @@ class Recurrence(abc.ABC):
             cell: The cell.
             inputs: As `Run.inputs`.
         """
-        projected = project(inputs, _value(cell.kernel), self.gates)
+        projected = self.multiply_inputs(cell, inputs, _value(cell.kernel))
         bias = self.input_bias(cell)
         if bias is not None:
             projected += bias
@@ -105,6 +106,46 @@ class Recurrence(abc.ABC):
         # A tape knows only what depends on a weight that is trained.
         weight = tf.reduce_sum(_value(cell.recurrent_kernel))
         return projected + 0 * weight
+
+    def multiply_inputs(
+        self, cell: Any, inputs: Sequence[tf.Tensor], kernel: tf.Tensor
+    ) -> tf.Tensor:
+        """Multiplies inputs of all time steps by the kernel."""
+        del cell
+        return project(inputs, kernel, self.gates)
+
+    def multiply_states(
+        self, cell: Any, states: Sequence[tf.Tensor], kernel: tf.Tensor
+    ) -> tf.Tensor:
+        """Multiplies the state before one step by the recurrent kernel."""
+        del cell
+        return project(states, kernel, self.gates)
+
+    def input_products(
+        self, cell: Any, inputs: Sequence[tf.Tensor], gradient: tf.Tensor
+    ) -> gradients.PerExampleGradient:
+        """Returns gradients of the kernel.
+
+        Args:
+            cell: The cell.
+            inputs: As `Run.inputs`.
+            gradient: Gradient of the product.
+        """
+        del cell
+        return products(inputs, gradient, self.gates)
+
+    def state_products(
+        self, cell: Any, states: Sequence[tf.Tensor], gradient: tf.Tensor
+    ) -> gradients.PerExampleGradient:
+        """Returns gradients of the recurrent kernel.
+
+        Args:
+            cell: The cell.
+            states: As `recurrent_inputs` gives them.
+            gradient: Gradient of the product.
+        """
+        del cell
+        return products(states, gradient, self.gates)
 
     def weight_gradients(self, run: Run, gradient: tf.Tensor) -> Pairs:
         """Returns per-example gradients of the weights of the cell.
@@ -118,10 +159,12 @@ class Recurrence(abc.ABC):
         gradient = tf.cast(gradient, dtype)
         recurrent = self.recurrent_gradient(run, gradient)
         result: Pairs = [
-            (cell.kernel, products(run.inputs, gradient, self.gates)),
+            (cell.kernel, self.input_products(cell, run.inputs, gradient)),
             (
                 cell.recurrent_kernel,
-                products(self.recurrent_inputs(run), recurrent, self.gates),
+                self.state_products(
+                    cell, self.recurrent_inputs(run), recurrent
+                ),
             ),
         ]
         if cell.bias is not None:
@@ -221,8 +264,9 @@ class LSTM(Recurrence):
 
         def step(projected, states):
             h, c = states
-            z = projected + project(_masked(h, masks), kernel, self.gates)
-            i, f, candidate, o = tf.split(z, 4, axis=1)
+            seen = _masked(h, masks)
+            z = projected + self.multiply_states(cell, seen, kernel)
+            i, f, candidate, o = tf.split(z, 4, axis=-1)
             i = cell.recurrent_activation(i)
             f = cell.recurrent_activation(f)
             c = f * c + i * cell.activation(candidate)

@@ -195,7 +195,8 @@ def _run(layer, cell, sequences, states, mask, training):
         parts[1] if saves_states else _before(states[0], parts[0]),
         parts[-1] if kind.saves_resets else None,
     )
-    return last[:, : cell.units], parts[0], run, tree.flatten(new_states)
+    last = last[..., : parts[0].shape[-1]]
+    return last, parts[0], run, tree.flatten(new_states)
 
 
 def _before(first: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
