@@ -260,7 +260,7 @@ def test_a_bad_delta_is_refused():
             tf_dpfp.privacy_card(_model(common.sums), delta)
 
 
-def _report(lower_bound, adjacency="add_or_remove"):
+def _report(lower_bound, adjacency="add_or_remove", unit="example"):
     return auditing.AuditReport(
         "many_runs",
         adjacency,
@@ -271,6 +271,7 @@ def _report(lower_bound, adjacency="add_or_remove"):
         ),
         np.zeros(10),
         np.zeros(10, bool),
+        unit=unit,
     )
 
 
@@ -294,6 +295,16 @@ def test_audits_are_compared_with_what_is_proved():
         model, DELTA, audit=_report(math.inf, "replace_one")
     )
     assert not other.fields["audit"]["refuted"]
+    # Of persons, whom this training does not protect as it does examples.
+    persons = tf_dpfp.privacy_card(
+        model, DELTA, audit=_report(math.inf, unit="person")
+    )
+    assert not persons.fields["audit"]["refuted"]
+    assert "by person" in persons.to_markdown()
+    by_person = tf_dpfp.privacy_card(
+        _model(common.persons), DELTA, audit=_report(math.inf, unit="person")
+    )
+    assert by_person.fields["audit"]["refuted"]
     with pytest.raises(ValueError, match="`audit` must be"):
         tf_dpfp.privacy_card(model, DELTA, audit=1.5)
 

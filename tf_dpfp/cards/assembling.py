@@ -122,7 +122,10 @@ def _judged(
     if audit is None:
         return None
     adjacency = accounting.adjacency_of(record.entries)
-    of_others = audit["adjacency"] != adjacency.value
+    units = {entry.release.unit for entry in record.entries}
+    of_others = audit["adjacency"] != adjacency.value or (
+        audit["unit"] == "person" and units != {"person"}
+    )
     points = []
     for point in audit["points"]:
         bound, proved = point["lower_bound"], None

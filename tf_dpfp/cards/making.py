@@ -171,6 +171,7 @@ def _audit(audit: Any) -> dict[str, Any]:
         return {
             "method": str(audit.method),
             "adjacency": str(audit.adjacency),
+            "unit": str(audit.unit),
             "confidence": float(audit.confidence),
             "scores": len(audit.scores),
             "points": [

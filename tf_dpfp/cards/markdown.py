@@ -288,8 +288,8 @@ def _audit(fields: Mapping[str, Any]) -> list[str]:
         for point in audit["points"]
     )
     return [
-        f"Audit ({audit['method']}, {audit['adjacency']} adjacency, "
-        f"{audit['scores']} scores, confidence "
+        f"Audit ({audit['method']}, {audit['adjacency']} adjacency, by "
+        f"{audit['unit']}, {audit['scores']} scores, confidence "
         f"{100.0 * audit['confidence']:g} %):",
         _table(head, rows),
     ]
