@@ -6,9 +6,11 @@ this module adds is the patches, in the layout of the kernel, and a sum over
 examples that needs none of them.
 """
 
+import abc
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -18,6 +20,8 @@ from tf_dpfp.per_example import dense
 from tf_dpfp.per_example import gradients
 from tf_dpfp.per_example import rules
 
+# By this name in classes with a method `gradients`.
+_Gradient = gradients.PerExampleGradient
 # Patches of up to this many numbers are cut by a convolution with an identity
 # matrix (its cost grows with the square), longer ones by slices.
 _IDENTITY_KERNEL_LIMIT = 64
@@ -279,11 +283,8 @@ def _grouped_kernel(inputs, output_gradient, geometry, kernel_shape, groups):
     )
 
 
-class ConvolutionRule(rules.GradientRule):
-    """`patches W + b`, at every position of the output."""
-
-    def supports(self, layer):
-        return not getattr(layer, "lora_enabled", False)
+class _KernelRule(rules.GradientRule):
+    """A kernel, and a bias that is added at every position."""
 
     def record(self, layer, call, args, kwargs):
         return rules.record_before_activation(self, layer, call, args, kwargs)
@@ -293,22 +294,59 @@ class ConvolutionRule(rules.GradientRule):
         dtype = gradients.accumulation_dtype(call.inputs, gradient)
         inputs = tf.cast(channels_last(layer, call.inputs), dtype)
         gradient = tf.cast(channels_last(layer, gradient), dtype)
-        geometry = geometry_of(layer)
         kernel: keras.Variable = kernels.kernel_of(layer)
-        if layer.groups == 1:
-            product = _ConvolutionKernel(
-                inputs, gradient, geometry, kernel.shape
-            )
-        else:
-            product = _grouped_kernel(
-                inputs, gradient, geometry, kernel.shape, layer.groups
-            )
-        result: list[tuple[keras.Variable, gradients.PerExampleGradient]]
-        result = [(kernel, product)]
+        result: list[tuple[keras.Variable, _Gradient]]
+        result = [(kernel, self.product(layer, kernel, inputs, gradient))]
         if layer.bias is not None:
             bias = gradients.PerExampleTensor(dense.sum_positions(gradient))
             result.append((layer.bias, bias))
         return result
+
+    @abc.abstractmethod
+    def product(
+        self,
+        layer: Any,
+        kernel: keras.Variable,
+        inputs: tf.Tensor,
+        gradient: tf.Tensor,
+    ) -> _Gradient:
+        """Returns gradients of the kernel.
+
+        Args:
+            layer: The layer.
+            kernel: Its kernel.
+            inputs: Input of the layer, channels last.
+            gradient: Gradient of the output, channels last.
+        """
+
+
+class ConvolutionRule(_KernelRule):
+    """`patches W + b`, at every position of the output."""
+
+    def supports(self, layer):
+        return not getattr(layer, "lora_enabled", False)
+
+    def product(self, layer, kernel, inputs, gradient):
+        geometry = geometry_of(layer)
+        if layer.groups == 1:
+            return _ConvolutionKernel(inputs, gradient, geometry, kernel.shape)
+        return _grouped_kernel(
+            inputs, gradient, geometry, kernel.shape, layer.groups
+        )
+
+
+class TransposedConvolutionRule(_KernelRule):
+    """The kernel's gradient is that of a convolution the other way round.
+
+    A transposed convolution takes its input to where a convolution with the
+    same kernel would take its output from. So patches of the output's gradient
+    meet the input.
+    """
+
+    def product(self, layer, kernel, inputs, gradient):
+        return _ConvolutionKernel(
+            gradient, inputs, geometry_of(layer), kernel.shape
+        )
 
 
 for _layer_type in (
@@ -317,35 +355,6 @@ for _layer_type in (
     keras.layers.Conv3D,
 ):
     rules.register_gradient_rule(_layer_type)(ConvolutionRule)
-
-
-class TransposedConvolutionRule(rules.GradientRule):
-    """The kernel's gradient is that of a convolution the other way round.
-
-    A transposed convolution takes its input to where a convolution with the
-    same kernel would take its output from. So patches of the output's gradient
-    meet the input.
-    """
-
-    def record(self, layer, call, args, kwargs):
-        return rules.record_before_activation(self, layer, call, args, kwargs)
-
-    def gradients(self, call, output_gradients):
-        layer, (gradient,) = call.layer, output_gradients
-        dtype = gradients.accumulation_dtype(call.inputs, gradient)
-        inputs = tf.cast(channels_last(layer, call.inputs), dtype)
-        gradient = tf.cast(channels_last(layer, gradient), dtype)
-        product = _ConvolutionKernel(
-            gradient, inputs, geometry_of(layer), layer.kernel.shape
-        )
-        result: list[tuple[keras.Variable, gradients.PerExampleGradient]]
-        result = [(layer.kernel, product)]
-        if layer.bias is not None:
-            bias = gradients.PerExampleTensor(dense.sum_positions(gradient))
-            result.append((layer.bias, bias))
-        return result
-
-
 for _layer_type in (
     keras.layers.Conv1DTranspose,
     keras.layers.Conv2DTranspose,
