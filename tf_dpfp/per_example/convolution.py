@@ -294,13 +294,17 @@ class _KernelRule(rules.GradientRule):
         dtype = gradients.accumulation_dtype(call.inputs, gradient)
         inputs = tf.cast(channels_last(layer, call.inputs), dtype)
         gradient = tf.cast(channels_last(layer, gradient), dtype)
-        kernel: keras.Variable = kernels.kernel_of(layer)
+        kernel = self.kernel(layer)
         result: list[tuple[keras.Variable, _Gradient]]
         result = [(kernel, self.product(layer, kernel, inputs, gradient))]
         if layer.bias is not None:
             bias = gradients.PerExampleTensor(dense.sum_positions(gradient))
             result.append((layer.bias, bias))
         return result
+
+    def kernel(self, layer: Any) -> keras.Variable:
+        """Returns the kernel of a layer."""
+        return layer.kernel
 
     @abc.abstractmethod
     def product(
@@ -325,6 +329,11 @@ class ConvolutionRule(_KernelRule):
 
     def supports(self, layer):
         return not getattr(layer, "lora_enabled", False)
+
+    def kernel(self, layer):
+        kernel = kernels.kernel_of(layer)
+        assert kernel is not None  # The layer was called.
+        return kernel
 
     def product(self, layer, kernel, inputs, gradient):
         geometry = geometry_of(layer)
