@@ -41,9 +41,10 @@ def _counts(ledger):
 def test_noise_and_row_are_functions_of_one_object(clip, noise, seed):
     release = counting.GaussianRelease(clip, noise, seed)
     ledger = _ledger()
+    before = ledger.next_entry(release)
     ledger.count_step(release)
     (entry,) = ledger.entries()
-    assert entry == ledger.next_entry(release)
+    assert entry == before == ledger.next_entry(release)
     assert entry.noise_multiplier * clip == release.standard_deviation
     assert entry.seeded == (seed is not None)
     assert entry.release == accounting.Sums()

@@ -180,11 +180,14 @@ def test_draws_are_counted_for_batches_of_their_size_only():
         # Not a batch of the sampler: counted without its claim, and an example
         # may be in it once for every draw.
         call(tf.zeros([11, 3]))
-    with counting.announced(None, layer.claims(None), drawn=True):
-        call(tf.zeros([12, 3]))
+    # Other batches may be made of several draws.
+    for draws in (1, 5):
+        claims = layer.claims(None, draws)
+        with counting.announced(None, claims, drawn=True):
+            call(tf.zeros([12, 3]))
     counts = {e.sampling: e.steps for e in layer.ledger_entries}
     assert counts == {
-        accounting.UnknownSampling(): 1 + 3 + 1,
+        accounting.UnknownSampling(): 1 + 3 + 1 + 5,
         accounting.WithoutReplacement(10, 2): 3,
     }
     with counting.announced(None, layer.claims(info), drawn=True):
@@ -211,6 +214,7 @@ def test_no_way_of_writing_weights_lowers_a_count(tmp_path):
         lambda: model.load_weights(tmp_path / "w.weights.h5"),
         lambda: checkpoint.restore(saved),
         lambda: layer.set_weights([np.zeros(counting.TABLE_SHAPE)]),
+        lambda: layer.build((None, 3)),
     ):
         restore()
         assert _count(layer) == 3

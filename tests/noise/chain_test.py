@@ -172,6 +172,17 @@ def test_strategies_of_less_noise_than_is_counted_are_refused(strategy):
             pass
 
 
+def test_a_chain_is_fresh_until_its_first_step():
+    """Or a budget would not count the beginning of a chain before it."""
+    chain = noise.NoiseChain(BANDS)
+    for _ in range(2):
+        assert not chain.is_fresh
+        with opened(chain):
+            assert chain.is_fresh
+            run(chain, np.ones((1, 2)))
+            assert not chain.is_fresh
+
+
 def test_a_process_that_was_forked_begins_anew(monkeypatch):
     normals = np.random.default_rng(4).normal(size=(STEPS, 3))
     chain = noise.NoiseChain(BANDS)

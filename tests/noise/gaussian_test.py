@@ -102,6 +102,30 @@ def test_keys_of_steps_tensors_and_replicas_are_all_different():
     assert len(set(keys)) == len(keys)
 
 
+@pytest.mark.parametrize("seed", [None, 5])
+def test_steps_and_replicas_are_as_far_apart_as_there_are_tensors(seed):
+    key = noise.NoiseSource.key_of(tf.constant(0, tf.int64), 7, 3)
+    assert int(key) == 3 * 2**20 + 7
+    source = noise.NoiseSource(seed)
+    first, second = (
+        int(source.next_step(tf.constant(step, tf.int64))) for step in (4, 5)
+    )
+    assert (second - first) % 2**64 == 2**12 * 2**20
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_outside_of_its_replica_only_one_replica_draws(replicas):
+    devices = [f"CPU:{i}" for i in range(replicas)]
+    source = noise.NoiseSource()
+    with tf.distribute.MirroredStrategy(devices).scope():
+        source.build()
+        if replicas == 1:
+            assert int(source.next_step()) != int(source.next_step())
+            return
+        with pytest.raises(RuntimeError, match="belongs to one replica"):
+            source.next_step()
+
+
 def test_unseeded_sources_differ_and_ignore_the_iteration():
     a, b = noise.NoiseSource(), noise.NoiseSource()
     assert a.next_step().numpy() != b.next_step().numpy()

@@ -141,3 +141,24 @@ def test_a_draw_for_xla_has_a_limit(monkeypatch):
     noises = function(KEY)
     numbers = np.concatenate([np.ravel(noise) for noise in noises])
     assert len(np.unique(numbers)) > 0.99 * len(numbers)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_gradient_is_a_mean_of_what_was_released_and_what_is_added(dtype):
+    variable = keras.Variable(np.zeros((2, 1)), dtype=dtype)
+    total, extra = tf.constant([[6.0], [3.0]]), tf.constant([[0.5], [0.0]])
+    divisor = tf.constant(3.0)
+    for given, found in (
+        ((total, None), [[2.0], [1.0]]),
+        ((total, extra), [[2.5], [1.0]]),
+        ((None, extra), [[0.5], [0.0]]),
+    ):
+        gradient = release.finish(*given, divisor, variable)
+        assert gradient.dtype == dtype
+        np.testing.assert_array_equal(gradient, found)
+    assert release.finish(None, None, divisor, variable) is None
+    rows = tf.IndexedSlices(total, tf.constant([4, 7]), tf.constant([9, 1]))
+    found = release.finish(rows, None, divisor, variable)
+    assert found.values.dtype == dtype
+    np.testing.assert_array_equal(found.values, [[2.0], [1.0]])
+    np.testing.assert_array_equal(found.indices, [4, 7])

@@ -1,0 +1,97 @@
+"""Claims: for whose batches they hold, and for how many steps."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_dpfp import accounting
+from tf_dpfp import counting
+from tf_dpfp.counting import claims
+
+SUMS = counting.GaussianRelease(1.0, 1.5)
+POISSON = accounting.PoissonSampling(0.25)
+UNKNOWN = accounting.UnknownSampling()
+
+
+def _ledger():
+    return counting.Ledger(
+        keras.Variable(np.zeros(counting.TABLE_SHAPE), dtype="float64")
+    )
+
+
+def _counts(ledger):
+    return {entry.sampling: entry.steps for entry in ledger.entries()}
+
+
+def test_a_claim_of_one_size_holds_for_no_other():
+    any_size = counting.Claim(SUMS, POISSON)
+    assert any_size.of_other_sizes() is any_size
+    claim = counting.Claim(SUMS, POISSON, True, draws=3, batch_size=8)
+    assert claim.of_other_sizes() == counting.Claim(SUMS, UNKNOWN, True, 3)
+    ledger = _ledger()
+    with counting.announced(None, {ledger: claim}, drawn=True):
+        for size in (8, 7, 8):
+            ledger.count_step(SUMS, ledger.stamp(SUMS), size)
+    assert _counts(ledger) == {POISSON: 6, UNKNOWN: 3}
+    assert all(entry.seeded for entry in ledger.entries())
+
+
+def test_a_claim_holds_on_the_batches_of_its_loop_alone():
+    ledger, other = _ledger(), _ledger()
+    claim = counting.Claim(SUMS, POISSON)
+
+    def held():
+        assert claims.of_thread(other) is None
+        located = claims.of_thread(ledger)
+        return located is not None and located.claim == claim
+
+    assert not held()
+    with counting.announced("one", {ledger: claim}):
+        assert not held() and claims.to_come(ledger) == claim
+        with counting.on_drawn_batch("another"):
+            assert not held()
+        with counting.on_drawn_batch("one"):
+            assert held()
+            # Of a loop inside of it the batches are others.
+            inside = counting.Claim(SUMS, accounting.PoissonSampling(0.5))
+            with counting.announced("another", {ledger: inside}):
+                assert not held() and claims.of_thread(ledger) is None
+                with counting.on_drawn_batch("one"):
+                    assert claims.of_thread(ledger) is None
+            assert held()
+        assert not held()
+    assert claims.to_come(ledger) is None
+
+
+def test_eager_replicas_have_the_claim_of_the_step_that_runs_them():
+    ledger = _ledger()
+    claim = counting.Claim(SUMS, POISSON)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+    def held():
+        found = strategy.run(
+            lambda: tf.constant(claims.of_thread(ledger) is not None)
+        )
+        return [bool(each) for each in found.values]
+
+    with counting.announced("one", {ledger: claim}):
+        with counting.passed_to_replicas():
+            assert held() == [False, False]
+        with counting.on_drawn_batch("one"), counting.passed_to_replicas():
+            assert held() == [True, True]
+
+
+def test_a_stamp_is_good_for_one_step_of_its_ledger():
+    ledger = _ledger()
+    claim = counting.Claim(SUMS, POISSON)
+    with counting.announced(None, {ledger: claim}, drawn=True):
+        stamp = ledger.stamp(SUMS)
+    assert stamp.take(_ledger()) is None
+    copy = stamp.copy()
+    for each in (stamp, copy):
+        ledger.count_step(SUMS, each)
+        ledger.count_step(SUMS, each)
+        with pytest.raises(ValueError, match="used already"):
+            each.copy()
+    assert _counts(ledger) == {POISSON: 2, UNKNOWN: 2}
