@@ -181,6 +181,27 @@ def test_apply_checks_the_variables_and_takes_both_forms():
     assert [entry.steps for entry in tf_dpfp.ledger(model)] == [2]
 
 
+def test_gradients_of_a_model_with_another_optimizer_are_refused():
+    """Or the ledger of the model would not count their step."""
+    first, other = (
+        tf_dpfp.DPSGD(0.1, noise_multiplier=1.0, expected_batch_size=4)
+        for _ in range(2)
+    )
+    model = helpers.private_line(first)
+    clipped = tf_dpfp.loops.clipped_gradients(model, X[:4], Y[:4])
+    before = model.get_weights()
+    refused = pytest.raises(
+        tf_dpfp.errors.NotPrivateError, match="compiled with another optimizer"
+    )
+    with refused:
+        other.apply(clipped)
+    model.compile(other, "mse")
+    with refused:
+        other.apply(clipped)
+    np.testing.assert_array_equal(before[0], model.get_weights()[0])
+    assert tf_dpfp.ledger(model) == []
+
+
 def test_an_unknown_batch_size_is_refused():
     model = helpers.private_line(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0))
     clipped = tf_dpfp.loops.clipped_gradients(model, X, Y)

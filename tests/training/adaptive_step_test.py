@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 import tf_dpfp
+from tests import helpers
 from tests.oracles import reference
 
 pytestmark = pytest.mark.usefixtures("without_trial")
@@ -205,6 +206,29 @@ def test_who_takes_no_part_is_in_no_count(microbatch_size):
             found[step], loop.of_each_variable(), rtol=1e-5
         )
     loop.assert_weights_equal(model)
+
+
+def test_padding_is_in_no_count():
+    """Or one example more, in the place of padding, would move it by two."""
+    x, y = np.ones((5, 3), np.float32), np.zeros((5, 1), np.float32)
+    clipping = tf_dpfp.PerLayer(
+        thresholds=tf_dpfp.clipping.Adaptive(rescale=False)
+    )
+    counts = []
+    for microbatch_size in (None, 4):
+        keras.utils.set_random_seed(0)
+        model = helpers.private_line(
+            tf_dpfp.DPSGD(
+                noise_multiplier=1.0,
+                clipping=clipping,
+                expected_batch_size=5,
+                microbatch_size=microbatch_size,
+            )
+        )
+        found = tf_dpfp.loops.clipped_gradients(model, x, y)
+        counts.append(found.counts.numpy())
+    np.testing.assert_array_equal(*counts)
+    assert np.all(counts[0] != 0.0)
 
 
 def _run(**arguments):

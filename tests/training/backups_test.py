@@ -1,6 +1,7 @@
 """Backups outlive kills, and the count outlives the backups."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -14,8 +15,11 @@ import numpy as np
 import pytest
 
 import tf_dpfp
+from tests import helpers
 from tests.replicas import common as replicas
 from tests.training import killed_saves
+from tf_dpfp import accounting
+from tf_dpfp import counting
 from tf_dpfp.training import backups
 from tf_dpfp.training import journal as journal_lib
 
@@ -143,6 +147,43 @@ def test_steps_of_callbacks_and_threads_are_counted_after_a_kill(tmp_path):
         killed_saves.train(tmp_path, callbacks=[See()])
     kinds = {type(e.sampling).__name__: e.steps for e in seen}
     assert kinds == {"PoissonSampling": 1, "UnknownSampling": 2}
+
+
+def test_every_step_is_on_the_disk_before_it_runs(tmp_path):
+    model = helpers.private_line(
+        tf_dpfp.DPSGD(0.1, noise_multiplier=1.0, expected_batch_size=4)
+    )
+    optimizer, unknown = model.optimizer, accounting.UnknownSampling()
+    one = optimizer.next_entry
+    callback = tf_dpfp.BackupAndRestore(tmp_path / "backup", save_freq=False)
+    callback.set_model(model)
+
+    def on_disk():
+        journal = journal_lib.Journal(tmp_path / "backup.ledger")
+        return {e.sampling: e.steps for e in journal.entries()}
+
+    def begin(ahead):
+        callback.set_params({"steps": ahead})
+        callback.on_train_batch_begin(0)
+
+    with counting.announced("fit", {}):
+        callback.set_params({"steps": 2})
+        callback.on_train_begin()
+        # The third is beyond what was reserved.
+        for step in (1, 2, 3):
+            begin(ahead=50)
+            assert on_disk() == {unknown: step}
+            optimizer.ledger.add(one)
+        # A call of others, of batches of which the size can't be told.
+        model.steps_per_execution = 3
+        claims = optimizer.claims(accounting.PoissonSampling(0.5), batch_size=8)
+        with counting.announced("others", claims, drawn=True):
+            optimizer.stamp()
+        assert on_disk() == {unknown: 3 + 3}
+        # It took more, as a compiled function may: the next batch tells.
+        optimizer.ledger.add(dataclasses.replace(one, steps=7))
+        begin(ahead=50)
+        assert on_disk() == {unknown: 3 + 7 + 3}
 
 
 def test_steps_of_an_epoch_that_was_not_saved_are_counted(tmp_path):

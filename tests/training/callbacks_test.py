@@ -179,6 +179,22 @@ def test_no_step_follows_those_of_another_callback_that_spent_the_budget():
     assert _steps(model) == 3 + 1
 
 
+def test_a_step_before_an_epoch_that_spends_the_budget_is_told():
+    model = _model()
+
+    class Spend(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                model.train_on_batch(X[:10], Y[:10])
+
+    callback = tf_dpfp.PrivacyBudget(1.0, DELTA)
+    with pytest.raises(ValueError, match="have used up the budget"):
+        model.fit(
+            _batches(3), epochs=2, verbose=0, callbacks=[callback, Spend()]
+        )
+    assert _steps(model) == 3 + 1
+
+
 def test_a_list_of_keras_works_as_it_is():
     model = _model()
     given = keras.callbacks.CallbackList(

@@ -164,6 +164,26 @@ def test_above_noised_representations_a_bad_label_is_left_out():
     assert all(np.all(np.isfinite(w)) for w in model.get_weights())
 
 
+def test_an_example_whose_loss_is_not_finite_adds_nothing():
+    """Whatever its gradient: of this loss it is that of any example."""
+
+    def added(y, y_pred):
+        return keras.ops.sum(y_pred, axis=-1) + y[:, 0]
+
+    targets = np.zeros((4, 3), np.float32)
+    targets[2] = np.inf
+    others = np.array([0, 1, 3])
+    model = _compiled(loss=added)
+    expected = _sums(model, IDS[others], targets[others])
+    _assert_same(_sums(model, IDS, targets), expected)
+    # Nor above noised representations, where nothing is clipped.
+    targets[2] = 1e30
+    below = [*_table()[:-1], tf_dpfp.DPRepresentationClip(1.0, 1.0)]
+    model = _compiled(lambda: [*below, layers.Dense(3)], "mse")
+    model.train_on_batch(IDS, targets)
+    assert all(np.all(np.abs(w) < 1e3) for w in model.get_weights())
+
+
 def test_below_noised_representations_a_bad_id_gives_zeros():
     below = [*_table(trainable=False)[:-1]]
     clip = tf_dpfp.DPRepresentationClip(1.0, 1.0, labels="public")
