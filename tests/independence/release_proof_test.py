@@ -139,6 +139,16 @@ def test_whatever_is_above_the_noise_is_proved(eager):
     assert sum(e.steps for e in tf_dpfp.ledger(model)) == 2
 
 
+def test_a_loop_over_draws_is_proved_before_its_first_step():
+    model = _model(Below(_route))
+    batches = tf_dpfp.representations.stratified_batches(
+        X, np.arange(8) % 2, draw_size=2, labels="public"
+    )
+    with pytest.raises(ValueError, match="Cumsum"):
+        with tf_dpfp.loops.sampled_steps(model, batches):
+            pass
+
+
 def test_a_switch_turned_later_is_seen_in_the_next_trace():
     below = Below(lambda x: x)
     model = _model(below)
