@@ -365,6 +365,27 @@ def test_the_usual_forms_pass_the_trial_in_silence():
         _private(build()).train_on_batch(*_data())
 
 
+class Dropped(OwnLoss):
+    """Draws random numbers below its losses."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = layers.Dropout(0.5)
+
+    def call(self, inputs, training=None):
+        return self.head(self.dropout(self.hidden(inputs), training=training))
+
+
+@pytest.mark.filterwarnings("error")
+def test_random_numbers_are_not_taken_for_other_examples():
+    penalised = keras.Sequential(
+        [layers.Dropout(0.5), layers.Dense(4, activity_regularizer="l2")]
+    )
+    for model in (Dropped(), penalised):
+        model(_data()[0])
+        _private(model).train_on_batch(*_data())
+
+
 def test_a_model_without_any_loss_is_refused(without_trial):
     model = _of_layers(lambda: layers.Dense(4))()
     tf_dpfp.make_private(model)

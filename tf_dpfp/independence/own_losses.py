@@ -8,6 +8,7 @@ other losses by the size of the batch. Nothing here is needed for privacy.
 """
 
 import enum
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from keras import tree
 
 from tf_dpfp.independence import inputs
 from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.keras_private import random as keras_random
 from tf_dpfp.keras_private import trainer as keras_trainer
 
 _TOLERANCE = 1e-3
@@ -47,6 +49,18 @@ def check(model: keras.Model, batch: tuple, losses: np.ndarray) -> None:
         ValueError: If what a layer adds is not a mean over the batch, or a
             private step computes another `compute_loss`.
     """
+    # In a scope, generators begin anew with every pass: without seeds of their
+    # own, random numbers would look as if they were none.
+    with keras_random.seeds_from(_new_seeds()):
+        _check(model, batch, losses)
+
+
+def _new_seeds() -> keras_random.Draw:
+    counter = itertools.count(1)
+    return lambda: tf.constant([next(counter), 0], tf.int64)
+
+
+def _check(model: keras.Model, batch: tuple, losses: np.ndarray) -> None:
     layers = keras_layers.all_layers(model)
     has_own = keras_trainer.has_own_loss(model)
     kinds = _kinds(model, layers, batch)
