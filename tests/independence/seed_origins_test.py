@@ -64,6 +64,34 @@ WAYS = {
         lambda x: _uniform(x, SOURCE.of_pass()() + 3),
         True,
     ),
+    "of few that are secret": (
+        lambda x: _uniform(x, SOURCE.of_pass()() % 3),
+        None,
+    ),
+    "secret, times nothing": (
+        lambda x: _uniform(x, SOURCE.of_pass()() * 0),
+        None,
+    ),
+    "as many as are secret": (
+        lambda x: _uniform(x, tf.ones_like(SOURCE.of_pass()())),
+        False,
+    ),
+    "written down, with a limit that is secret": (
+        lambda x: (
+            x
+            * tf.cast(
+                tf.random.stateless_uniform(
+                    tf.shape(x),
+                    [1, 2],
+                    0,
+                    tf.cast(SOURCE.of_pass()()[0] % 2, tf.int32) + 1,
+                    tf.int32,
+                ),
+                x.dtype,
+            )
+        ),
+        False,
+    ),
     "secret in a loop": (_in_a_loop(_secret), True),
     "secret from outside of a loop": (_with_secret_of_outside, True),
     "secret in a function": (_by_a_function, True),

@@ -3,11 +3,26 @@
 import dataclasses
 from collections.abc import Collection, Iterator
 
+import numpy as np
 import tensorflow as tf
 
 from tf_dpfp import compilation
 
 _READS = ("ReadVariableOp", "RngReadAndSkip")
+# Operations whose result is as hard to know as what they are given.
+_KEEPS = frozenset(
+    """
+    Add AddV2 Bitcast BitwiseOr BitwiseXor BroadcastTo Cast ConcatV2 ExpandDims
+    FloorDiv FloorMod GatherV2 Identity IdentityN LeftShift Mul Neg Pack Reshape
+    Slice Split SplitV Squeeze StatelessRandomGetKeyCounter
+    StatelessRandomGetKeyCounterAlg StatelessRandomUniformFullInt
+    StatelessRandomUniformFullIntV2 StatelessRandomUniformInt
+    StatelessRandomUniformIntV2 StopGradient StridedSlice Sub Tile Transpose
+    Unpack
+    """.split()
+)
+# Fewer seeds than these can be tried one after the other.
+_FEWEST = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +47,15 @@ def origin_of(op: tf.Operation, secret_handles: Collection[int]) -> Origin:
         secret_handles: Identities of handles of variables with secret keys.
 
     Returns:
-        The `Origin`. A seed that is made of a secret one is secret.
+        The `Origin`. A seed that is made of a secret one is secret, unless
+        operations lead there that may leave few of its bits.
     """
     names: set[str] = set()
     secrets = [_own_seed(op)] if _has_own_seed(op) else []
-    for source in _sources([] if secrets else list(op.inputs[1:])):
-        if _has_own_seed(source.op):
+    for source in _sources([] if secrets else _seeds_of(op)):
+        if _forgets(source.op):
+            secrets.append(None)
+        elif _has_own_seed(source.op):
             secrets.append(_own_seed(source.op))
         elif source.op.type in _READS:
             handle = source.op.inputs[0]
@@ -50,6 +68,33 @@ def origin_of(op: tf.Operation, secret_handles: Collection[int]) -> Origin:
             origin = outside(source)
             secrets.append(None if origin is source else False)
     return Origin(tuple(sorted(names)), _any_of(secrets))
+
+
+def _seeds_of(op: tf.Operation) -> list[tf.Tensor]:
+    """Returns the seed of a draw, or the key that was made of it."""
+    place = 2 if op.type == "StatelessMultinomial" else 1
+    return list(op.inputs[place : place + 1])
+
+
+def _forgets(op: tf.Operation) -> bool:
+    """Tells if few results may come of many seeds."""
+    if not op.inputs or op.type in _READS or _has_own_seed(op):
+        return False
+    if op.type not in _KEEPS:
+        return True
+    if op.type == "Cast":
+        return (
+            not op.outputs[0].dtype.is_integer or op.outputs[0].dtype.size < 4
+        )
+    if op.type not in ("Mul", "FloorDiv", "FloorMod"):
+        return False
+    known = [tf.get_static_value(t) for t in op.inputs]
+    if op.type == "Mul":
+        return any(n is not None and not np.all(n) for n in known)
+    by = known[1]
+    if by is None or op.type == "FloorMod":
+        return by is None or bool(np.any(np.abs(by.astype(object)) < _FEWEST))
+    return bool(np.any(np.abs(by.astype(object)) > _FEWEST))
 
 
 def _any_of(secrets: Collection[bool | None]) -> bool | None:
@@ -74,6 +119,8 @@ def _sources(waiting: list[tf.Tensor]) -> Iterator[tf.Tensor]:
             continue
         reads = tensor.op.type in _READS
         if reads or not tensor.op.inputs or _has_own_seed(tensor.op):
+            yield tensor
+        elif _forgets(tensor.op):
             yield tensor
         else:
             waiting += tensor.op.inputs
