@@ -213,6 +213,36 @@ def test_an_eager_step_runs_what_was_proved(way):
         np.testing.assert_allclose(mine, other, atol=1e-6)
 
 
+class Counts(layers.Layer):
+    """Counts its calls in a variable that Keras does not know."""
+
+    def build(self, input_shape):
+        del input_shape
+        self.calls = tf.Variable(0.0, trainable=False)
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return x * tf.sin(self.calls)
+
+
+IN_PIECES = {
+    "a count": Counts,
+    "known numbers": lambda: Calls(lambda x: x * tf.random.normal([], seed=1)),
+}
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("name", sorted(IN_PIECES))
+def test_what_tells_the_number_of_a_piece_is_refused(name, eager):
+    """Another piece, if an example before is left out, is another number."""
+    make = IN_PIECES[name]
+    _fit(_compiled(make(), run_eagerly=eager))
+    model = _compiled(make(), microbatch_size=4, run_eagerly=eager)
+    with pytest.raises(ValueError, match=MEET):
+        _fit(model)
+    assert sum(e.steps for e in model.optimizer.ledger_entries) == 0
+
+
 def test_functions_that_run_eagerly_run_what_was_proved():
     """As `tf.config.run_functions_eagerly` makes them; see conftest."""
     mixes = Branches(lambda x: x.shape[0] is not None)

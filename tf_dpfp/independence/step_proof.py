@@ -57,6 +57,8 @@ def prove_step(
         layers,
         secret_handles=traced.secret_handles,
         data_handles=handles([*traced.metrics, *traced.trackers]),
+        # What is written, or drawn, once in each tells which one it is.
+        kept_handles=traced.secret_handles if traced.in_pieces else None,
         given=Given(
             public=[traced.piece] if tf.is_tensor(traced.piece) else (),
             of_weights=traced.of_weights,

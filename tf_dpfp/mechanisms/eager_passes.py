@@ -230,6 +230,7 @@ def _constants_of(plan: step_lib.Plan) -> Hashable:
         plan.representations,
         plan.kind,
         plan.tables,
+        plan.in_pieces,
     )
 
 

@@ -1,5 +1,6 @@
 """Clipped sums of a batch of any size, one micro-batch after the other."""
 
+import dataclasses
 from collections.abc import Callable
 
 import keras
@@ -91,6 +92,7 @@ def clipped_batch(
 
     if microbatch_size is None:
         return clipped(data, is_example)
+    plan = dataclasses.replace(plan, in_pieces=True)
     pieces = sampling_lib.split_microbatches(
         (data, is_example), microbatch_size
     )

@@ -123,6 +123,7 @@ def clipped_microbatch(
                 [v.value for v in keras_metrics.variables_of(model)],
                 piece,
                 plan.of_weights,
+                plan.in_pieces,
             )
         )
     if plan.joined > 1:

@@ -55,6 +55,7 @@ class Plan:
         of_weights: Tensors of the plan that were made of weights alone, outside
             of the graph.
         tables: Tables that are released where they are touched, or `None`.
+        in_pieces: True if a step takes one micro-batch after the other.
     """
 
     units: Sequence[per_example.Unit]
@@ -75,6 +76,7 @@ class Plan:
     eager_pass: Callable[..., Any] | None = None
     of_weights: Sequence[tf.Tensor] = ()
     tables: clipping_lib.SparseTables | None = None
+    in_pieces: bool = False
 
     @property
     def joined(self) -> int:

@@ -29,6 +29,7 @@ class Traced:
         metrics: Variables in which metrics keep what they saw of the data.
         piece: Number of the micro-batch.
         of_weights: Tensors made of weights alone, outside of the graph.
+        in_pieces: True if a step takes one micro-batch after the other.
     """
 
     graph: tf.Graph
@@ -44,6 +45,7 @@ class Traced:
     metrics: Sequence[tf.Variable] = ()
     piece: tf.Tensor | int = 0
     of_weights: Sequence[tf.Tensor] = ()
+    in_pieces: bool = False
 
 
 def as_examples(data: Any) -> Any:
