@@ -4,7 +4,7 @@ Shapes are computed in the graph: what they are is known here as polynomials
 in the batch size and unknown sizes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +17,8 @@ from tf_dpfp.independence.values import Value
 
 # More elements than any list of sizes or axes has.
 MOST_NUMBERS = 64
+# Of numbers that wrapped around they give the result, wrapped around.
+_WRAP_ALIKE = frozenset(("Add", "AddV2", "Sub", "Mul", "Neg"))
 
 
 def calculate(op: tf.Operation, values: Sequence[Value]) -> Value | None:
@@ -41,9 +43,13 @@ def calculate(op: tf.Operation, values: Sequence[Value]) -> Value | None:
     wide = np.broadcast_arrays(*[a for a in arrays if a is not None])
     if wide[0].size > MOST_NUMBERS:
         return None
-    found = [function(*n) for n in zip(*[a.ravel() for a in wide], strict=True)]
+    columns = [
+        a.ravel() if _may_be_wrapped(op) else _unwrapped(a.ravel(), t.dtype)
+        for a, t in zip(wide, op.inputs, strict=True)
+    ]
+    found = [function(*n) for n in zip(*columns, strict=True)]
     hangs = any(v.on_batch_size for v in values)
-    found = [_in_dtype(n, dtype) for n in found]
+    found = [in_dtype(n, dtype) for n in found]
     if None in found and any(v.hangs_on_batch for v in values):
         return None
     result = np.empty(len(found), object)
@@ -51,14 +57,36 @@ def calculate(op: tf.Operation, values: Sequence[Value]) -> Value | None:
     return values_lib.numbers_of(result.reshape(wide[0].shape), hangs)
 
 
-def _in_dtype(number: MaybeSize, dtype: tf.DType) -> MaybeSize:
-    """Drops numbers that wrap around; a truth value is 0 or 1."""
+def _may_be_wrapped(op: tf.Operation) -> bool:
+    """Tells if numbers that wrapped around give the result, wrapped around."""
+    if op.type in ("Cast", "Select", "SelectV2"):
+        return op.outputs[0].dtype.size <= op.inputs[-1].dtype.size
+    return op.type in _WRAP_ALIKE
+
+
+def _unwrapped(
+    numbers: Iterable[MaybeSize], dtype: tf.DType
+) -> list[MaybeSize]:
+    """Drops numbers that may have wrapped around."""
+    return [
+        n if n is None or n.is_number or n.surely_fits(8 * dtype.size) else None
+        for n in numbers
+    ]
+
+
+def in_dtype(number: MaybeSize, dtype: tf.DType) -> MaybeSize:
+    """Drops numbers that wrap around; a truth value is 0 or 1.
+
+    Args:
+        number: A number.
+        dtype: Type of the tensor that holds it.
+    """
     if number is None:
         return None
     if dtype == tf.bool:
         return Size.of(int(number != 0)) if number.is_number else None
     if not number.is_number:
-        return number
+        return number if number.may_fit(8 * dtype.size) else None
     return number if dtype.min <= int(number) <= dtype.max else None
 
 

@@ -116,15 +116,41 @@ def fits(found: Range, dtype: tf.DType) -> bool:
     Sizes of tensors, and their products, are taken to fit into the type that
     a graph uses for them.
     """
-    for number in (found.low, found.high):
-        if number is None:
-            return False
-        if number.is_number:
-            if not dtype.min <= int(number) <= dtype.max:
-                return False
-        elif any(abs(n) > _MOST_TIMES for n in number.terms.values()):
-            return False
-    return True
+    return all(
+        number is not None and _fits(number, dtype)
+        for number in (found.low, found.high)
+    )
+
+
+def _fits(number: Size, dtype: tf.DType) -> bool:
+    if number.is_number:
+        return dtype.min <= int(number) <= dtype.max
+    return number.surely_fits(8 * dtype.size)
+
+
+def held_by(value: Value, dtype: tf.DType) -> Value:
+    """Drops bounds that a type of few bits can't hold, as they wrap around.
+
+    Args:
+        value: What a rule says of a tensor.
+        dtype: Type of the tensor.
+
+    Raises:
+        Refusal: If the number of an example wraps around.
+    """
+    if not value.ranges or not dtype.is_integer or dtype.size >= _MOST_BYTES:
+        return value
+    if value.numbers_examples and dtype.size < 4:
+        raise findings.Refusal(
+            "The number of the row wraps around in it.", findings.ROW_NUMBER
+        )
+    ranges = tuple(
+        r
+        if all(n is None or _fits(n, dtype) for n in (r.low, r.high))
+        else Range(None, None, r.step)
+        for r in value.ranges
+    )
+    return dataclasses.replace(value, ranges=ranges)
 
 
 def _both(
@@ -246,8 +272,8 @@ def _clipped_bounds(a: Range, low: Range, high: Range) -> Range | None:
 
 UNBOUNDED = Range(None, None)
 _TRUTHS = Range(sizes_lib.ZERO, sizes_lib.ONE)
-# Whatever is more times a size may wrap around.
-_MOST_TIMES = 2**20
+# Numbers of so many bytes hold all sizes.
+_MOST_BYTES = 8
 
 # Operations whose result may not fit into its type.
 _MAY_WRAP = frozenset(("Add", "AddV2", "Sub", "Mul", "Cast"))

@@ -5,6 +5,14 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework import function_def_to_graph
 
+# Operations that call functions of which the proof knows what they do.
+CALLS = frozenset(
+    """
+    Case If PartitionedCall StatefulPartitionedCall StatelessCase StatelessIf
+    StatelessWhile While
+    """.split()
+)
+
 
 def graph_of(function: Any) -> tf.Graph | None:
     """Returns the graph of a function, read from its definition if need be."""

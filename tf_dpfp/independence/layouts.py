@@ -65,6 +65,7 @@ def meet(values: Sequence[Value], rank: int) -> Layout:
         for v in values
         if v.is_examples
     }
+    _check_lost_sizes(values, rank)
     if len(layouts) > 1:
         raise findings.Refusal(
             "Examples lie along different axes of its operands, so that each "
@@ -85,6 +86,18 @@ def meet(values: Sequence[Value], rank: int) -> Layout:
         if value.shape[axis] != size:
             raise findings.Refusal("The examples are repeated by broadcasting.")
     return layout
+
+
+def _check_lost_sizes(values: Sequence[Value], rank: int) -> None:
+    """Refuses an unknown size that meets the batch size: it may be 1."""
+    for axis in range(-rank, 0):
+        sizes = [v.shape[axis] for v in values if v.rank >= -axis]
+        if None in sizes and sizes_lib.hang_on_batch(sizes):
+            raise findings.Refusal(
+                "An axis of unknown size meets one of the batch size.",
+                findings.BATCH_SIZE,
+                is_definite=False,
+            )
 
 
 def equal_rows(

@@ -46,6 +46,7 @@ def gather(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     fronts, axis = 0, 0
     if op.type == "GatherV2":
         fronts = op.get_attr("batch_dims")
+        fronts += index.rank if fronts < 0 else 0
         axis = values[2].integers("axis")[0] % table.rank
     known = _gathered_numbers(table, index, axis)
     if known is not None:
@@ -82,10 +83,13 @@ def gather(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     if index.is_examples:
         return _gather_in_table(table, index, axis, fronts, sizes)
     hangs = table.hangs_on_batch or index.hangs_on_batch
-    if table.kind is Kind.UNIFORM:
-        misses = may_miss(index, table.shape[axis])
-        return values_lib.uniform(sizes, hangs or misses)
-    ranges = None if table.hangs_on_batch else table.ranges
+    if table.kind is Kind.UNIFORM and may_miss(index, table.shape[axis]):
+        return values_lib.uniform(sizes, True)
+    # Zeros are found beyond the last: they are not what the table holds.
+    finds = bounds_lib.of(index, tf.int64).within(table.shape[axis])
+    if table.kind is Kind.UNIFORM and finds:
+        return values_lib.uniform(sizes, hangs)
+    ranges = table.ranges if finds and not table.hangs_on_batch else None
     one = None if ranges is None or len(ranges) > 1 else ranges
     return values_lib.free(sizes, None, hangs, one)
 
@@ -245,7 +249,7 @@ def gather_nd(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     sizes = (*index.shape[:-1], *table.shape[count:])
     columns = bounds_by_column(index, count)
     misses = not table.is_examples and any(
-        sizes_lib.hang_on_batch([size]) and not bounds.within(size)
+        _column_may_miss(bounds, size)
         for bounds, size in zip(columns, table.shape[:count], strict=True)
     )
     if not table.is_examples and not index.is_examples:
@@ -268,6 +272,15 @@ def gather_nd(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         )
     check_own(columns, own, table.shape[:count])
     return values_lib.examples(sizes, index.example_layout)
+
+
+def _column_may_miss(bounds: Range, size: MaybeSize) -> bool:
+    """Tells if the batch size, or the row, decides whether one is found."""
+    if bounds.numbers_examples:
+        # Number `row * step + place` of as many as there are.
+        fits = size is not None and size == sizes_lib.BATCH * bounds.step
+        return not fits or not bounds.within(bounds.step)
+    return sizes_lib.hang_on_batch([size]) and not bounds.within(size)
 
 
 def bounds_by_column(index: Value, count: int) -> list[Range]:

@@ -65,14 +65,31 @@ def broadcast_gradient_axes(
 
 
 def _are_added_up(axes: tf.Tensor) -> bool:
-    """Tells if all that happens to a list of axes is a sum over them."""
+    """Tells if all that happens to a list of axes is a sum over them.
+
+    The number of axes that are left must not tell, either.
+    """
+    if any(axes is t for t in getattr(axes.graph, "outputs", ())):
+        return False
     for op in axes.consumers():
         if op.type == "Sum" and op.inputs[0] is not axes:
-            continue
+            if op.get_attr("keep_dims") or _is_reshaped(op.outputs[0]):
+                continue
+            return False
         # `tf.vectorized_map` moves axes by one.
         if op.type not in _MOVES_AXES or not _are_added_up(op.outputs[0]):
             return False
     return True
+
+
+def _is_reshaped(tensor: tf.Tensor) -> bool:
+    """Tells if a tensor is only used in another shape."""
+    if any(tensor is t for t in getattr(tensor.graph, "outputs", ())):
+        return False
+    return all(
+        op.type == "Reshape" and op.inputs[1] is not tensor
+        for op in tensor.consumers()
+    )
 
 
 _MOVES_AXES = ("Add", "AddV2", "Cast", "GreaterEqual", "Identity")
@@ -134,6 +151,8 @@ def _count(
 
 def _steps(start: Size, limit: Size, delta: Size) -> MaybeSize:
     """Returns how often one counts upwards."""
+    if delta != 1 and not all(n.surely_fits(32) for n in (start, limit, delta)):
+        return None
     way = limit - start
     upwards = values_lib.at_least(way, sizes_lib.ZERO) and values_lib.at_least(
         delta, ONE

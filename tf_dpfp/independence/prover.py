@@ -26,12 +26,6 @@ from tf_dpfp.independence.sizes import Sizes
 from tf_dpfp.independence.values import Kind
 from tf_dpfp.independence.values import Value
 
-_CONTROL_FLOW = frozenset(
-    """
-    Case If PartitionedCall StatefulPartitionedCall StatelessCase StatelessIf
-    StatelessWhile While
-    """.split()
-)
 # Errors of a rule that met what it was not written for: nothing is proved.
 _RULE_ERRORS = (
     ArithmeticError,
@@ -129,7 +123,10 @@ class Walk:
         self.operations += 1
         try:
             found = self._apply(op, values)
-            return [layouts.checked(v, self.batch) for v in found]
+            return [
+                bounds_lib.held_by(layouts.checked(v, self.batch), t.dtype)
+                for v, t in zip(found, op.outputs, strict=True)
+            ]
         except findings.Refusal as refusal:
             reason, way_out = refusal.reason, refusal.way_out
             is_definite = refusal.is_definite and all(
@@ -302,15 +299,16 @@ class Walk:
         for op in operations:
             if self.flow is not None and self._sees_no_data(op):
                 continue
-            if op.type in _CONTROL_FLOW:
-                if op.op_def.is_stateful:
+            if op.type in functions.CALLS:
+                # One that is called without a state may have effects, too.
+                if op.op_def.is_stateful or self._effects(op):
                     self._judge_call(op)
             elif state_rules.has_effect(op):
                 values = [self.value(i) for i in op.inputs]
                 self._note(state_rules.effect(op, values, self))
 
     def _sees_no_data(self, op: tf.Operation) -> bool:
-        if op.type not in _CONTROL_FLOW and not state_rules.has_effect(op):
+        if op.type not in functions.CALLS and not state_rules.has_effect(op):
             return False
         for tensor in op.inputs:
             self.value(tensor)
@@ -354,14 +352,14 @@ class Walk:
 
     def has_effects(self, op: tf.Operation) -> bool:
         """Tells if a function writes, prints or hands something to Python."""
-        return op.op_def.is_stateful and bool(self._effects(op))
+        return bool(self._effects(op))
 
     def _effects(self, op: tf.Operation) -> list[tf.Operation]:
         """Lists the operations with effects in a function."""
         found = []
         for name in functions.names_of(op):
             for inner in self.body(op, name).get_operations():
-                if inner.type in _CONTROL_FLOW:
+                if inner.type in functions.CALLS:
                     found += self._effects(inner)
                 elif state_rules.has_effect(inner):
                     found.append(inner)

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import values as values_lib
+from tf_dpfp.independence import without_rules
 from tf_dpfp.independence.registry import Walk
 from tf_dpfp.independence.sizes import ONE
 from tf_dpfp.independence.sizes import Sizes
@@ -49,7 +50,7 @@ def random(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         )
     # Memory that is not set holds anything at all, of other batches too.
     if op.type == "Empty" and not op.get_attr("init"):
-        raise findings.Refusal("It reads memory that nothing was written to.")
+        raise findings.Refusal(without_rules.UNWRITTEN)
     if op.type == "Empty":
         return values_lib.uniform(sizes)
     layout = rows_of(sizes, walk)
@@ -156,6 +157,9 @@ def categorical(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         raise findings.Refusal("The data decide its seed.")
     static = walk.static(op.outputs[0])
     if static is None or not logits.is_examples:
+        # In a loop over examples, each of them draws other numbers.
+        if walk.counting and op.type == "Multinomial":
+            walk.note_random(op)
         hangs = any(v.hangs_on_batch for v in values)
         return values_lib.free(static, None, hangs or logits.sizes is None)
     own = logits.example_layout

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from tf_dpfp.independence import arithmetic
 from tf_dpfp.independence import bounds as bounds_lib
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import image_rules
@@ -46,15 +47,15 @@ def reduce(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         for i, s in enumerate(value.shape)
         if keeps or i not in axes
     )
-    ranges = _reduced_ranges(op.type, value)
+    over = [value.shape[a] for a in axes]
+    ranges = _reduced_ranges(op.type, value, over)
     if value.is_examples:
         own = value.example_layout
         axis = own.axis if keeps else own.axis - sum(a < own.axis for a in axes)
         return values_lib.examples(sizes, own.at(axis), ranges)
-    number = _reduced_number(op.type, value, axes)
+    number = _reduced_number(op, value, axes)
     if number is not None:
         return values_lib.free(sizes, (number,), value.on_batch_size)
-    over = [value.shape[a] for a in axes]
     many = sizes_lib.hang_on_batch(over) and (
         op.type not in _OF_EQUALS or _may_be_none(over)
     )
@@ -69,25 +70,33 @@ def _may_be_none(sizes: Sequence[MaybeSize]) -> bool:
     return not all(s is not None and values_lib.at_least(s, ONE) for s in sizes)
 
 
-def _reduced_ranges(kind: str, value: Value) -> tuple[Range, ...] | None:
+def _reduced_ranges(
+    kind: str, value: Value, over: Sequence[MaybeSize]
+) -> tuple[Range, ...] | None:
     """Returns bounds of the greatest or smallest number."""
-    if kind not in ("Max", "Min") or value.ranges is None:
+    # Of none, it is the least or the greatest of its type.
+    if kind not in ("Max", "Min") or value.ranges is None or _may_be_none(over):
         return None
     return (values_lib.hull(value.ranges),)
 
 
-def _reduced_number(kind: str, value: Value, axes: set[int]) -> MaybeSize:
+def _reduced_number(
+    op: tf.Operation, value: Value, axes: set[int]
+) -> MaybeSize:
     """Returns the result of reducing a list of known numbers."""
     if value.numbers is None or len(axes) < value.rank:
         return None
+    kind, dtype = op.type, op.outputs[0].dtype
     numbers = [n for n in value.numbers if n is not None]
     if len(numbers) < len(value.numbers):
         return None
     if kind in ("Prod", "All"):
-        return sizes_lib.product(numbers)
+        return arithmetic.in_dtype(sizes_lib.product(numbers), dtype)
     if kind == "Sum":
-        return sum(numbers, sizes_lib.ZERO)
+        return arithmetic.in_dtype(sum(numbers, sizes_lib.ZERO), dtype)
     if kind not in ("Max", "Min") or not numbers:
+        return None
+    if not all(n.is_number or n.surely_fits(8 * dtype.size) for n in numbers):
         return None
     choose = values_lib.greater if kind == "Max" else values_lib.smaller
     found: MaybeSize = numbers[0]
@@ -197,8 +206,6 @@ _LAST: dict[str, tuple[int, tuple[int, ...]]] = {
     "MatrixDiagPartV3": (2, (0,)),
     "MatrixDiagV3": (1, (0,)),
     "MatrixInverse": (2, (0,)),
-    "MatrixSetDiag": (2, (0,)),
-    "MatrixSetDiagV3": (2, (0,)),
     "MatrixSolve": (2, (0, 1)),
     "MatrixTriangularSolve": (2, (0, 1)),
     "Qr": (2, (0,)),

@@ -2,6 +2,7 @@
 
 from tf_dpfp.independence import contraction_rules
 from tf_dpfp.independence import control_flow_rules
+from tf_dpfp.independence import diagonal_rules
 from tf_dpfp.independence import elementwise_rules
 from tf_dpfp.independence import image_rules
 from tf_dpfp.independence import list_rules
@@ -22,6 +23,7 @@ from tf_dpfp.independence import text_rules
 MODULES = (
     contraction_rules,
     control_flow_rules,
+    diagonal_rules,
     elementwise_rules,
     image_rules,
     list_rules,

@@ -313,7 +313,7 @@ def tile(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     if value.is_examples:
         own = value.example_layout
         times = multiples.numbers[own.axis]
-        if times is None or times.hangs_on_batch:
+        if times is None or sizes_lib.hang_on_batch(multiples.numbers):
             raise findings.Refusal("It repeats the examples.")
         layout = _copied(own, times)
         return values_lib.like(value, sizes, layout)

@@ -15,6 +15,11 @@ _ROW = "row"
 Monomial = tuple[str, ...]
 SizeLike = Union["Size", int]
 
+# A number that is computed of sizes may be larger than any tensor, and wraps
+# around in 32 bits. Axes are taken to be shorter than 2**15: then so many
+# times a product of one, two or three of them fits.
+_MOST_TIMES = (2**31, 2**16, 2**8, 1)
+
 # Sizes of small numbers are made once.
 _NUMBERS: dict[int, "Size"] = {}
 _MOST_KNOWN = 2**12
@@ -86,6 +91,17 @@ class Size:
             # The first row has the number 0.
             bound += 0 if _ROW in key else value
         return bound
+
+    def may_fit(self, bits: int) -> bool:
+        """Tells if a tensor may be so large, in numbers of so many bits."""
+        most = max(map(abs, self.terms.values()), default=0)
+        return bits >= 32 and most < 2 ** (bits - 1)
+
+    def surely_fits(self, bits: int) -> bool:
+        """Tells if the number is below all that wraps around."""
+        if not self.may_fit(bits):
+            return False
+        return bits > 32 or all(map(_is_small, self.terms.items()))
 
     def divided_by(self, divisor: SizeLike) -> Union["Size", None]:
         """Returns the quotient, or `None` if the division is not exact."""
@@ -163,6 +179,14 @@ class Size:
             number = [str(value)] if value != 1 or not key else []
             words.append(" * ".join(number + list(key)))
         return " + ".join(words) or "0"
+
+
+def _is_small(item: tuple[Monomial, int]) -> bool:
+    key, value = item
+    # The square of the batch size is the size of nothing per example.
+    if len(key) >= len(_MOST_TIMES) or key.count(_BATCH) > 1:
+        return False
+    return abs(value) <= _MOST_TIMES[len(key)]
 
 
 def _order(item: tuple[Monomial, int]) -> tuple[int, Monomial]:

@@ -102,7 +102,9 @@ def _length(part: _Part, size: MaybeSize) -> MaybeSize:
 
 def _from_front(index: MaybeSize, size: Size) -> MaybeSize:
     """Returns an index that is counted from the front and within the axis."""
-    if index is None:
+    if index is None or index == size:
+        return index
+    if not index.is_number and not index.surely_fits(32):
         return None
     if index.is_number and int(index) < 0:
         index = size + index
@@ -156,6 +158,7 @@ def _own_row(
     """Cuts out the row of the example that a loop is at."""
     one = parts[0].kind == "index" or (
         parts[0].kind == "range"
+        and not parts[0].to_end
         and parts[0].end == sizes_lib.ROW + 1
         and parts[0].stride == 1
     )

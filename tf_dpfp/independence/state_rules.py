@@ -11,8 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpfp.independence import findings
+from tf_dpfp.independence import functions
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import seed_origins
+from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import values as values_lib
 from tf_dpfp.independence.findings import Category
 from tf_dpfp.independence.registry import Walk
@@ -66,8 +68,9 @@ def describe(array: np.ndarray) -> Value:
     if whole:
         ranges = (Range(Size.of(array.min()), Size.of(array.max())),)
     if array.dtype.kind in "iufcb" and array.size:
-        first = array.ravel()[0]
-        if bool(np.all(array == first)):
+        # Of the same bytes: zeros of both signs are equal, their inverses not.
+        first = array.ravel()[:1].tobytes()
+        if array.tobytes() == first * array.size:
             return Value(Kind.UNIFORM, sizes, ranges=ranges)
     return values_lib.free(sizes, None, False, ranges)
 
@@ -164,11 +167,18 @@ def python(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
 @registry.rule("LookupTableFindV2", takes_lists=True)
 def look_up(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Looks keys up in a table that is never written to."""
-    del op, walk
     table, keys, default = values
     _check_resource(table)
     if default.is_examples:
         raise findings.Refusal("The data decide its default.")
+    static = walk.static(op.outputs[0])
+    if static is None or len(static) != keys.rank or default.sizes != ():
+        raise findings.Refusal(
+            "It looks up a table that may hold vectors, or is looked up by "
+            "them.",
+            "Use a `tf.lookup.StaticHashTable`.",
+            is_definite=False,
+        )
     if keys.is_examples:
         return values_lib.examples(keys.shape, keys.example_layout)
     if keys.kind is Kind.UNIFORM:
@@ -205,6 +215,9 @@ _PRINTS = frozenset(
 _PYTHON = frozenset(
     ("EagerPyFunc", "PyFunc", "PyFuncStateless", "NumpyFunction")
 )
+# Beginnings of operations that change the memory of their input, write files,
+# or draw random numbers, and don't say so.
+_BY_NAME = ("Debug", "Fractional", "Inplace", "RiscRandom")
 # Operations that stop a step, and the input that makes them do so.
 _ABORTS = {
     "Assert": 0,
@@ -240,10 +253,10 @@ def effect(
         return walk.finding(
             op,
             Category.WRITE,
-            "It writes something once for every example, or once for every "
+            "It writes something once for every example, micro-batch, or "
             "batch of an evaluation, which tells how many there are.",
-            "Write outside of the loop over examples, and only if `training` "
-            "is true.",
+            "Write outside of the loop over examples, only if `training` is "
+            "true, and train without a `microbatch_size`.",
         )
     if op.type.startswith(_WRITES):
         if all(_is_harmless(v) for v in values):
@@ -282,7 +295,11 @@ def _is_kept(op: tf.Operation, walk: Walk) -> bool:
 def _is_harmless(value: Value) -> bool:
     if value.kind is Kind.RESOURCE:
         return True
-    return value.is_free and not value.hangs_on_batch
+    if not value.is_free or value.hangs_on_batch:
+        return False
+    # A variable may have any shape: how many numbers there are is kept, too.
+    unsure = value.sizes is None and value.kind is Kind.UNIFORM
+    return not unsure and not sizes_lib.hang_on_batch(value.sizes or ())
 
 
 def is_abort(op: tf.Operation) -> bool:
@@ -302,6 +319,36 @@ def abort(op: tf.Operation, walk: Walk) -> findings.Finding:
 
 def has_effect(op: tf.Operation) -> bool:
     """Returns true if an operation may do more than compute its outputs."""
-    if op.type in _ABORTS:
+    if op.type in _ABORTS or is_unruly(op):
         return True
     return op.op_def.is_stateful and op.type not in READS
+
+
+def is_unruly(op: tf.Operation) -> bool:
+    """Tells an operation that does more than its definition says.
+
+    Some are defined as if they had no state, and change the memory of their
+    inputs, write files, draw random numbers from a generator of their own, or
+    call functions that may do any of it.
+
+    Args:
+        op: An operation that is no function, branch or loop.
+    """
+    known = _unruly.get(op.type)
+    if known is None:
+        known = _unruly[op.type] = _is_unruly(op)
+    return known
+
+
+_unruly: dict[str, bool] = {}
+
+
+def _is_unruly(op: tf.Operation) -> bool:
+    if op.type in functions.CALLS:
+        return False
+    if op.type.startswith(_BY_NAME) or op.type in _PYTHON:
+        return True
+    definition = op.op_def
+    if any(a.is_ref for a in definition.input_arg):
+        return True
+    return any(a.type in ("func", "list(func)") for a in definition.attr)

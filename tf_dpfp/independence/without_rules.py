@@ -13,6 +13,8 @@ from tf_dpfp.independence.registry import Walk
 from tf_dpfp.independence.values import Kind
 from tf_dpfp.independence.values import Value
 
+UNWRITTEN = "It reads memory that nothing was written to."
+
 
 def of_free(
     op: tf.Operation, values: Sequence[Value], walk: Walk
@@ -31,7 +33,7 @@ def of_free(
         Refusal: If data are in an input, or the operation has a state.
     """
     free = all(v.is_free and not v.hangs_on_batch for v in values)
-    if not free or op.op_def.is_stateful:
+    if not free or op.op_def.is_stateful or state_rules.is_unruly(op):
         raise findings.Refusal(
             "There is no rule for this operation.",
             findings.NO_RULE,
@@ -60,6 +62,8 @@ def of_one(
         Refusal: If the example meets others, or the operation has a state.
     """
     for value in values:
+        if value.kind is Kind.RESOURCE:
+            state_rules.check_read(value)
         if value.kind in (Kind.SINGLE, Kind.RESOURCE):
             continue
         if not value.is_free:
@@ -69,13 +73,25 @@ def of_one(
                 "One example meets the number of its row, or of all rows.",
                 findings.ROW_NUMBER,
             )
-    if op.op_def.is_stateful:
-        if op.type not in state_rules.READS:
-            raise findings.Refusal(
-                "There is no rule for this operation.",
-                findings.NO_RULE,
-                is_definite=False,
-            )
-        if "Random" in op.type:
-            walk.note_random(op)
+    _check_memory(op, values)
+    keeps = op.op_def.is_stateful and op.type not in state_rules.READS
+    if keeps or state_rules.is_unruly(op):
+        raise findings.Refusal(
+            "There is no rule for this operation.",
+            findings.NO_RULE,
+            is_definite=False,
+        )
+    if op.op_def.is_stateful and "seed2" in op.node_def.attr:
+        walk.note_random(op)
     return [Value(Kind.SINGLE, walk.static(o)) for o in op.outputs]
+
+
+def _check_memory(op: tf.Operation, values: Sequence[Value]) -> None:
+    """Refuses to read memory that was not written to, of other examples."""
+    if op.type == "Empty" and not op.get_attr("init"):
+        raise findings.Refusal(UNWRITTEN)
+    if op.type not in ("DynamicStitch", "ParallelDynamicStitch"):
+        return
+    places = {n for v in values[: len(values) // 2] for n in v.numbers or (-1,)}
+    if places != set(range(len(places))):
+        raise findings.Refusal(UNWRITTEN, is_definite=False)
