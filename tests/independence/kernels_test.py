@@ -225,6 +225,18 @@ REFUSED = {
         ),
         X,
     ),
+    "broadcast to an unknown size": (
+        lambda x: tf.reduce_sum(
+            tf.broadcast_to(
+                x[:, :1],
+                tf.broadcast_dynamic_shape(
+                    tf.shape(x[:, :1] * _unknown()), tf.stack([1, _size(x)])
+                ),
+            ),
+            1,
+        ),
+        X,
+    ),
     "axes that leave a function": (_axes_of_a_function, X),
     "axes that are left": (_rank_behind_axes, X),
     "vectors of a table": (_vectors_of_a_table, X),

@@ -65,7 +65,7 @@ def meet(values: Sequence[Value], rank: int) -> Layout:
         for v in values
         if v.is_examples
     }
-    _check_lost_sizes(values, rank)
+    check_lost_sizes([v.shape for v in values])
     if len(layouts) > 1:
         raise findings.Refusal(
             "Examples lie along different axes of its operands, so that each "
@@ -88,10 +88,14 @@ def meet(values: Sequence[Value], rank: int) -> Layout:
     return layout
 
 
-def _check_lost_sizes(values: Sequence[Value], rank: int) -> None:
-    """Refuses an unknown size that meets the batch size: it may be 1."""
-    for axis in range(-rank, 0):
-        sizes = [v.shape[axis] for v in values if v.rank >= -axis]
+def check_lost_sizes(shapes: Sequence[Sizes]) -> None:
+    """Refuses an unknown size that meets the batch size: it may be 1.
+
+    Args:
+        shapes: Sizes of tensors that are broadcast against each other.
+    """
+    for axis in range(1, 1 + max(map(len, shapes))):
+        sizes = [shape[-axis] for shape in shapes if len(shape) >= axis]
         if None in sizes and sizes_lib.hang_on_batch(sizes):
             raise findings.Refusal(
                 "An axis of unknown size meets one of the batch size.",

@@ -106,6 +106,7 @@ def broadcast_shapes(
         raise findings.Refusal(
             "The shapes of its operands are not known.", is_definite=False
         )
+    layouts.check_lost_sizes([a, b])
     sizes = layouts.broadcast([a, b])
     return values_lib.free((Size.of(len(sizes)),), sizes)
 
