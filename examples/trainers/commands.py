@@ -53,6 +53,15 @@ def define_run_flags(default: Any) -> None:
         default.microbatch_size,
         "Physical batch; bounds memory.",
     )
+    define_outcome_flags(default)
+
+
+def define_outcome_flags(default: Any) -> None:
+    """Defines the flags of where results come from and go to.
+
+    Args:
+        default: As for `define_shared_flags`.
+    """
     flags.DEFINE_integer(
         "seed",
         default.seed,
@@ -60,6 +69,11 @@ def define_run_flags(default: Any) -> None:
     )
     flags.DEFINE_string(
         "output_dir", default.output_dir, "Where the results go."
+    )
+    flags.DEFINE_integer(
+        "held_out",
+        default.held_out,
+        "Test on so many of the training examples, to choose settings by.",
     )
 
 

@@ -65,6 +65,8 @@ class Config:
         sequence_length: Tokens of an example; longer ones are cut.
         seed: Makes a run repeatable, and its noise known to whoever knows the
             seed. `None` for a release.
+        held_out: Number of training examples to test on, in place of the test
+            set, and not to train with; for choosing settings.
         output_dir: Where the fine-tuned model and the privacy statement go.
     """
 
@@ -94,6 +96,7 @@ class Config:
     ema: float = 0.0
     sequence_length: int = 48
     seed: int | None = None
+    held_out: int = 0
     output_dir: str | None = None
 
     def __post_init__(self):

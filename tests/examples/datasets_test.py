@@ -38,6 +38,22 @@ def _sha256(payload):
     return hashlib.sha256(payload).hexdigest()
 
 
+def test_held_out_examples_are_taken_from_those_to_train_with():
+    x = np.arange(10)
+    dataset = (x, x % 3), (x + 100, x)
+    (x_train, y_train), (x_test, y_test) = datasets.hold_out(dataset, 4)
+    assert sorted([*x_train, *x_test]) == list(range(10))
+    assert (len(x_train), len(x_test)) == (6, 4)
+    np.testing.assert_array_equal(y_train, x_train % 3)
+    np.testing.assert_array_equal(y_test, x_test % 3)
+    again = datasets.hold_out(dataset, 4)
+    np.testing.assert_array_equal(again[1][0], x_test)
+    assert datasets.hold_out(dataset, 0) is dataset
+    for count in (-1, 10):
+        with pytest.raises(ValueError, match="--held_out must be at least 0"):
+            datasets.hold_out(dataset, count)
+
+
 # MNIST.
 
 

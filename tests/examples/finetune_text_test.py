@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import tf_dpfp
+from examples.trainers import datasets
 from examples.trainers import finetune_config
 from examples.trainers import finetune_starts
 from examples.trainers import finetuning
@@ -64,7 +65,8 @@ def preset(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _data(monkeypatch):
+def _data(monkeypatch, tmp_path):
+    monkeypatch.setenv("TF_DPFP_CACHE", str(tmp_path / "cache"))
     loaders = {"movie_reviews": _reviews, "public_snippets": _reviews}
     monkeypatch.setattr(text_datasets, "LOADERS", loaders)
 
@@ -181,6 +183,21 @@ def test_each_method_trains_what_it_says_within_the_budget(
 def test_more_blocks_than_there_are_are_refused(preset, changes):
     with pytest.raises(ValueError, match="must be at most 2"):
         finetuning.prepare(_config(preset, method="head", **changes))
+
+
+def test_vectors_of_held_out_sentences_are_computed_once(preset, tmp_path):
+    config = _config(preset, method="head", held_out=20)
+    data = finetuning.load(config)
+    # The test set stays unseen; of 60 sentences 40 are left to train with.
+    assert (len(data.train[0]), len(data.test[0])) == (40, 20)
+    (_, labels), (_, test_labels) = datasets.hold_out(_reviews(), 20)
+    np.testing.assert_array_equal(data.train[1], labels)
+    np.testing.assert_array_equal(data.test[1], test_labels)
+    kept = sorted((tmp_path / "cache" / "features").iterdir())
+    assert len(kept) == 2
+    again = finetuning.load(config)
+    np.testing.assert_array_equal(again.train[0], data.train[0])
+    assert sorted((tmp_path / "cache" / "features").iterdir()) == kept
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,7 @@ def test_bad_settings_are_refused(changes, message):
     [
         (dict(delta=1 / EXAMPLES), "one over the number of examples"),
         (dict(batch_size=EXAMPLES + 1), "at most the number of examples"),
+        (dict(held_out=EXAMPLES), "--held_out must be at least 0 and below"),
         (dict(model="cnn"), "may be too small"),
         (dict(epsilon=None, noise_multiplier=-1.0), "noise_multiplier"),
         (dict(epsilon=None, noise_multiplier=math.nan), "noise_multiplier"),
