@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 _IMAGES = "examples.trainers.train"
 _TEXTS = "examples.trainers.finetune_text"
+_LINEAR = "examples.trainers.train_linear"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,8 @@ _ON_VECTORS = (
     *("batch_size=1000", "epochs=60", "learning_rate=0.02"),
     "l2_norm_clip=0.1",
 )
+
+_NEWS = ("dataset=newsgroups", "places=8192", "rare_words")
 
 ROWS: Mapping[str, Row] = {
     "mnist_cnn": Row("MNIST", "CNN, the default of `make train`", _IMAGES),
@@ -73,6 +76,75 @@ ROWS: Mapping[str, Row] = {
             *(_FASHION, "model=linear_scattering", "batch_size=8192"),
             *("epochs=60", "momentum=0.9", "learning_rate=12"),
             *("weight_averaging=0.98", "epsilon=2.7"),
+        ),
+    ),
+    "fashion_efficientnet": Row(
+        "Fashion-MNIST",
+        "linear on five blocks of frozen EfficientNet-Lite0",
+        _IMAGES,
+        (
+            *(_FASHION, "model=linear_efficientnet", "batch_size=8192"),
+            *("epochs=60", "momentum=0.9", "learning_rate=8"),
+            *("weight_averaging=0.98", "epsilon=2.7"),
+        ),
+    ),
+    "adult": Row(
+        "Adult",
+        "linear on answers and bins",
+        _LINEAR,
+        (
+            *("dataset=adult", "l2_norm_clip=0.5", "batch_size=4096"),
+            *("epochs=60", "learning_rate=16"),
+            "epsilon=3",
+        ),
+    ),
+    "adult_ordinary": Row(
+        "Adult",
+        "the same, without privacy",
+        _LINEAR,
+        (
+            *("dataset=adult", "batch_size=256", "epochs=20"),
+            *("learning_rate=0.1", "epsilon=inf"),
+        ),
+    ),
+    "mails": Row(
+        "SpamAssassin",
+        "linear on hashed words",
+        _LINEAR,
+        (
+            *("dataset=mails", "places=2048", "l2_norm_clip=0.1"),
+            *("batch_size=1000", "epochs=60", "learning_rate=4"),
+            "epsilon=3",
+        ),
+    ),
+    "mails_ordinary": Row(
+        "SpamAssassin",
+        "the same, without privacy",
+        _LINEAR,
+        (
+            *("dataset=mails", "places=2048", "batch_size=1000"),
+            *("epochs=60", "learning_rate=1", "weight_averaging=0.9"),
+            "epsilon=inf",
+        ),
+    ),
+    "newsgroups": Row(
+        "20 Newsgroups",
+        "linear on hashed words, rare ones weigh more",
+        _LINEAR,
+        (
+            *(*_NEWS, "l2_norm_clip=0.1", "batch_size=2000"),
+            *("epochs=40", "learning_rate=8"),
+            "epsilon=3",
+        ),
+    ),
+    "newsgroups_ordinary": Row(
+        "20 Newsgroups",
+        "the same, without privacy",
+        _LINEAR,
+        (
+            *(*_NEWS, "batch_size=500", "epochs=15"),
+            *("learning_rate=4", "weight_averaging=0.95"),
+            "epsilon=inf",
         ),
     ),
     "movies_head": Row(

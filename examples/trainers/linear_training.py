@@ -1,8 +1,8 @@
 """A private training of a linear model, with everything around it.
 
-`load` makes features that look at no data, `train` trains, and writes the
-results; `report` says what came of it. `examples.trainers.train_linear` is the
-command.
+`load` makes features that look at no private data, `train` trains, and writes
+the results; `report` says what came of it. `examples.trainers.train_linear` is
+the command.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python -m examples.trainers.train_linear --dataset=adult --epsilon=3
     python -m examples.trainers.train_linear --dataset=mails --batch_size=1000
 
-The features look at no data: of census records a place for each answer that the
-survey knows, of texts a place for each word, by its hash. So all that is spent
-is spent on the model, and a linear one has not much to learn.
+The features look at no private data: of census records a place for each answer
+that the survey knows, of texts a place for each word, by its hash. So all that
+is spent is spent on the model, and a linear one has not much to learn.
 """
 
 import os

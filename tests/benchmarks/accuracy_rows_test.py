@@ -1,8 +1,11 @@
+import math
+
 import pytest
 
 from benchmarks import accuracy_rows
 from examples.trainers import finetune_config
 from examples.trainers import finetuning
+from examples.trainers import linear_training
 from examples.trainers import training
 
 
@@ -17,6 +20,7 @@ def test_every_flag_is_one_of_the_trainer(name):
     config = {
         "examples.trainers.train": training.Config,
         "examples.trainers.finetune_text": finetune_config.Config,
+        "examples.trainers.train_linear": linear_training.Config,
     }[row.module]
     assert set(_fields(row)) <= set(config.__dataclass_fields__)
 
@@ -30,6 +34,10 @@ def test_results_are_read_from_what_trainers_print():
     result = finetuning.Result(0.80712, 2.9997, "A statement.", 10, 0.1)
     found = accuracy_rows.result_of(finetuning.report(result, config))
     assert found == {"test_accuracy": 80.71, "epsilon": 3.0}
+    config = linear_training.Config(epsilon=math.inf)
+    trained = linear_training.Result(0.86171, math.inf, "None.", None)
+    found = accuracy_rows.result_of(linear_training.report(trained, config))
+    assert found == {"test_accuracy": 86.17, "epsilon": math.inf}
     with pytest.raises(ValueError, match="No result"):
         accuracy_rows.result_of("Traceback")
 
