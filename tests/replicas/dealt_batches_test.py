@@ -1,11 +1,13 @@
 """Every example goes to one replica, whatever batches come from."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tf_dpfp
 from tests.replicas import common
+from tf_dpfp import accounting
 
 
 def test_an_ordinary_data_set_is_dealt_too():
@@ -33,13 +35,105 @@ def test_arrays_are_dealt_too():
     assert tf_dpfp.ledger(models[0]) == [entry]
 
 
+CLASS_WEIGHT = {0: 0.3, 1: 2.0, 2: 0.0}
+
+
+class _Pieces(keras.utils.PyDataset):
+    """Batches of one example and more, with weights unless by class."""
+
+    def __init__(self, weights=None, **kwargs):
+        super().__init__(**kwargs)
+        self.weights = weights
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        rows = slice(index * (index + 1) // 2, (index + 1) * (index + 2) // 2)
+        columns = [*common.data(), self.weights]
+        return tuple(c[rows] for c in columns if c is not None)
+
+
+def _by_class(y):
+    return np.array([CLASS_WEIGHT[int(label)] for label in y], np.float32)
+
+
+def _generated(batches):
+    yield from (batches[i % len(batches)] for i in range(9))
+
+
+# What several replicas are given, and what one is, which counts the same.
+LINEAR = np.linspace(0.0, 2.0, common.EXAMPLES)
+WAYS = {
+    "PyDataset": (
+        lambda: {"x": _Pieces(workers=2), "class_weight": CLASS_WEIGHT},
+        lambda: {"x": _Pieces(_by_class(common.data()[1]))},
+    ),
+    "generator": (
+        lambda: {"x": _generated(_Pieces(LINEAR)), "steps_per_epoch": 4},
+        lambda: {"x": _generated(_Pieces(LINEAR)), "steps_per_epoch": 4},
+    ),
+    "data set": (
+        lambda: {"x": common.batches(), "class_weight": CLASS_WEIGHT},
+        lambda: {
+            "x": tf_dpfp.poisson_batches(
+                *common.data(),
+                _by_class(common.data()[1]),
+                expected_batch_size=common.EXPECTED,
+                seed=4,
+            )
+        },
+    ),
+    "arrays": (
+        lambda: dict(
+            zip("xy", common.data(), strict=True),
+            batch_size=9,
+            class_weight=CLASS_WEIGHT,
+        ),
+        lambda: dict(
+            zip("xy", common.data(), strict=True),
+            batch_size=9,
+            sample_weight=_by_class(common.data()[1]),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_weights_of_what_keras_takes_come_before_the_clip(way):
+    settings = {"expected_batch_size": common.EXPECTED, "l2_norm_clip": 0.6}
+    models = [common.private(n, tf_dpfp.DPSGD, **settings) for n in (2, 1)]
+    for model, given in zip(models, WAYS[way], strict=True):
+        model.fit(**given(), shuffle=False, epochs=2, verbose=0)
+    common.assert_equal_weights(*models, atol=1e-6)
+    (entry,) = tf_dpfp.ledger(models[0])
+    assert tf_dpfp.ledger(models[1]) == [entry]
+    sampled = isinstance(entry.sampling, accounting.PoissonSampling)
+    assert sampled == (way == "data set"), entry
+
+
+def test_a_generator_that_ends_ends_the_training():
+    models = [common.private(n, expected_batch_size=5) for n in (1, 2)]
+    for model in models:
+        with pytest.warns(UserWarning, match="ran out of data"):
+            x = _generated(_Pieces())
+            model.fit(x, steps_per_epoch=6, epochs=2, verbose=0)
+    common.assert_equal_weights(*models)
+    (entry,) = tf_dpfp.ledger(models[1])
+    assert entry.steps == 9
+
+
 def test_single_batches_are_dealt_too():
     models = [common.private(n, expected_batch_size=6) for n in (1, 2)]
     x, y = common.data()
     for first, last in ((0, 7), (7, 8), (8, 16)):
         rows = slice(first, last)
+        weights = CLASS_WEIGHT if first else None
         logs = [
-            m.train_on_batch(x[rows], y[rows], return_dict=True) for m in models
+            m.train_on_batch(
+                x[rows], y[rows], class_weight=weights, return_dict=True
+            )
+            for m in models
         ]
         np.testing.assert_allclose(*[log["loss"] for log in logs], rtol=1e-4)
     # What was traced there and what `fit` runs must be one step.

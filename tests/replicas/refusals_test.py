@@ -1,6 +1,7 @@
 """Training on replicas that would not be private, or would not agree."""
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
@@ -27,22 +28,26 @@ def test_a_scope_that_is_entered_too_late_is_refused():
     common.refuses(model, "outside of it")
 
 
+class Loader:
+    """Something that Keras might know."""
+
+
 def test_batches_that_may_miss_a_replica_are_refused():
     x, y = common.data()
     model = common.private(2, expected_batch_size=8)
     common.refuses(model, "`validation_split`", x, y=y, validation_split=0.5)
-    common.refuses(
-        model, "The generator can't be dealt", ((x, y) for _ in range(2))
-    )
+    common.refuses(model, "A Loader can't be dealt", Loader())
+    common.refuses(model, "steps_per_epoch=", ((x, y) for _ in range(2)))
     distributed = common.strategy(2).experimental_distribute_dataset(
         tf.data.Dataset.from_tensors((x, y))
     )
     common.refuses(model, "exactly one replica can't be told", distributed)
-    common.refuses(
-        model, "`class_weight`", common.batches(8), class_weight={0: 2.0}
-    )
-    with pytest.raises(ValueError, match="`class_weight`"):
-        model.train_on_batch(x, y, class_weight={0: 2.0})
+    weighed = tf.data.Dataset.from_tensors((x, y, np.ones(len(x))))
+    takes = "`class_weight` takes batches"
+    common.refuses(model, takes, weighed, class_weight={0: 2.0})
+    common.refuses(model, takes, common.batches(8), class_weight={"a": 1.0})
+    with pytest.raises(ValueError, match="An example has one weight"):
+        model.train_on_batch(x, y, np.ones(len(x)), class_weight={0: 2.0})
     unknown = tf.data.Dataset.from_generator(
         lambda: [(x, y)],
         output_signature=(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from tf_dpfp import replicas
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import step as step_lib
 from tf_dpfp.keras_private import distribution as keras_distribution
+from tf_dpfp.mechanisms import fit_batches
 from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.sampling import pipelines
@@ -40,8 +42,9 @@ def fit(
     """
     model = mechanism.model
     arguments = dict(arguments)
-    _check_no_class_weight(arguments)
+    may_end = inspect.isgenerator(arguments["x"])
     batches = replicas.batches_of(arguments, pipeline)
+    weigh = fit_batches.weigher(batches, arguments["class_weight"])
     del arguments["x"]
     if pipeline.batch_size is not None:  # Arrays, all of which are in it.
         arguments |= {"y": None, "sample_weight": None, "batch_size": None}
@@ -49,19 +52,20 @@ def fit(
     arguments["steps_per_epoch"] = replicas.steps_per_epoch(
         batches, arguments["steps_per_epoch"]
     )
-    groups = build(mechanism, strategy, batches.element_spec).groups
+    groups = build(mechanism, strategy, weigh(batches).element_spec).groups
     replicas.check_workers(strategy, model, groups, pipeline, arguments)
+    arguments["class_weight"] = None
     replicas.check_examples(strategy, batches)
     arguments["callbacks"] = replicas.with_check(
         arguments["callbacks"], strategy
     )
     with (
-        _dealt_to(mechanism, strategy),
+        _dealt_to(mechanism, strategy, may_end),
         fit_steps.announced(mechanism.state, mechanism.claims(pipeline)),
         replicas.fitting(strategy, model),
     ):
         return state_lib.ordinary(model, "fit")(
-            replicas.dealt(strategy, batches), **arguments
+            replicas.dealt(strategy, batches, weigh), **arguments
         )
 
 
@@ -81,11 +85,10 @@ def train_on_batch(
         The logs, as Keras returns them.
     """
     model = mechanism.model
-    _check_no_class_weight(arguments)
-    names = ("x", "y", "sample_weight")
-    batch = replicas.whole_batch(
-        strategy, tuple(arguments[name] for name in names)
-    )
+    x, y, sample_weight = (arguments[n] for n in ("x", "y", "sample_weight"))
+    if arguments["class_weight"] is not None:
+        sample_weight = _weights(arguments)
+    batch = replicas.whole_batch(strategy, (x, y, sample_weight))
     build(mechanism, strategy, batch)
     with (
         _dealt_to(mechanism, strategy),
@@ -127,20 +130,26 @@ def build(
 
 @contextlib.contextmanager
 def _dealt_to(
-    mechanism: "Gradients", strategy: tf.distribute.Strategy
+    mechanism: "Gradients",
+    strategy: tf.distribute.Strategy,
+    may_end: bool = False,
 ) -> Iterator[None]:
     """Tells steps inside that they are given the piece of one replica."""
-    mechanism.state.dealt_to = strategy.num_replicas_in_sync
+    state = mechanism.state
+    state.dealt_to = strategy.num_replicas_in_sync
+    state.data_may_end = may_end
     try:
         yield
     finally:
-        mechanism.state.dealt_to = 1
+        state.dealt_to, state.data_may_end = 1, False
 
 
-def _check_no_class_weight(arguments: dict[str, Any]) -> None:
-    if arguments["class_weight"] is not None:
+def _weights(arguments: dict[str, Any]) -> tf.Tensor:
+    """Returns the weights of the examples of one batch, by their classes."""
+    if arguments["sample_weight"] is not None:
         raise ValueError(
-            "`class_weight` can't be used on several replicas. Give weights "
-            "with the examples instead (`sample_weight`). Received: "
+            "An example has one weight: by its class or of its own. Leave "
+            "`class_weight` or `sample_weight` out. Received: "
             f"class_weight={arguments['class_weight']}"
         )
+    return sampling_lib.weights_of(arguments["y"], arguments["class_weight"])

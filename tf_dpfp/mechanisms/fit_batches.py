@@ -1,6 +1,7 @@
 """Batches as Keras's `fit` takes them: padded, weighed, built for."""
 
 import contextlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -97,14 +98,48 @@ def weighed(ordinary: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     batches, class_weight = arguments["x"], arguments.get("class_weight")
     if not class_weight or not isinstance(batches, tf.data.Dataset):
         return args, kwargs
-    pipelines.refuse_persons(
-        batches,
-        "`class_weight` is for batches of examples. Give weights with the "
-        "examples instead: poisson_batches(x, y, sample_weight, ...).",
-    )
-    found = sampling_lib.weigh(batches, class_weight)
+    found = _weigh(batches, class_weight)
     if found is batches:
         return args, kwargs
     return state_lib.replaced(
         ordinary, args, kwargs, x=found, class_weight=None
     )
+
+
+def weigher(
+    batches: tf.data.Dataset, class_weight: Mapping[int, float] | None
+) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+    """Returns what makes sample weights of class weights, for replicas.
+
+    Args:
+        batches: The data of `fit`, in batches.
+        class_weight: From class to weight; `None` without.
+
+    Returns:
+        Function of `batches`, or of a part of them.
+
+    Raises:
+        ValueError: If class weights come with batches of persons, or of
+            anything else than examples with one label each.
+    """
+    if not class_weight:
+        return lambda part: part
+    if _weigh(batches, class_weight) is batches:
+        raise ValueError(
+            "On several replicas `class_weight` takes batches (x, y) with one "
+            "label for each example, without sample weights, and classes that "
+            f"are integers. Received: class_weight={class_weight}, batches of "
+            f"{batches.element_spec}"
+        )
+    return lambda part: sampling_lib.weigh(part, class_weight)
+
+
+def _weigh(
+    batches: tf.data.Dataset, class_weight: Mapping[int, float]
+) -> tf.data.Dataset:
+    pipelines.refuse_persons(
+        batches,
+        "`class_weight` is for batches of examples. Give weights with the "
+        "examples instead: poisson_batches(x, y, sample_weight, ...).",
+    )
+    return sampling_lib.weigh(batches, class_weight)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from tf_dpfp import counting
+from tf_dpfp import replicas
 from tf_dpfp.keras_private import trainer as keras_trainer
 
 if TYPE_CHECKING:
@@ -56,10 +57,13 @@ def with_claims(
         if not keras_trainer.is_fit_loop(caller):
             return train_function(iterator)
         owner = state, keras_trainer.fit_loops(caller)
-        with counting.on_drawn_batch(owner):
-            if not model.run_eagerly:
-                return train_function(iterator)
-            with counting.passed_to_replicas():
-                return train_function(iterator)
+        passed: contextlib.AbstractContextManager[None]
+        passed = contextlib.nullcontext()
+        if model.run_eagerly:
+            passed = counting.passed_to_replicas()
+        with counting.on_drawn_batch(owner), passed:
+            if state.data_may_end:
+                return train_function([replicas.next_of(iterator)])
+            return train_function(iterator)
 
     return take_steps

@@ -44,6 +44,7 @@ class State:
             representations counted.
         dealt_to: Number of replicas that the batches of `fit` are dealt to;
             1 outside of `fit`.
+        data_may_end: True while `fit` deals batches of a generator.
         ordinary_steps: Number of ordinary steps that the model showed when it
             was made private.
         xla_by_default: True if XLA was not asked for in `compile`.
@@ -67,6 +68,7 @@ class State:
         self.taken_before = (0, 0)
         self.uncounted = 0
         self.dealt_to = 1
+        self.data_may_end = False
         self.ordinary_steps = 0
         self.xla_by_default = False
         self.ordinary_inside = 0

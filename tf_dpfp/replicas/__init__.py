@@ -4,6 +4,7 @@ from tf_dpfp.replicas.dealt_batches import batches_of
 from tf_dpfp.replicas.dealt_batches import build
 from tf_dpfp.replicas.dealt_batches import dealt
 from tf_dpfp.replicas.dealt_batches import fitting
+from tf_dpfp.replicas.dealt_batches import next_of
 from tf_dpfp.replicas.dealt_batches import pieces_of
 from tf_dpfp.replicas.dealt_batches import pipeline_of
 from tf_dpfp.replicas.dealt_batches import steps_per_epoch
@@ -24,6 +25,7 @@ __all__ = [
     "deals",
     "dealt",
     "fitting",
+    "next_of",
     "pieces_of",
     "pipeline_of",
     "steps_per_epoch",

@@ -1,7 +1,8 @@
 """Batches dealt to replicas: each example reaches exactly one."""
 
 import contextlib
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -9,11 +10,15 @@ import tensorflow as tf
 
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp.distribute import agreement
+from tf_dpfp.keras_private import adapters
 from tf_dpfp.keras_private import distribution as keras_distribution
 from tf_dpfp.replicas.supported_strategies import compiles
 from tf_dpfp.replicas.supported_strategies import is_distributed
 from tf_dpfp.replicas.worker_checks import state_of
 from tf_dpfp.sampling import pipelines
+
+# What `assert_cardinality` says of infinite data that end.
+_ENDED = "expected to contain an infinite number of elements"
 
 
 def pipeline_of(
@@ -39,13 +44,12 @@ def pipeline_of(
             "one replica can't be told. Give `fit` the data set that "
             "tf_dpfp.poisson_batches returned; it is distributed here."
         )
-    is_data = isinstance(x, tf.data.Dataset) or pipeline.batch_size is not None
-    if not is_data:
+    if not _can_be_dealt(x, pipeline):
         raise ValueError(
-            f"{pipeline.name[:1].upper()}{pipeline.name[1:]} can't be dealt "
-            "to several replicas. Give `fit` the data set that "
-            "tf_dpfp.poisson_batches returned, a tf.data.Dataset of batches, "
-            "or arrays."
+            f"A {type(x).__name__} can't be dealt to several replicas. Give "
+            "`fit` the data set that tf_dpfp.poisson_batches returned, a "
+            "tf.data.Dataset of batches, a keras.utils.PyDataset, a Python "
+            "generator, or arrays."
         )
     workers = agreement.num_workers(strategy)
     if workers == 1:
@@ -59,6 +63,13 @@ def pipeline_of(
         )
     _, info = sampling_lib.sampled_shard(x, 0, workers)
     return pipelines.of_info(info)
+
+
+def _can_be_dealt(x: Any, pipeline: pipelines.Pipeline) -> bool:
+    """Tells if batches can be made of what `fit` was given."""
+    if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):
+        return True
+    return inspect.isgenerator(x) or pipeline.batch_size is not None
 
 
 def batches_of(
@@ -76,8 +87,11 @@ def batches_of(
     Raises:
         ValueError: If some of the arrays are to be held out.
     """
+    x = arguments["x"]
+    if inspect.isgenerator(x) or isinstance(x, keras.utils.PyDataset):
+        return adapters.batches_of(x, bool(arguments["shuffle"]))
     if pipeline.batch_size is None:
-        return arguments["x"]
+        return x
     if arguments["validation_split"]:
         raise ValueError(
             "`validation_split` can't be used on several replicas. Split the "
@@ -85,7 +99,7 @@ def batches_of(
             f"{arguments['validation_split']}"
         )
     return sampling_lib.shuffled_batches(
-        arguments["x"],
+        x,
         arguments["y"],
         arguments["sample_weight"],
         batch_size=pipeline.batch_size,
@@ -155,13 +169,16 @@ def pieces_of(strategy: tf.distribute.Strategy, batch: Any) -> Any:
 
 
 def dealt(
-    strategy: tf.distribute.Strategy, batches: tf.data.Dataset
+    strategy: tf.distribute.Strategy,
+    batches: tf.data.Dataset,
+    weigh: Callable[[tf.data.Dataset], tf.data.Dataset],
 ) -> tf.distribute.DistributedDataset:
     """Distributes batches, each example to exactly one replica.
 
     Args:
         strategy: A `tf.distribute` strategy.
         batches: Data that `fit` was given.
+        weigh: Adds weights by class to batches.
 
     Returns:
         An infinite distributed data set.
@@ -176,12 +193,37 @@ def dealt(
                 context.num_input_pipelines,
             )
         return sampling_lib.deal(
-            mine,
+            weigh(mine),
             context.num_replicas_in_sync // context.num_input_pipelines,
             static=info is not None and info.capacity is not None,
         ).prefetch(2)
 
     return strategy.distribute_datasets_from_function(of_worker)
+
+
+def next_of(iterator: Any) -> Any:
+    """Takes the next batch of dealt data that may end.
+
+    Of data that end inside of a compiled step, what needs no data has run by
+    then, on some of the replicas.
+
+    Args:
+        iterator: Iterator over a dealt data set, which is declared infinite:
+            `tf.distribute` would otherwise look in every step which replicas
+            have data.
+
+    Returns:
+        The pieces of all replicas.
+
+    Raises:
+        StopIteration: If the data have ended.
+    """
+    try:
+        return next(iterator)
+    except tf.errors.FailedPreconditionError as error:
+        if _ENDED not in str(error):
+            raise
+        raise StopIteration from error
 
 
 def steps_per_epoch(batches: tf.data.Dataset, given: int | None) -> int:

@@ -41,6 +41,7 @@ def check_workers(
             "ledgers": optimizer.ledger_entries,
             "data sets": (pipeline.sampling, pipeline.population),
             "batch sizes": optimizer.expected_batch_size,
+            "class weights": arguments["class_weight"],
             "lengths of training": [arguments[name] for name in lengths],
             "models": [
                 (tuple(v.shape), str(v.dtype), bool(v.trainable))

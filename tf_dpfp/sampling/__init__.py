@@ -4,6 +4,7 @@ from tf_dpfp.sampling.buckets import bucket_sizes
 from tf_dpfp.sampling.buckets import in_buckets
 from tf_dpfp.sampling.calibration import calibrate_representation
 from tf_dpfp.sampling.class_weights import weigh
+from tf_dpfp.sampling.class_weights import weights_of
 from tf_dpfp.sampling.cyclic import cyclic_poisson_batches
 from tf_dpfp.sampling.dealing import deal
 from tf_dpfp.sampling.dealing import piece_of
@@ -54,4 +55,5 @@ __all__ = [
     "split_part",
     "stratified_batches",
     "weigh",
+    "weights_of",
 ]

@@ -40,10 +40,7 @@ def weigh(batches: tf.data.Dataset, class_weight: Mapping[int, float]) -> Any:
     classes = list(class_weight)
     if not classes or not all(isinstance(c, numbers.Integral) for c in classes):
         return batches
-    table = tf.constant(
-        [float(class_weight.get(c, 1.0)) for c in range(max(classes) + 1)],
-        tf.float32,
-    )
+    table = _table(class_weight)
     if has_views:
         return batches.map(
             lambda batch: _weighed_views(batch, table), tf.data.AUTOTUNE
@@ -51,6 +48,26 @@ def weigh(batches: tf.data.Dataset, class_weight: Mapping[int, float]) -> Any:
     return batches.map(
         lambda x, y: (x, y, _weights(y, table)), tf.data.AUTOTUNE
     ).prefetch(tf.data.AUTOTUNE)
+
+
+def weights_of(y: Any, class_weight: Mapping[int, float]) -> tf.Tensor:
+    """Returns the weights of labels.
+
+    Args:
+        y: Labels, as numbers or one-hot.
+        class_weight: From class to weight.
+
+    Returns:
+        float32, one weight for each label.
+    """
+    return _weights(tf.convert_to_tensor(y), _table(class_weight))
+
+
+def _table(class_weight: Mapping[int, float]) -> tf.Tensor:
+    classes = range(max(class_weight) + 1)
+    return tf.constant(
+        [float(class_weight.get(c, 1.0)) for c in classes], tf.float32
+    )
 
 
 def _weighed_views(batch: views.ViewBatch, table: tf.Tensor) -> views.ViewBatch:
