@@ -113,6 +113,7 @@ class _Losses(threading.local):
     """How the losses of Keras are reduced in this thread."""
 
     are_whole: bool = False
+    share: tf.Tensor | None = None
 
 
 _LOSSES = _Losses()
@@ -133,15 +134,42 @@ def whole_losses() -> Iterator[None]:
         _LOSSES.are_whole = before
 
 
-def _leave_whole(name: str) -> None:
+@contextlib.contextmanager
+def mean_of_pieces(share: tf.Tensor) -> Iterator[None]:
+    """Makes the losses of this thread those of a piece of a batch.
+
+    Keras takes the mean over replicas of each one's mean, also where one has
+    more examples than another, or none.
+
+    Args:
+        share: Share of the batch's examples that this replica has.
+    """
+    before, _LOSSES.share = _LOSSES.share, share
+    try:
+        yield
+    finally:
+        _LOSSES.share = before
+
+
+def _replace(name: str, of_share: Callable[[Any, Any], Any]) -> None:
+    """Replaces how Keras scales losses on several replicas."""
     ordinary = getattr(loss_lib, name)
 
     @functools.wraps(ordinary)
     def scale(value):
-        return value if _LOSSES.are_whole else ordinary(value)
+        if _LOSSES.are_whole:
+            return value
+        if _LOSSES.share is None:
+            return ordinary(value)
+        return of_share(value, tf.cast(_LOSSES.share, value.dtype))
 
     setattr(loss_lib, name, scale)
 
 
-_leave_whole("scale_loss_for_distribution")
-_leave_whole("unscale_loss_for_distribution")
+def _whole(value, share):
+    # The mean over no example is no number.
+    return tf.where(share > 0, value / share, tf.zeros_like(value))
+
+
+_replace("scale_loss_for_distribution", lambda value, share: value * share)
+_replace("unscale_loss_for_distribution", _whole)

@@ -5,6 +5,8 @@ from tf_dpfp.layers.calling import Trial
 from tf_dpfp.layers.calling import joint_step
 from tf_dpfp.layers.calling import trial
 from tf_dpfp.layers.calling import watched
+from tf_dpfp.layers.dealt_rows import dealt
+from tf_dpfp.layers.dealt_rows import total
 from tf_dpfp.layers.frozen_affine import FrozenAffine
 from tf_dpfp.layers.label_loss import DebiasedCrossentropy
 from tf_dpfp.layers.per_example import PerExample
@@ -21,7 +23,9 @@ __all__ = [
     "Scattering2D",
     "Trial",
     "WSConv2D",
+    "dealt",
     "joint_step",
+    "total",
     "trial",
     "watched",
 ]

@@ -24,11 +24,13 @@ class Release:
         clipped: Clipped representations, one row for each example; private.
         noise: Noise that is added to them; `None` without any.
         output: Output of the layer.
+        size: Number of rows.
     """
 
     clipped: tf.Tensor
     noise: tf.Tensor | None
     output: tf.Tensor
+    size: tf.Tensor | int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from tf_dpfp import noise as noise_lib
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp.clipping import clip_representations
 from tf_dpfp.layers import calling
+from tf_dpfp.layers import dealt_rows
 from tf_dpfp.layers import declared_labels
 
 # Beyond these, float32 has no numbers for the bound or its noise.
@@ -215,6 +216,8 @@ class DPRepresentationClip(keras.layers.Layer):
         if running is not None:
             return running.stand_in(inputs, self.compute_dtype, bool(training))
         step = calling.current_joint_step()
+        if training or step is not None:
+            dealt_rows.check_dealt(self.name)
         if not self._end_to_end and step is None:
             inputs = tf.stop_gradient(inputs)
         # In half precision a norm, or noise beside a number, is rounded away.
@@ -223,8 +226,10 @@ class DPRepresentationClip(keras.layers.Layer):
         if mask is not None:
             inputs = _without_masked(inputs, mask)
         clipped = clip_representations(inputs, self._release.clip_norm)
+        size = clipped.shape[0]
+        size = tf.shape(clipped)[0] if size is None else size
         if training and step is None:
-            self._count(clipped)
+            self._count(size)
         noised = training and (step is None or step.noise)
         noise = None
         if self._release.noise_multiplier and noised:
@@ -233,7 +238,7 @@ class DPRepresentationClip(keras.layers.Layer):
         # A tensor of its own, whatever was there to add and to cast.
         output = tf.identity(tf.cast(released, self.compute_dtype))
         if training or step is not None:
-            calling.note(calling.Release(clipped, noise, output))
+            calling.note(calling.Release(clipped, noise, output, size))
         return output
 
     def _check(self, inputs: tf.Tensor) -> None:
@@ -242,29 +247,20 @@ class DPRepresentationClip(keras.layers.Layer):
                 f"Layer '{self.name}' takes floating point of shape (batch, "
                 f"...). Received: {inputs.dtype.name} of shape {inputs.shape}."
             )
-        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            raise ValueError(
-                "DPRepresentationClip trains on one replica. Received a "
-                f"strategy of "
-                f"{tf.distribute.get_strategy().num_replicas_in_sync}."
-            )
 
-    def _count(self, clipped: tf.Tensor) -> None:
+    def _count(self, size: tf.Tensor | int) -> None:
         """Counts before the noise: a step that fails half-way is counted."""
-        size = clipped.shape[0]
         ledger = self._built_ledger
         drawn_size = ledger.claimed_batch_size()
-        if drawn_size is not None and size not in (None, drawn_size):
+        size = dealt_rows.total(size)
+        if drawn_size and not tf.is_tensor(size) and size != drawn_size:
             raise ValueError(
                 f"Layer '{self.name}' was called with {size} rows and the "
                 f"sampler draws {drawn_size}: one row for each example, "
                 "in one call. Keep the batch in the first axis, whole."
             )
-        ledger.count_step(
-            self._release,
-            ledger.stamp(self._release),
-            tf.shape(clipped)[0] if size is None else size,
-        )
+        stamp = ledger.stamp(self._release)
+        ledger.count_step(self._release, stamp, size)
 
     def _renew_keys(self, *_: Any) -> None:
         """Takes other keys after a fork: a compiled call only reads them."""
@@ -276,7 +272,7 @@ class DPRepresentationClip(keras.layers.Layer):
         return noise_lib.gaussian_noise_like(
             clipped,
             self._release.standard_deviation,
-            noise_lib.NoiseSource.key_of(key, 0),
+            noise_lib.NoiseSource.key_of(key, 0, dealt_rows.number()),
         )
 
     def pass_seeds(self) -> noise_lib.PassSeeds:

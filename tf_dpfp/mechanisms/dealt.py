@@ -21,10 +21,11 @@ from tf_dpfp.sampling import pipelines
 
 if TYPE_CHECKING:
     from tf_dpfp.mechanisms.gradients import Gradients
+    from tf_dpfp.mechanisms.representations import Representations
 
 
 def fit(
-    mechanism: "Gradients",
+    mechanism: "Gradients | Representations",
     strategy: tf.distribute.Strategy,
     pipeline: pipelines.Pipeline,
     arguments: dict[str, Any],
@@ -52,7 +53,7 @@ def fit(
     arguments["steps_per_epoch"] = replicas.steps_per_epoch(
         batches, arguments["steps_per_epoch"]
     )
-    groups = build(mechanism, strategy, weigh(batches).element_spec).groups
+    groups = mechanism.build_dealt(strategy, weigh(batches).element_spec)
     replicas.check_workers(strategy, model, groups, pipeline, arguments)
     arguments["class_weight"] = None
     replicas.check_examples(strategy, batches)
@@ -60,17 +61,18 @@ def fit(
         arguments["callbacks"], strategy
     )
     with (
-        _dealt_to(mechanism, strategy, may_end),
+        _dealing(mechanism.state, strategy.num_replicas_in_sync, may_end),
         fit_steps.announced(mechanism.state, mechanism.claims(pipeline)),
         replicas.fitting(strategy, model),
     ):
         return state_lib.ordinary(model, "fit")(
-            replicas.dealt(strategy, batches, weigh), **arguments
+            replicas.dealt(strategy, batches, weigh, mechanism.pads),
+            **arguments,
         )
 
 
 def train_on_batch(
-    mechanism: "Gradients",
+    mechanism: "Gradients | Representations",
     strategy: tf.distribute.Strategy,
     arguments: dict[str, Any],
 ) -> Any:
@@ -89,9 +91,10 @@ def train_on_batch(
     if arguments["class_weight"] is not None:
         sample_weight = _weights(arguments)
     batch = replicas.whole_batch(strategy, (x, y, sample_weight))
-    build(mechanism, strategy, batch)
+    mechanism.build_dealt(strategy, batch)
     with (
-        _dealt_to(mechanism, strategy),
+        _dealing(mechanism.state, strategy.num_replicas_in_sync, False),
+        mechanism.state.dealing(),
         keras_distribution.without_symbolic_build(model),
     ):
         state_lib.ordinary(model, "train_on_batch")(
@@ -113,10 +116,7 @@ def build(
     Returns:
         The plan of a step.
     """
-    specs = tree.map_structure(
-        lambda t: tf.TensorSpec(t.shape, t.dtype) if tf.is_tensor(t) else t,
-        batch,
-    )
+    specs = specs_of(batch)
     kind = sampling_lib.kind_of(specs)
     if kind is not None:
         specs = tuple(sampling_lib.flat(specs))
@@ -128,20 +128,29 @@ def build(
     return plan
 
 
+def specs_of(batch: Any) -> Any:
+    """Describes the tensors of a batch; leaves specifications as they are.
+
+    Args:
+        batch: A batch, or the specification of batches.
+    """
+    return tree.map_structure(
+        lambda t: tf.TensorSpec(t.shape, t.dtype) if tf.is_tensor(t) else t,
+        batch,
+    )
+
+
 @contextlib.contextmanager
-def _dealt_to(
-    mechanism: "Gradients",
-    strategy: tf.distribute.Strategy,
-    may_end: bool = False,
+def _dealing(
+    state: state_lib.State, number: int, may_end: bool
 ) -> Iterator[None]:
-    """Tells steps inside that they are given the piece of one replica."""
-    state = mechanism.state
-    state.dealt_to = strategy.num_replicas_in_sync
-    state.data_may_end = may_end
+    """Says that the loop of a `fit` inside is given pieces, and no other."""
+    before = state.fit_deals_to, state.data_may_end
+    state.fit_deals_to, state.data_may_end = number, may_end
     try:
         yield
     finally:
-        state.dealt_to, state.data_may_end = 1, False
+        state.fit_deals_to, state.data_may_end = before
 
 
 def _weights(arguments: dict[str, Any]) -> tf.Tensor:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from tf_dpfp import counting
+from tf_dpfp import optimizers
 from tf_dpfp import replicas
 from tf_dpfp.keras_private import trainer as keras_trainer
 
@@ -51,17 +52,21 @@ def with_claims(
     Returns:
         The function.
     """
+    strategy = model.distribute_strategy
 
     def take_steps(iterator: Any) -> Any:
         caller = sys._getframe(1)
         if not keras_trainer.is_fit_loop(caller):
+            if state.dealt_to == 1 and replicas.deals(strategy):
+                with strategy.scope():
+                    optimizers.check_dealt(1)
             return train_function(iterator)
         owner = state, keras_trainer.fit_loops(caller)
         passed: contextlib.AbstractContextManager[None]
         passed = contextlib.nullcontext()
         if model.run_eagerly:
             passed = counting.passed_to_replicas()
-        with counting.on_drawn_batch(owner), passed:
+        with counting.on_drawn_batch(owner), passed, state.dealing():
             if state.data_may_end:
                 return train_function([replicas.next_of(iterator)])
             return train_function(iterator)

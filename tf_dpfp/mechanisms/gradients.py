@@ -165,6 +165,15 @@ class Gradients(Mechanism):
 
     # The same for both.
 
+    # Batches of one size have pieces of one size, by padding.
+    pads = True
+
+    def build_dealt(
+        self, strategy: tf.distribute.Strategy, batch: Any
+    ) -> Sequence[Any]:
+        """Gets ready for replicas; returns the groups that are clipped."""
+        return dealt.build(self, strategy, batch).groups
+
     def check_ready(self) -> None:
         """Checks everything that can be checked before the first step.
 

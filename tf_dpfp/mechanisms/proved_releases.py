@@ -1,5 +1,6 @@
 """Proofs of steps with noised representations."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from tf_dpfp.independence import inputs
 from tf_dpfp.independence import release_proof
 from tf_dpfp.independence import step_proof
 from tf_dpfp.independence.findings import Finding
+from tf_dpfp.keras_private import distribution as keras_distribution
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.mechanisms import proved
 from tf_dpfp.mechanisms import state as state_lib
@@ -38,28 +40,66 @@ def train_step(
             it.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
     if tf.executing_eagerly() or not is_plain((x, y, sample_weight)):
+        if several:
+            raise ValueError(
+                "On several replicas representations are released in compiled "
+                "steps, of dense tensors. Make the batches dense, and compile "
+                "with run_eagerly=False."
+            )
         # Ragged or sparse: nothing is known of where the examples are.
         check(model, x)
         return step(data)
     before = step_lib.count_operations()
     batch = step_lib.as_examples((x, y, sample_weight))
-    with layers_lib.watched() as releases:
+    sizes: list[tf.Tensor] = []
+    of_piece: contextlib.AbstractContextManager[None]
+    of_piece = contextlib.nullcontext()
+    if several:
+        sizes = [tf.shape(_tensors(batch[0])[0])[0]]
+        share = tf.math.divide_no_nan(
+            tf.cast(sizes[0], tf.float32),
+            tf.cast(layers_lib.total(sizes[0]), tf.float32),
+        )
+        of_piece = keras_distribution.mean_of_pieces(share)
+    with layers_lib.watched() as releases, of_piece:
         results = step(keras.utils.pack_x_y_sample_weight(*batch))
-    graph = tf.compat.v1.get_default_graph()
-    found = release_proof.findings_of(
-        model,
-        release_proof.TracedRelease(
-            graph,
-            graph.get_operations()[before:],
-            _tensors(batch[0]),
-            _tensors(batch[1:]),
-            releases,
-            _tensors(results),
-        ),
+    sizes += [r.size for r in releases if tf.is_tensor(r.size)]
+    traced = release_proof.TracedRelease(
+        tf.compat.v1.get_default_graph(),
+        before,
+        _tensors(batch[0]),
+        _tensors(batch[1:]),
+        releases,
+        _tensors(results),
+        sizes,
     )
+    found = release_proof.findings_of(model, _of_all_replicas(model, traced))
     step_proof.raise_unless_proved(model, found)
     return results
+
+
+def _of_all_replicas(
+    model: keras.Model, traced: release_proof.TracedRelease
+) -> list[release_proof.TracedRelease]:
+    """Gathers the steps of the replicas, which are traced in one graph.
+
+    Args:
+        model: The model.
+        traced: The step of this replica.
+
+    Returns:
+        The steps of all, for the last one that is done; `[]` for the others.
+    """
+    count = tf.distribute.get_strategy().num_replicas_in_sync
+    state = state_lib.state_of(model)
+    done = [t for t in state.traced_releases if t.graph is traced.graph]
+    state.traced_releases = [*done, traced]
+    if len(state.traced_releases) < count:
+        return []
+    found, state.traced_releases = state.traced_releases, []
+    return found
 
 
 def check(model: keras.Model, x: Any) -> None:
@@ -98,14 +138,16 @@ def _trace(model: keras.Model, specs: Any) -> tuple[Finding, ...]:
         found.extend(
             release_proof.findings_of(
                 model,
-                release_proof.TracedRelease(
-                    graph,
-                    graph.get_operations(),
-                    tensors,
-                    (),
-                    releases,
-                    list(_results(model, outputs)),
-                ),
+                [
+                    release_proof.TracedRelease(
+                        graph,
+                        0,
+                        tensors,
+                        (),
+                        releases,
+                        list(_results(model, outputs)),
+                    )
+                ],
             )
         )
 

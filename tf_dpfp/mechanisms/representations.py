@@ -16,7 +16,9 @@ import tensorflow as tf
 
 from tf_dpfp import accounting
 from tf_dpfp import counting
+from tf_dpfp import layers as layers_lib
 from tf_dpfp import optimizers
+from tf_dpfp import replicas
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import validation
 from tf_dpfp.independence.representations import Findings
@@ -24,6 +26,7 @@ from tf_dpfp.keras_private import forked
 from tf_dpfp.keras_private import lookups as keras_lookups
 from tf_dpfp.keras_private import random as keras_random
 from tf_dpfp.mechanisms import clip_layers
+from tf_dpfp.mechanisms import dealt
 from tf_dpfp.mechanisms import eager_passes
 from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import proved_releases
@@ -77,6 +80,49 @@ class Representations(Mechanism):
             self._check_draws(x, info)
         claims = self._claims(info, sampling_lib.draws_of(x))
         return [claim.entry(claim.draws * steps) for claim in claims.values()]
+
+    # Pieces of a batch get no rows that are no examples.
+    pads = False
+
+    def build_dealt(
+        self, strategy: tf.distribute.Strategy, batch: Any
+    ) -> Sequence[Any]:
+        """Gets ready for replicas; nothing is clipped in groups."""
+        with tf.init_scope():
+            specs = dealt.specs_of(batch)
+            x, _, _ = replicas.build(strategy, self.model, specs)
+            self.check_layers()
+            self.try_on(x)
+            for layer in self.layers:
+                layer.ledger.ensure_open(layer.release)
+        return ()
+
+    def claims(
+        self, pipeline: pipelines.Pipeline
+    ) -> dict[counting.Ledger, counting.Claim]:
+        """Returns the claims of steps on a pipeline, by ledger."""
+        return self._claims(pipeline.drawn, pipeline.draws)
+
+    def _strategy(self) -> tf.distribute.Strategy | None:
+        """Returns the strategy, if it has several replicas.
+
+        Raises:
+            ValueError: If rows are not released under it.
+        """
+        model = self.model
+        if not replicas.deals(model.distribute_strategy):
+            return None
+        strategy = replicas.strategy_for(model, self.optimizer)
+        mirrored = isinstance(strategy, tf.distribute.MirroredStrategy)
+        eager = model.run_eagerly or tf.config.functions_run_eagerly()
+        if not mirrored or eager:
+            raise ValueError(
+                "Representations are released on the replicas of one machine, "
+                "under MirroredStrategy, in compiled steps. Compile with "
+                "run_eagerly=False, or train on one device. Received: "
+                f"{type(strategy).__name__}, run_eagerly={bool(eager)}"
+            )
+        return strategy
 
     def count_now(self, claim: counting.Claim) -> None:
         """Counts a release outside of a step with those of the first layer."""
@@ -132,25 +178,33 @@ class Representations(Mechanism):
     ) -> keras.callbacks.History:
         """Runs Keras's `fit`; the layers count how their batches are drawn."""
         ordinary = state_lib.ordinary(self.model, "fit")
-        x = state_lib.bound(ordinary, args, kwargs)["x"]
+        arguments = state_lib.bound(ordinary, args, kwargs)
+        x = arguments["x"]
         self.check_layers()
-        pipelines.refuse_persons(x, pipelines.NOT_OF_REPRESENTATIONS)
-        pipelines.refuse_views(x, pipelines.NOT_OF_VIEWS)
-        info = _draws_of(x)
-        if info is not None:
-            self._check_draws(x, info)
+        pipeline = pipelines.describe_representations(arguments)
+        strategy = self._strategy()
+        if pipeline.drawn is not None:
+            self._check_draws(x, pipeline.drawn)
             # Keras would warn that it can't shuffle a data set.
             kwargs.setdefault("shuffle", False)
-        claims = self._claims(info, sampling_lib.draws_of(x))
-        with fit_steps.announced(self.state, claims):
+        if strategy is not None:
+            pipeline = replicas.pipeline_of(strategy, x, pipeline)
+            return dealt.fit(self, strategy, pipeline, arguments)
+        with fit_steps.announced(self.state, self.claims(pipeline)):
             return ordinary(*args, **kwargs)
 
     def train_on_batch(self, args: tuple, kwargs: dict) -> Any:
         """Runs Keras's `train_on_batch`; the layers count it."""
-        return state_lib.ordinary(self.model, "train_on_batch")(*args, **kwargs)
+        ordinary = state_lib.ordinary(self.model, "train_on_batch")
+        strategy = self._strategy()
+        if strategy is not None:
+            arguments = state_lib.bound(ordinary, args, kwargs)
+            return dealt.train_on_batch(self, strategy, arguments)
+        return ordinary(*args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Takes an ordinary step of a model that passed its trial."""
+        optimizers.check_dealt(self.state.dealt_to)
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         self.try_on(x)
         if any(layer.end_to_end for layer in self.layers):
@@ -163,7 +217,8 @@ class Representations(Mechanism):
     def _step(self, data: Any) -> dict[str, Any]:
         step = state_lib.ordinary(self.model, "train_step")
         # A representation that is not finite is replaced by zeros.
-        with self._secret_seeds(), keras_lookups.guarded(labels=False):
+        guarded = keras_lookups.guarded(labels=False)
+        with self._secret_seeds(), guarded, layers_lib.dealt():
             if any(layer.end_to_end for layer in self.layers):
                 return step(data)  # Nothing is claimed of it.
             return proved_releases.train_step(self.model, data, step)

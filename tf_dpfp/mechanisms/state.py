@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import types
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -42,8 +42,9 @@ class State:
             one before it was compiled into the model (second number).
         uncounted: Greatest number of steps so far that no layer with noised
             representations counted.
-        dealt_to: Number of replicas that the batches of `fit` are dealt to;
-            1 outside of `fit`.
+        dealt_to: Number of replicas that the batch of the step that is taken
+            was dealt to; 1 outside of steps.
+        fit_deals_to: The number for steps of the loop of `fit`.
         data_may_end: True while `fit` deals batches of a generator.
         ordinary_steps: Number of ordinary steps that the model showed when it
             was made private.
@@ -51,6 +52,8 @@ class State:
         ordinary_inside: Those among them of models inside of it.
         averaging: Callback of this `fit` that averages the weights, if any.
         averages: State of averages that a backup brought, for it.
+        traced_releases: Steps of the replicas that are being traced, until all
+            of them are.
         joined_for: Sums of persons or of views that the last `fit` was for.
     """
 
@@ -68,13 +71,24 @@ class State:
         self.taken_before = (0, 0)
         self.uncounted = 0
         self.dealt_to = 1
+        self.fit_deals_to = 1
         self.data_may_end = False
         self.ordinary_steps = 0
         self.xla_by_default = False
         self.ordinary_inside = 0
         self.averaging: Any = None
         self.averages: Any = None
+        self.traced_releases: list[Any] = []
         self.joined_for: Any = None
+
+    @contextlib.contextmanager
+    def dealing(self) -> Iterator[None]:
+        """Says that the step inside is one of the loop of `fit`."""
+        before, self.dealt_to = self.dealt_to, self.fit_deals_to
+        try:
+            yield
+        finally:
+            self.dealt_to = before
 
 
 def averaged(

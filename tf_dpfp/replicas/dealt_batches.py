@@ -172,6 +172,7 @@ def dealt(
     strategy: tf.distribute.Strategy,
     batches: tf.data.Dataset,
     weigh: Callable[[tf.data.Dataset], tf.data.Dataset],
+    pads: bool = True,
 ) -> tf.distribute.DistributedDataset:
     """Distributes batches, each example to exactly one replica.
 
@@ -179,6 +180,8 @@ def dealt(
         strategy: A `tf.distribute` strategy.
         batches: Data that `fit` was given.
         weigh: Adds weights by class to batches.
+        pads: Boolean, whether batches of one size are padded, for pieces of
+            one size.
 
     Returns:
         An infinite distributed data set.
@@ -195,7 +198,7 @@ def dealt(
         return sampling_lib.deal(
             weigh(mine),
             context.num_replicas_in_sync // context.num_input_pipelines,
-            static=info is not None and info.capacity is not None,
+            static=pads and info is not None and info.capacity is not None,
         ).prefetch(2)
 
     return strategy.distribute_datasets_from_function(of_worker)

@@ -32,6 +32,8 @@ def check_workers(
     Raises:
         ValueError: If they were not.
     """
+    if agreement.num_workers(strategy) == 1:
+        return
     optimizer = model.optimizer
     lengths = ("epochs", "steps_per_epoch", "validation_steps")
     agreement.check_same_on_workers(

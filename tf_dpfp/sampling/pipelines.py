@@ -46,6 +46,8 @@ class Pipeline:
         steps_per_epoch: Number of batches in an iteration, if this package
             made it.
         multiplicity: Number of views of each example in a batch.
+        draws: Number of draws that a batch is made of, where they are released
+            row by row.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Pipeline:
     cyclic: registry.Cyclic | None = None
     steps_per_epoch: int | None = None
     multiplicity: int = 1
+    draws: int = 1
 
 
 UNKNOWN = Pipeline("the batch", accounting.UnknownSampling(), None)
@@ -121,6 +124,33 @@ def describe_joint(
     if info is not None:
         return _of_joint_steps(info)
     return _describe_unknown(arguments, need_batch_size)
+
+
+def describe_representations(arguments: dict[str, Any]) -> Pipeline:
+    """Describes the data passed to `fit`, for steps that release rows.
+
+    Args:
+        arguments: The bound arguments of `fit`.
+
+    Returns:
+        The `Pipeline`; `drawn` is the record of `stratified_batches`, and
+        `None` for any other data.
+
+    Raises:
+        ValueError: If it has batches of persons or of views.
+    """
+    x = arguments["x"]
+    refuse_persons(x, NOT_OF_REPRESENTATIONS)
+    refuse_views(x, NOT_OF_VIEWS)
+    info, draws = registry.sampling_of(x), registry.draws_of(x)
+    if info is not None and isinstance(
+        info.sampling, accounting.WithoutReplacement
+    ):
+        return dataclasses.replace(_of_draws(info), draws=draws)
+    if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):
+        sampling = accounting.UnknownSampling()
+        return Pipeline("the data set", sampling, None, draws=draws)
+    return _describe_arrays(x, arguments, need_batch_size=False)
 
 
 def _describe_unknown(
@@ -222,6 +252,10 @@ def _of_joint_steps(info: registry.SamplingInfo) -> Pipeline:
             "`stratified_batches` with draws=1. Received: batches of "
             f"{info.draws} draws"
         )
+    return _of_draws(info)
+
+
+def _of_draws(info: registry.SamplingInfo) -> Pipeline:
     return Pipeline(
         "the data set of draws",
         info.sampling,
