@@ -106,9 +106,9 @@ def test_what_is_not_done_on_replicas_is_refused():
         common.private(2, compiled={"steps_per_execution": 3}),
         "steps_per_execution=1",
     )
-    common.refuses(
-        common.private(2, compiled={"jit_compile": True}), "without XLA"
-    )
+    switched = common.private(2)
+    switched.jit_compile = True
+    common.refuses(switched, "XLA compiles on several replicas under")
     common.refuses(
         common.private(2, use_ema=True, ema_overwrite_frequency=2),
         "`ema_overwrite_frequency`",

@@ -181,8 +181,12 @@ def test_rows_that_meet_those_of_other_replicas_are_refused():
 
 
 def test_what_is_not_released_on_replicas_is_refused():
-    model = _model(2, NOISE, run_eagerly=True)
-    for train in (model.fit, model.train_on_batch):
-        with pytest.raises(ValueError, match="in compiled steps"):
-            train(X, Y)
-    assert tf_dpfp.ledger(model) == []
+    for compiled, message in (
+        ({"run_eagerly": True}, "in compiled steps"),
+        ({"jit_compile": True}, "XLA compiles on several replicas under"),
+    ):
+        model = _model(2, NOISE, **compiled)
+        for train in (model.fit, model.train_on_batch):
+            with pytest.raises(ValueError, match=message):
+                train(X, Y)
+        assert tf_dpfp.ledger(model) == []

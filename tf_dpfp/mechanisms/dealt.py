@@ -46,6 +46,8 @@ def fit(
     may_end = inspect.isgenerator(arguments["x"])
     batches = replicas.batches_of(arguments, pipeline)
     weigh = fit_batches.weigher(batches, arguments["class_weight"])
+    if mechanism.state.compiles_pieces:
+        weigh = fit_batches.sizer(mechanism.optimizer, batches, weigh)
     del arguments["x"]
     if pipeline.batch_size is not None:  # Arrays, all of which are in it.
         arguments |= {"y": None, "sample_weight": None, "batch_size": None}

@@ -30,10 +30,13 @@ class EagerPasses:
         model: A private model.
         functions: What was traced before for the model as it is, by the kinds
             of the batch and of the plan.
+        compiles: True to have XLA compile them. They are then parts of a
+            graph, that of a replica.
     """
 
     model: keras.Model
     functions: MutableMapping[Hashable, Callable]
+    compiles: bool = False
 
     def __call__(
         self, plan: step_lib.Plan, batch: tuple, piece: tf.Tensor | int
@@ -127,7 +130,7 @@ class EagerPasses:
             added = [tensor for _, tensor in result.tracked]
             return result.sums, result.losses, result.y_pred, added
 
-        concrete = _concrete(traced, like)
+        concrete = _concrete(traced, like, self.compiles)
 
         def function(*tensors):
             sums, losses, y_pred, added = concrete(*tensors)
@@ -144,6 +147,15 @@ def of_model(model: keras.Model) -> EagerPasses:
         model: A private model.
     """
     return EagerPasses(model, _functions_of(model))
+
+
+def compiled(model: keras.Model) -> EagerPasses:
+    """Returns passes that XLA compiles, in the graph that is being traced.
+
+    Args:
+        model: A private model.
+    """
+    return EagerPasses(model, {}, compiles=True)
 
 
 def whole_step(
@@ -248,21 +260,29 @@ def _kind(specs: Any) -> tuple[Hashable, ...]:
     return str(tree.map_structure(repr, specs)), of_device
 
 
-def _concrete(function: Callable, like: Any) -> Callable:
+def _concrete(
+    function: Callable, like: Any, compiles: bool = False
+) -> Callable:
     """Traces a function, which runs in a graph whatever TensorFlow is set to.
 
     Args:
         function: A function of tensors.
         like: Tensors like its arguments, or their specifications, nested.
+        compiles: True to have XLA compile it.
     """
     signature = [
         v if isinstance(v, tf.TensorSpec) else tf.TensorSpec(v.shape, v.dtype)
         for v in tree.flatten(like)
         if v is not None
     ]
-    with compilation.tracing_for(compilation.Target.KERNELS):
+    xla, kernels = compilation.Target.XLA, compilation.Target.KERNELS
+    with compilation.tracing_for(xla if compiles else kernels):
         return tf.function(
-            function, autograph=False, input_signature=signature
+            function,
+            autograph=False,
+            input_signature=signature,
+            # What encloses it decides otherwise.
+            jit_compile=True if compiles else None,
         ).get_concrete_function()
 
 

@@ -134,6 +134,29 @@ def weigher(
     return lambda part: sampling_lib.weigh(part, class_weight)
 
 
+def sizer(
+    optimizer: optimizers.PrivateOptimizer,
+    batches: tf.data.Dataset,
+    weigh: Callable[[tf.data.Dataset], tf.data.Dataset],
+) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+    """Returns what pads Poisson batches to few sizes, for equal pieces.
+
+    Args:
+        optimizer: The optimizer, made under a strategy of several replicas.
+        batches: The data of `fit`, in batches.
+        weigh: What is done to batches before.
+
+    Returns:
+        Function of `batches`.
+    """
+    info = sampling_lib.sampling_of(batches)
+    if info is None:
+        return weigh
+    count = optimizer.iterations.value.distribute_strategy.num_replicas_in_sync
+    multiple = count * (optimizer.microbatch_size or 1)
+    return lambda part: sampling_lib.in_buckets(weigh(part), info, multiple)
+
+
 def _weigh(
     batches: tf.data.Dataset, class_weight: Mapping[int, float]
 ) -> tf.data.Dataset:

@@ -230,10 +230,13 @@ class Gradients(Mechanism):
             building.check_all_planned(model, plan)
             # Calls may set attributes of layers.
             state.tried_for = proved.settings(model)
-        if not tf.executing_eagerly():
+        compiles = state.compiles_pieces and state.dealt_to > 1
+        if not tf.executing_eagerly() and not compiles:
             return plan
-        eager_pass = eager_passes.of_model(model)
-        return dataclasses.replace(plan, eager_pass=eager_pass)
+        of_model = eager_passes.compiled if compiles else eager_passes.of_model
+        return dataclasses.replace(
+            plan, eager_pass=of_model(model), compiles=compiles
+        )
 
     def _try(self, plan: step_lib.Plan, batch: Any) -> None:
         """Tries the model; the proof names what the trial only notices."""
@@ -265,7 +268,7 @@ class Gradients(Mechanism):
         plan = self.plan(x, y, sample_weight)
         specs = proved.specs_of((x, y, sample_weight))
         target = compilation.Target.KERNELS
-        if self.model.jit_compile:
+        if self.model.jit_compile or self.state.compiles_pieces:
             target = compilation.Target.XLA
         with compilation.tracing_for(target):
             return proved.trace(self.model, plan, specs)

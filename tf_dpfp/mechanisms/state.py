@@ -49,6 +49,8 @@ class State:
         ordinary_steps: Number of ordinary steps that the model showed when it
             was made private.
         xla_by_default: True if XLA was not asked for in `compile`.
+        compiles_pieces: True if XLA compiles what each replica computes of its
+            piece of a batch, and not the step.
         ordinary_inside: Those among them of models inside of it.
         averaging: Callback of this `fit` that averages the weights, if any.
         averages: State of averages that a backup brought, for it.
@@ -75,6 +77,7 @@ class State:
         self.data_may_end = False
         self.ordinary_steps = 0
         self.xla_by_default = False
+        self.compiles_pieces = False
         self.ordinary_inside = 0
         self.averaging: Any = None
         self.averages: Any = None

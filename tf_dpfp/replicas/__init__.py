@@ -10,6 +10,7 @@ from tf_dpfp.replicas.dealt_batches import pipeline_of
 from tf_dpfp.replicas.dealt_batches import steps_per_epoch
 from tf_dpfp.replicas.dealt_batches import whole_batch
 from tf_dpfp.replicas.supported_strategies import compiles
+from tf_dpfp.replicas.supported_strategies import compiles_pieces
 from tf_dpfp.replicas.supported_strategies import deals
 from tf_dpfp.replicas.supported_strategies import strategy_for
 from tf_dpfp.replicas.worker_checks import check_examples
@@ -22,6 +23,7 @@ __all__ = [
     "check_examples",
     "check_workers",
     "compiles",
+    "compiles_pieces",
     "deals",
     "dealt",
     "fitting",

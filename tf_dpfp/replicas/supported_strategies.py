@@ -76,8 +76,10 @@ def _check_settings(strategy, model: keras.Model, optimizer) -> None:
         )
     if model.jit_compile and not compiles(strategy):
         raise ValueError(
-            "Steps on several replicas run without XLA, except on TPUs. "
-            "Compile with jit_compile=False."
+            "XLA compiles on several replicas under MirroredStrategy, for "
+            "clipped gradients, where each replica is on one device, if "
+            "`compile` asks for it in the scope of the strategy. Compile with "
+            "jit_compile=False."
         )
     if getattr(optimizer, "ema_overwrite_frequency", None):
         raise ValueError(
@@ -100,6 +102,20 @@ def is_distributed(value) -> bool:
 def compiles(strategy: tf.distribute.Strategy | None) -> bool:
     """Tells if a strategy has XLA compile what its replicas run."""
     return isinstance(strategy, tf.distribute.TPUStrategy)
+
+
+def compiles_pieces(strategy: tf.distribute.Strategy | None) -> bool:
+    """Tells if XLA can compile each replica's part of a step by itself.
+
+    A step of all replicas it can't: it compiles for one device, and refuses the
+    variables that are on another.
+
+    Args:
+        strategy: A `tf.distribute` strategy, or `None`.
+    """
+    return deals(strategy) and isinstance(
+        strategy, tf.distribute.MirroredStrategy
+    )
 
 
 def deals(strategy: tf.distribute.Strategy | None) -> bool:

@@ -159,7 +159,9 @@ def _with_further_pieces(
 
 
 def _run(model, plan: Plan, batch: tuple, piece) -> MicrobatchResult:
-    if tf.executing_eagerly() and plan.eager_pass is not None:
+    if plan.eager_pass is not None and (
+        tf.executing_eagerly() or plan.compiles
+    ):
         return plan.eager_pass(plan, batch, piece)
     x, y, sample_weight, is_example = batch
     return clipped_microbatch(

@@ -52,6 +52,7 @@ class Plan:
         eager_pass: Given the plan, `(x, y, sample_weight, is_example)` and the
             number of the micro-batch, computes a `MicrobatchResult` in a
             graph, for steps that run eagerly; `None` runs them eagerly.
+        compiles: True if steps in graphs take it, too: XLA compiles it.
         of_weights: Tensors of the plan that were made of weights alone, outside
             of the graph.
         tables: Tables that are released where they are touched, or `None`.
@@ -74,6 +75,7 @@ class Plan:
         Callable[[Sequence[tf.Tensor]], per_example.IsBatched] | None
     ) = None
     eager_pass: Callable[..., Any] | None = None
+    compiles: bool = False
     of_weights: Sequence[tf.Tensor] = ()
     tables: clipping_lib.SparseTables | None = None
     in_pieces: bool = False

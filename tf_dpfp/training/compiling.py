@@ -8,6 +8,7 @@ from tf_dpfp import clipping
 from tf_dpfp import compilation
 from tf_dpfp import mechanisms
 from tf_dpfp import optimizers
+from tf_dpfp import replicas
 from tf_dpfp.keras_private import trainer as keras_trainer
 from tf_dpfp.mechanisms import building
 from tf_dpfp.mechanisms import clip_layers
@@ -59,10 +60,35 @@ def compile_private(model: keras.Model, args: tuple, kwargs: dict) -> None:
         model.optimizer = before
         raise
     state.mechanism = mechanism
+    _divide_xla(model, by_default)
     state.eager_passes = {}  # Of the loss and the metrics before.
     state.xla_by_default = by_default
     clip_layers.begin_with(model, before)
     mechanism.check_compiled()
+
+
+def _divide_xla(model: keras.Model, by_default: bool) -> None:
+    """Has XLA compile the replicas' parts of a step, and not the step.
+
+    Keras would have it compile the step of all replicas, which it can't. Where
+    nobody asked for it, the step is taken without.
+
+    Args:
+        model: A model that was just compiled.
+        by_default: True if `compile` did not ask for XLA.
+    """
+    state = state_lib.state_of(model)
+    state.compiles_pieces = False
+    strategy = model.distribute_strategy
+    if not model.jit_compile or not replicas.compiles_pieces(strategy):
+        return
+    if by_default:
+        model.jit_compile = False
+    elif type(state.mechanism) is mechanisms.Gradients:
+        # Replicas of several devices each are left as they are, for a refusal.
+        per_device = isinstance(model.optimizer.clipping, clipping.PerDevice)
+        state.compiles_pieces = not per_device
+        model.jit_compile = per_device
 
 
 def _take_over(

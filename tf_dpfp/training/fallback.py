@@ -49,12 +49,14 @@ def guarded(model: keras.Model, train_function: TrainFunction) -> TrainFunction:
         `ValueError` if it was.
     """
     function, compiled = train_function, False
+    state = state_lib.state_of(model)
 
     def take_steps(iterator: Any) -> Any:
         nonlocal function, compiled
-        if compiled or not model.jit_compile or model.run_eagerly:
+        compiles = model.jit_compile or state.compiles_pieces
+        if compiled or not compiles or model.run_eagerly:
             return function(iterator)
-        by_default = state_lib.state_of(model).xla_by_default
+        by_default = state.xla_by_default
         batches: list[Any] = []
         if by_default:
             batches = list(
