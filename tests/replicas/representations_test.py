@@ -122,6 +122,88 @@ def test_each_row_has_the_whole_noise_and_one_of_its_own():
     assert np.abs(np.corrcoef(seeded)[np.triu_indices(4, 1)]).max() < 0.05
 
 
+# A representation of zeros, and a head that shows row i as its column i.
+WIDTH, ROWS = 2000, 8
+
+
+def _shown(joint, eager):
+    """The noised rows of two replicas, as what is trained sees them."""
+    with common.strategy(2).scope():
+        below = layers.Dense(WIDTH, use_bias=False, kernel_initializer="zeros")
+        below.trainable = joint
+        clip = tf_dpfp.DPRepresentationClip(CLIP, NOISE, labels="public")
+        head = layers.Dense(ROWS, use_bias=False, kernel_initializer="zeros")
+        model = keras.Sequential([keras.Input((2,)), below, clip, head])
+        tf_dpfp.make_private(model)
+        optimizer = keras.optimizers.SGD(1.0)
+        if joint:
+            optimizer = tf_dpfp.DPSGD(
+                1.0, noise_multiplier=1.0, microbatch_size=2
+            )
+        model.compile(
+            optimizer,
+            lambda y, shown: tf.reduce_sum(y * shown, -1),
+            run_eagerly=eager,
+        )
+    x, y = np.zeros((ROWS, 2), np.float32), np.eye(ROWS, dtype=np.float32)
+    seen = []
+    for _ in range(2):
+        before = head.get_weights()[0]
+        model.fit(x, y, batch_size=ROWS, verbose=0)
+        seen += list(ROWS * (before - head.get_weights()[0]).T)
+    (entry,) = tf_dpfp.ledger(model)
+    assert entry.steps == 2
+    return np.array(seen)
+
+
+@pytest.mark.parametrize(
+    "joint, eager", [(False, False), (True, False), (True, True)]
+)
+def test_what_is_trained_sees_every_row_with_noise_of_its_own(joint, eager):
+    noises = _shown(joint, eager)
+    helpers.assert_normal(noises, NOISE * CLIP, (0.9, 1.1, 0.5**0.5, 2**0.5))
+    correlations = np.corrcoef(noises)[np.triu_indices(2 * ROWS, 1)]
+    assert np.abs(correlations).max() < 6 / np.sqrt(WIDTH)
+
+
+def _joint_model(count):
+    keras.utils.set_random_seed(5)
+    with common.strategy(count).scope():
+        model = keras.Sequential(
+            [
+                keras.Input((common.FEATURES,)),
+                layers.Dense(9, "tanh"),
+                tf_dpfp.DPRepresentationClip(CLIP, 0.0, labels="public"),
+                layers.Dense(5, "tanh", kernel_regularizer="l2"),
+                layers.Dense(common.CLASSES),
+            ]
+        )
+        tf_dpfp.make_private(model)
+        optimizer = tf_dpfp.DPSGD(
+            0.5, l2_norm_clip=0.05, noise_multiplier=0.0, microbatch_size=3
+        )
+        model.compile(optimizer, common.loss())
+    return model
+
+
+def test_rows_and_sums_train_and_count_as_one():
+    one, two = models = [_joint_model(count) for count in (1, 2)]
+    for model in models:
+        model.fit(_batches(draws=1), verbose=0)
+        model.fit(X, Y, batch_size=7, shuffle=False, verbose=0)
+        tf_dpfp.loops.distributed_step(model, X[:9], Y[:9])
+    assert sorted(e.steps for e in _ledger(one)) == [1, 9, 9]
+    assert _ledger(two) == _ledger(one)
+    for a, b, c in zip(
+        one.trainable_variables,
+        two.trainable_variables,
+        _joint_model(1).trainable_variables,
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b.value.numpy(), atol=1e-6)
+        assert np.abs(a.numpy() - c.numpy()).max() > 1e-3
+
+
 def test_rows_that_nobody_dealt_are_refused():
     model = _model(2, NOISE)
     run = functools.partial(common.strategy(2).run, model)
@@ -176,7 +258,7 @@ def test_rows_that_meet_those_of_other_replicas_are_refused():
     # Which add up by an operation that is per example, as any sum of two.
     model = _model(4, NOISE, _Meeting())
     with pytest.raises(ValueError, match="the representations"):
-        model.fit(_batches(draw_size=6), verbose=0)
+        model.fit(_batches(draw_size=8), verbose=0)
     assert tf_dpfp.ledger(model) == []
 
 

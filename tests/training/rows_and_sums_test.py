@@ -574,7 +574,7 @@ def test_unfreezing_is_noticed():
 def test_replicas_are_refused(monkeypatch, train):
     model = _private()
     monkeypatch.setattr(replicas, "deals", lambda strategy: True)
-    with pytest.raises(ValueError, match="trains on one replica"):
+    with pytest.raises(ValueError, match="on the replicas of one machine"):
         train(model)
     assert tf_dpfp.ledger(model) == []
 

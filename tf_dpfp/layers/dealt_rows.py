@@ -46,10 +46,10 @@ def check_dealt(name: str) -> None:
     count = replicas.count()
     if count > 1 and not _THREAD.is_dealt:
         raise ValueError(
-            f"DPRepresentationClip '{name}' trains on one replica, or in `fit` "
-            "and `train_on_batch` of a private model with an ordinary "
-            "optimizer, which deal a batch, each example to one. Received a "
-            f"strategy of {count}."
+            f"DPRepresentationClip '{name}' trains on one replica, or in steps "
+            "that deal a batch to several, each example to one: `fit` and "
+            "`train_on_batch` of a private model. Received a strategy of "
+            f"{count}."
         )
 
 

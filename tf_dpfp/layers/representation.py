@@ -216,7 +216,7 @@ class DPRepresentationClip(keras.layers.Layer):
         if running is not None:
             return running.stand_in(inputs, self.compute_dtype, bool(training))
         step = calling.current_joint_step()
-        if training or step is not None:
+        if training and (step is None or step.noise):
             dealt_rows.check_dealt(self.name)
         if not self._end_to_end and step is None:
             inputs = tf.stop_gradient(inputs)

@@ -308,6 +308,7 @@ class Gradients(Mechanism):
         correlated.check(self, pipeline, strategy, arguments)
         self._take_sizes(pipeline)
         self._trace_anew_for(pipeline)
+        self.check_draws(arguments["x"], pipeline)
         if replicas.deals(strategy):
             calibrate(self, pipeline, arguments)
             return dealt.fit(self, strategy, pipeline, arguments)
@@ -319,7 +320,6 @@ class Gradients(Mechanism):
             args, kwargs = fit_batches.in_buckets(
                 ordinary, self.optimizer, arguments["x"], args, kwargs
             )
-        self.check_draws(arguments["x"], pipeline)
         calibrate(self, pipeline, arguments)
         with strategy.scope() if strategy else contextlib.nullcontext():
             building.build_optimizer(self.model, self.optimizer)

@@ -135,15 +135,14 @@ class Joint(Gradients):
         """Describes the data: draws without replacement amplify."""
         return pipelines.describe_joint(arguments, need_batch_size)
 
+    # Rows of padding would be released, too.
+    pads = False
+
     def strategy(self) -> tf.distribute.Strategy | None:
-        """Returns the strategy; refuses one of several replicas."""
+        """Returns the strategy, if rows are released under it."""
         strategy = super().strategy()
         if replicas.deals(strategy):
-            raise ValueError(
-                f"Model '{self.model.name}' has a DPRepresentationClip, which "
-                "trains on one replica, and its strategy has several. Train "
-                "without one."
-            )
+            replicas.check_rows(strategy)
         return strategy
 
     def below(self, x: Any) -> step_lib.Below:

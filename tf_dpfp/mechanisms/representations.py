@@ -113,15 +113,8 @@ class Representations(Mechanism):
         if not replicas.deals(model.distribute_strategy):
             return None
         strategy = replicas.strategy_for(model, self.optimizer)
-        mirrored = isinstance(strategy, tf.distribute.MirroredStrategy)
         eager = model.run_eagerly or tf.config.functions_run_eagerly()
-        if not mirrored or eager:
-            raise ValueError(
-                "Representations are released on the replicas of one machine, "
-                "under MirroredStrategy, in compiled steps. Compile with "
-                "run_eagerly=False, or train on one device. Received: "
-                f"{type(strategy).__name__}, run_eagerly={bool(eager)}"
-            )
+        replicas.check_rows(strategy, bool(eager))
         return strategy
 
     def count_now(self, claim: counting.Claim) -> None:

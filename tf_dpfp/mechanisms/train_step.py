@@ -1,5 +1,6 @@
 """One private step, from a batch to the optimizer and the logs."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from keras import tree
 
 from tf_dpfp import compilation
 from tf_dpfp import counting
+from tf_dpfp import layers as layers_lib
 from tf_dpfp import optimizers
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import step as step_lib
@@ -97,20 +99,25 @@ def clipped_gradients(
     if kind is not None:
         mechanism.check_joined(kind)
         plan = dataclasses.replace(plan, kind=kind)
-    sums = step_lib.clipped_batch(
-        model,
-        plan,
-        x,
-        y,
-        sample_weight,
-        mechanism.optimizer.microbatch_size,
-        after_microbatch,
-    )
+    is_dealt = num_replicas > 1
+    with layers_lib.dealt() if is_dealt else contextlib.nullcontext():
+        sums = step_lib.clipped_batch(
+            model,
+            plan,
+            x,
+            y,
+            sample_weight,
+            mechanism.optimizer.microbatch_size,
+            after_microbatch,
+        )
+    size = _batch_size(x)
+    if is_dealt and plan.representations is not None:
+        size = layers_lib.total(size)
     update = updates.Update(model)
     with update([]):
         _, regularization = step_lib.regularization_gradients(plan)
     clipped = step_lib.as_clipped_gradients(
-        plan, sums, regularization, _batch_size(x), num_replicas
+        plan, sums, regularization, size, num_replicas
     )
     return dataclasses.replace(
         clipped,

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from tf_dpfp import counting
+from tf_dpfp.distribute import replicas
 from tf_dpfp.optimizers import settings as settings_lib
 
 
@@ -30,7 +31,7 @@ class JointGradients:
         sums: Their gradients, added up over the batch; `None` where the loss
             does not depend on the variable.
         regularization: Gradients of the regularisation losses, or `None`.
-        batch_size: Number of examples of the batch, `()`.
+        batch_size: Number of examples of the batch, on all replicas, `()`.
     """
 
     representations: counting.GaussianRelease
@@ -38,6 +39,18 @@ class JointGradients:
     sums: Sequence[tf.Tensor | None]
     regularization: Sequence[tf.Tensor | None]
     batch_size: Any
+
+
+def of_all_replicas(joint: JointGradients | None) -> JointGradients | None:
+    """Adds gradients above up over all replicas: they have noise already.
+
+    Args:
+        joint: Those of this replica; `None` where there are none.
+    """
+    if joint is None:
+        return None
+    sums = replicas.sum_over_all(joint.sums)
+    return dataclasses.replace(joint, sums=sums)
 
 
 def check_joint(

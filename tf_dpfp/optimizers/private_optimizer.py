@@ -22,6 +22,7 @@ Reference:
     Abadi et al., 2016, arXiv 1607.00133.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -325,6 +326,8 @@ class PrivateOptimizer(
         )
         # Noised: from here on nothing is private, once it is added up.
         *released, counts = replicas.sum_over_all([*released, counts])
+        joint = joint_release.of_all_replicas(clipped.joint)
+        clipped = dataclasses.replace(clipped, joint=joint)
         with clipped.updating([*released, counts]):
             if adaptation is not None:
                 adaptation.move(clipped, counts, divisor)

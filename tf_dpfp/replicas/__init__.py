@@ -9,6 +9,7 @@ from tf_dpfp.replicas.dealt_batches import pieces_of
 from tf_dpfp.replicas.dealt_batches import pipeline_of
 from tf_dpfp.replicas.dealt_batches import steps_per_epoch
 from tf_dpfp.replicas.dealt_batches import whole_batch
+from tf_dpfp.replicas.supported_strategies import check_rows
 from tf_dpfp.replicas.supported_strategies import compiles
 from tf_dpfp.replicas.supported_strategies import compiles_pieces
 from tf_dpfp.replicas.supported_strategies import deals
@@ -21,6 +22,7 @@ __all__ = [
     "batches_of",
     "build",
     "check_examples",
+    "check_rows",
     "check_workers",
     "compiles",
     "compiles_pieces",

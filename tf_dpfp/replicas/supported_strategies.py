@@ -89,6 +89,28 @@ def _check_settings(strategy, model: keras.Model, optimizer) -> None:
         )
 
 
+def check_rows(
+    strategy: tf.distribute.Strategy | None, eager: bool = False
+) -> None:
+    """Refuses replicas that can't release rows of a batch.
+
+    Args:
+        strategy: The strategy of a model with a `DPRepresentationClip`, of
+            several replicas.
+        eager: True if its steps run eagerly, and not in graphs of their own.
+
+    Raises:
+        ValueError: If they are not those of one machine, or run eagerly.
+    """
+    if eager or not isinstance(strategy, tf.distribute.MirroredStrategy):
+        raise ValueError(
+            "Representations are released on the replicas of one machine, "
+            "under MirroredStrategy, in compiled steps. Compile with "
+            "run_eagerly=False, or train on one device. Received: "
+            f"{type(strategy).__name__}, run_eagerly={eager}"
+        )
+
+
 def _strategy_of_variables(optimizer) -> tf.distribute.Strategy | None:
     value = optimizer.iterations.value
     return value.distribute_strategy if is_distributed(value) else None
