@@ -63,9 +63,6 @@ def _randomize(layer):
 
 GENERIC = [
     pytest.param(lambda: L.RNN(OwnCell(3)), (3, 4, 5), id="own-cell"),
-    pytest.param(
-        lambda: L.TimeDistributed(L.Dense(2)), (3, 4, 5), id="time-distributed"
-    ),
 ]
 
 

@@ -127,9 +127,7 @@ def recorded(
             layer_call.sources,
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
-        for variable, part in layer_call.rule.gradients(
-            layer_call, tuple(found)
-        ):
+        for variable, part in layer_call.of_examples(tuple(found)):
             if id(variable) in order:
                 parts.setdefault(order[id(variable)], []).append(part)
     return {i: per_example.add(p) for i, p in parts.items()}

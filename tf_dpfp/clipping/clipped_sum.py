@@ -49,7 +49,7 @@ def gather_gradients(
         covered = call.rule.variables(call.layer)
         owned = [devices.get(id(v)) for v in covered]
         with placement.on(next((d for d in owned if d is not None), None)):
-            found = call.rule.gradients(call, tuple(output_gradients))
+            found = call.of_examples(tuple(output_gradients))
         for variable, gradient in found:
             if id(variable) in uses:
                 uses[id(variable)].append(gradient)

@@ -135,3 +135,13 @@ def loss_axis(loss: keras.losses.Loss) -> int:
     """Returns the axis that a Keras loss reduces over."""
     # `get_config` of some losses leaves the axis out.
     return getattr(loss, "_fn_kwargs", {}).get("axis", -1)
+
+
+def takes(layer: keras.layers.Layer, argument: str) -> bool:
+    """Tells if the `call` of a layer takes `mask` or `training`.
+
+    Args:
+        layer: The layer.
+        argument: `"mask"` or `"training"`.
+    """
+    return bool(getattr(layer, f"_call_has_{argument}_arg"))

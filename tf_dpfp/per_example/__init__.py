@@ -15,6 +15,7 @@ from tf_dpfp.per_example import keras_hub_layers as _keras_hub_layers
 from tf_dpfp.per_example import normalization as _normalization
 from tf_dpfp.per_example import recurrent as _recurrent
 from tf_dpfp.per_example import scale as _scale
+from tf_dpfp.per_example import time_distributed as _time_distributed
 from tf_dpfp.per_example.batched import IsBatched
 from tf_dpfp.per_example.consecutive import add_consecutive
 from tf_dpfp.per_example.generic import GenericRule
@@ -40,7 +41,7 @@ from tf_dpfp.per_example.sums import add
 
 del _convolution, _convolutional_lstm, _dense, _depthwise_convolution
 del _einsum_dense, _embedding, _keras_hub_layers, _normalization, _recurrent
-del _scale
+del _scale, _time_distributed
 
 __all__ = [
     "GenericRule",

@@ -15,7 +15,9 @@ from tf_dpfp.per_example.side_by_side import SideBySide
 
 
 def add_consecutive(
-    gradient: gradients.PerExampleGradient, count: int, present: tf.Tensor
+    gradient: gradients.PerExampleGradient,
+    count: tf.Tensor | int,
+    present: tf.Tensor | None = None,
 ) -> gradients.PerExampleGradient:
     """Adds up the gradients of every `count` consecutive examples, exactly.
 
@@ -23,7 +25,7 @@ def add_consecutive(
         gradient: Gradients of `n * count` examples.
         count: Number of examples that are added up.
         present: Boolean, `(n * count,)`. An example without it adds nothing,
-            even if its gradient is not finite.
+            even if its gradient is not finite. `None`: all add theirs.
 
     Returns:
         Gradients of n examples. Products and lookups keep their factored
@@ -57,7 +59,9 @@ def add_consecutive(
 
 
 def _add_product(
-    product: gradients.OuterProduct, count: int, present: tf.Tensor
+    product: gradients.OuterProduct,
+    count: tf.Tensor | int,
+    present: tf.Tensor | None,
 ) -> gradients.OuterProduct:
     # Both sides, for zero times infinity is NaN.
     return product.with_factors(
@@ -66,31 +70,40 @@ def _add_product(
     )
 
 
-def _of_present(values: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+def _of_present(values: tf.Tensor, present: tf.Tensor | None) -> tf.Tensor:
     """Zeros in place of the rows of examples that are not present."""
+    if present is None:
+        return values
     rows = tf.reshape(present, [-1] + [1] * (values.shape.rank - 1))
     return tf.where(rows, values, tf.zeros([], values.dtype))
 
 
-def _apart(values: tf.Tensor, count: int) -> tf.Tensor:
+def _divided(size: int | None, count: tf.Tensor | int) -> int | None:
+    known = size is not None and isinstance(count, int)
+    return size // count if known else None
+
+
+def _apart(values: tf.Tensor, count: tf.Tensor | int) -> tf.Tensor:
     """From `(n * count, ...)` to `(n, count, ...)`."""
     shape = tf.shape(values)
     # Not -1 for n: it cannot be inferred beside a zero dimension.
     apart = tf.reshape(
         values, tf.concat([[shape[0] // count, count], shape[1:]], axis=0)
     )
-    known = values.shape[0]
-    first = None if known is None else known // count
-    return tf.ensure_shape(apart, [first, count, *values.shape[1:]])
+    first = _divided(values.shape[0], count)
+    each = count if isinstance(count, int) else None
+    return tf.ensure_shape(apart, [first, each, *values.shape[1:]])
 
 
-def _along_positions(values: tf.Tensor, count: int) -> tf.Tensor:
+def _along_positions(values: tf.Tensor, count: tf.Tensor | int) -> tf.Tensor:
     """From `(n * count, positions, ...)` to `(n, count * positions, ...)`."""
     shape, known = tf.shape(values), values.shape
     joined = tf.reshape(
         values,
         tf.concat([[shape[0] // count, count * shape[1]], shape[2:]], axis=0),
     )
-    first = None if known[0] is None else known[0] // count
-    positions = None if known[1] is None else known[1] * count
+    first = _divided(known[0], count)
+    positions = None
+    if known[1] is not None and isinstance(count, int):
+        positions = known[1] * count
     return tf.ensure_shape(joined, [first, positions, *known[2:]])

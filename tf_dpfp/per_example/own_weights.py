@@ -237,7 +237,7 @@ class OwnWeightsRule(rules.GradientRule):
         return (
             not all(map(keras_layers.is_seed_variable, held))
             and not any(map(keras_layers.is_seed_variable, own))
-            and not any(map(_may_add_losses, keras_layers.all_layers(layer)))
+            and not any(map(may_add_losses, keras_layers.all_layers(layer)))
         )
 
     def record(self, layer, call, args, kwargs):
@@ -355,7 +355,7 @@ def _for_one_example(layer: keras.layers.Layer) -> Iterator[None]:
         ) from error
 
 
-def _may_add_losses(layer: keras.layers.Layer) -> bool:
+def may_add_losses(layer: keras.layers.Layer) -> bool:
     """Tells whether a layer adds to the loss, by code or a regularizer."""
     if layer.activity_regularizer is not None:
         return True

@@ -112,6 +112,8 @@ class _Recorder(threading.local):
     batch_size: tf.Tensor | int = 0
     # Layers whose arguments had no batch in them.
     spread: tuple[str, ...] = ()
+    # Number of consecutive rows that are of one example.
+    positions: tf.Tensor | int = 1
     # What the calls of each layer return, by its identity; `None`: run them.
     played: dict[int, Iterator[Played]] | None = None
 
@@ -148,7 +150,8 @@ def _patched_call(unit: Unit):
         if is_spread:
             # The same for all examples, as positions are; a gradient of each
             # example needs a row of each.
-            args, kwargs = batched.spread((args, kwargs), _RECORDER.batch_size)
+            rows = _RECORDER.batch_size * _RECORDER.positions
+            args, kwargs = batched.spread((args, kwargs), rows)
             known = None
             _RECORDER.spread += (unit.layer.name,)
         with batched.answered(known, _RECORDER.is_batched):
@@ -157,6 +160,7 @@ def _patched_call(unit: Unit):
             )
         recorded.is_spread = is_spread
         recorded.outputs = outputs
+        recorded.positions = _RECORDER.positions
         calls.append(recorded)
         return outputs
 
@@ -288,6 +292,21 @@ def record_calls(
         _RECORDER.calls, _RECORDER.graph = None, None
         _RECORDER.is_batched, _RECORDER.batch_size = None, 0
         _unpatch(units)
+
+
+@contextlib.contextmanager
+def folded(count: tf.Tensor | int) -> Iterator[None]:
+    """Says that calls get several rows of each example, one after the other.
+
+    Args:
+        count: Number of rows that were one before.
+    """
+    before = _RECORDER.positions
+    _RECORDER.positions = before * count
+    try:
+        yield
+    finally:
+        _RECORDER.positions = before
 
 
 @contextlib.contextmanager

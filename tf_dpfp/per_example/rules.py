@@ -21,6 +21,7 @@ import keras
 import tensorflow as tf
 
 from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.per_example import consecutive
 from tf_dpfp.per_example import gradients
 
 
@@ -39,6 +40,8 @@ class LayerCall:
         added: For each example, what the layer added to the loss by
             `add_loss` while it ran example by example; `None` if nothing.
         outputs: What the call returned, set by the recording.
+        positions: Number of consecutive rows that are of one example, set by
+            the recording.
     """
 
     layer: keras.layers.Layer
@@ -49,6 +52,24 @@ class LayerCall:
     is_spread: bool = False
     added: tf.Tensor | None = None
     outputs: Any = None
+    positions: tf.Tensor | int = 1
+
+    @property
+    def has_rows(self) -> bool:
+        """True if each row is an example."""
+        return isinstance(self.positions, int) and self.positions == 1
+
+    def of_examples(
+        self, output_gradients: tuple[tf.Tensor, ...]
+    ) -> list[tuple[keras.Variable, gradients.PerExampleGradient]]:
+        """Returns the gradients of the examples, as the rule those of rows."""
+        found = self.rule.gradients(self, output_gradients)
+        if self.has_rows:
+            return found
+        return [
+            (v, consecutive.add_consecutive(gradient, self.positions))
+            for v, gradient in found
+        ]
 
 
 class GradientRule(abc.ABC):

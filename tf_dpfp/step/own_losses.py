@@ -122,6 +122,7 @@ class OwnLosses:
         played = [
             (id(call.layer), per_example.Played(call.outputs, call.added))
             for call in calls[self.skipped :]
+            if call.has_rows  # Others are within one that plays back.
         ]
         given = {
             "x": x,

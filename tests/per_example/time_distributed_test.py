@@ -1,0 +1,136 @@
+"""`TimeDistributed` against a float64 loop over examples."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_dpfp
+from tests.per_example import oracle
+from tf_dpfp import per_example
+
+L = keras.layers
+
+
+def _inputs(shape, dtype="float64"):
+    return tf.constant(np.random.default_rng(1).normal(size=shape), dtype)
+
+
+def _network(dtype):
+    return keras.Sequential(
+        [
+            keras.Input((4, 4, 2), dtype=dtype),
+            L.Conv2D(2, 2, activation="tanh", dtype=dtype),
+            L.LayerNormalization(dtype=dtype),
+            L.Flatten(dtype=dtype),
+            L.Dense(3, dtype=dtype),
+        ]
+    )
+
+
+CASES = [
+    pytest.param(lambda d: L.Dense(2, dtype=d), (3, 4, 5), id="dense"),
+    pytest.param(lambda d: L.Conv2D(2, 2, dtype=d), (3, 2, 4, 4, 2), id="conv"),
+    pytest.param(_network, (3, 2, 4, 4, 2), id="network"),
+    pytest.param(lambda d: L.GRU(2, dtype=d), (2, 3, 4, 2), id="gru"),
+    pytest.param(
+        lambda d: L.TimeDistributed(L.Dense(2, dtype=d), dtype=d),
+        (2, 3, 2, 4),
+        id="nested",
+    ),
+    pytest.param(
+        lambda d: L.RNN(_OwnCell(2, dtype=d), dtype=d), (2, 2, 3, 2), id="rule"
+    ),
+]
+
+
+class _OwnCell(L.SimpleRNNCell):
+    """Of a type that only the generic rule serves."""
+
+
+def _built(make, shape):
+    layer = L.TimeDistributed(make("float64"), dtype="float64")
+    x = _inputs(shape)
+    layer(x)
+    rng = np.random.default_rng(2)
+    for v in layer.trainable_variables:
+        v.assign(v + tf.cast(0.3 * rng.normal(size=v.shape), v.dtype))
+    return layer, x
+
+
+@pytest.mark.parametrize(("make", "shape"), CASES)
+def test_exact(make, shape):
+    layer, x = _built(make, shape)
+    plain = layer(x)
+    units = per_example.find_units(layer)
+    assert len(units) > 1 and units[0].layer is layer
+    with per_example.record_calls(units):
+        seen = layer(x)
+    np.testing.assert_allclose(seen, plain, atol=1e-12)
+    weights = oracle.weights_like(plain)
+    expected = oracle.loop(layer, x, weights)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, None, *shape[2:]], "float64")],
+        autograph=False,
+    )
+    def of_unknown_length(x):
+        found = oracle.recorded(layer, x, weights)
+        return [found[i].materialize() for i in sorted(found)]
+
+    found = oracle.recorded(layer, x, weights)
+    unknown = of_unknown_length(x)
+    for i, one in enumerate(expected):
+        for each in (found[i].materialize(), unknown[i]):
+            np.testing.assert_allclose(each, one, rtol=1e-9, atol=1e-12)
+        norms = np.sum(one.reshape(len(one), -1) ** 2, axis=1)
+        np.testing.assert_allclose(found[i].squared_norms(), norms, rtol=1e-3)
+
+
+def test_masks_reach_what_takes_them():
+    layer, x = _built(lambda d: L.LSTM(2, dtype=d), (2, 3, 4, 2))
+    mask = tf.constant(np.random.default_rng(3).integers(0, 2, (2, 3, 4)))
+
+    def call(m, both):
+        return m(both[0], mask=tf.cast(both[1], "bool"))
+
+    weights = oracle.weights_like(call(layer, (x, mask)))
+    found = oracle.recorded(layer, (x, mask), weights, call)
+    expected = oracle.loop(layer, (x, mask), weights, call)
+    for i, one in enumerate(expected):
+        np.testing.assert_allclose(found[i].materialize(), one, atol=1e-10)
+
+
+def test_layers_that_may_add_losses_take_the_generic_rule():
+    inner = L.Dense(2, activity_regularizer="l2")
+    layer = L.TimeDistributed(inner)
+    layer.build((None, 3, 4))
+    (unit,) = per_example.find_units(layer)
+    assert isinstance(unit.rule, per_example.GenericRule)
+
+
+def test_a_private_model_of_videos_trains():
+    model = keras.Sequential(
+        [
+            keras.Input((3, 6, 6, 1)),
+            L.TimeDistributed(L.Conv2D(2, 3, activation="relu")),
+            L.TimeDistributed(L.MaxPooling2D(2)),
+            L.TimeDistributed(L.Flatten()),
+            L.TimeDistributed(L.Dropout(0.2)),
+            L.SimpleRNN(4),
+            L.Dense(2),
+        ]
+    )
+    tf_dpfp.make_private(model)
+    model.compile(
+        tf_dpfp.DPSGD(0.1, noise_multiplier=1.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    x = np.asarray(_inputs((16, 3, 6, 6, 1), "float32"))
+    batches = tf_dpfp.poisson_batches(
+        x, np.arange(16) % 2, expected_batch_size=4
+    )
+    before = [v.numpy() for v in model.trainable_variables]
+    model.fit(batches, epochs=1, verbose=0)
+    for v, one in zip(model.trainable_variables, before, strict=True):
+        assert np.any(v.numpy() != one)
