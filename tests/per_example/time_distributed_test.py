@@ -109,6 +109,55 @@ def test_layers_that_may_add_losses_take_the_generic_rule():
     assert isinstance(unit.rule, per_example.GenericRule)
 
 
+def test_lookups_in_it_are_those_of_a_sparse_table():
+    sums = []
+    ids = np.random.default_rng(0).integers(0, 9, (6, 4, 2))
+    for wrap in (L.TimeDistributed, lambda layer: layer):
+        keras.utils.set_random_seed(0)
+        table = L.Embedding(9, 3, name="items")
+        model = keras.Sequential(
+            [
+                keras.Input((4, 2), dtype="int32"),
+                wrap(table),
+                L.Flatten(),
+                L.Dense(2),
+            ]
+        )
+        tf_dpfp.make_private(model)
+        model.compile(
+            tf_dpfp.DPSGD(
+                0.1,
+                l2_norm_clip=0.05,
+                noise_multiplier=1.0,
+                expected_batch_size=6,
+                sparse_tables=tf_dpfp.Sparse("items"),
+            ),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+        found = tf_dpfp.loops.clipped_gradients(model, ids, np.arange(6) % 2)
+        sums.append(tf.nest.flatten(found.sums, expand_composites=True))
+    for one, other in zip(*sums, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_a_noised_representation_in_it_is_refused():
+    layer = L.TimeDistributed(
+        keras.Sequential(
+            [
+                keras.Input((4,)),
+                L.Dense(3),
+                tf_dpfp.DPRepresentationClip(1.0, noise_multiplier=1.0),
+            ]
+        )
+    )
+    x = _inputs((2, 3, 4), "float32")
+    layer(x)
+    units = per_example.find_units(layer)
+    with per_example.record_calls(units):
+        with pytest.raises(ValueError, match="inside of a TimeDistributed"):
+            layer(x)
+
+
 def test_a_private_model_of_videos_trains():
     model = keras.Sequential(
         [

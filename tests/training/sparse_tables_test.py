@@ -360,9 +360,7 @@ class Scaled(layers.Embedding):
         return 2.0 * super().call(inputs)
 
 
-@pytest.mark.parametrize(
-    "wrap", [layers.TimeDistributed, tf_dpfp.PerExample, None]
-)
+@pytest.mark.parametrize("wrap", [tf_dpfp.PerExample, None])
 def test_a_table_whose_lookups_are_not_seen_is_refused(wrap):
     base = layers.Embedding if wrap else Scaled
     table = base(ROWS, WIDTH, name="items")

@@ -9,6 +9,7 @@ from tf_dpfp import accounting
 from tf_dpfp import arguments
 from tf_dpfp import counting
 from tf_dpfp import noise as noise_lib
+from tf_dpfp import per_example
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp.clipping import clip_representations
 from tf_dpfp.layers import calling
@@ -246,6 +247,12 @@ class DPRepresentationClip(keras.layers.Layer):
             raise ValueError(
                 f"Layer '{self.name}' takes floating point of shape (batch, "
                 f"...). Received: {inputs.dtype.name} of shape {inputs.shape}."
+            )
+        if per_example.is_folded():
+            raise ValueError(
+                f"Layer '{self.name}' is inside of a TimeDistributed, where "
+                "each example has several rows, and would release all of them. "
+                "Put it behind, on one row for each example."
             )
 
     def _count(self, size: tf.Tensor | int) -> None:

@@ -31,6 +31,7 @@ from tf_dpfp.per_example.recording import Played
 from tf_dpfp.per_example.recording import Unit
 from tf_dpfp.per_example.recording import explaining
 from tf_dpfp.per_example.recording import find_units
+from tf_dpfp.per_example.recording import is_folded
 from tf_dpfp.per_example.recording import played_back
 from tf_dpfp.per_example.recording import record_calls
 from tf_dpfp.per_example.rules import GradientRule
@@ -62,6 +63,7 @@ __all__ = [
     "example_seeds",
     "explaining",
     "find_units",
+    "is_folded",
     "played_back",
     "record_calls",
     "register_gradient_rule",

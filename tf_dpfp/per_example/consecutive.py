@@ -79,8 +79,9 @@ def _of_present(values: tf.Tensor, present: tf.Tensor | None) -> tf.Tensor:
 
 
 def _divided(size: int | None, count: tf.Tensor | int) -> int | None:
-    known = size is not None and isinstance(count, int)
-    return size // count if known else None
+    if size is None or not isinstance(count, int):
+        return None
+    return size // count
 
 
 def _apart(values: tf.Tensor, count: tf.Tensor | int) -> tf.Tensor:

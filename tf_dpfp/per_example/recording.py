@@ -309,6 +309,12 @@ def folded(count: tf.Tensor | int) -> Iterator[None]:
         _RECORDER.positions = before
 
 
+def is_folded() -> bool:
+    """Tells if rows are not examples in what is called just now."""
+    positions = _RECORDER.positions
+    return not isinstance(positions, int) or positions != 1
+
+
 @contextlib.contextmanager
 def played_back(
     units: Sequence[Unit], played: Sequence[tuple[int, Played]]
