@@ -123,6 +123,41 @@ def test_a_generator_that_ends_ends_the_training():
     assert entry.steps == 9
 
 
+class _Failing(_Pieces):
+    def __getitem__(self, index):
+        if index == 2:
+            raise KeyError("no such batch")
+        return super().__getitem__(index)
+
+
+def test_batches_that_fail_leave_no_step_half_done():
+    model = common.private(2, expected_batch_size=5)
+    seen = []
+    note = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(model.get_weights())
+    )
+    with pytest.raises(tf.errors.OpError, match="no such batch") as failed:
+        model.fit(_Failing(), shuffle=False, callbacks=[note], verbose=0)
+    assert "Graph execution error" not in str(failed.value)
+    for mine, theirs in zip(seen[-1], model.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    (entry,) = tf_dpfp.ledger(model)
+    assert entry.steps == len(seen) == 2
+
+
+def test_class_weights_of_single_batches_are_those_of_labels():
+    model = common.private(2, expected_batch_size=5)
+    x, y = (column[:4] for column in common.data())
+    for labels, weights in ((None, {0: 1.0}), (y, {"a": 1.0}), ([y], {0: 1.0})):
+        with pytest.raises(ValueError, match="one label for each example"):
+            model.train_on_batch(x, labels, class_weight=weights)
+    assert tf_dpfp.ledger(model) == []
+    for weights in ({}, {-1: 3.0}):
+        model.train_on_batch(x, y, class_weight=weights)
+    (entry,) = tf_dpfp.ledger(model)
+    assert entry.steps == 2
+
+
 def test_single_batches_are_dealt_too():
     models = [common.private(n, expected_batch_size=6) for n in (1, 2)]
     x, y = common.data()

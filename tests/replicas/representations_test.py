@@ -235,6 +235,12 @@ def test_while_fit_deals_a_callback_does_not(way):
             )
             with refused:
                 model.train_function(iter([(same, same)]))
+            # Nor by a loop of Keras's own, inside of the one that deals.
+            everywhere = strategy.distribute_datasets_from_function(
+                lambda _: tf.data.Dataset.from_tensors((X, Y)).repeat()
+            )
+            with refused:
+                keras.Model.fit(model, everywhere, steps_per_epoch=1, verbose=0)
 
     model.fit(batches, callbacks=[Step()], verbose=0)
     (entry,) = tf_dpfp.ledger(model)

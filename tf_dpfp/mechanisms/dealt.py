@@ -3,6 +3,9 @@
 import contextlib
 import dataclasses
 import inspect
+import numbers
+import sys
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,7 @@ from tf_dpfp import replicas
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import step as step_lib
 from tf_dpfp.keras_private import distribution as keras_distribution
+from tf_dpfp.keras_private import trainer as keras_trainer
 from tf_dpfp.mechanisms import fit_batches
 from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import state as state_lib
@@ -43,7 +47,9 @@ def fit(
     """
     model = mechanism.model
     arguments = dict(arguments)
-    may_end = inspect.isgenerator(arguments["x"])
+    x = arguments["x"]
+    # Read before a step, what they raise leaves none half done.
+    may_end = inspect.isgenerator(x) or isinstance(x, keras.utils.PyDataset)
     batches = replicas.batches_of(arguments, pipeline)
     weigh = fit_batches.weigher(batches, arguments["class_weight"])
     if mechanism.state.compiles_pieces:
@@ -63,7 +69,7 @@ def fit(
         arguments["callbacks"], strategy
     )
     with (
-        _dealing(mechanism.state, strategy.num_replicas_in_sync, may_end),
+        _dealing(mechanism.state, strategy, 1, may_end),
         fit_steps.announced(mechanism.state, mechanism.claims(pipeline)),
         replicas.fitting(strategy, model),
     ):
@@ -90,13 +96,13 @@ def train_on_batch(
     """
     model = mechanism.model
     x, y, sample_weight = (arguments[n] for n in ("x", "y", "sample_weight"))
-    if arguments["class_weight"] is not None:
+    if arguments["class_weight"]:
         sample_weight = _weights(arguments)
     batch = replicas.whole_batch(strategy, (x, y, sample_weight))
     mechanism.build_dealt(strategy, batch)
     with (
-        _dealing(mechanism.state, strategy.num_replicas_in_sync, False),
-        mechanism.state.dealing(),
+        _dealing(mechanism.state, strategy),
+        mechanism.state.dealing(keras_trainer.fit_loops(sys._getframe())),
         keras_distribution.without_symbolic_build(model),
     ):
         state_lib.ordinary(model, "train_on_batch")(
@@ -144,15 +150,28 @@ def specs_of(batch: Any) -> Any:
 
 @contextlib.contextmanager
 def _dealing(
-    state: state_lib.State, number: int, may_end: bool
+    state: state_lib.State,
+    strategy: tf.distribute.Strategy,
+    deeper: int = 0,
+    may_end: bool = False,
 ) -> Iterator[None]:
-    """Says that the loop of a `fit` inside is given pieces, and no other."""
-    before = state.fit_deals_to, state.data_may_end
-    state.fit_deals_to, state.data_may_end = number, may_end
+    """Says that the loop of a `fit` inside is given pieces, and no other.
+
+    Args:
+        state: State of the model.
+        strategy: The strategy whose replicas are given pieces.
+        deeper: 1 for a `fit`, whose loop is about to begin.
+        may_end: Boolean, whether the data may end, or fail, at any batch.
+    """
+    before = state.fit_deals_to, state.fit_deals_in, state.data_may_end
+    loops = keras_trainer.fit_loops(sys._getframe()) + deeper
+    state.fit_deals_to = strategy.num_replicas_in_sync
+    state.fit_deals_in = threading.get_ident(), loops
+    state.data_may_end = may_end
     try:
         yield
     finally:
-        state.fit_deals_to, state.data_may_end = before
+        state.fit_deals_to, state.fit_deals_in, state.data_may_end = before
 
 
 def _weights(arguments: dict[str, Any]) -> tf.Tensor:
@@ -163,4 +182,15 @@ def _weights(arguments: dict[str, Any]) -> tf.Tensor:
             "`class_weight` or `sample_weight` out. Received: "
             f"class_weight={arguments['class_weight']}"
         )
-    return sampling_lib.weights_of(arguments["y"], arguments["class_weight"])
+    y, class_weight = arguments["y"], arguments["class_weight"]
+    has_labels = y is not None and not tree.is_nested(y)
+    if not (
+        has_labels
+        and all(isinstance(c, numbers.Integral) for c in class_weight)
+    ):
+        raise ValueError(
+            "On several replicas `class_weight` takes batches (x, y) with one "
+            "label for each example, and classes that are integers. Received: "
+            f"class_weight={class_weight}, y of {type(y).__name__}"
+        )
+    return sampling_lib.weights_of(y, class_weight)

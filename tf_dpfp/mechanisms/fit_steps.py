@@ -54,19 +54,25 @@ def with_claims(
     """
     strategy = model.distribute_strategy
 
+    def check_dealt() -> None:
+        # Here, too: a function that was traced for dealt batches takes others.
+        if state.dealt_to == 1 and replicas.deals(strategy):
+            with strategy.scope():
+                optimizers.check_dealt(1)
+
     def take_steps(iterator: Any) -> Any:
         caller = sys._getframe(1)
         if not keras_trainer.is_fit_loop(caller):
-            if state.dealt_to == 1 and replicas.deals(strategy):
-                with strategy.scope():
-                    optimizers.check_dealt(1)
+            check_dealt()
             return train_function(iterator)
-        owner = state, keras_trainer.fit_loops(caller)
+        loops = keras_trainer.fit_loops(caller)
+        owner = state, loops
         passed: contextlib.AbstractContextManager[None]
         passed = contextlib.nullcontext()
         if model.run_eagerly:
             passed = counting.passed_to_replicas()
-        with counting.on_drawn_batch(owner), passed, state.dealing():
+        with counting.on_drawn_batch(owner), passed, state.dealing(loops):
+            check_dealt()
             if state.data_may_end:
                 return train_function([replicas.next_of(iterator)])
             return train_function(iterator)

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import threading
 import types
 from collections.abc import Callable, Hashable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,9 @@ class State:
         dealt_to: Number of replicas that the batch of the step that is taken
             was dealt to; 1 outside of steps.
         fit_deals_to: The number for steps of the loop of `fit`.
-        data_may_end: True while `fit` deals batches of a generator.
+        fit_deals_in: Thread of that loop, and number of loops that it is in,
+            itself included.
+        data_may_end: True while `fit` deals batches that Python makes.
         ordinary_steps: Number of ordinary steps that the model showed when it
             was made private.
         xla_by_default: True if XLA was not asked for in `compile`.
@@ -74,6 +77,7 @@ class State:
         self.uncounted = 0
         self.dealt_to = 1
         self.fit_deals_to = 1
+        self.fit_deals_in: tuple[int, int] | None = None
         self.data_may_end = False
         self.ordinary_steps = 0
         self.xla_by_default = False
@@ -85,9 +89,16 @@ class State:
         self.joined_for: Any = None
 
     @contextlib.contextmanager
-    def dealing(self) -> Iterator[None]:
-        """Says that the step inside is one of the loop of `fit`."""
-        before, self.dealt_to = self.dealt_to, self.fit_deals_to
+    def dealing(self, loops: int = 0) -> Iterator[None]:
+        """Says that the step inside is one of a loop of `fit`.
+
+        Args:
+            loops: Number of loops that this one is in, itself included: one
+                that a callback runs by itself has batches that nobody dealt.
+        """
+        is_dealt = self.fit_deals_in == (threading.get_ident(), loops)
+        before = self.dealt_to
+        self.dealt_to = self.fit_deals_to if is_dealt else 1
         try:
             yield
         finally:

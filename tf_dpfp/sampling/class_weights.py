@@ -64,7 +64,8 @@ def weights_of(y: Any, class_weight: Mapping[int, float]) -> tf.Tensor:
 
 
 def _table(class_weight: Mapping[int, float]) -> tf.Tensor:
-    classes = range(max(class_weight) + 1)
+    # Of no class at all there would be no row to look up.
+    classes = range(max(*class_weight, 0) + 1)
     return tf.constant(
         [float(class_weight.get(c, 1.0)) for c in classes], tf.float32
     )
