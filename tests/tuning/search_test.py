@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import traceback
 import weakref
 
 import keras
@@ -111,9 +112,11 @@ def test_the_best_is_returned_and_nothing_of_the_others(monkeypatch, capsys):
 
     evaluation = _score()
     stopping = keras.callbacks.EarlyStopping(
-        "private_accuracy", mode="max", restore_best_weights=True
+        "private_accuracy", mode="max", restore_best_weights=True, verbose=1
     )
-    fit = _fit(callbacks=[evaluation, stopping])
+    # What it prints would tell the number of runs, and how long each was.
+    rates = keras.callbacks.LearningRateScheduler(lambda _, lr: lr, verbose=1)
+    fit = _fit(callbacks=[evaluation, stopping, rates])
     found = _search(build, fit=fit, score=score, score_is_public=True)
     assert found.score == 0.7
     for mine, other in zip(
@@ -396,7 +399,8 @@ def test_a_seed_repeats_the_draws_and_is_told(monkeypatch):
     assert seen != first
 
 
-def test_a_run_that_fails_ends_the_search_and_keeps_nothing(monkeypatch):
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_run_that_fails_ends_the_search_and_keeps_nothing(error, monkeypatch):
     _draws(monkeypatch, 3)
     models, calls = [], []
 
@@ -404,15 +408,19 @@ def test_a_run_that_fails_ends_the_search_and_keeps_nothing(monkeypatch):
         models.append(weakref.ref(model))
         calls.append(1)
         if len(calls) == 2:
-            raise ValueError("no luck")
+            raise error("no luck")
         return 1.0
 
-    with pytest.raises(
-        RuntimeError, match="run of the search failed"
-    ) as raised:
+    wrapped = RuntimeError if error is ValueError else error
+    with pytest.raises(wrapped) as raised:
         _search(score=score, score_is_public=True)
     assert "no luck" in str(raised.value)
     assert raised.value.__cause__ is None and raised.value.__context__ is None
+    # A debugger finds what the frames of an error hold.
+    frames = [frame for frame, _ in traceback.walk_tb(raised.tb)]
+    held = [value for frame in frames for value in frame.f_locals.values()]
+    assert not any(isinstance(each, runs_lib.Outcome) for each in held)
+    assert not any(isinstance(each, keras.Model) for each in held)
 
 
 def test_a_run_that_releases_more_than_planned_is_no_run(monkeypatch):

@@ -326,8 +326,11 @@ def _checked(callbacks: Any) -> list[keras.callbacks.Callback]:
 def _copied(
     callback: keras.callbacks.Callback,
 ) -> keras.callbacks.Callback:
-    """Returns a callback that dies with its run."""
+    """Returns a callback that dies with its run, and says nothing of it."""
     copied = copy.copy(callback)
+    if hasattr(copied, "verbose"):
+        # What it prints would tell of runs that are not returned.
+        copied.verbose = 0
     if isinstance(copied, evaluation.PrivateEvaluation):
         copied.released = []
     return copied

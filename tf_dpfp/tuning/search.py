@@ -153,21 +153,27 @@ def _best_of(
 ) -> runs_lib.Outcome | None:
     """Returns the best of so many runs; keeps nothing of the others."""
     best: runs_lib.Outcome | None = None
+    outcome: runs_lib.Outcome | None
     for _ in range(count):
         try:
             outcome = runner.run(_drawn(candidates, rng), plan)
-        except Exception as error:
+        except BaseException as error:
             # The frames hold models and scores.
             traceback.clear_frames(error.__traceback__)
-            failed = f"{type(error).__name__}: {error}"
+            failed = error.with_traceback(None)
         else:
             if best is None or outcome.score > best.score:
                 best = outcome
             continue
+        # This frame as well, which goes with the error.
+        best = outcome = None
+        failed.__context__ = failed.__cause__ = None
+        if not isinstance(failed, Exception):
+            raise failed  # Someone stops the search.
         raise RuntimeError(
             "A run of the search failed, and nothing of the search is "
             "returned. That it failed may tell something of the data, which no "
-            f"ledger counts. The run raised {failed}"
+            f"ledger counts. The run raised {type(failed).__name__}: {failed}"
         )
     return best
 
