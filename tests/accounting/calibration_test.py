@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from tf_dpfp.accounting import calibration
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
+from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
+from tf_dpfp.accounting import within
 
 
 def _epsilon(noise, rate, steps, delta, accountant="rdp", overflow=0.0):
@@ -36,6 +38,22 @@ class CalibrateTest(parameterized.TestCase):
         self.assertLessEqual(
             _epsilon(noise, rate, steps, delta, accountant), epsilon
         )
+
+    def test_examples_and_persons_have_no_noise_together(self):
+        kinds = (releases.Sums(), releases.PersonSums(2))
+
+        def released(noise):
+            sampling = samplings.PoissonSampling(0.01)
+            return [
+                entries_lib.LedgerEntry(sampling, noise, 9, release=kind)
+                for kind in kinds
+            ]
+
+        # As compute_epsilon, which is infinite for any noise.
+        self.assertFalse(within.is_within(released(50.0), 8.0, 1e-5))
+        for find in (calibration.least_noise, calibration.noise_within):
+            with self.assertRaisesRegex(ValueError, "no noise brings them"):
+                find(released, 8.0, 1e-5)
 
     def test_analytic_gaussian(self):
         # Balle and Wang's 4.2246789; the RDP accountant needs 4.530877.

@@ -135,6 +135,23 @@ def test_calibrated_noise_leaves_room_for_all_evaluations():
     assert 1.99 < tf_dpfp.compute_epsilon(model, DELTA) <= 2.0
 
 
+@pytest.mark.parametrize("noise_multiplier", ["calibrate", 1.0])
+def test_no_budget_holds_persons_and_examples_together(noise_multiplier):
+    model = _model(noise_multiplier)
+    persons = tf_dpfp.poisson_batches(
+        X,
+        Y,
+        expected_batch_size=40,
+        users=np.arange(400) // 2,
+        max_examples_per_user=2,
+    )
+    budget = tf_dpfp.PrivacyBudget(2.0, DELTA)
+    evaluation = tf_dpfp.PrivateEvaluation((X, Y), 10.0)
+    with pytest.raises(ValueError, match="examples, and others persons"):
+        model.fit(persons, verbose=0, callbacks=[evaluation, budget])
+    assert not tf_dpfp.ledger(model)
+
+
 def test_the_journal_of_a_backup_notes_it_before_it_is_made(tmp_path):
     model = _model()
 

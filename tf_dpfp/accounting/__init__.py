@@ -24,6 +24,7 @@ from tf_dpfp.accounting.ledger_rows import greater
 from tf_dpfp.accounting.ledger_rows import missing
 from tf_dpfp.accounting.paragraphs import Paragraph
 from tf_dpfp.accounting.paragraphs import round_up
+from tf_dpfp.accounting.persons import refuse_mixed
 from tf_dpfp.accounting.record import Record
 from tf_dpfp.accounting.releases import Adjacency
 from tf_dpfp.accounting.releases import BandedSums

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from tf_dpfp import arguments
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
+from tf_dpfp.accounting import persons
 from tf_dpfp.accounting import samplings
 from tf_dpfp.accounting import within
 
@@ -83,8 +84,8 @@ def least_noise(
         A noise multiplier with which epsilon is at most the budget.
 
     Raises:
-        ValueError: If an argument is out of range, or no noise multiplier
-            meets the budget.
+        ValueError: If an argument is out of range, no noise multiplier meets
+            the budget, or steps of examples and of persons are mixed.
     """
     epsilon = epsilon_lib.check_epsilon(epsilon)
     delta = epsilon_lib.check_delta(delta, accountant)
@@ -100,6 +101,7 @@ def least_noise(
         return found <= epsilon
 
     low, high = 0.0, 1.0
+    persons.refuse_mixed(released(high))
     while not quickly(high):
         # Asked early once, for each trial may take its time.
         beyond = high == 16.0 and not quickly(_MAX_NOISE_MULTIPLIER)

@@ -128,6 +128,27 @@ def units_differ(entries: Iterable[entries_lib.LedgerEntry]) -> bool:
     return len({entry.release.unit for entry in entries if entry.steps}) > 1
 
 
+def refuse_mixed(entries: Iterable[entries_lib.LedgerEntry]) -> None:
+    """Refuses a budget of steps of examples and of persons together.
+
+    Args:
+        entries: Everything that ran, or is to run.
+
+    Raises:
+        ValueError: If units differ, so that no noise is within any budget.
+    """
+    entries = [entry for entry in entries if entry.steps]
+    if not units_differ(entries):
+        return
+    kinds = sorted({type(entry.release).__name__ for entry in entries})
+    raise ValueError(
+        "Some of the steps protect examples, and others persons: nothing is "
+        "proved of both together, and no noise brings them within a budget. "
+        "Give evaluations `users=` as the batches, or leave it out of both. "
+        f"Received: releases of {kinds}"
+    )
+
+
 def step_rdp(
     entry: entries_lib.LedgerEntry,
     adjacency: releases.Adjacency,

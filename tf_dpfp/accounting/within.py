@@ -19,6 +19,7 @@ from dp_accounting import rdp
 from tf_dpfp.accounting import composition
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import epsilon as epsilon_lib
+from tf_dpfp.accounting import persons
 from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
 from tf_dpfp.accounting import sums
@@ -42,6 +43,8 @@ def is_within(
         True if `compute_epsilon` is at most `epsilon`.
     """
     ran = tuple(entry for entry in table.merge(entries) if entry.steps)
+    if persons.units_differ(ran):
+        return False
     many = len(ran) > epsilon_lib.MOST_EXACT
     if many or any(entry.is_bare for entry in ran):
         return epsilon_lib.compute_epsilon(ran, delta) <= epsilon

@@ -217,6 +217,9 @@ class PrivacyBudget(keras.callbacks.Callback):
         ran = {dataclasses.replace(e, steps=0) for e in self._spent_before}
         known = {dataclasses.replace(e, steps=0) for e in self._next} <= ran
         if spent > self.epsilon or not known:
+            accounting.refuse_mixed(
+                [*self._spent_before, *self._kept_back, *self._next]
+            )
             raise ValueError(
                 f"The budget epsilon={self.epsilon:g} at delta="
                 f"{self.delta:g} does not allow the next {in_call} step(s): "
