@@ -59,6 +59,8 @@ def prove_step(model, loss, batch, batch_size=None) -> independence.Proof:
         released = [independence.Released(losses, "the loss", False)]
         for call, its in zip(calls, gradients, strict=True):
             recorded = [call.inputs, call.saved, call.sources, its]
+            if not call.has_rows:  # Those of each example, added up.
+                recorded = [g.materialize() for _, g in call.of_examples(its)]
             released += [
                 independence.Released(
                     tf.convert_to_tensor(t), f"layer '{call.layer.name}'"
