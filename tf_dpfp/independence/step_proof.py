@@ -49,6 +49,7 @@ def prove_step(
         The `Proof`.
     """
     trackers = frozenset(map(id, handles(traced.trackers)))
+    keys = [key for release in traced.representations for key in release.keys]
     return proof_lib.prove(
         traced.graph,
         traced.examples,
@@ -57,8 +58,11 @@ def prove_step(
         layers,
         secret_handles=traced.secret_handles,
         data_handles=handles([*traced.metrics, *traced.trackers]),
-        # What is written, or drawn, once in each tells which one it is.
-        kept_handles=traced.secret_handles if traced.in_pieces else None,
+        # What is written, or drawn, once in each tells which one it is; keys
+        # of what is released have no use but noise.
+        kept_handles=(
+            [*traced.secret_handles, *keys] if traced.in_pieces else None
+        ),
         given=Given(
             public=[traced.piece] if tf.is_tensor(traced.piece) else (),
             of_weights=traced.of_weights,

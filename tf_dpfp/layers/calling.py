@@ -10,7 +10,7 @@ constant, so that whatever still depends on the inputs did not come through it.
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -25,12 +25,14 @@ class Release:
         noise: Noise that is added to them; `None` without any.
         output: Output of the layer.
         size: Number of rows.
+        keys: Handles of the variables with the keys of the noise.
     """
 
     clipped: tf.Tensor
     noise: tf.Tensor | None
     output: tf.Tensor
     size: tf.Tensor | int = 0
+    keys: Sequence[tf.Tensor] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -239,7 +239,8 @@ class DPRepresentationClip(keras.layers.Layer):
         # A tensor of its own, whatever was there to add and to cast.
         output = tf.identity(tf.cast(released, self.compute_dtype))
         if training or step is not None:
-            calling.note(calling.Release(clipped, noise, output, size))
+            keys = self._noise_source.handles()
+            calling.note(calling.Release(clipped, noise, output, size, keys))
         return output
 
     def _check(self, inputs: tf.Tensor) -> None:
@@ -251,8 +252,7 @@ class DPRepresentationClip(keras.layers.Layer):
         if per_example.is_folded():
             raise ValueError(
                 f"Layer '{self.name}' is inside of a TimeDistributed, where "
-                "each example has several rows, and would release all of them. "
-                "Put it behind, on one row for each example."
+                "an example has several rows. Put it behind, on one for each."
             )
 
     def _count(self, size: tf.Tensor | int) -> None:
