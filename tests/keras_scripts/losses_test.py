@@ -138,7 +138,7 @@ def test_variational_autoencoder():
 
     x, _ = _numbers()
     common.assert_learns_as_ordinary(
-        build, x, x, learning_rate=0.2, epochs=6, tolerance=5e-3, loss="mse"
+        build, x, x, learning_rate=0.2, epochs=6, loss="mse"
     )
 
 

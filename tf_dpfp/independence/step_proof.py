@@ -49,6 +49,7 @@ def prove_step(
         The `Proof`.
     """
     trackers = frozenset(map(id, handles(traced.trackers)))
+    of_data = handles([*traced.metrics, *traced.trackers])
     keys = [key for release in traced.representations for key in release.keys]
     return proof_lib.prove(
         traced.graph,
@@ -57,11 +58,14 @@ def prove_step(
         [o for o in traced.operations if not tracks_a_loss(o, trackers)],
         layers,
         secret_handles=traced.secret_handles,
-        data_handles=handles([*traced.metrics, *traced.trackers]),
-        # What is written, or drawn, once in each tells which one it is; keys
-        # of what is released have no use but noise.
+        data_handles=of_data,
+        # What is written, or drawn, once in each tells which one it is. But
+        # keys of what is released have no use but noise, and what holds data,
+        # and may begin with zeros here, is not read.
         kept_handles=(
-            [*traced.secret_handles, *keys] if traced.in_pieces else None
+            [*traced.secret_handles, *keys, *of_data]
+            if traced.in_pieces
+            else None
         ),
         given=Given(
             public=[traced.piece] if tf.is_tensor(traced.piece) else (),
