@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import tf_dpfp
 from tests.oracles import reference
 from tf_dpfp import per_example
 
@@ -262,3 +263,60 @@ def _assert_close(found, truth, factors, layer, tolerance):
             atol=3 * tolerance,
             err_msg=f"{name}: sum",
         )
+
+
+def check_dropout(layer: keras.layers.Layer, inputs: tf.Tensor) -> None:
+    """Both draw the same masks, and their gradients agree in sum.
+
+    Args:
+        layer: A recurrent layer with dropout that computes in float64.
+        inputs: A batch.
+    """
+    seeds = [v for v in layer.variables if not v.trainable]
+    before = [v.numpy() for v in seeds]
+    with tf.GradientTape() as tape:
+        plain = layer(inputs, training=True)
+        loss = tf.reduce_sum(plain**2)
+    expected = tape.gradient(loss, [v.value for v in layer.trainable_variables])
+    for variable, state in zip(seeds, before, strict=True):
+        variable.assign(state)
+    units = per_example.find_units(layer)
+    with per_example.record_calls(units) as calls, tf.GradientTape() as tape:
+        seen = layer(inputs, training=True)
+        loss = tf.reduce_sum(seen**2)
+    np.testing.assert_allclose(seen, plain, atol=1e-12)
+    assert np.any(layer(inputs, training=False).numpy() != seen.numpy())
+    (call,) = calls
+    sources = tape.gradient(loss, call.sources)
+    found = {id(v): g for v, g in call.rule.gradients(call, sources)}
+    ones = tf.ones([len(inputs)], "float64")
+    for variable, sum_ in zip(layer.trainable_variables, expected, strict=True):
+        gradient = found[id(variable)]
+        np.testing.assert_allclose(gradient.weighted_sum(ones), sum_, atol=1e-9)
+        own = gradient.materialize().numpy().reshape(len(inputs), -1)
+        np.testing.assert_array_less(
+            np.sum(own**2, axis=1) * (1 - 1e-9) - 1e-12,
+            gradient.squared_norms(),
+        )
+
+
+def assert_trains(model: keras.Model, shape: Sequence[int]) -> None:
+    """Asserts that a private `fit` of a model moves all its weights.
+
+    Args:
+        model: A model with two classes.
+        shape: Shape of the inputs, those of all examples.
+    """
+    tf_dpfp.make_private(model)
+    model.compile(
+        tf_dpfp.DPSGD(0.1, noise_multiplier=1.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    x = np.random.default_rng(1).normal(size=shape).astype("float32")
+    batches = tf_dpfp.poisson_batches(
+        x, np.arange(len(x)) % 2, expected_batch_size=4
+    )
+    before = [v.numpy() for v in model.trainable_variables]
+    model.fit(batches, epochs=1, verbose=0)
+    for v, one in zip(model.trainable_variables, before, strict=True):
+        assert np.any(v.numpy() != one)

@@ -270,35 +270,9 @@ def test_both_ways_never_run_as_one_kernel(monkeypatch):
     ],
 )
 def test_dropout(make):
-    """Both draw the same masks, and their gradients agree in sum."""
     layer, _, inputs = _pair(make, "float64")
     assert _has_own_rule(layer)
-    seeds = [v for v in layer.variables if not v.trainable]
-    before = [v.numpy() for v in seeds]
-    with tf.GradientTape() as tape:
-        plain = layer(inputs, training=True)
-        loss = tf.reduce_sum(plain**2)
-    expected = tape.gradient(loss, [v.value for v in layer.trainable_variables])
-    for variable, state in zip(seeds, before, strict=True):
-        variable.assign(state)
-    units = per_example.find_units(layer)
-    with per_example.record_calls(units) as calls, tf.GradientTape() as tape:
-        seen = layer(inputs, training=True)
-        loss = tf.reduce_sum(seen**2)
-    np.testing.assert_allclose(seen, plain, atol=1e-12)
-    assert np.any(layer(inputs, training=False).numpy() != seen.numpy())
-    (call,) = calls
-    sources = tape.gradient(loss, call.sources)
-    found = {id(v): g for v, g in call.rule.gradients(call, sources)}
-    ones = tf.ones([4], "float64")
-    for variable, sum_ in zip(layer.trainable_variables, expected, strict=True):
-        gradient = found[id(variable)]
-        np.testing.assert_allclose(gradient.weighted_sum(ones), sum_, atol=1e-9)
-        own = gradient.materialize().numpy().reshape(4, -1)
-        np.testing.assert_array_less(
-            np.sum(own**2, axis=1) * (1 - 1e-9) - 1e-12,
-            gradient.squared_norms(),
-        )
+    oracle.check_dropout(layer, inputs)
 
 
 class Shared(keras.Model):
