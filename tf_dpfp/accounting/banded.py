@@ -26,10 +26,10 @@ import functools
 import math
 
 import numpy as np
-from scipy import optimize
-from scipy import signal
 
 from tf_dpfp import arguments
+from tf_dpfp.late_imports import optimize
+from tf_dpfp.late_imports import signal
 
 # Room for the rounding of coefficients and noise to float32.
 _SLACK = 2.0**-20

@@ -2,11 +2,10 @@
 
 import math
 
-from scipy import optimize
-from scipy import special
-
 from tf_dpfp import arguments
 from tf_dpfp.accounting import epsilon as epsilon_lib
+from tf_dpfp.late_imports import optimize
+from tf_dpfp.late_imports import special
 
 
 def claimed_epsilon(

@@ -38,8 +38,6 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from dp_accounting import rdp
-
 from tf_dpfp import arguments
 from tf_dpfp.accounting import composition
 from tf_dpfp.accounting import entries as entries_lib
@@ -49,6 +47,7 @@ from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
 from tf_dpfp.accounting import sums
 from tf_dpfp.accounting import table
+from tf_dpfp.late_imports import rdp
 
 ACCOUNTANTS = ("rdp", "pld")
 

@@ -1,13 +1,14 @@
 """Conversion of ledger entries to `dp_accounting` events."""
 
-from collections.abc import Iterable
+from __future__ import annotations
 
-import dp_accounting
+from collections.abc import Iterable
 
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
 from tf_dpfp.accounting import searches
+from tf_dpfp.late_imports import dp_accounting
 
 
 def entry_event(

@@ -1,15 +1,16 @@
 """Privacy loss distributions of a ledger, and the grid that they are on."""
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Sequence
-
-from dp_accounting import pld
 
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import events
 from tf_dpfp.accounting import persons
 from tf_dpfp.accounting import releases
+from tf_dpfp.late_imports import pld
 
 # PLD grid, the epsilon up to which it is that fine, and the most points that
 # one step may take on it.

@@ -116,7 +116,7 @@ def _accounting(
     examples_per_user: int,
 ) -> str:
     sampled = examples_per_user > 1 and _are_sampled(entries)
-    if accountant == "pld" and sampled and not persons.HAS_MIXTURES:
+    if accountant == "pld" and sampled and not persons.has_mixtures():
         return (
             "RDP accounting, since this version of dp_accounting has no PLD "
             "of mixtures of Gaussians"

@@ -24,22 +24,21 @@ Reference:
       privacy](https://arxiv.org/abs/2407.07737) (groups of sampled examples)
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Iterable
 
-import dp_accounting
 import numpy as np
-from scipy import special
-from scipy import stats
 
 from tf_dpfp import arguments
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
 from tf_dpfp.accounting import sums
-
-# Not in all versions of dp_accounting that this package works with.
-HAS_MIXTURES = hasattr(dp_accounting.dp_event, "MixtureOfGaussiansDpEvent")
+from tf_dpfp.late_imports import dp_accounting
+from tf_dpfp.late_imports import special
+from tf_dpfp.late_imports import stats
 
 # With more the quadrature takes minutes.
 _MOST_EXAMPLES = 1000
@@ -51,6 +50,11 @@ _MAX_EXPONENT = 100.0
 _MOMENT_ROUNDING = 1e-12
 # Orders at which many kinds of steps are computed; between them a bound.
 _ANCHORS = (1.5, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+
+
+def has_mixtures() -> bool:
+    """Whether dp_accounting has mixtures of Gaussians: from 0.5 on."""
+    return hasattr(dp_accounting.dp_event, "MixtureOfGaussiansDpEvent")
 
 
 def check_examples(examples_per_user: int | None) -> int | None:
@@ -318,7 +322,7 @@ def _step_event(
         return dp_accounting.PoissonSampledDpEvent(
             rate, dp_accounting.GaussianDpEvent(noise)
         )
-    if not HAS_MIXTURES:
+    if not has_mixtures():
         raise ValueError(
             "This version of dp_accounting has no mixtures of Gaussians."
         )

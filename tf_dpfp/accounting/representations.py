@@ -38,9 +38,9 @@ import functools
 import math
 
 import numpy as np
-from scipy import special
 
 from tf_dpfp.accounting import sums
+from tf_dpfp.late_imports import special
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 # Greater noise is accounted for as this much, which never gives less epsilon.

@@ -36,14 +36,16 @@ Reference:
     privacy](https://arxiv.org/abs/2004.00010)
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import math
 
-import dp_accounting
 import numpy as np
 
 from tf_dpfp import arguments
+from tf_dpfp.late_imports import dp_accounting
 
 RUNS = ("poisson", "logarithmic", "geometric")
 # Shape of the distribution of K, as dp_accounting has it.
@@ -171,7 +173,7 @@ class Search:
         return number * _RUNS_BASE + RUNS.index(self.runs) + 1
 
     @classmethod
-    def unpacked(cls, number: float) -> "Search | None":
+    def unpacked(cls, number: float) -> Search | None:
         """Returns the search that a number stands for; `None` for 0.
 
         Args:

@@ -14,11 +14,12 @@ import functools
 import logging as std_logging
 from collections.abc import Iterator
 
-import dp_accounting
 import numpy as np
 from absl import logging
-from dp_accounting import rdp
-from scipy import special
+
+from tf_dpfp.late_imports import dp_accounting
+from tf_dpfp.late_imports import rdp
+from tf_dpfp.late_imports import special
 
 # Rounding of the logarithm of the RDP moment, measured below 3e-13 against
 # 40-digit quadrature. Added, so that rounding never lowers epsilon: with tiny

@@ -39,8 +39,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
-from dp_accounting import rdp
-from scipy import special
 
 from tf_dpfp import arguments
 from tf_dpfp.accounting import composition
@@ -52,6 +50,8 @@ from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
 from tf_dpfp.accounting import sums
 from tf_dpfp.accounting import table
+from tf_dpfp.late_imports import rdp
+from tf_dpfp.late_imports import special
 
 # False positive rates that are reported.
 RATES = (0.001, 0.01, 0.1)

@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
-from dp_accounting import rdp
 
 from tf_dpfp.accounting import composition
 from tf_dpfp.accounting import entries as entries_lib
@@ -24,6 +23,7 @@ from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
 from tf_dpfp.accounting import sums
 from tf_dpfp.accounting import table
+from tf_dpfp.late_imports import rdp
 
 # Above the rounding of epsilon where steps may overflow.
 _MARGIN = 1e-8

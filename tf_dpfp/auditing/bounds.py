@@ -25,9 +25,9 @@ Reference:
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from tf_dpfp import arguments
+from tf_dpfp.late_imports import stats
 
 
 def check_confidence(confidence: float) -> float:

@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from tf_dpfp.auditing import bounds
+from tf_dpfp.late_imports import stats
 
 # Shares of the canaries that are guessed (in, out).
 _GUESSED_SHARES = (

@@ -39,9 +39,9 @@ import dataclasses
 import math
 
 import numpy as np
-from scipy import stats
 
 from tf_dpfp.evaluation import results
+from tf_dpfp.late_imports import stats
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 from keras import tree
-from scipy import stats
 
 from tf_dpfp.accounting import PoissonSampling
+from tf_dpfp.late_imports import stats
 from tf_dpfp.sampling import batching
 from tf_dpfp.sampling import padding
 from tf_dpfp.sampling import persons

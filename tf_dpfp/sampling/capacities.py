@@ -1,8 +1,7 @@
 """Sizes of padded batches, and how probably a draw exceeds them."""
 
-from scipy import stats
-
 from tf_dpfp import arguments
+from tf_dpfp.late_imports import stats
 
 # Probability per step that a padded batch cannot hold its draw, by default.
 _OVERFLOW = 1e-15
