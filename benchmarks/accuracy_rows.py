@@ -42,51 +42,35 @@ _ON_VECTORS = (
 _NEWS = ("dataset=newsgroups", "places=8192", "rare_words")
 
 ROWS: Mapping[str, Row] = {
-    "mnist_cnn": Row("MNIST", "CNN, the default of `make train`", _IMAGES),
+    "mnist_cnn": Row("MNIST", "CNN", _IMAGES, ("model=cnn",)),
     "mnist_scattering": Row(
         "MNIST",
         "convolution on scattering features",
         _IMAGES,
-        (
-            *("model=scattering", "batch_size=4096"),
-            *("epochs=50", "learning_rate=30"),
-        ),
+        ("model=scattering",),
     ),
     "mnist_linear": Row(
         "MNIST",
-        "linear on scattering features",
+        "linear on scattering features, the default of `make train`",
         _IMAGES,
-        (
-            *("model=linear_scattering", "batch_size=8192", "epochs=60"),
-            *("momentum=0.9", "learning_rate=12"),
-            "weight_averaging=0.98",
-        ),
     ),
     "fashion_cnn": Row(
         "Fashion-MNIST",
         "CNN",
         _IMAGES,
-        (_FASHION, "epsilon=2.7"),
+        (_FASHION, "model=cnn", "epsilon=2.7"),
     ),
     "fashion_linear": Row(
         "Fashion-MNIST",
         "linear on scattering features",
         _IMAGES,
-        (
-            *(_FASHION, "model=linear_scattering", "batch_size=8192"),
-            *("epochs=60", "momentum=0.9", "learning_rate=12"),
-            *("weight_averaging=0.98", "epsilon=2.7"),
-        ),
+        (_FASHION, "epsilon=2.7"),
     ),
     "fashion_efficientnet": Row(
         "Fashion-MNIST",
         "linear on five blocks of frozen EfficientNet-Lite0",
         _IMAGES,
-        (
-            *(_FASHION, "model=linear_efficientnet", "batch_size=8192"),
-            *("epochs=60", "momentum=0.9", "learning_rate=8"),
-            *("weight_averaging=0.98", "epsilon=2.7"),
-        ),
+        (_FASHION, "model=linear_efficientnet", "epsilon=2.7"),
     ),
     "adult": Row(
         "Adult",

@@ -26,9 +26,15 @@ def define_shared_flags(default: Any) -> None:
     flags.DEFINE_float("delta", default.delta, "Delta of the guarantee.")
     flags.DEFINE_float("l2_norm_clip", default.l2_norm_clip, "Clip norm.")
     flags.DEFINE_integer(
-        "batch_size", default.batch_size, "Expected size of a Poisson batch."
+        "batch_size",
+        default.batch_size,
+        "Expected size of a Poisson batch. Without one, the trainer's own.",
     )
-    flags.DEFINE_integer("epochs", default.epochs, "Passes over the data.")
+    flags.DEFINE_integer(
+        "epochs",
+        default.epochs,
+        "Passes over the data. Without a number, the trainer's own.",
+    )
     flags.DEFINE_float(
         "learning_rate",
         default.learning_rate,

@@ -17,6 +17,26 @@ _CHUNK = 500
 
 
 @dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Settings that a model trains well with, where none are given.
+
+    Attributes:
+        batch_size: Expected number of examples of a Poisson batch.
+        epochs: Passes over the data, as expected.
+        step: Step of SGD for a batch whose clipped gradients all agree, once
+            momentum has gathered. Said this way it holds for every clip norm.
+        momentum: Momentum of SGD.
+        weight_averaging: Decay of averages of the weights; 0 for none.
+    """
+
+    batch_size: int = 2048
+    epochs: int = 45
+    step: float = 2.0
+    momentum: float = 0.0
+    weight_averaging: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Network:
     """A classifier, and what is fixed before it.
 
@@ -186,3 +206,11 @@ ON_FEATURES: dict[str, Callable[..., keras.Model]] = {
     "linear_efficientnet": _efficientnet,
 }
 NAMES = tuple(_CLASSIFIERS)
+_LINEAR_RECIPE = Recipe(8192, 60, 12.0, 0.9, 0.98)
+RECIPES: dict[str, Recipe] = {
+    "cnn": Recipe(),
+    "mlp": Recipe(),
+    "scattering": Recipe(batch_size=4096, epochs=50, step=3.0),
+    "linear_scattering": _LINEAR_RECIPE,
+    "linear_efficientnet": dataclasses.replace(_LINEAR_RECIPE, step=8.0),
+}

@@ -41,9 +41,6 @@ OPTIMIZERS = {
     "lion": tf_dpfp.DPLion,
 }
 _LEARNING_RATES = {"adagrad": 1e-2, "lion": 1e-4}
-# SGD's step for a batch whose clipped gradients all agree: the learning rate
-# times the clip norm. Said this way it holds for every clip norm.
-_SGD_STEP = 2.0
 DEFAULT_EPSILON = 2.93
 
 
@@ -62,15 +59,16 @@ class Config:
         noise_multiplier: The noise, from which epsilon follows.
         accountant: `rdp`, or `pld` for less noise at the same epsilon.
         l2_norm_clip: Clip norm of one example's gradient.
-        batch_size: Expected number of examples of a Poisson batch.
+        batch_size: Expected number of examples of a Poisson batch. `None`, here
+            and below, for what `models.RECIPES` has for the model.
         microbatch_size: Physical batch, to bound memory; it changes no result.
         multiplicity: Number of augmented views of each example, whose mean
             gradient is clipped.
         weight_averaging: Decay of the averages of the weights, which are
-            evaluated and saved in their place. `None` for none.
+            evaluated and saved in their place. 0 for none.
         epochs: Passes over the data, as expected.
-        learning_rate: `None` for the optimizer's default: for SGD
-            2 / `l2_norm_clip`, times one less `momentum`.
+        learning_rate: `None` for the optimizer's default: for SGD the step of
+            the recipe over `l2_norm_clip`, times one less `momentum`.
         optimizer: A private optimizer by the name of its base.
         momentum: Momentum of SGD.
         seed: Makes a run repeatable, and its noise known to whoever knows the
@@ -85,21 +83,21 @@ class Config:
     """
 
     dataset: str = "mnist"
-    model: str = "cnn"
+    model: str = "linear_scattering"
     clipping: str = "flat"
     epsilon: float | None = None
     delta: float = 1e-5
     noise_multiplier: float | None = None
     accountant: str = "rdp"
     l2_norm_clip: float = 0.1
-    batch_size: int = 2048
+    batch_size: int | None = None
     microbatch_size: int | None = None
     multiplicity: int = 1
     weight_averaging: float | None = None
-    epochs: int = 45
+    epochs: int | None = None
     learning_rate: float | None = None
     optimizer: str = "sgd"
-    momentum: float = 0.0
+    momentum: float | None = None
     seed: int | None = None
     strategy: str = "one_device"
     num_logical_cpus: int | None = None
@@ -121,6 +119,7 @@ class Config:
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
         _check_choice("clipping", self.clipping, clippings.CLIPPINGS)
         _check_choice("strategy", self.strategy, distribute.STRATEGIES)
+        self._fill()
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(
                 "--momentum is of --optimizer=sgd. Received: "
@@ -135,8 +134,8 @@ class Config:
         if is_fixed and self.strategy != "one_device":
             raise ValueError(
                 f"--model={self.model} computes its features on one device. "
-                "Use --strategy=one_device, or another --model. Received: "
-                f"--strategy={self.strategy}."
+                "Use --strategy=one_device, or another model such as "
+                f"--model=cnn. Received: --strategy={self.strategy}."
             )
         commands.check_at_least_one(
             self, ("batch_size", "epochs", "multiplicity")
@@ -145,9 +144,19 @@ class Config:
             raise ValueError(
                 f"--model={self.model} computes the features of each image "
                 "once, and views need theirs. Use --multiplicity=1, or another "
-                f"--model. Received: --multiplicity={self.multiplicity}."
+                "model such as --model=cnn. Received: "
+                f"--multiplicity={self.multiplicity}."
             )
         commands.check_clip_norm(self)
+
+    def _fill(self) -> None:
+        """Takes what was not given from the recipe of the model."""
+        recipe = models.RECIPES[self.model]
+        if self.optimizer != "sgd":
+            recipe = dataclasses.replace(recipe, momentum=0.0)
+        for name in ("batch_size", "epochs", "momentum", "weight_averaging"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(recipe, name))
 
     @property
     def budget(self) -> float | None:
@@ -293,7 +302,7 @@ def prepare(config: Config) -> Training:
     with strategy.scope():
         tf_dpfp.make_private(model)
         model.compile(
-            optimizer=_optimizer(config, len(x), len(batches)),
+            optimizer=make_optimizer(config, len(x), len(batches)),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
         )
@@ -302,7 +311,7 @@ def prepare(config: Config) -> Training:
     if not resumed:
         _write_settings(config)
     averaging = None
-    if config.weight_averaging is not None:
+    if config.weight_averaging:
         averaging = tf_dpfp.recipes.WeightAveraging(config.weight_averaging)
         if resumed:
             is_done = resumed.epoch >= config.epochs
@@ -414,7 +423,17 @@ def _round_up(epsilon: float) -> str:
     return f"{math.ceil(epsilon * 1e4) / 1e4:.4f}"
 
 
-def _optimizer(config: Config, population: int, steps_per_epoch: int):
+def make_optimizer(config: Config, population: int, steps_per_epoch: int):
+    """Makes the private optimizer of a training.
+
+    Args:
+        config: The settings.
+        population: Number of training examples.
+        steps_per_epoch: Number of batches of an epoch.
+
+    Returns:
+        The optimizer, with the noise that spends the budget.
+    """
     noise_multiplier = config.noise_multiplier
     if noise_multiplier is None:
         noise_multiplier = tf_dpfp.calibrate_noise_multiplier(
@@ -426,7 +445,8 @@ def _optimizer(config: Config, population: int, steps_per_epoch: int):
         )
     rate = config.learning_rate
     if rate is None and config.optimizer == "sgd":
-        rate = _SGD_STEP * (1.0 - config.momentum) / config.l2_norm_clip
+        step = models.RECIPES[config.model].step
+        rate = step * (1.0 - config.momentum) / config.l2_norm_clip
     elif rate is None:
         rate = _LEARNING_RATES.get(config.optimizer, 1e-3)
     more = {"momentum": config.momentum} if config.momentum else {}

@@ -274,10 +274,11 @@ below 3.
 Where to go from here:
 
 - More epochs at the same budget mean more noise in each step, and are worth
-  it: `python -m examples.trainers.train` runs 45 and reaches 98.2 %.
+  it: `python -m examples.trainers.train --model=cnn` runs 45 and reaches
+  98.2 %.
 - Features that need no learning cost no privacy: `python -m
-  examples.trainers.train --model=scattering` puts a small classifier on fixed
-  wavelets.
+  examples.trainers.train` trains a linear model of fixed wavelets to 98.6 %,
+  in less time.
 - Tune the learning rate together with the clip norm; their product matters
   most. Each training on the same data spends budget of its own, so tune on
   public data where you can.

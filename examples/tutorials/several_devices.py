@@ -226,8 +226,9 @@ Where to go from here:
 - `PerDevice(thresholds="adaptive")` finds how much of the clip norm each device
   needs. With `clipping="flat"` a split model is clipped at once, and norms go
   from device to device.
-- `python -m examples.trainers.train --strategy=mirrored --num_logical_cpus=2`
-  and `python -m examples.trainers.two_devices` do this from the command line.
+- `python -m examples.trainers.train --model=cnn --strategy=mirrored
+  --num_logical_cpus=2` and `python -m examples.trainers.two_devices` do this
+  from the command line.
 - The [guide](../../docs/guide.md#several-devices-and-machines) says what is
   refused, and [the guarantee](../../docs/guarantee.md#replicas) what travels
   between replicas. Logical CPUs are what this was run on, and no GPUs.

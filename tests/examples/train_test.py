@@ -19,6 +19,7 @@ import pytest
 import tf_dpfp
 from examples.trainers import checkpoints
 from examples.trainers import datasets
+from examples.trainers import models
 from examples.trainers import plots
 from examples.trainers import training
 from tf_dpfp import accounting
@@ -78,7 +79,9 @@ def _config(folder, **changes):
         (dict(l2_norm_clip=0.0), "--l2_norm_clip must be above 0"),
         (dict(l2_norm_clip=math.nan), "--l2_norm_clip must be above 0"),
         (dict(strategy="ps"), "--strategy is one of one_device, mirrored"),
+        (dict(strategy="mirrored"), "on one device"),
         (dict(strategy="mirrored", model="scattering"), "on one device"),
+        (dict(multiplicity=2), "views need theirs"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):
@@ -117,6 +120,51 @@ def test_the_budget_is_2_93_unless_noise_is_given():
     assert training.Config().budget == 2.93
     assert training.Config(epsilon=1.0).budget == 1.0
     assert training.Config(noise_multiplier=1.0).budget is None
+
+
+def test_what_is_not_given_is_of_the_recipe_of_the_model():
+    def of(**changes):
+        config = training.Config(**changes)
+        return (
+            config.batch_size,
+            config.epochs,
+            config.momentum,
+            config.weight_averaging,
+        )
+
+    assert of() == (8192, 60, 0.9, 0.98)
+    assert of(model="cnn") == (2048, 45, 0.0, 0.0)
+    assert of(optimizer="adam") == (8192, 60, 0.0, 0.98)
+    assert of(batch_size=9, epochs=8, momentum=0.5, weight_averaging=0.0) == (
+        9,
+        8,
+        0.5,
+        0.0,
+    )
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_each_model_has_a_recipe(name):
+    recipe = models.RECIPES[name]
+    assert recipe.step > 0.0
+    training.Config(model=name)
+
+
+@pytest.mark.parametrize(
+    "changes, rate",
+    [
+        (dict(model="linear_scattering"), 12.0),
+        (dict(model="linear_efficientnet"), 8.0),
+        (dict(model="scattering"), 30.0),
+        (dict(model="cnn"), 20.0),
+        (dict(model="cnn", momentum=0.9, l2_norm_clip=1.0), 0.2),
+        (dict(model="cnn", optimizer="adam"), 1e-3),
+        (dict(model="cnn", learning_rate=3.0), 3.0),
+    ],
+)
+def test_rates_are_those_of_the_recipe(changes, rate):
+    optimizer = training.make_optimizer(training.Config(**changes), 60_000, 30)
+    assert float(optimizer.learning_rate) == pytest.approx(rate)
 
 
 def test_each_setting_has_a_default_folder_of_its_own():
@@ -450,9 +498,11 @@ def test_workers_keep_to_folders_of_their_own(monkeypatch):
         task = {"type": "worker", "index": index}
         config = json.dumps({"cluster": cluster, "task": task})
         monkeypatch.setenv("TF_CONFIG", config)
-        folders.add(training.Config(strategy="multi_worker").folder)
+        config = training.Config(model="cnn", strategy="multi_worker")
+        folders.add(config.folder)
     assert {folder.name for folder in folders} == {"worker-0", "worker-1"}
-    assert {folder.parent for folder in folders} == {training.Config().folder}
+    one = training.Config(model="cnn")
+    assert {folder.parent for folder in folders} == {one.folder}
 
 
 # The command.
