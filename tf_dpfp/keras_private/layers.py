@@ -58,6 +58,25 @@ def added_losses(layer: keras.layers.Layer) -> list:
 
 
 @contextlib.contextmanager
+def losses_apart(layer: keras.layers.Layer) -> Iterator[None]:
+    """Keeps what is added to the loss in an inner scope out of `added_losses`.
+
+    In a scope, Keras knows the losses of a layer by `id`, and goes on knowing
+    those of an inner scope that is gone: a tensor of the outer scope may have
+    one of these by then, and would be taken for a loss of this layer.
+
+    Args:
+        layer: The layer that is called in the inner scope.
+    """
+    known = [(each, set(each._loss_ids)) for each in all_layers(layer)]
+    try:
+        yield
+    finally:
+        for each, ids in known:
+            each._loss_ids.intersection_update(ids)
+
+
+@contextlib.contextmanager
 def without_regularizers(variables: Iterable[keras.Variable]) -> Iterator[None]:
     """Leaves the penalties of weights out of the losses of layers.
 

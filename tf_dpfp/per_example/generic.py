@@ -102,9 +102,12 @@ class GenericRule(rules.GradientRule):
             one_args, one_kwargs = tree.pack_sequence_as((args, kwargs), merged)
             mapping = list(zip(trainable, weights, strict=True))
             mapping += zip(seed_states, example_seeds, strict=True)
-            with keras.StatelessScope(
-                state_mapping=mapping, collect_losses=True
-            ) as scope:
+            with (
+                keras_layers.losses_apart(layer),
+                keras.StatelessScope(
+                    state_mapping=mapping, collect_losses=True
+                ) as scope,
+            ):
                 outputs = call(*one_args, **one_kwargs)
             refuse_statistics(layer, statistics, scope)
             # What is no tensor (`None`) can't be vectorised, nor need be.

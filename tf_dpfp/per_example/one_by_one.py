@@ -69,9 +69,12 @@ class OneByOne:
             one_args, one_kwargs = tree.pack_sequence_as((args, kwargs), merged)
             mapping = list(zip(self.weights, weights, strict=True))
             mapping += zip(seeded, example[: len(seeds)], strict=True)
-            with keras.StatelessScope(
-                state_mapping=mapping, collect_losses=True
-            ) as scope:
+            with (
+                keras_layers.losses_apart(self.layer),
+                keras.StatelessScope(
+                    state_mapping=mapping, collect_losses=True
+                ) as scope,
+            ):
                 outputs = self.layer(*one_args, **one_kwargs)
             generic.refuse_statistics(self.layer, statistics, scope)
             structure.append(outputs)
