@@ -132,6 +132,23 @@ def test_the_noise_is_that_of_the_row():
     assert not np.allclose(one, other)
 
 
+def test_no_digit_leaves_that_noise_does_not_reach(monkeypatch):
+    # Sums are float64, and noise is float32: of two sums, the true one alone
+    # would leave a float32 number when it is taken away.
+    found = []
+    estimates = statistics.Layout.estimates
+
+    def watched(layout, released, *args):
+        found.append(released)
+        return estimates(layout, released, *args)
+
+    monkeypatch.setattr(statistics.Layout, "estimates", watched)
+    tf_dpfp.evaluate_privately(
+        _model(), (X, Y), noise_multiplier=3.0, loss_bound=5.0
+    )
+    np.testing.assert_array_equal(found[0], np.float32(found[0]))
+
+
 @pytest.mark.parametrize("kind", ["gradients", "representations", "joint"])
 def test_every_mechanism_counts_it_by_its_own_adjacency(kind):
     middle = [layers.Dense(4, trainable=kind == "joint"), _clip_layer()]

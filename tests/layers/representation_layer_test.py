@@ -138,6 +138,13 @@ def test_half_precision_is_clipped_and_noised_in_float32(policy):
     assert len(np.unique(values)) > 3
 
 
+def test_no_digit_of_a_row_leaves_that_noise_does_not_reach():
+    rows = np.random.default_rng(0).normal(size=(9, 4))
+    found = _layer(dtype="float64")(rows, training=True)
+    assert found.dtype == tf.float64
+    np.testing.assert_array_equal(found, np.float32(found))
+
+
 def test_declared_labels_are_part_of_the_ledger():
     x = np.ones((2, 3), np.float32)
     undeclared = _layer(labels=None)

@@ -1,5 +1,7 @@
 """The noise that a release adds: of every size, and in shares."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -53,6 +55,17 @@ def test_only_a_multiplier_of_zero_adds_nothing():
         assert not np.any(total)
     for total in release.add_noise(_clipped(), 1e-6, "global", draws):
         assert np.all(total != 0.0)
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_no_digit_leaves_that_noise_does_not_reach(secure):
+    # Noise ends at some digit; those of a float64 sum behind it are its own.
+    sums = [tf.random.normal(shape, dtype=tf.float64) for shape in SHAPES]
+    clipped = dataclasses.replace(_clipped(), sums=sums)
+    draws = release.Draws(KEY, 0, 1.0, secure)
+    for released in release.add_noise(clipped, 1.0, "global", draws):
+        assert released.dtype == tf.float64
+        np.testing.assert_array_equal(released, np.float32(released))
 
 
 @pytest.mark.parametrize("replicas", [1, 4])

@@ -38,14 +38,29 @@ CASES = [
         (2, 3, 2, 4),
         id="nested",
     ),
-    pytest.param(
-        lambda d: L.RNN(_OwnCell(2, dtype=d), dtype=d), (2, 2, 3, 2), id="rule"
-    ),
 ]
 
 
 class _OwnCell(L.SimpleRNNCell):
     """Of a type that only the generic rule serves."""
+
+
+class _Scaled(L.Layer):
+    """Own weights beside a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = L.Dense(2)
+
+    def build(self, input_shape):
+        self.dense.build(input_shape)
+        self.scale = self.add_weight(shape=(2,), initializer="ones")
+
+    def call(self, x):
+        return self.dense(x) * self.scale
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], 2)
 
 
 def _built(make, shape):
@@ -107,6 +122,21 @@ def test_layers_that_may_add_losses_take_the_generic_rule():
     layer.build((None, 3, 4))
     (unit,) = per_example.find_units(layer)
     assert isinstance(unit.rule, per_example.GenericRule)
+
+
+def test_layers_without_a_rule_of_their_own_train_in_it():
+    model = keras.Sequential(
+        [
+            keras.Input((2, 3, 2)),
+            L.TimeDistributed(L.RNN(_OwnCell(3))),
+            L.TimeDistributed(_Scaled()),
+            L.Flatten(),
+            L.Dense(2),
+        ]
+    )
+    rules = [type(unit.rule) for unit in per_example.find_units(model)]
+    assert rules[:2] == [per_example.GenericRule] * 2
+    oracle.assert_trains(model, (8, 2, 3, 2))
 
 
 def test_lookups_in_it_are_those_of_a_sparse_table():

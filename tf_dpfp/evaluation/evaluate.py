@@ -161,7 +161,9 @@ def evaluate(
     noise = _noise(mechanism, source, before, layout, release)
     return _result(
         layout.estimates(
-            total + noise, release.standard_deviation, settings.confidence
+            _released(total, noise),
+            release.standard_deviation,
+            settings.confidence,
         ),
         wanted,
         settings,
@@ -184,7 +186,12 @@ def _noise(
     drawn = noise_lib.gaussian_noise(
         list(layout.shape), release.standard_deviation, key
     )
-    return drawn.numpy().astype(np.float64)
+    return drawn.numpy()
+
+
+def _released(total: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Adds noise in its own precision: digits behind it would be in clear."""
+    return (total.astype(noise.dtype) + noise).astype(np.float64)
 
 
 def _private_sum(

@@ -20,6 +20,7 @@ from tf_dpfp.independence import evaluation_proof
 from tf_dpfp.independence import step_proof
 from tf_dpfp.keras_private import distribution as keras_distribution
 from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.keras_private import addition as keras_addition
 from tf_dpfp.keras_private import lookups as keras_lookups
 from tf_dpfp.keras_private import metrics as keras_metrics
 from tf_dpfp.keras_private import random as keras_random
@@ -146,6 +147,7 @@ def _loss_of(model: keras.Model, wanted: Wanted) -> Any:
 
 
 @keras_lookups.guarded()
+@keras_addition.as_rows()
 @keras_distribution.whole_losses()
 def _values(
     model: keras.Model, wanted: Wanted, loss: Any, x, y, sample_weight

@@ -231,10 +231,11 @@ class DPRepresentationClip(keras.layers.Layer):
         size = tf.shape(clipped)[0] if size is None else size
         if training and step is None:
             self._count(size)
-        noised = training and (step is None or step.noise)
         noise = None
-        if self._release.noise_multiplier and noised:
-            noise = tf.cast(self._noise(clipped), clipped.dtype)
+        is_noised = training and (step is None or step.noise)
+        if self._release.noise_multiplier and is_noised:
+            clipped = tf.cast(clipped, tf.float32)  # No digits beyond noise's.
+            noise = self._noise(clipped)
         released = clipped if noise is None else clipped + noise
         # A tensor of its own, whatever was there to add and to cast.
         output = tf.identity(tf.cast(released, self.compute_dtype))

@@ -10,6 +10,7 @@ from tf_dpfp.noise.gaussian import SecureKey
 from tf_dpfp.noise.gaussian import gaussian as gaussian_noise
 from tf_dpfp.noise.gaussian import gaussian_like as gaussian_noise_like
 from tf_dpfp.noise.gaussian import gaussians as gaussian_noises
+from tf_dpfp.noise.gaussian import noised
 from tf_dpfp.noise.passing import passes
 from tf_dpfp.noise.passing import passing_of
 from tf_dpfp.noise.passing import probability as passing_probability
@@ -31,6 +32,7 @@ __all__ = [
     "gaussian_noise_like",
     "gaussian_noises",
     "mixed_seed",
+    "noised",
     "passes",
     "passing_of",
     "passing_probability",

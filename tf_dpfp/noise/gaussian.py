@@ -112,6 +112,23 @@ def gaussian_like(
     return tf.ensure_shape(tf.reshape(normals, shape), tensor.shape)
 
 
+def noised(total: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+    """Adds noise in its own precision, whatever that of the total.
+
+    Noise is a float32 number: it ends at some digit, and would leave those of a
+    float64 total behind it as they are. They tell totals apart that differ in one
+    example.
+
+    Args:
+        total: What is released; private.
+        noise: Noise of the same shape, float32.
+
+    Returns:
+        The sum, of the type of the total and with the digits of float32.
+    """
+    return tf.cast(tf.cast(total, noise.dtype) + noise, total.dtype)
+
+
 def gaussians(
     shapes: Sequence[tf.TensorShape | list[int]],
     standard_deviations: Sequence[float | tf.Tensor],

@@ -230,7 +230,7 @@ def _noised(
         else:
             noises = [noise_lib.gaussian_noise(total.shape, deviation, key)]
     for (index, total, _), noise in zip(draw.members, noises, strict=True):
-        yield index, _plus(total, noise)
+        yield index, noise_lib.noised(total, noise)
 
 
 def _correlated_noises(
@@ -248,10 +248,6 @@ def _correlated_noises(
             tf.split(noise, sizes), draw.members, strict=True
         )
     ]
-
-
-def _plus(total: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
-    return total + tf.cast(noise, total.dtype)
 
 
 def finished(

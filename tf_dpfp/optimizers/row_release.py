@@ -80,7 +80,7 @@ class RowRelease:
         )
         noise = noise_lib.gaussian_noise_like(values, deviation, keys[0])
         return tf.IndexedSlices(
-            values + tf.cast(noise, values.dtype),
+            noise_lib.noised(values, noise),
             tf.gather(rows, order),
             tf.constant([num_rows, width], tf.int64),
         )

@@ -13,10 +13,13 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.per_example import generic
 from tf_dpfp.per_example import own_weights
 from tf_dpfp.per_example import recording
 from tf_dpfp.per_example import rules
 
+# Rules that call a layer once for each row, vectorised.
+_ROW_BY_ROW = (generic.GenericRule, own_weights.OwnWeightsRule)
 _SIGNATURE = inspect.signature(keras.layers.TimeDistributed.call)
 
 
@@ -28,7 +31,12 @@ class TimeDistributedRule(rules.GradientRule):
 
     def supports(self, layer):
         held = keras_layers.all_layers(layer)
-        return not any(map(own_weights.may_add_losses, held))
+        if any(map(own_weights.may_add_losses, held)):
+            return False
+        # These look rows up by their number, which here is that of a step
+        # and no example's: nothing that is proved.
+        units = recording.find_units(layer.layer)
+        return not any(isinstance(u.rule, _ROW_BY_ROW) for u in units)
 
     def record(self, layer, call, args, kwargs):
         del call

@@ -9,6 +9,7 @@ from keras import tree
 
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import sampling as sampling_lib
+from tf_dpfp.keras_private import addition as keras_addition
 from tf_dpfp.keras_private import distribution as keras_distribution
 from tf_dpfp.keras_private import lookups as keras_lookups
 from tf_dpfp.optimizers import ClippedGradients
@@ -51,6 +52,7 @@ def regularization_gradients(
 
 
 @keras_lookups.guarded()
+@keras_addition.as_rows()
 @keras_distribution.whole_losses()
 def clipped_batch(
     model: keras.Model,
