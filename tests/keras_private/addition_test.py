@@ -53,7 +53,7 @@ def test_sums_of_rows_are_proved_where_examples_are_called_one_by_one():
     dense = layers.Dense(4)
     added = layers.Add()([dense(inputs), inputs])
     added = layers.ActivityRegularization(l2=0.1)(added)
-    model = _Penalised(inputs, layers.Dense(2)(added))
+    model = _Penalised(inputs, layers.Dense(2)(added), name="penalised")
     tf_dpfp.make_private(model)
     model.compile(tf_dpfp.DPSGD(0.1, l2_norm_clip=0.1, noise_multiplier=1.0))
     x, y = np.ones((3, 4), "float32"), np.zeros((3, 2), "float32")

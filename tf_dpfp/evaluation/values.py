@@ -18,9 +18,9 @@ from tf_dpfp import noise as noise_lib
 from tf_dpfp import step as step_lib
 from tf_dpfp.independence import evaluation_proof
 from tf_dpfp.independence import step_proof
+from tf_dpfp.keras_private import addition as keras_addition
 from tf_dpfp.keras_private import distribution as keras_distribution
 from tf_dpfp.keras_private import layers as keras_layers
-from tf_dpfp.keras_private import addition as keras_addition
 from tf_dpfp.keras_private import lookups as keras_lookups
 from tf_dpfp.keras_private import metrics as keras_metrics
 from tf_dpfp.keras_private import random as keras_random

@@ -1,10 +1,10 @@
 """Sums of Keras, where the row of one example looks like a bias.
 
-Keras adds a tensor of shape `(1, n)` as it adds a bias: without its axes of size
-1, so that a kernel may add it to a product. Where a function of one example is
-vectorised, the row of that example has this shape, and of a batch of one the axis
-of the examples is dropped with it. Within `as_rows` it is added as it is, which
-gives the same numbers.
+Keras adds a tensor of shape `(1, n)` as it adds a bias: without its axes of
+size 1, so that a kernel may add it to a product. Where a function of one
+example is vectorised, the row of that example has this shape, and of a batch of
+one the axis of the examples is dropped with it. Within `as_rows` it is added as
+it is, which gives the same numbers.
 """
 
 import contextlib

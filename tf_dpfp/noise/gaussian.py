@@ -115,9 +115,9 @@ def gaussian_like(
 def noised(total: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
     """Adds noise in its own precision, whatever that of the total.
 
-    Noise is a float32 number: it ends at some digit, and would leave those of a
-    float64 total behind it as they are. They tell totals apart that differ in one
-    example.
+    Noise is a float32 number: it ends at some digit, and would leave those of
+    a float64 total behind it as they are. They tell totals apart that differ in
+    one example.
 
     Args:
         total: What is released; private.
