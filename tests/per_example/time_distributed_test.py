@@ -63,6 +63,10 @@ class _Scaled(L.Layer):
         return (*input_shape[:-1], 2)
 
 
+def _scaled_twice():
+    return L.TimeDistributed(_Scaled())
+
+
 def _built(make, shape):
     layer = L.TimeDistributed(make("float64"), dtype="float64")
     x = _inputs(shape)
@@ -124,19 +128,30 @@ def test_layers_that_may_add_losses_take_the_generic_rule():
     assert isinstance(unit.rule, per_example.GenericRule)
 
 
-def test_layers_without_a_rule_of_their_own_train_in_it():
+@pytest.mark.parametrize(
+    "make", [_Scaled, lambda: L.RNN(_OwnCell(2)), _scaled_twice]
+)
+def test_layers_without_a_rule_take_it_whole(make):
+    layer = L.TimeDistributed(make())
+    layer.build((None, 2, 3, 4))
+    (unit,) = per_example.find_units(layer)
+    assert unit.layer is layer
+    assert isinstance(unit.rule, per_example.GenericRule)
+
+
+def test_steps_of_layers_without_a_rule_are_proved():
     model = keras.Sequential(
-        [
-            keras.Input((2, 3, 2)),
-            L.TimeDistributed(L.RNN(_OwnCell(3))),
-            L.TimeDistributed(_Scaled()),
-            L.Flatten(),
-            L.Dense(2),
-        ]
+        [keras.Input((2, 3)), L.TimeDistributed(_Scaled()), L.Flatten()]
     )
-    rules = [type(unit.rule) for unit in per_example.find_units(model)]
-    assert rules[:2] == [per_example.GenericRule] * 2
-    oracle.assert_trains(model, (8, 2, 3, 2))
+    tf_dpfp.make_private(model)
+    model.compile(
+        tf_dpfp.DPSGD(0.1, l2_norm_clip=0.1, noise_multiplier=1.0), "mse"
+    )
+    x, y = np.ones((3, 2, 3), "float32"), np.full((3, 4), 9.0, "float32")
+    found = tf_dpfp.loops.clipped_gradients(model, x, y)
+    length = np.sqrt(sum(np.sum(np.square(s)) for s in found.sums))
+    # Three examples that are equal.
+    np.testing.assert_allclose(length, 0.3, rtol=1e-3)
 
 
 def test_lookups_in_it_are_those_of_a_sparse_table():
