@@ -42,6 +42,17 @@ def assert_normal_with_std(sample, std):
     helpers.assert_normal(sample, std, wrong)
 
 
+def test_totals_beyond_float32_are_not_told_from_those_at_its_limit():
+    total = tf.constant([1e39, 3.5e38, -1e300, 1.0 / 3.0], tf.float64)
+    drawn = tf.constant([-3e38, -3e38, 2e38, 1.0])
+    found = noise.noised(total, drawn).numpy()
+    most = np.finfo(np.float32).max
+    expected = [most - 3e38, most - 3e38, 2e38 - most, np.float32(4.0 / 3.0)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert found.dtype == np.float64
+    assert found[3] == np.float32(found[3])
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_distribution_is_the_stated_normal(path):
     sample = _sample(SIZE, path, 3.7)

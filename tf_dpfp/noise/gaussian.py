@@ -126,6 +126,10 @@ def noised(total: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
     Returns:
         The sum, of the type of the total and with the digits of float32.
     """
+    if total.dtype.size > noise.dtype.size:
+        # Beyond all float32 numbers it would be infinite, whatever the noise;
+        # limits move no two totals further apart.
+        total = tf.clip_by_value(total, noise.dtype.min, noise.dtype.max)
     return tf.cast(tf.cast(total, noise.dtype) + noise, total.dtype)
 
 
