@@ -24,6 +24,10 @@ def test_keras_still_adds_a_row_like_a_bias():
     assert "Squeeze" in _operations(*ROWS)
     with addition.as_rows():
         assert _operations(*ROWS).isdisjoint(("Squeeze", "BiasAdd"))
+        weight = keras.Variable(ROWS[1])
+        add_weight = tf.function(lambda x: keras.ops.add(x, weight))
+        graph = add_weight.get_concrete_function(tf.constant(ROWS[0])).graph
+        assert "Squeeze" not in {op.type for op in graph.get_operations()}
     assert "Squeeze" in _operations(*ROWS)
 
 

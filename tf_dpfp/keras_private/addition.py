@@ -37,6 +37,11 @@ def as_rows() -> Iterator[None]:
         _CURRENT.as_rows = before
 
 
+def _value(x: Any) -> Any:
+    """Reads a weight, which may be that of one example."""
+    return backend.convert_to_tensor(x) if isinstance(x, keras.Variable) else x
+
+
 def _has_axes(x: Any) -> bool:
     """Tells a dense tensor with axes that may be dropped."""
     if not tf.is_tensor(x) or isinstance(x, (tf.SparseTensor, tf.RaggedTensor)):
@@ -50,7 +55,10 @@ def _wrap_add() -> None:
 
     @functools.wraps(ordinary)
     def add(x1, x2):
-        if not (_CURRENT.as_rows and _has_axes(x1) and _has_axes(x2)):
+        if not _CURRENT.as_rows:
+            return ordinary(x1, x2)
+        x1, x2 = _value(x1), _value(x2)
+        if not (_has_axes(x1) and _has_axes(x2)):
             return ordinary(x1, x2)
         dtype = keras.backend.result_type(x1.dtype.name, x2.dtype.name)
         return tf.add(tf.cast(x1, dtype), tf.cast(x2, dtype))
