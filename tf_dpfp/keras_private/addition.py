@@ -39,7 +39,8 @@ def as_rows() -> Iterator[None]:
 
 def _value(x: Any) -> Any:
     """Reads a weight, which may be that of one example."""
-    return backend.convert_to_tensor(x) if isinstance(x, keras.Variable) else x
+    # TensorFlow takes one for a tensor, of another kind of shape and type.
+    return tf.convert_to_tensor(x.value) if isinstance(x, keras.Variable) else x
 
 
 def _has_axes(x: Any) -> bool:
