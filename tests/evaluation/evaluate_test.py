@@ -132,21 +132,42 @@ def test_the_noise_is_that_of_the_row():
     assert not np.allclose(one, other)
 
 
-def test_no_digit_leaves_that_noise_does_not_reach(monkeypatch):
-    # Sums are float64, and noise is float32: of two sums, the true one alone
-    # would leave a float32 number when it is taken away.
-    found = []
-    estimates = statistics.Layout.estimates
+@pytest.mark.parametrize("secure", [False, True])
+def test_no_digit_leaves_that_noise_does_not_reach(secure):
+    """Of two guesses at a sum, the true one alone would leave noise."""
+    deviation = 3.0
+    key = noise_lib.SecureKey()
+    if not secure:
+        step = noise_lib.NoiseSource(None).next_step(tf.constant(0, tf.int64))
+        key = noise_lib.NoiseSource.key_of(step, 0)
+    noise = noise_lib.gaussian_noise([1000], deviation, key).numpy()
+    noise = noise.astype(np.float64)
+    assert np.abs(noise).max() < 8.0 * deviation
+    digits = 2.0**30
+    total = np.round(RNG.uniform(0.0, 1e5, 1000) * digits) / digits
 
-    def watched(layout, released, *args):
-        found.append(released)
-        return estimates(layout, released, *args)
+    def are_noise(released, guess):
+        rest = released - guess
+        return np.mean(rest == np.float32(rest))
 
-    monkeypatch.setattr(statistics.Layout, "estimates", watched)
-    tf_dpfp.evaluate_privately(
-        _model(), (X, Y), noise_multiplier=3.0, loss_bound=5.0
+    other = total + 1.0 / 3.0
+    in_clear = total + noise
+    assert are_noise(in_clear, total) > 0.9 > 0.1 > are_noise(in_clear, other)
+    released = evaluate_lib._released(total, noise, deviation)
+    assert are_noise(released, total) < 0.1 > are_noise(released, other)
+
+
+def test_what_is_released_is_near_the_sum_however_great_it_is():
+    # float32 numbers are 4 apart there: rounding to them would move two sums
+    # that differ by one to a distance of four.
+    total = 2.0**25 + np.arange(4.0)
+    noise = np.float64(np.float32([0.1, -7.3, 2.2, 30.0]))
+    released = evaluate_lib._released(total, noise, 4.0)
+    np.testing.assert_allclose(released, total + noise, rtol=0, atol=2.0**-18)
+    assert (released * 2.0**17 == np.round(released * 2.0**17)).all()
+    np.testing.assert_array_equal(
+        evaluate_lib._released(total, noise, 0.0), total + noise
     )
-    np.testing.assert_array_equal(found[0], np.float32(found[0]))
 
 
 @pytest.mark.parametrize("kind", ["gradients", "representations", "joint"])

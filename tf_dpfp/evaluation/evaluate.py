@@ -5,6 +5,7 @@ that of a step: everything that can be refused is refused first, the sum is
 computed, the ledger counts, and only then is the sum released with noise.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -161,7 +162,7 @@ def evaluate(
     noise = _noise(mechanism, source, before, layout, release)
     return _result(
         layout.estimates(
-            _released(total, noise),
+            _released(total, noise, release.standard_deviation),
             release.standard_deviation,
             settings.confidence,
         ),
@@ -186,12 +187,24 @@ def _noise(
     drawn = noise_lib.gaussian_noise(
         list(layout.shape), release.standard_deviation, key
     )
-    return drawn.numpy()
+    return drawn.numpy().astype(np.float64)
 
 
-def _released(total: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Adds noise in its own precision: digits behind it would be in clear."""
-    return (total.astype(noise.dtype) + noise).astype(np.float64)
+def _released(
+    total: np.ndarray, noise: np.ndarray, standard_deviation: float
+) -> np.ndarray:
+    """Adds noise, and rounds off the digits behind its last one.
+
+    Noise is a float32 number: the digits of a total behind it would be in
+    clear. It is rounded after the sum, which moves no two totals further apart;
+    and to a step of the noise, however great the total is.
+    """
+    released = total + noise
+    if not standard_deviation:
+        return released
+    # Noise is below 8 deviations: its last digit is half a step, at most.
+    step = 2.0 ** (math.ceil(math.log2(standard_deviation)) - 19)
+    return np.round(released / step) * step
 
 
 def _private_sum(
