@@ -19,12 +19,15 @@ import tf_dpfp
 from examples.trainers import census
 from examples.trainers import commands
 from examples.trainers import datasets
+from examples.trainers import encoded_texts
 from examples.trainers import hashed_words
 from examples.trainers import text_datasets
 from tf_dpfp import accounting
 
 ADULT = "adult"
 DATASETS = (ADULT, *text_datasets.LOADERS)
+_PUBLIC = "public_snippets"
+_PUBLIC_TEXTS = 1000  # So many are enough for a mean.
 _ORDINARY = "Trained without privacy.\n"
 
 
@@ -34,7 +37,13 @@ class Config:
 
     Attributes:
         dataset: `adult`, or a key of `text_datasets.LOADERS`.
-        places: Length of the vectors of texts.
+        places: Length of the vectors of words that texts are turned into; 0
+            for none beside an `encoder`.
+        encoder: A key of `encoded_texts.ENCODERS`: texts are turned into
+            vectors of this frozen public encoder, too. `None` for none.
+        levels: Of how many of its blocks, from the top.
+        sequence_length: Tokens that it reads at once.
+        windows: How often it reads so many, in a long text.
         rare_words: Whether words weigh more, the rarer they are in public
             texts: `text_datasets.load_public_snippets`.
         epsilon: The budget, from which the noise follows. Infinity trains
@@ -56,6 +65,10 @@ class Config:
 
     dataset: str = ADULT
     places: int = 2048
+    encoder: str | None = None
+    levels: int = 4
+    sequence_length: int = 48
+    windows: int = 1
     rare_words: bool = False
     epsilon: float = 3.0
     delta: float = 1e-5
@@ -73,22 +86,44 @@ class Config:
         if self.private:
             accounting.check_epsilon(self.epsilon)
         accounting.check_delta(self.delta, "rdp")
-        commands.check_at_least_one(self, ("batch_size", "epochs", "places"))
+        counts = ("batch_size", "epochs", "levels", "sequence_length")
+        commands.check_at_least_one(self, (*counts, "windows"))
+        self._check_features()
         commands.check_clip_norm(self)
         if not 0.0 <= self.momentum < 1.0:
             raise ValueError(
                 "--momentum must be at least 0 and below 1. Received: "
                 f"{self.momentum:g}."
             )
-        if self.rare_words and self.dataset in (ADULT, "public_snippets"):
-            raise ValueError(
-                "--rare_words are those of texts, and not of the public ones "
-                f"themselves. Received: --dataset={self.dataset}."
-            )
         if self.dataset not in DATASETS:
             raise ValueError(
                 f"--dataset is one of {', '.join(DATASETS)}. Received: "
                 f"{self.dataset!r}."
+            )
+
+    def _check_features(self) -> None:
+        if self.encoder is None:
+            commands.check_at_least_one(self, ("places",))
+        elif self.encoder not in encoded_texts.ENCODERS:
+            raise ValueError(
+                f"--encoder is one of {', '.join(encoded_texts.ENCODERS)}. "
+                f"Received: {self.encoder!r}."
+            )
+        if self.places < 0:
+            raise ValueError(
+                f"--places must be at least 0. Received: {self.places}."
+            )
+        if self.dataset not in (ADULT, _PUBLIC):
+            return
+        if self.rare_words:
+            raise ValueError(
+                "--rare_words are those of texts, and not of the public ones "
+                f"themselves. Received: --dataset={self.dataset}."
+            )
+        if self.encoder is not None:
+            raise ValueError(
+                "--encoder reads texts, and not the public ones, whose mean "
+                f"it takes off. Received: --dataset={self.dataset}."
             )
 
     @property
@@ -129,15 +164,41 @@ def load(config: Config) -> datasets.Dataset:
     """
     if config.dataset == ADULT:
         return datasets.hold_out(census.load(), config.held_out)
-    options = {}
-    if config.rare_words:
-        (public, _), _ = text_datasets.load("public_snippets")
-        options["weight"] = hashed_words.rarity(public)
+    public = np.array([], dtype=object)
+    if config.rare_words or config.encoder is not None:
+        (public, _), _ = text_datasets.load(_PUBLIC)
     train, test = (
-        (hashed_words.encode(texts, config.places, **options), labels)
+        (_text_features(config, texts, public), labels)
         for texts, labels in text_datasets.load(config.dataset)
     )
+    # Only now: an encoder reads all texts once, whatever is held out.
     return datasets.hold_out((train, test), config.held_out)
+
+
+def _text_features(
+    config: Config, texts: np.ndarray, public: np.ndarray
+) -> np.ndarray:
+    """Words, vectors of an encoder, or both side by side."""
+    found = []
+    if config.places:
+        options = {}
+        if config.rare_words:
+            options["weight"] = hashed_words.rarity(public)
+        found.append(hashed_words.encode(texts, config.places, **options))
+    if config.encoder is not None:
+        vectors, middle = (
+            encoded_texts.encode(
+                some,
+                config.encoder,
+                config.levels,
+                config.sequence_length,
+                config.windows,
+            )
+            for some in (texts, public[:_PUBLIC_TEXTS])
+        )
+        found.append(encoded_texts.scaled(vectors, middle))
+    # Together as long as either.
+    return np.concatenate(found, axis=1) * np.float32(len(found) ** -0.5)
 
 
 def train(config: Config) -> Result:

@@ -2,10 +2,13 @@
 
     python -m examples.trainers.train_linear --dataset=adult --epsilon=3
     python -m examples.trainers.train_linear --dataset=mails --batch_size=1000
+    python -m examples.trainers.train_linear --dataset=movie_reviews \
+        --encoder=mpnet --places=0
 
 The features look at no private data: of census records a place for each answer
-that the survey knows, of texts a place for each word, by its hash. So all that
-is spent is spent on the model, and a linear one has not much to learn.
+that the survey knows, of texts a place for each word, by its hash, or vectors
+of a public encoder that stays as it is. So all that is spent is spent on the
+model, and a linear one has not much to learn.
 """
 
 import os
@@ -19,6 +22,7 @@ from absl import flags
 
 from examples.trainers import commands
 from examples.trainers import datasets
+from examples.trainers import encoded_texts
 from examples.trainers import linear_training
 
 
@@ -35,7 +39,24 @@ def _define_flags() -> None:
         "dataset", default.dataset, linear_training.DATASETS, "The data."
     )
     flags.DEFINE_integer(
-        "places", default.places, "Length of the vectors of texts."
+        "places",
+        default.places,
+        "Length of the vectors of words; 0 for none beside an encoder.",
+    )
+    flags.DEFINE_enum(
+        "encoder",
+        default.encoder,
+        list(encoded_texts.ENCODERS),
+        "A frozen public encoder, for texts.",
+    )
+    flags.DEFINE_integer(
+        "levels", default.levels, "How many blocks of it, from the top."
+    )
+    flags.DEFINE_integer(
+        "sequence_length", default.sequence_length, "Tokens it reads at once."
+    )
+    flags.DEFINE_integer(
+        "windows", default.windows, "How often, in a long text."
     )
     flags.DEFINE_bool(
         "rare_words",
