@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from examples.trainers import census
+from examples.trainers import encoded_texts
 from examples.trainers import linear_training
 from examples.trainers import text_datasets
 
@@ -41,6 +42,18 @@ def _config(**changes):
         (dict(momentum=1.0), "--momentum must be at least 0 and below 1"),
         (dict(places=0), "--places must be at least 1"),
         (dict(rare_words=True), "--rare_words are those of texts"),
+        (dict(encoder="minilm"), "--encoder reads texts, and not the public"),
+        (
+            dict(encoder="mini", dataset="mails"),
+            "--encoder is one of minilm, mpnet",
+        ),
+        (
+            dict(encoder="mpnet", dataset="mails", places=-1),
+            "--places must be at least 0",
+        ),
+        (dict(levels=0), "--levels must be at least 1"),
+        (dict(sequence_length=0), "--sequence_length must be at least 1"),
+        (dict(windows=0), "--windows must be at least 1"),
         (dict(dataset="iris"), "--dataset is one of adult, movie_reviews"),
     ],
 )
@@ -91,6 +104,35 @@ def test_it_learns_within_the_budget(monkeypatch, tmp_path, dataset):
     _, (x, y) = linear_training.load(config)
     predicted = np.argmax(kept.predict(x, verbose=0), axis=1)
     assert np.mean(predicted == y) == result.accuracy
+
+
+@pytest.mark.parametrize("places", [0, 512])
+def test_vectors_of_an_encoder_serve_with_words_and_without(
+    monkeypatch, places
+):
+    loaders = dict.fromkeys(("newsgroups", "public_snippets"), _texts)
+    monkeypatch.setattr(text_datasets, "LOADERS", loaders)
+    read = []
+
+    def encode(texts, *settings):
+        read.append((len(texts), *settings))
+        colours = [["red", "green", "blue"].index(t.split()[0]) for t in texts]
+        return np.eye(5)[colours][:, None, :].repeat(3, axis=1) + 1.0
+
+    monkeypatch.setattr(encoded_texts, "encode", encode)
+    config = _config(
+        dataset="newsgroups",
+        places=places,
+        encoder="mpnet",
+        levels=3,
+        windows=2,
+        held_out=100,
+    )
+    (x, _), (x_test, _) = linear_training.load(config)
+    # All that there is to train with, whatever is held out.
+    assert (300, "mpnet", 3, 48, 2) in read and len(x_test) == 100
+    assert x.shape == (200, places + 15) and x.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(x, axis=1), 10**0.5, rtol=1e-5)
 
 
 def test_infinity_trains_without_privacy(monkeypatch):
