@@ -39,6 +39,8 @@ _ON_VECTORS = (
     "l2_norm_clip=0.1",
 )
 
+_MOVIES = ("dataset=movie_reviews", "encoder=mpnet", "places=0")
+
 _NEWS = ("dataset=newsgroups", "places=8192", "rare_words")
 
 ROWS: Mapping[str, Row] = {
@@ -144,6 +146,36 @@ ROWS: Mapping[str, Row] = {
         (
             *("method=head", "levels=4", "sequence_length=40"),
             *("batch_size=64", "epochs=15", "learning_rate=0.003"),
+            "epsilon=inf",
+        ),
+    ),
+    "movies_mpnet": Row(
+        "movie sentences",
+        "linear on four levels of frozen MPNet",
+        _LINEAR,
+        (
+            *(*_MOVIES, "l2_norm_clip=0.1", "batch_size=1000"),
+            *("epochs=60", "learning_rate=4"),
+            "epsilon=3",
+        ),
+    ),
+    "movies_mpnet_8": Row(
+        "movie sentences",
+        "the same",
+        _LINEAR,
+        (
+            *(*_MOVIES, "l2_norm_clip=0.1", "batch_size=1000"),
+            *("epochs=60", "learning_rate=4"),
+            "epsilon=8",
+        ),
+    ),
+    "movies_mpnet_ordinary": Row(
+        "movie sentences",
+        "the same, without privacy",
+        _LINEAR,
+        (
+            *(*_MOVIES, "batch_size=500", "epochs=20"),
+            *("learning_rate=0.3", "weight_averaging=0.95"),
             "epsilon=inf",
         ),
     ),
