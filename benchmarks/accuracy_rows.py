@@ -175,7 +175,7 @@ ROWS: Mapping[str, Row] = {
         _LINEAR,
         (
             *(*_MOVIES, "batch_size=500", "epochs=20"),
-            *("learning_rate=0.3", "weight_averaging=0.95"),
+            *("learning_rate=0.1", "weight_averaging=0.95"),
             "epsilon=inf",
         ),
     ),
