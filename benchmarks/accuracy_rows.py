@@ -40,6 +40,10 @@ _ON_VECTORS = (
 )
 
 _MOVIES = ("dataset=movie_reviews", "encoder=mpnet", "places=0")
+_NEWS_READ = (
+    *("dataset=newsgroups", "encoder=minilm", "levels=1"),
+    *("sequence_length=128", "places=0"),
+)
 
 _NEWS = ("dataset=newsgroups", "places=8192", "rare_words")
 
@@ -146,6 +150,26 @@ ROWS: Mapping[str, Row] = {
         (
             *("method=head", "levels=4", "sequence_length=40"),
             *("batch_size=64", "epochs=15", "learning_rate=0.003"),
+            "epsilon=inf",
+        ),
+    ),
+    "newsgroups_minilm": Row(
+        "20 Newsgroups",
+        "linear on the last level of frozen MiniLM",
+        _LINEAR,
+        (
+            *(*_NEWS_READ, "l2_norm_clip=0.1", "batch_size=2000"),
+            *("epochs=40", "learning_rate=8"),
+            "epsilon=3",
+        ),
+    ),
+    "newsgroups_minilm_ordinary": Row(
+        "20 Newsgroups",
+        "the same, without privacy",
+        _LINEAR,
+        (
+            *(*_NEWS_READ, "batch_size=750", "epochs=15"),
+            *("learning_rate=0.3", "weight_averaging=0.95"),
             "epsilon=inf",
         ),
     ),
