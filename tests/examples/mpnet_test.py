@@ -5,7 +5,6 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from examples.trainers import datasets
 from examples.trainers import mpnet
@@ -91,8 +90,9 @@ def _expected(weights, tokens):
 
 
 def test_the_encoder_is_what_its_paper_says(weights, tmp_path):
+    files = pytest.importorskip("safetensors.numpy")
     path = tmp_path / "model.safetensors"
-    save_file(weights, path)
+    files.save_file(weights, path)
     model = mpnet.backbone(path)
     assert model.num_layers == _BLOCKS and not model.trainable_variables
     sentence = [0, 5, 9, 13, 7, 8, 4, 3, 11, 12, 15, 2]
@@ -115,6 +115,7 @@ def test_distances_are_numbered_as_the_formula_says():
 
 
 def test_sentences_are_cut_and_filled_up():
+    pytest.importorskip("keras_hub")
     words = ["<s>", "<pad>", "</s>", "[UNK]", "good", "film", "##s"]
     found = mpnet.preprocess(["Good films", "film xyz film film"], 5, words)
     np.testing.assert_array_equal(
