@@ -7,6 +7,18 @@ that they don't notice survives: it is equivalent, or a test is missing.
 
     python -m benchmarks.mutation --mutants=150 --seed=0 --output=mutants.jsonl
     python -m benchmarks.mutation --files=noise/gaussian.py --mutants=20
+    python -m benchmarks.mutation --list=benchmarks/privacy_mutants.txt
+
+A list holds mutants that were chosen by hand, since they change privacy: under
+the name of a file, and of tests if they are others than below, one change in
+each line.
+
+    [accounting/searches.py] accounting/searches_test.py
+    of_run - hats => of_run + hats
+    2@ rate = 1.0 => rate = 0.5
+
+`2@` is the second place of the text; without a number there must be one only.
+`\n` is the end of a line.
 
 TensorFlow is imported once. Every mutant is tested in a process that is forked
 from there, within a limit of CPU time. A file of results is resumed. Not on
@@ -20,6 +32,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import resource
 import shutil
 import sys
@@ -34,6 +47,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the choice.")
 _FILES = flags.DEFINE_list("files", None, "Files of tf_dpfp; default: all.")
 _OUTPUT = flags.DEFINE_string("output", None, "File to write and resume.")
 _LINES = flags.DEFINE_list("lines", None, "Only mutants of these lines.")
+_LIST = flags.DEFINE_string("list", None, "File of mutants chosen by hand.")
 _SLACK = flags.DEFINE_integer("slack", 20, "CPU seconds beside thrice as long.")
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -100,6 +114,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "keras_private/keras_lookups_test.py",
         "training/out_of_range_test.py",
     ),
+    "layers/dealt_rows.py": ("replicas/representations_test.py",),
     "layers/frozen_affine.py": ("layers/frozen_affine_test.py",),
     "layers/label_loss.py": ("layers/label_loss_test.py",),
     "layers/per_example.py": ("layers/per_example_test.py",),
@@ -173,9 +188,24 @@ TESTS: dict[str, tuple[str, ...]] = {
         "optimizers/arguments_agree_test.py",
     ),
     "optimizers/sparse.py": ("training/sparse_tables_test.py",),
+    "per_example/consecutive.py": (
+        "per_example/consecutive_test.py",
+        "training/persons_test.py",
+    ),
+    "per_example/convolutional_lstm.py": (
+        "per_example/convolutional_lstm_test.py",
+    ),
     "per_example/embedding.py": (
         "per_example/embedding_rule_test.py",
         "training/out_of_range_test.py",
+    ),
+    "per_example/recording.py": (
+        "per_example/recording_test.py",
+        "per_example/own_weights_test.py",
+        "per_example/time_distributed_test.py",
+    ),
+    "per_example/time_distributed.py": (
+        "per_example/time_distributed_test.py",
     ),
     "sampling/batching.py": ("sampling/batching_test.py",),
     "sampling/binomial.py": ("sampling/binomial_test.py",),
@@ -297,6 +327,71 @@ def text_of(mutant: Mutant, text: str) -> str:
     _, _, apply = list(_changes(tree))[mutant.number]
     apply()
     return ast.unparse(ast.fix_missing_locations(tree))
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """One change of one file, chosen by hand.
+
+    Attributes:
+        file: File of the package.
+        tests: Files of tests that must fail.
+        change: `old => new`, as in the list.
+    """
+
+    file: str
+    tests: tuple[str, ...]
+    change: str
+
+    @property
+    def name(self) -> str:
+        """Name of the mutant, for a file of results."""
+        return f"{self.file}: {self.change}"
+
+    def applied(self, text: str) -> str:
+        """Makes the file of the mutant.
+
+        Args:
+            text: The file, without the change.
+
+        Returns:
+            The file with the change.
+
+        Raises:
+            ValueError: If the text to change is not there, or several times.
+        """
+        place, old, new = re.fullmatch(
+            "(?:([0-9]+)@ )?(.*?) =>(?: (.*))?", self.change
+        ).groups()
+        old, new = (t.replace("\\n", "\n") for t in (old, new or ""))
+        pieces = text.split(old)
+        count = int(place or 1)
+        if not count < len(pieces) or (place is None and len(pieces) != 2):
+            raise ValueError(
+                f"The text must be in the file, once or by its place. "
+                f"Received: {self.name}, {len(pieces) - 1} times"
+            )
+        return old.join(pieces[:count]) + new + old.join(pieces[count:])
+
+
+def listed(path: pathlib.Path) -> list[Listed]:
+    """Reads a list of mutants.
+
+    Args:
+        path: The list.
+
+    Returns:
+        The mutants, in their order.
+    """
+    found, file, tests = [], "", ()
+    for line in path.read_text().splitlines():
+        header = re.fullmatch(r"\[(\S+\.py)\](.*)", line)
+        if header:
+            file, rest = header.groups()
+            tests = tuple(rest.split()) or TESTS[file]
+        elif line and not line.startswith("#"):
+            found.append(Listed(file, tests, line))
+    return found
 
 
 def _changes(tree: ast.Module) -> Iterator[tuple]:
@@ -542,7 +637,13 @@ def _imported() -> None:
 def main(_: Sequence[str]) -> None:
     """Tests mutants and prints killed and all, by file."""
     files = _FILES.value or list(TESTS)
-    mutants = chosen(files, _MUTANTS.value, _SEED.value, _LINES.value)
+    mutants: Sequence[Mutant | Listed]
+    if _LIST.value:
+        mutants = listed(pathlib.Path(_LIST.value))
+        if _FILES.value:
+            mutants = [m for m in mutants if m.file in files]
+    else:
+        mutants = chosen(files, _MUTANTS.value, _SEED.value, _LINES.value)
     output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None
     known = {}
     if output is not None and output.exists():
@@ -550,7 +651,7 @@ def main(_: Sequence[str]) -> None:
         known = {record["mutant"]: record["result"] for record in records}
     _imported()
     results: dict[str, collections.Counter] = {}
-    limits: dict[str, int] = {}
+    limits: dict[tuple[str, ...], int] = {}
     with tempfile.TemporaryDirectory() as folder:
         tree = _copied(pathlib.Path(folder))
         for mutant in mutants:
@@ -567,9 +668,20 @@ def main(_: Sequence[str]) -> None:
         print(f"| `{file}` | {counts['killed']} / {sum(counts.values())} |")
 
 
-def _tested(tree: pathlib.Path, mutant: Mutant, limits: dict[str, int]) -> str:
-    tests = TESTS[mutant.file]
-    if mutant.file not in limits:
+def _tested(
+    tree: pathlib.Path,
+    mutant: Mutant | Listed,
+    limits: dict[tuple[str, ...], int],
+) -> str:
+    is_listed = isinstance(mutant, Listed)
+    tests = mutant.tests if is_listed else TESTS[mutant.file]
+    path = tree / "tf_dpfp" / mutant.file
+    ordinary = path.read_text()
+    changed = (
+        mutant.applied(ordinary) if is_listed else text_of(mutant, ordinary)
+    )
+    ast.parse(changed)
+    if tests not in limits:
         before = _cpu_seconds()
         result = run_tests(tree, tests, 3600)
         if result != "survived":
@@ -578,12 +690,10 @@ def _tested(tree: pathlib.Path, mutant: Mutant, limits: dict[str, int]) -> str:
             )
         seconds = _cpu_seconds() - before
         print(f"{mutant.file}: {seconds:.0f} s of CPU", flush=True)
-        limits[mutant.file] = int(3 * seconds) + _SLACK.value
-    path = tree / "tf_dpfp" / mutant.file
-    ordinary = path.read_text()
-    path.write_text(text_of(mutant, ordinary))
+        limits[tests] = int(3 * seconds) + _SLACK.value
+    path.write_text(changed)
     try:
-        return run_tests(tree, tests, limits[mutant.file])
+        return run_tests(tree, tests, limits[tests])
     finally:
         path.write_text(ordinary)
 

@@ -66,6 +66,7 @@ def test_one_example_moves_each_round_by_at_most_a_clip_norm(bands, steps):
 
 
 def test_all_examples_in_all_steps_move_a_row_by_at_most_the_root_of_bands():
+    assert banded.coefficients(1, 40) == (1.0,)
     for bands in (2, 5, 16):
         row = matrix(banded.coefficients(bands, 40), 40)[-1]
         assert np.sum(np.abs(row)) <= np.sqrt(bands)

@@ -15,7 +15,7 @@ def _entry(steps, noise_multiplier=1.0, rate=0.5, seeded=False):
     )
 
 
-ENTRIES = [_entry(3), _entry(5, 2.0), _entry(7, 1.0, 0.25, True)]
+ENTRIES = [_entry(1), _entry(5, 2.0), _entry(7, 1.0, 0.25, True)]
 
 
 def test_what_is_written_is_read():

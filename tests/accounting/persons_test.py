@@ -1,5 +1,6 @@
 """Persons with several examples: mpmath, convolutions and dp_accounting."""
 
+import dataclasses
 import math
 
 import dp_accounting
@@ -12,6 +13,7 @@ from scipy import special
 from scipy import stats
 
 from tf_dpfp import accounting
+from tf_dpfp.accounting import bands
 from tf_dpfp.accounting import persons
 from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import sums
@@ -242,6 +244,17 @@ def test_unknown_sampling_counts_all_examples_in_every_step():
         assert found == accounting.compute_epsilon([single], 1e-5)
 
 
+@pytest.mark.parametrize("quick", [False, True])
+def test_nearly_all_examples_in_every_step(quick):
+    orders = sums.orders()
+    whole = orders / 2.0 * (4 / 3.0) ** 2
+    sure = persons.step_rdp(_poisson(1.0, 3.0), ADDED, 4, quick)
+    np.testing.assert_allclose(sure, whole, rtol=1e-9)
+    nearly = persons.step_rdp(_poisson(0.999, 3.0), ADDED, 4, quick)
+    assert np.all(nearly <= sure)
+    assert np.all(nearly >= 0.9 * whole)
+
+
 def test_many_kinds_are_bounded_from_above():
     entries = [_poisson(0.01, 2.0 + 1e-9 * i, 3) for i in range(33)]
     found = accounting.compute_epsilon(entries, 1e-5, examples_per_user=2)
@@ -289,13 +302,28 @@ def test_refuses_what_is_not_proved():
         release=accounting.Representations("public"),
     )
     padded = _poisson(0.1, 1.0, 3, overflow=1e-15)
+    banded = bands.sampled_entry(2, 1.0, 10, 1000, 10)
     for function in (accounting.compute_epsilon, accounting.privacy_statement):
+        with pytest.raises(ValueError, match="steps that share noise"):
+            function([banded], 1e-5, examples_per_user=2)
         with pytest.raises(ValueError, match="replace-one adjacency"):
             function([drawn], 1e-5, examples_per_user=2)
         with pytest.raises(ValueError, match="padded='static'"):
             function([padded], 1e-5, examples_per_user=2)
         function([drawn], 1e-5)
         function([padded], 1e-5)
+
+
+def test_refuses_budgets_of_examples_and_persons():
+    of_person = dataclasses.replace(
+        _poisson(0.1, 1.0, 3), release=accounting.PersonSums(2)
+    )
+    both = [_poisson(0.1, 1.0), of_person]
+    assert persons.units_differ(both)
+    assert math.isinf(accounting.compute_epsilon(both, 1e-5))
+    with pytest.raises(ValueError, match="protect examples, and others perso"):
+        persons.refuse_mixed(both)
+    persons.refuse_mixed([of_person, _poisson(0.1, 1.0, 0)])
 
 
 def test_statement_of_persons():
