@@ -273,6 +273,14 @@ _NAMES = {
     "any": "all",
     "zeros_like": "ones_like",
 }
+# Whose first two arguments may be exchanged: no change of it is a bug.
+_SYMMETRIC = frozenset(
+    "add allclose array_equal equal fmax fmin gcd hypot isclose logaddexp "
+    "logical_and logical_or max maximum min minimum multiply not_equal "
+    "squared_difference".split()
+)
+# What they do is known before: what is left out is shapes, texts or warnings.
+_CHECKS_ONLY = frozenset(("ensure_shape", "errstate", "warn"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -454,7 +462,7 @@ def _changes_of(node: ast.AST) -> Iterator[tuple]:
     if isinstance(node, ast.Compare) and type(node.ops[0]) in _COMPARISONS:
         new = _COMPARISONS[type(node.ops[0])]
         yield _set(node, node.ops, 0, new())
-    if isinstance(node, (ast.BinOp, ast.AugAssign)):
+    if isinstance(node, (ast.BinOp, ast.AugAssign)) and not _is_type(node):
         kind = _OPERATORS.get(type(node.op))
         if kind is not None:
             yield _set_field(node, "op", kind())
@@ -478,9 +486,20 @@ def _changes_of(node: ast.AST) -> Iterator[tuple]:
             yield _set_field(node, field, value.operand)
 
 
+def _is_type(node: ast.AST) -> bool:
+    """Tells a union of types, whose operator no code reads."""
+    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.BitOr):
+        return False
+    words = re.findall(r"[A-Za-z_]\w*(?![\w.])", ast.unparse(node))
+    return all(w[0].isupper() or w in ("int", "float", "str") for w in words)
+
+
 def _changes_of_call(node: ast.Call) -> Iterator[tuple]:
     starred = any(isinstance(a, ast.Starred) for a in node.args)
-    if len(node.args) >= 2 and not starred:
+    called = ast.unparse(node.func).rpartition(".")[2]
+    if called in _CHECKS_ONLY:
+        return
+    if len(node.args) >= 2 and not starred and called not in _SYMMETRIC:
 
         def exchange():
             node.args[0], node.args[1] = node.args[1], node.args[0]

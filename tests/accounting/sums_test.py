@@ -138,6 +138,13 @@ class SampledRdpTest(parameterized.TestCase):
             if order.is_integer():
                 np.testing.assert_allclose(computed[index], expected, rtol=1e-6)
 
+    @parameterized.parameters((1.0, 2.0), (0.9999, 0.3), (0.02, 1.0))
+    def test_one_order_alone_has_the_same_bound(self, rate, noise_multiplier):
+        whole = sums.sampled_rdp(rate, noise_multiplier)
+        for order, bound in zip(sums.orders(), whole, strict=True):
+            alone = sums.sampled_rdp_at(rate, noise_multiplier, float(order))
+            np.testing.assert_allclose(alone, bound, rtol=1e-12)
+
     def test_cached_vectors_cannot_be_changed(self):
         for rate in (0.5, 1.0):
             with self.assertRaises(ValueError):

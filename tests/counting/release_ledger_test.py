@@ -67,6 +67,22 @@ def test_a_joint_release_is_counted_as_both_parts(seeded):
     )
 
 
+def test_only_the_noise_of_sums_is_calibrated():
+    joint = counting.JointRelease(ROWS, SUMS)
+    for release in (SUMS, joint):
+        assert release.is_calibrated
+        assert not release.with_noise(float("nan")).is_calibrated
+    assert SUMS.with_noise(OTHER).noise == (CLIP, OTHER, None)
+    assert joint.with_noise(OTHER) == counting.JointRelease(
+        ROWS, SUMS.with_noise(OTHER)
+    )
+    # What both parts draw is told apart, and their labels are not drawn.
+    assert joint.with_noise(OTHER).noise != joint.noise
+    randomized = accounting.Representations("randomized")
+    assert joint.of_kind(randomized).noise == joint.noise
+    assert joint.of_kind(randomized).kind == accounting.Joint("randomized")
+
+
 # --- a planted difference -----------------------------------------------------
 
 

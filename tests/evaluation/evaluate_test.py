@@ -14,6 +14,7 @@ from tf_dpfp import noise as noise_lib
 from tf_dpfp.evaluation import evaluate as evaluate_lib
 from tf_dpfp.evaluation import settings as settings_lib
 from tf_dpfp.evaluation import statistics
+from tf_dpfp.mechanisms import state as state_lib
 
 RNG = np.random.default_rng(0)
 COUNT = 300
@@ -293,6 +294,27 @@ def test_a_seed_repeats_a_run_and_never_another_release_of_it():
     assert values(other) == [first, second]
     assert _row(one).seeded
     assert "SEEDED" in tf_dpfp.privacy_statement(one, DELTA)
+
+
+def test_keys_are_secret_or_of_evaluations_alone(monkeypatch):
+    keys = []
+    ordinary = noise_lib.gaussian_noise
+
+    def spied(shape, deviation, key):
+        keys.append(key)
+        return ordinary(shape, deviation, key)
+
+    monkeypatch.setattr(noise_lib, "gaussian_noise", spied)
+    model = _model()
+    assert not state_lib.state_of(model).has_released
+    tf_dpfp.evaluate_privately(model, (X, Y), noise_multiplier=3.0, seed=5)
+    # By which a search sees a model that was evaluated out of it.
+    assert state_lib.state_of(model).has_released
+    of_training = noise_lib.NoiseSource(5).next_step(tf.constant(0, tf.int64))
+    assert int(keys[0]) != int(noise_lib.NoiseSource.key_of(of_training, 0))
+    secure = tf_dpfp.DPSGD(0.1, noise_multiplier=1.0, secure=True)
+    tf_dpfp.evaluate_privately(_model(secure), (X, Y), noise_multiplier=3.0)
+    assert isinstance(keys[1], noise_lib.SecureKey)
 
 
 def test_data_sets_public_numbers_and_no_noise():

@@ -358,6 +358,19 @@ REFUSED = {
     "shuffled": (lambda x: tf.random.shuffle(x), X, "RandomShuffle"),
     "shuffled by a sort": (_shuffled_mixup, X, None),
     "sorted": (_sorted_by, X, "TopKV2"),
+    "sorted, and nothing else": (lambda x: tf.sort(x[:, 0]), X, "TopKV2"),
+    "turned around by the row": (
+        lambda x: tf.reverse_sequence(x, np.arange(8) % 4, 1),
+        tf.TensorSpec([8, 3]),
+        "ReverseSequence",
+    ),
+    "turned around by another": (
+        lambda x: tf.reverse_sequence(
+            tf.concat([x, x], 0), tf.repeat(_in_range(x)[:, 0], 2), 1
+        ),
+        X,
+        "ReverseSequence",
+    ),
     "distinct rows": (_unique, X, "Unique"),
     "boolean mask": (_boolean_mask, X, "Where"),
     "looked up by own index": (

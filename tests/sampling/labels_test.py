@@ -42,6 +42,12 @@ def test_each_randomisation_is_a_release_of_its_own():
     np.testing.assert_array_equal(seeded[0].values, seeded[1].values)
     assert seeded[0].entry.seeded
     assert isinstance(one.entry, accounting.LedgerEntry)
+    # Not by numbers that anyone can draw again.
+    y = np.zeros(64, np.int64)
+    one, two = (
+        tf_dpfp.representations.randomize_labels(y, 0.1, 4) for _ in range(2)
+    )
+    assert one.values.tolist() != two.values.tolist()
 
 
 class _Uniform:
@@ -92,6 +98,7 @@ def test_columns_keep_their_shape():
         ([0, 2], 1.0, 2, "from 0 to 1"),
         ([0, -1], 1.0, 2, "from 0 to 1"),
         ([0.0, 1.0], 1.0, 2, "integers"),
+        ([[0, 1], [1, 0]], 1.0, 2, "one class for each example"),
     ],
 )
 def test_refusals(y, epsilon, classes, message):
