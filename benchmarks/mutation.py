@@ -696,9 +696,12 @@ def _tested(
     tests = mutant.tests if is_listed else TESTS[mutant.file]
     path = tree / "tf_dpfp" / mutant.file
     ordinary = path.read_text()
-    changed = (
-        mutant.applied(ordinary) if is_listed else text_of(mutant, ordinary)
-    )
+    try:
+        changed = (
+            mutant.applied(ordinary) if is_listed else text_of(mutant, ordinary)
+        )
+    except ValueError:
+        return "gone"  # The code has changed since it was listed.
     ast.parse(changed)
     if tests not in limits:
         before = _cpu_seconds()

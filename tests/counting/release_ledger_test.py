@@ -12,6 +12,7 @@ from keras import layers
 import tf_dpfp
 from tf_dpfp import accounting
 from tf_dpfp import counting
+from tf_dpfp.counting import agreement
 
 CLIP, NOISE, OTHER = 0.5, 1.3, 0.2
 UNKNOWN = accounting.UnknownSampling()
@@ -108,6 +109,23 @@ def test_a_step_that_draws_by_another_release_is_refused(drawn):
         with counting.announced(None, {ledger: counting.Claim(drawn)}):
             pass
     assert _counts(ledger) == {(UNKNOWN, NOISE): 1}
+
+
+@pytest.mark.parametrize(
+    ("released", "claimed", "words"),
+    [
+        (accounting.Sums(), accounting.ViewSums(3), "several times"),
+        (accounting.ViewSums(2), accounting.ViewSums(3), "several times"),
+        (accounting.ViewSums(3), accounting.Sums(), "several times"),
+        (accounting.Sums(), accounting.PersonSums(3), "every example"),
+        (accounting.PersonSums(3), accounting.Sums(), "every person"),
+    ],
+)
+def test_rows_are_joined_as_their_batches_are_claimed(released, claimed, words):
+    released, claimed = SUMS.of_kind(released), SUMS.of_kind(claimed)
+    agreement.require_same_unit(claimed, claimed)
+    with pytest.raises(RuntimeError, match=words):
+        agreement.require_same_unit(released, claimed)
 
 
 def test_another_declaration_of_labels_is_not_another_noise():

@@ -147,6 +147,9 @@ def test_no_budget_holds_persons_and_examples_together(noise_multiplier):
     )
     budget = tf_dpfp.PrivacyBudget(2.0, DELTA)
     evaluation = tf_dpfp.PrivateEvaluation((X, Y), 10.0)
+    by_person = tf_dpfp.PrivateEvaluation((X, Y), 10.0, users=X[:, 0])
+    assert by_person.next_entry.release.unit == "person"
+    assert by_person.next_entry.steps == 1
     with pytest.raises(ValueError, match="examples, and others persons"):
         model.fit(persons, verbose=0, callbacks=[evaluation, budget])
     assert not tf_dpfp.ledger(model)

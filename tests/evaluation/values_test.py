@@ -123,6 +123,28 @@ def test_what_is_not_finite_is_wrong_and_stays_alone():
     np.testing.assert_array_equal(found[:7], clean[:7])
 
 
+def test_losses_are_clipped_from_below_too():
+    model = _model("cosine_similarity")
+    y = model.predict(X, verbose=0)
+    y[:12] *= -1.0
+    found = _values(model, X, y, correct=False, bound=0.5)[:, 1]
+    np.testing.assert_array_equal(found, [1.0] * 12 + [0.0] * 12)
+
+
+def test_words_out_of_range_stop_nothing_and_stay_alone():
+    words = RNG.integers(1, 9, (24, 6))
+    model = _model(
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        shape=(6,),
+        middle=[layers.Embedding(9, 4), layers.Flatten()],
+    )
+    clean = _values(model, words, SPARSE)
+    words[3, 2] = 77
+    found = _values(model, words, SPARSE)
+    np.testing.assert_array_equal(found[3], [1.0, 0.0, 1.0])
+    np.testing.assert_array_equal(found[4:], clean[4:])
+
+
 def test_examples_of_weight_zero_take_no_part():
     model = _model(keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     weight = np.ones(24, np.float32)

@@ -371,6 +371,13 @@ REFUSED = {
         X,
         "ReverseSequence",
     ),
+    "diagonals of others": (
+        lambda x: tf.linalg.set_diag(
+            tf.concat([x, x], 0), tf.repeat(x[:, 0], 2, axis=0)
+        ),
+        graphs.MATRIX,
+        "MatrixSetDiagV3",
+    ),
     "distinct rows": (_unique, X, "Unique"),
     "boolean mask": (_boolean_mask, X, "Where"),
     "looked up by own index": (

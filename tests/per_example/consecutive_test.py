@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tf_dpfp.per_example import consecutive
 from tf_dpfp.per_example import gradients
+from tf_dpfp.per_example import mapped
 from tf_dpfp.per_example import side_by_side
 from tf_dpfp.per_example import sums
 
@@ -42,6 +43,7 @@ CASES = {
     "lookups": _rows,
     "one lookup": lambda: _rows(1),
     "tied": lambda: sums.add([_rows(), _product(2, 3, 4, layout="table")]),
+    "mapped": lambda: mapped.Mapped(_product(), lambda t: 2.0 * t),
     "side by side": lambda: side_by_side.SideBySide([_product(), _product()]),
 }
 
@@ -90,7 +92,7 @@ def test_an_absent_example_adds_nothing_whatever_it_is(case, bad):
                 value = getattr(part, name)
                 rows = spoiled.reshape([-1] + [1] * (value.shape.rank - 1))
                 setattr(part, name, tf.where(rows, np.float32(bad), value))
-        for name in ("rows", "product"):
+        for name in ("rows", "product", "inner"):
             if hasattr(part, name):
                 spoil(getattr(part, name))
         for inner in getattr(part, "parts", ()):

@@ -367,3 +367,13 @@ def test_a_long_reading_shows_how_far_it_is(monkeypatch, capsys):
     source = element_sources.from_dataset(data)
     assert "7/7" in capsys.readouterr().out
     np.testing.assert_array_equal(source.take(np.arange(7))[0], np.arange(7))
+
+
+def test_every_example_is_in_one_of_the_shards():
+    whole = sources.make_source(np.arange(11))
+    shards = [source_lib.every_nth(whole, first, 4) for first in range(4)]
+    assert [shard.size for shard in shards] == [3, 3, 3, 2]
+    taken = [shard.take(np.arange(shard.size))[0] for shard in shards]
+    assert sorted(np.concatenate(taken)) == list(range(11))
+    assert taken[1].tolist() == [1, 5, 9]
+    assert source_lib.every_nth(whole, 0, 1) is whole

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import tf_dpfp
+from tf_dpfp import accounting
 from tf_dpfp import sampling
 from tf_dpfp.sampling import registry
 
@@ -86,6 +87,7 @@ def test_views_without_augmentation_are_copies_with_their_weights():
     batches = tf_dpfp.poisson_batches(
         {"a": X, "b": Y}, Y, weights, expected_batch_size=8, multiplicity=2
     )
+    assert sampling.kind_of(batches.element_spec) == accounting.ViewSums(2)
     for batch in batches:
         y = np.asarray(batch.y)
         np.testing.assert_array_equal(batch.x["b"], y)
