@@ -364,17 +364,13 @@ REFUSED = {
         tf.TensorSpec([8, 3]),
         "ReverseSequence",
     ),
-    "turned around by another": (
-        lambda x: tf.reverse_sequence(
-            tf.concat([x, x], 0), tf.repeat(_in_range(x)[:, 0], 2), 1
-        ),
-        X,
-        "ReverseSequence",
+    "diagonals by the row": (
+        lambda x: tf.linalg.set_diag(x, np.eye(8, 3, dtype="float32")),
+        tf.TensorSpec([8, 3, 3]),
+        "MatrixSetDiagV3",
     ),
-    "diagonals of others": (
-        lambda x: tf.linalg.set_diag(
-            tf.concat([x, x], 0), tf.repeat(x[:, 0], 2, axis=0)
-        ),
+    "diagonals of eight": (
+        lambda x: tf.linalg.set_diag(x, tf.ones([8, 3])),
         graphs.MATRIX,
         "MatrixSetDiagV3",
     ),
