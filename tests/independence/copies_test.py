@@ -66,9 +66,7 @@ TWO = {
         X,
     ),
     "GatherV2": (
-        lambda x, a, b: tf.gather(
-            a(x), _own(b(x))[:, None], batch_dims=1
-        ),
+        lambda x, a, b: tf.gather(a(x), _own(b(x))[:, None], batch_dims=1),
         X,
     ),
     "ConcatV2": (lambda x, a, b: tf.concat([a(x), b(x)], 1), X),
@@ -100,9 +98,7 @@ TWO = {
         X,
     ),
     "TensorScatterAdd": (
-        lambda x, a, b: tf.tensor_scatter_nd_add(
-            x, b(_rows(x))[:, None], a(x)
-        ),
+        lambda x, a, b: tf.tensor_scatter_nd_add(x, b(_rows(x))[:, None], a(x)),
         X,
     ),
     "StatelessIf": (

@@ -27,7 +27,11 @@ def test_a_derived_data_set_inherits_no_claim_and_the_most_draws():
     assert registry.sampling_of(few) is info
     assert (registry.draws_of(few), registry.multiplicity_of(few)) == (1, 5)
     zipped = tf.data.Dataset.zip(few, many)
-    for derived in (zipped, zipped.map(lambda *x: x).take(2), few.concatenate(many)):
+    for derived in (
+        zipped,
+        zipped.map(lambda *x: x).take(2),
+        few.concatenate(many),
+    ):
         assert registry.sampling_of(derived) is None
         assert registry.draws_of(derived) == 4
         assert registry.multiplicity_of(derived) == 5

@@ -12,6 +12,7 @@ from tf_dpfp.sampling import examples_digest
 from tf_dpfp.sampling import poisson_batches
 from tf_dpfp.sampling import sampling_of
 from tf_dpfp.sampling import source as source_lib
+from tf_dpfp.sampling import sources
 
 N = 57
 X = np.arange(N * 6, dtype=np.float32).reshape(N, 2, 3)
