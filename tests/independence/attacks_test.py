@@ -363,6 +363,11 @@ REFUSED = {
         tf.TensorSpec([8, 3]),
         "ReverseSequence",
     ),
+    "crossed by the row": (
+        lambda x: tf.linalg.cross(x, np.eye(8, 3, dtype="float32")),
+        tf.TensorSpec([8, 3]),
+        "Cross",
+    ),
     "diagonals by the row": (
         lambda x: tf.linalg.set_diag(x, np.eye(8, 3, dtype="float32")),
         tf.TensorSpec([8, 3, 3]),

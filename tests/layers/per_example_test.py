@@ -221,6 +221,17 @@ def test_losses_are_means_over_the_examples():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_a_loss_of_its_own_is_recorded_for_its_gradient():
+    layer = tf_dpfp.PerExample(layers.Dense(2, activity_regularizer="l2"))
+    layer(X)
+    (unit,) = per_example.find_units(layer)
+    with per_example.record_calls([unit]) as calls:
+        outputs = layer(X)
+    np.testing.assert_allclose(
+        calls[0].added, 0.01 * np.sum(np.square(outputs), axis=1), rtol=1e-5
+    )
+
+
 def test_what_is_the_same_for_all_examples_is_refused():
     layer = tf_dpfp.PerExample(layers.Add())
     with pytest.raises(ValueError, match="must be the batch"):
