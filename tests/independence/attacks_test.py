@@ -76,6 +76,16 @@ def _pairs(x):
     return _loop(x, body)
 
 
+def _every_other(x):
+    """A loop that leaves out every second row."""
+    rows = tf.TensorArray(tf.float32, _size(x), element_shape=[3])
+    return tf.while_loop(
+        lambda i, _: i < _size(x),
+        lambda i, rows: (i + 2, rows.write(i, x[i])),
+        (0, rows),
+    )[1].stack()
+
+
 def _masked_mean(x):
     """One mean over all positions of the batch that are not masked."""
     mask = tf.cast(x > 0, x.dtype)
@@ -489,6 +499,7 @@ REFUSED = {
         X,
         None,
     ),
+    "loop over every other one": (_every_other, X, None),
     "loop over three of them": (
         lambda x: _loop(x, lambda i, c: (x[i], c), 3),
         X,
