@@ -86,6 +86,15 @@ def _every_other(x):
     )[1].stack()
 
 
+def _halves(x):
+    """As many rounds as half of the examples."""
+    return tf.while_loop(
+        lambda i, _: i < _size(x) // 2,
+        lambda i, a: (i + 1, a / 2),
+        (0, x),
+    )[1]
+
+
 def _masked_mean(x):
     """One mean over all positions of the batch that are not masked."""
     mask = tf.cast(x > 0, x.dtype)
@@ -499,6 +508,7 @@ REFUSED = {
         X,
         None,
     ),
+    "loop of half as many": (_halves, X, "StatelessWhile"),
     "loop over every other one": (_every_other, X, None),
     "loop over three of them": (
         lambda x: _loop(x, lambda i, c: (x[i], c), 3),
