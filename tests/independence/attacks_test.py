@@ -399,6 +399,16 @@ REFUSED = {
     ),
     "distinct rows": (_unique, X, "Unique"),
     "boolean mask": (_boolean_mask, X, "Where"),
+    "column by the batch size": (
+        lambda x: tf.gather(x, _size(x) % 3, axis=1)[:, None],
+        X,
+        "GatherV2",
+    ),
+    "position by the row": (
+        lambda x: tf.gather_nd(x, tf.stack([_rows(x), _rows(x)], 1)),
+        X,
+        "GatherNd",
+    ),
     "looked up by own index": (
         lambda x: tf.gather(x, _in_range(x)[:, 0]),
         X,
