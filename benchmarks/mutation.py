@@ -368,9 +368,10 @@ class Listed:
         Raises:
             ValueError: If the text to change is not there, or several times.
         """
-        place, old, new = re.fullmatch(
-            "(?:([0-9]+)@ )?(.*?) =>(?: (.*))?", self.change
-        ).groups()
+        found = re.fullmatch("(?:([0-9]+)@ )?(.*?) =>(?: (.*))?", self.change)
+        if found is None:
+            raise ValueError(f"No change. Received: {self.change!r}")
+        place, old, new = found.groups()
         old, new = (t.replace("\\n", "\n") for t in (old, new or ""))
         pieces = text.split(old)
         count = int(place or 1)
@@ -391,7 +392,8 @@ def listed(path: pathlib.Path) -> list[Listed]:
     Returns:
         The mutants, in their order.
     """
-    found, file, tests = [], "", ()
+    found: list[Listed] = []
+    file, tests = "", tuple[str, ...]()
     for line in path.read_text().splitlines():
         header = re.fullmatch(r"\[(\S+\.py)\](.*)", line)
         if header:
@@ -692,14 +694,13 @@ def _tested(
     mutant: Mutant | Listed,
     limits: dict[tuple[str, ...], int],
 ) -> str:
-    is_listed = isinstance(mutant, Listed)
-    tests = mutant.tests if is_listed else TESTS[mutant.file]
     path = tree / "tf_dpfp" / mutant.file
     ordinary = path.read_text()
     try:
-        changed = (
-            mutant.applied(ordinary) if is_listed else text_of(mutant, ordinary)
-        )
+        if isinstance(mutant, Listed):
+            tests, changed = mutant.tests, mutant.applied(ordinary)
+        else:
+            tests, changed = TESTS[mutant.file], text_of(mutant, ordinary)
     except ValueError:
         return "gone"  # The code has changed since it was listed.
     ast.parse(changed)
