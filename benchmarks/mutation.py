@@ -114,7 +114,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "keras_private/keras_lookups_test.py",
         "training/out_of_range_test.py",
     ),
-    "layers/dealt_rows.py": ("replicas/representations_test.py",),
+    "layers/dealt_rows.py": ("layers/dealt_rows_test.py",),
     "layers/frozen_affine.py": ("layers/frozen_affine_test.py",),
     "layers/label_loss.py": ("layers/label_loss_test.py",),
     "layers/per_example.py": ("layers/per_example_test.py",),
@@ -133,6 +133,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "mechanisms/ordinary_steps.py": ("mechanisms/ordinary_steps_test.py",),
     "mechanisms/representations.py": ("training/representations_test.py",),
     "mechanisms/state.py": (
+        "mechanisms/state_test.py",
         "training/counting_test.py",
         "mechanisms/loaded_test.py",
     ),
@@ -184,6 +185,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "optimizers/restoring.py": ("mechanisms/loaded_test.py",),
     "optimizers/row_release.py": ("optimizers/row_release_test.py",),
     "optimizers/settings.py": (
+        "optimizers/settings_test.py",
         "optimizers/private_optimizer_test.py",
         "optimizers/arguments_agree_test.py",
     ),
@@ -223,6 +225,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "sampling/views_test.py",
     ),
     "sampling/registry.py": (
+        "sampling/registry_test.py",
         "sampling/sources_test.py",
         "sampling/poisson_test.py",
     ),
