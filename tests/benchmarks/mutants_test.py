@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from benchmarks import mutation
+from benchmarks import mutants
 
 
 def test_a_list_names_changes_by_their_text_and_place(tmp_path):
@@ -13,8 +13,8 @@ def test_a_list_names_changes_by_their_text_and_place(tmp_path):
         "# Rates.\n[noise/chain.py]\na = 1 => a = 2\n\n"
         "[x.py] a_test.py b_test.py::c\n2@ b\\n => \n[b] => [c]\n"
     )
-    first, second, third = mutation.listed(path)
-    assert first.tests == mutation.TESTS["noise/chain.py"]
+    first, second, third = mutants.listed(path)
+    assert first.tests == mutants.TESTS["noise/chain.py"]
     assert first.applied("a = 1\nb = a\n") == "a = 2\nb = a\n"
     assert second.tests == ("a_test.py", "b_test.py::c")
     assert second.applied("b\nc\nb\nb\n") == "b\nc\nb\n"
@@ -34,14 +34,14 @@ def test_a_list_names_changes_by_their_text_and_place(tmp_path):
     ],
 )
 def test_what_is_no_bug_is_no_mutant(code):
-    words = [m.change for m in mutation.mutants_of("a.py", code)]
+    words = [m.change for m in mutants.mutants_of("a.py", code)]
     assert not [w for w in words if "exchanged" in w or "Bit" in w], words
 
 
 def test_changes_are_those_of_bugs():
     code = "def f(x, y):\n    if x < y:\n        x += max(y - 1, 2)\n"
-    found = mutation.mutants_of("a.py", code)
-    texts = {mutation.text_of(m, code) for m in found}
+    found = mutants.mutants_of("a.py", code)
+    texts = {mutants.text_of(m, code) for m in found}
     assert len(texts) == len(found) > 6
     assert all(ast.parse(text) for text in texts)
     assert any("x <= y" in text for text in texts)
