@@ -90,11 +90,7 @@ def _contract(
             if axis_sizes.get(label) in (None, 1):
                 axis_sizes[label] = size
     sizes = tuple(axis_sizes[label] for label in result)
-    static = walk.static(op.outputs[0])
-    if static is not None:
-        sizes = tuple(
-            t if s is None else s for s, t in zip(sizes, static, strict=True)
-        )
+    sizes = walk.filled(sizes, op.outputs[0])
     if not any(v.is_examples for v in values):
         return _without_examples(values, specs, result, sizes, walk)
     label = _label_of_examples(values, specs, result)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_dpfp.independence import findings
+from tf_dpfp.independence import joins
 from tf_dpfp.independence import preconditions
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import sizes as sizes_lib
@@ -154,7 +155,10 @@ def _chosen_by_one(
             # A branch that is not taken hands its gradient an empty holder.
             if not plain and not _holds_nothing(value):
                 raise findings.Refusal("One example meets the whole batch.")
-    return [Value(Kind.SINGLE, walk.static(o)) for o in op.outputs]
+    return [
+        Value(Kind.SINGLE, joins.common_sizes([v.sizes for v in column]))
+        for column in zip(*results, strict=True)
+    ]
 
 
 def _holds_nothing(value: Value) -> bool:

@@ -1,6 +1,7 @@
 """Joins: what holds of a tensor that may be either of two."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import preconditions
@@ -54,10 +55,7 @@ def join(a: Value, b: Value) -> Value:
 
 def _join_sizes(a: Value, b: Value) -> Sizes | None:
     if a.sizes is None or b.sizes is None:
-        # Zeros of a list's item that was never set have any shape.
-        known = b if a.sizes is None else a
-        unknown = a if a.sizes is None else b
-        return known.sizes if unknown.kind is Kind.UNIFORM else None
+        return None
     if len(a.sizes) != len(b.sizes):
         raise findings.Refusal("Its number of axes is not always the same.")
     if a.sizes == b.sizes:
@@ -67,6 +65,21 @@ def _join_sizes(a: Value, b: Value) -> Sizes | None:
             raise findings.Refusal("Its shape is not always the same.")
     return tuple(
         s if s == t else None for s, t in zip(a.sizes, b.sizes, strict=True)
+    )
+
+
+def common_sizes(found: Sequence[Sizes | None]) -> Sizes | None:
+    """Returns sizes that hold of all shapes.
+
+    Args:
+        found: Sizes of each; `None` if not even their number is known.
+    """
+    known = [sizes for sizes in found if sizes is not None]
+    if len(known) < len(found) or len(set(map(len, known))) != 1:
+        return None
+    return tuple(
+        column[0] if len(set(column)) == 1 else None
+        for column in zip(*known, strict=True)
     )
 
 
@@ -124,6 +137,9 @@ def _join_single(a: Value, b: Value) -> Value:
 def _join_lists(a: Value, b: Value) -> Value:
     if a.kind is not b.kind:
         raise findings.Refusal("It is not always a list.")
+    if a.declared != b.declared:
+        # An item that was never set is zeros of the shape that was declared.
+        raise findings.Refusal("The shape of its items is not always the same.")
     length = a.length if a.length == b.length else None
     if length is None:
         lengths = [v.length for v in (a, b)]
@@ -143,6 +159,7 @@ def _join_lists(a: Value, b: Value) -> Value:
         item=item,
         length=length,
         by_item=by_item,
+        declared=a.declared,
         on_batch_size=a.on_batch_size or b.on_batch_size,
         name=a.name if a.name == b.name else "",
     )

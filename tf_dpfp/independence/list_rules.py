@@ -5,7 +5,7 @@ may be read and written by the counter of a loop over examples only.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import tensorflow as tf
 
@@ -16,6 +16,7 @@ from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import values as values_lib
 from tf_dpfp.independence.registry import Walk
 from tf_dpfp.independence.sizes import MaybeSize
+from tf_dpfp.independence.sizes import Size
 from tf_dpfp.independence.sizes import Sizes
 from tf_dpfp.independence.values import Kind
 from tf_dpfp.independence.values import Layout
@@ -23,7 +24,20 @@ from tf_dpfp.independence.values import Value
 
 # A list that is made in a loop over examples is one example's own.
 _OF_ONE_ROUND = "of one round"
+# Of a shape that is left open.
+_OPEN = values_lib.free((), (Size.of(-1),))
 _TAKES_OUT = "It takes single examples out of a list."
+
+
+@dataclasses.dataclass(frozen=True)
+class _As:
+    """Tells the shape that a list was made for.
+
+    Attributes:
+        shape: What the list says of it.
+    """
+
+    shape: Hashable
 
 
 def _list(
@@ -32,6 +46,7 @@ def _list(
     by_item: bool = False,
     hangs: bool = False,
     name: str = "",
+    declared: Hashable = None,
 ) -> Value:
     return Value(
         Kind.LIST,
@@ -40,7 +55,23 @@ def _list(
         by_item=by_item,
         on_batch_size=hangs,
         name=name,
+        declared=declared,
     )
+
+
+def _declared(shape: Value) -> Hashable:
+    """Returns what a list says of the shape of its items.
+
+    Args:
+        shape: The shape that it is made with.
+    """
+    if isinstance(shape.declared, _As):
+        return shape.declared.shape
+    if shape.numbers is None or None in shape.numbers:
+        return object()
+    if shape.sizes == ():
+        return None
+    return tuple(None if n == -1 else n for n in shape.numbers)
 
 
 def _name(walk: Walk) -> str:
@@ -48,15 +79,44 @@ def _name(walk: Walk) -> str:
     return _OF_ONE_ROUND if walk.loops else ""
 
 
-def _item(items: Value, output: tf.Tensor, walk: Walk) -> Value:
-    """Returns an item; zeros, if none was ever set."""
+def _item(items: Value, shape: Value) -> Value:
+    """Returns an item; zeros, if none was ever set.
+
+    Args:
+        items: The list.
+        shape: Shape of an item that was never set. No kernel compares it with
+            that of an item that was.
+    """
     if items.kind is not Kind.LIST:
         raise findings.Refusal(
             "It reads a list that is not known.", is_definite=False
         )
-    if items.item is None:
-        return values_lib.uniform(None)
-    return walk.refined(items.item, output)
+    item, asked = items.item, _declared(shape)
+    if item is None:
+        wanted = asked if isinstance(asked, tuple) else items.declared
+        is_known = isinstance(wanted, tuple) and None not in wanted
+        return values_lib.uniform(wanted if is_known else None)
+    if not _may_be_shape(asked, item):
+        raise findings.Refusal(
+            "It reads items of another shape than they have, or of one that "
+            "is not known.",
+            is_definite=False,
+        )
+    return item
+
+
+def _may_be_shape(asked: Hashable, item: Value) -> bool:
+    """Tells if zeros in the place of an item are of sizes that it has."""
+    if asked is None or item.sizes is None or item.kind is Kind.MIXED:
+        return True
+    if not isinstance(asked, tuple) or len(asked) != len(item.sizes):
+        return False
+    return all(
+        size is None
+        or size == own
+        or (own is None and not size.hangs_on_batch)
+        for size, own in zip(asked, item.sizes, strict=True)
+    )
 
 
 def _check_place(*values: Value) -> None:
@@ -75,12 +135,15 @@ def _check_place(*values: Value) -> None:
 def reserve(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Makes a list of a given length."""
     del op
-    count = values[1]
+    shape, count = values
+    declared = _declared(shape)
     if not count.is_free:
         raise findings.Refusal("The data decide the length of a list.")
     length = count.numbers[0] if count.numbers else None
     hangs = length is None and count.hangs_on_batch
-    return _list(None, length, hangs=hangs, name=_name(walk))
+    return _list(
+        None, length, hangs=hangs, name=_name(walk), declared=declared
+    )
 
 
 @registry.rule(
@@ -88,8 +151,9 @@ def reserve(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
 )
 def empty(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Makes a list without items."""
-    del op, values
-    return _list(None, name=_name(walk))
+    del op
+    declared = _declared(values[0])
+    return _list(None, name=_name(walk), declared=declared)
 
 
 @registry.rule("TensorListLength", takes_lists=True, takes_single=True)
@@ -126,12 +190,19 @@ def set_item(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         not value.is_free or preconditions.holds_batch_size(value)
     ):
         raise findings.Refusal("One example meets the whole batch.")
-    return _list(Value(Kind.SINGLE, value.sizes), items.length, True)
+    return _list(
+        Value(Kind.SINGLE, value.sizes),
+        items.length,
+        True,
+        declared=items.declared,
+    )
 
 
 def _or_zero(value: Value) -> Value:
     """Describes items of a list in which some may never be set."""
-    return dataclasses.replace(value, numbers=None, ranges=None)
+    return dataclasses.replace(
+        value, numbers=None, ranges=None, declared=None
+    )
 
 
 def _check_length(items: Value) -> None:
@@ -169,11 +240,12 @@ def push(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
 )
 def pop(op: tf.Operation, values: Sequence[Value], walk: Walk) -> list[Value]:
     """Takes the last item."""
+    del op, walk
     items = values[0]
     if items.by_item:
         raise findings.Refusal(_TAKES_OUT)
     _check_length(items)
-    item = _item(items, op.outputs[1], walk)
+    item = _item(items, values[1])
     return [dataclasses.replace(items, length=None), item]
 
 
@@ -182,11 +254,12 @@ def pop(op: tf.Operation, values: Sequence[Value], walk: Walk) -> list[Value]:
 )
 def get_item(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Reads an item."""
+    del op, walk
     items, place = values[:2]
     _check_place(place)
     if items.by_item and not place.counts_examples:
         raise findings.Refusal(_TAKES_OUT)
-    item = _item(items, op.outputs[0], walk)
+    item = _item(items, values[2])
     if items.by_item or not place.counts_examples:
         return item
     if not item.is_free:
@@ -207,27 +280,16 @@ def stack(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Stacks items along a new first axis."""
     items = values[0]
     _check_place(*values[1:-1])
-    output = op.outputs[0]
-    static = walk.static(output)
     gathers = op.type == "TensorListGather"
     count = values[1].shape[0] if gathers else items.length
-    if count is None and static is not None:
-        count = static[0]
     if items.on_batch_size:
         raise findings.Refusal("The length of a list hangs on the batch size.")
+    item = _item(items, values[-1])
     if items.by_item:
-        return _stack_examples(op, static, walk)
-    if items.item is None:
-        return values_lib.uniform(
-            None if static is None else (count, *static[1:])
-        )
-    item = items.item
+        return _stack_examples(op, item, walk)
     sizes = item.sizes
-    if static is not None and sizes is not None:
-        sizes = tuple(
-            t if s is None else s
-            for s, t in zip(sizes, static[1:], strict=True)
-        )
+    if items.item is None:
+        return values_lib.uniform(None if sizes is None else (count, *sizes))
     if item.kind is Kind.UNIFORM and sizes is None:
         return values_lib.uniform(None, item.hangs_on_batch)
     if sizes is None:
@@ -249,12 +311,10 @@ def _stacked(item: Value, sizes: Sizes) -> Value:
     return values_lib.free(sizes, None, item.hangs_on_batch)
 
 
-def _stack_examples(
-    op: tf.Operation, static: Sizes | None, walk: Walk
-) -> Value:
-    if op.type != "TensorListStack" or static is None:
+def _stack_examples(op: tf.Operation, item: Value, walk: Walk) -> Value:
+    if op.type != "TensorListStack" or item.sizes is None:
         raise findings.Refusal(_TAKES_OUT)
-    return values_lib.examples((walk.batch, *static[1:]), Layout(0))
+    return values_lib.examples((walk.batch, *item.sizes), Layout(0))
 
 
 @registry.rule(
@@ -268,12 +328,13 @@ def from_tensor(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         raise findings.Refusal(
             "It makes a list of unknown sizes.", is_definite=False
         )
-    count = value.shape[0]
+    count, declared = value.shape[0], _declared(values[1])
     if value.is_examples and value.example_layout.axis == 0:
         if not value.example_layout.is_plain:
             raise findings.Refusal(_TAKES_OUT)
-        return _list(Value(Kind.SINGLE, value.shape[1:]), walk.batch, True)
-    return _list(_part(value), count, name=_name(walk))
+        item = Value(Kind.SINGLE, value.shape[1:])
+        return _list(item, walk.batch, True, declared=declared)
+    return _list(_part(value), count, name=_name(walk), declared=declared)
 
 
 def _part(value: Value) -> Value:
@@ -307,7 +368,8 @@ def scatter(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         raise findings.Refusal("The length of a list hangs on the batch size.")
     item = _or_zero(_part(value))
     if not existing:
-        return _list(item, name=_name(walk))
+        declared = _declared(values[2])
+        return _list(item, name=_name(walk), declared=declared)
     items = values[0]
     if items.by_item:
         raise findings.Refusal(_TAKES_OUT)
@@ -319,14 +381,14 @@ def scatter(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
 @registry.rule("TensorListElementShape", takes_lists=True, takes_single=True)
 def item_shape(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Reads the shape of the items."""
-    items = values[0]
-    item = items.item
-    static = walk.static(op.outputs[0])
-    if item is not None and item.sizes is not None and not item.on_batch_size:
-        if item.is_free or item.is_examples:
-            return values_lib.free(static, item.sizes)
-    # A shape that may be left open: it holds no data, but the batch size.
-    return values_lib.free(static, None, True)
+    del op, walk
+    declared = values[0].declared
+    if isinstance(declared, tuple) and None not in declared:
+        return values_lib.free((Size.of(len(declared)),), declared)
+    # Sizes that are left open may be told, or not, as the device likes. It
+    # holds no data, but the batch size.
+    found = values_lib.free(None, None, True)
+    return dataclasses.replace(found, declared=_As(declared))
 
 
 @registry.rule(
@@ -344,7 +406,8 @@ def resize(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     if items.item is not None:
         _check_length(items)
         item = _or_zero(items.item)
-    return _list(item, hangs=count.hangs_on_batch, name=items.name)
+    hangs, name = count.hangs_on_batch, items.name
+    return _list(item, hangs=hangs, name=name, declared=items.declared)
 
 
 @registry.rule("OptionalNone", takes_lists=True, takes_single=True)
@@ -371,4 +434,4 @@ def held(op: tf.Operation, values: Sequence[Value], walk: Walk) -> list[Value]:
     """Takes the value out of a holder."""
     if values[0].kind is Kind.SINGLE:
         return [Value(Kind.SINGLE, walk.static(o)) for o in op.outputs]
-    return [_item(values[0], output, walk) for output in op.outputs]
+    return [_item(values[0], _OPEN) for _ in op.outputs]

@@ -56,16 +56,12 @@ def gather(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         *index.shape[fronts:],
         *table.shape[axis + 1 :],
     )
-    static = walk.static(op.outputs[0])
-    if static is not None:
-        sizes = tuple(
-            t if s is None else s for s, t in zip(sizes, static, strict=True)
-        )
+    sizes = walk.filled(sizes, op.outputs[0])
     plain = table.layout is not None and table.layout.is_plain
     if plain and axis == 0 and index.numbers == (sizes_lib.ROW,):
         if table.numbers_examples or index.rank:
             raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
-        return Value(Kind.SINGLE, static)
+        return Value(Kind.SINGLE, walk.static(op.outputs[0]))
     if table.is_examples and index.hangs_on_batch:
         raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
     if index.is_examples and table.hangs_on_batch:

@@ -3,11 +3,20 @@
 import dataclasses
 from collections.abc import Sequence
 
+import tensorflow as tf
+
 from tf_dpfp.independence import findings
+from tf_dpfp.independence import inferred
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence.values import Kind
 from tf_dpfp.independence.values import Value
+
+UNPROVED_SHAPE = (
+    "It is said to have sizes that are not proved.",
+    "Don't use `set_shape`, nor shapes in the signature of a function: "
+    "`tf.ensure_shape` checks what it says.",
+)
 
 
 def check(rule: registry.Rule, values: Sequence[Value]) -> bool:
@@ -110,6 +119,32 @@ def _marked(value: Value, hangs: bool, counts: bool) -> Value:
     if value.is_free and (hangs or (counts and unsure)):
         return dataclasses.replace(value, on_batch_size=True)
     return value
+
+
+def without_claims(op: tf.Operation, results: Sequence[Value]) -> list[Value]:
+    """Checks that what an operation says of its shapes is proved.
+
+    Args:
+        op: An operation of a type in `inferred.CLAIMS`.
+        results: What its rule says of its outputs.
+
+    Returns:
+        The results, without the sizes of those that are not proved.
+
+    Raises:
+        findings.Refusal: If it says what is not proved.
+    """
+    found = []
+    for shape, value in zip(inferred.claimed(op), results, strict=True):
+        if value.kind in (Kind.LIST, Kind.RESOURCE):
+            found.append(value)
+        elif not inferred.says_more(shape, value.sizes):
+            found.append(value)
+        elif value.kind in (Kind.MIXED, Kind.SINGLE):
+            found.append(dataclasses.replace(value, sizes=None))
+        else:
+            raise findings.Refusal(*UNPROVED_SHAPE, is_definite=False)
+    return found
 
 
 def holds_batch_size(value: Value) -> bool:

@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import tensorflow as tf
 
 from tf_dpfp.independence import findings
+from tf_dpfp.independence import inferred
+from tf_dpfp.independence import preconditions
 from tf_dpfp.independence import seed_origins
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import state_rules
@@ -342,15 +344,21 @@ def _finding(item: Released, value: Value, walk: Walk) -> Finding | None:
     dependence = _dependence(value, walk.batch)
     if not item.may_be_examples and walk.no_data_in(item.tensor):
         return None
-    if dependence is Dependence.PER_EXAMPLE and item.may_be_examples:
-        return None
-    if dependence is Dependence.FREE and item.may_be_free:
+    right = (dependence is Dependence.PER_EXAMPLE and item.may_be_examples) or (
+        dependence is Dependence.FREE and item.may_be_free
+    )
+    if right and not inferred.says_more(item.tensor.shape, value.sizes):
         return None
     if value.finding is not None:
         return dataclasses.replace(value.finding, subject=item.name)
-    reason, way_out = _words(item, value, dependence)
-    found = walk.finding(item.tensor.op, Category.MIXED, reason, way_out)
-    return dataclasses.replace(found, subject=item.name)
+    # Code that takes its norm may read its sizes while it is traced.
+    words = preconditions.UNPROVED_SHAPE
+    if not right:
+        words = _words(item, value, dependence)
+    found = walk.finding(item.tensor.op, Category.MIXED, *words)
+    return dataclasses.replace(
+        found, subject=item.name, is_definite=not right
+    )
 
 
 def _words(

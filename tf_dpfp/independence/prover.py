@@ -11,6 +11,7 @@ from tf_dpfp.independence import findings
 from tf_dpfp.independence import flow
 from tf_dpfp.independence import functions
 from tf_dpfp.independence import given as given_lib
+from tf_dpfp.independence import inferred
 from tf_dpfp.independence import joins
 from tf_dpfp.independence import layouts
 from tf_dpfp.independence import preconditions
@@ -70,7 +71,8 @@ class Walk:
         self.layers = layers
         self._values: dict[int, Value] = {}
         self._judges = True
-        self._judged: set[int] = set()
+        self._inference = inferred.Inference()
+        self._inference = inferred.Inference()
         self._bodies: dict[str, tf.Graph] = {}
         # Tensors are known by their identity, and so must live on.
         self._kept: list[tf.Tensor] = []
@@ -123,6 +125,8 @@ class Walk:
         self.operations += 1
         try:
             found = self._apply(op, values)
+            if op.type in inferred.CLAIMS:
+                found = preconditions.without_claims(op, found)
             return [
                 bounds_lib.held_by(layouts.checked(v, self.batch), t.dtype)
                 for v, t in zip(found, op.outputs, strict=True)
@@ -189,24 +193,28 @@ class Walk:
         return self.flow.is_free_tensor(tensor, self._values)
 
     def static(self, tensor: tf.Tensor) -> Sizes | None:
-        """Returns the sizes that TensorFlow knows."""
-        shape = tensor.shape
-        if shape.rank is None:
-            return None
+        """Returns the sizes that follow from those of the inputs."""
+        op = tensor.op
+        values = [self._values[id(i)] for i in op.inputs]
+        return self._inference.sizes(op, values)[tensor.value_index]
+
+    def filled(self, sizes: Sizes, tensor: tf.Tensor) -> Sizes:
+        """Fills in sizes that follow from those of the inputs."""
+        if None not in sizes:
+            return sizes
+        static = self.static(tensor)
+        if static is None:
+            return sizes
         return tuple(
-            None if size is None else Size.of(size) for size in shape.as_list()
+            t if s is None else s for s, t in zip(sizes, static, strict=True)
         )
 
     def refined(self, value: Value, tensor: tf.Tensor) -> Value:
-        """Fills in sizes that TensorFlow knows."""
-        static = self.static(tensor)
-        if static is None or None not in (value.sizes or ()):
+        """Fills in sizes of a value; see `filled`."""
+        sizes = value.sizes
+        if sizes is None or None not in sizes:
             return value
-        sizes = tuple(
-            t if s is None else s
-            for s, t in zip(value.sizes or (), static, strict=True)
-        )
-        return dataclasses.replace(value, sizes=sizes)
+        return dataclasses.replace(value, sizes=self.filled(sizes, tensor))
 
     def join(self, op: tf.Operation, a: Value, b: Value) -> Value:
         """Returns what holds of both values."""

@@ -40,10 +40,13 @@ class Walk(Protocol):
         """Returns what is known of a tensor."""
 
     def static(self, tensor: tf.Tensor) -> Sizes | None:
-        """Returns the sizes that TensorFlow knows."""
+        """Returns the sizes that follow from those of the inputs."""
+
+    def filled(self, sizes: Sizes, tensor: tf.Tensor) -> Sizes:
+        """Fills in sizes that follow from those of the inputs."""
 
     def refined(self, value: Value, tensor: tf.Tensor) -> Value:
-        """Fills in sizes that TensorFlow knows."""
+        """Fills in sizes of a value; see `filled`."""
 
     def join(self, op: tf.Operation, a: Value, b: Value) -> Value:
         """Returns what holds of both values."""

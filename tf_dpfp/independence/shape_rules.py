@@ -4,6 +4,7 @@ The elements of a shape are known as polynomials, so that a reshape to a
 shape that was computed in the graph can be followed.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -83,11 +84,12 @@ def constant_like(
     op: tf.Operation, values: Sequence[Value], walk: Walk
 ) -> Value:
     """Fills a tensor of the same shape with one number."""
-    del walk
     (value,) = values
     if value.kind is Kind.LIST:
-        item = None if value.item is None else values_lib.uniform(None)
-        return Value(Kind.LIST, item=item, length=value.length)
+        item = value.item
+        if item is not None:
+            item = constant_like(op, [item], walk)
+        return dataclasses.replace(value, item=item, by_item=False, name="")
     if value.kind is Kind.MIXED and (
         value.sizes is None or None in value.sizes
     ):
@@ -146,9 +148,9 @@ def reshape(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
 
 def _target(op: tf.Operation, value: Value, target: Value, walk: Walk) -> Sizes:
     """Works out the sizes that a reshape asks for."""
-    static = walk.static(op.outputs[0])
     wanted = target.numbers
     if wanted is None:
+        static = walk.static(op.outputs[0])
         if static is None or target.hangs_on_batch:
             raise findings.Refusal(
                 "It reshapes to a shape that is not known.", is_definite=False
@@ -169,11 +171,7 @@ def _target(op: tf.Operation, value: Value, target: Value, walk: Walk) -> Sizes:
                     "holds several examples in part."
                 )
         sizes[axis] = known
-    if static is not None:
-        sizes = [
-            t if s is None else s for s, t in zip(sizes, static, strict=True)
-        ]
-    return tuple(sizes)
+    return walk.filled(tuple(sizes), op.outputs[0])
 
 
 @registry.rule("ExpandDims", takes_numbers=True)

@@ -208,7 +208,6 @@ def _sliced(
     value: Value, parts: Sequence[_Part], walk: Walk, output: tf.Tensor
 ) -> tuple[Sizes, Layout | None]:
     """Returns sizes of a slice, and the layout of the examples in it."""
-    static = walk.static(output)
     sizes: list[MaybeSize] = []
     layout, axis = None, 0
     for part in parts:
@@ -225,8 +224,9 @@ def _sliced(
             _check_cut(value, part, size)
         if not mine and part.kind != "index":
             length = _length(part, size)
-            if length is None and static is not None:
-                length = static[len(sizes)]
+            if length is None:
+                static = walk.static(output)
+                length = static[len(sizes)] if static is not None else None
             if length is None and sizes_lib.hang_on_batch(
                 [size, part.begin, part.end, part.stride]
             ):

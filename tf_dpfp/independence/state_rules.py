@@ -26,6 +26,8 @@ from tf_dpfp.independence.values import Value
 # Larger constants are not looked at: only whether they are equal matters.
 _MOST_ELEMENTS = 2**20
 _MOST_NUMBERS = 64
+# Tables of single keys.
+_TABLES = ("HashTableV2", "MutableHashTableV2", "AnonymousHashTable")
 # Of the property of `tf.distribute.ReplicaContext`; its constant is named so.
 _REPLICA = "replica_id_in_sync_group"
 
@@ -85,9 +87,7 @@ def outside(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     )
 
 
-@registry.rule(
-    "VarHandleOp", "HashTableV2", "MutableHashTableV2", "AnonymousHashTable"
-)
+@registry.rule("VarHandleOp", *_TABLES)
 def handle(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Names a variable or a table."""
     del values, walk
@@ -171,8 +171,7 @@ def look_up(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     _check_resource(table)
     if default.is_examples:
         raise findings.Refusal("The data decide its default.")
-    static = walk.static(op.outputs[0])
-    if static is None or len(static) != keys.rank or default.sizes != ():
+    if default.sizes != () or not _maps_single_keys(op):
         raise findings.Refusal(
             "It looks up a table that may hold vectors, or is looked up by "
             "them.",
@@ -184,6 +183,28 @@ def look_up(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     if keys.kind is Kind.UNIFORM:
         return values_lib.uniform(keys.sizes, keys.hangs_on_batch)
     return values_lib.free(keys.sizes, None, keys.hangs_on_batch)
+
+
+def _maps_single_keys(op: tf.Operation) -> bool:
+    """Tells if the keys of a table are no vectors, by looking one up.
+
+    Its values are none: a default that is one number would not fit.
+    """
+    table = seed_origins.outside(op.inputs[0])
+    if not hasattr(table, "numpy"):
+        return table.op.type in _TABLES
+    with tf.init_scope():
+        key, value = (
+            tf.zeros([], tensor.dtype)
+            for tensor in (op.inputs[1], op.outputs[0])
+        )
+        try:
+            tf.raw_ops.LookupTableFindV2(
+                table_handle=table, keys=key, default_value=value
+            )
+        except tf.errors.OpError:
+            return False
+    return True
 
 
 @registry.rule("LookupTableSizeV2", takes_lists=True)

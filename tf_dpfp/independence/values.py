@@ -7,7 +7,7 @@ operation's inputs into those of its outputs.
 
 import dataclasses
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Union
 
 import numpy as np
@@ -114,6 +114,9 @@ class Value:
         item: What the items of a `LIST` have in common.
         length: Number of the items, if known.
         by_item: True for a list whose item `i` is a function of example `i`.
+        declared: Shape that a `LIST` was made for: sizes of its items, `None`
+            where they are left open, or anything else that is equal for equal
+            shapes only.
         counts_examples: True for the counter of a loop over examples, or for
             the condition that it is below the batch size.
         finding: The reason, of `MIXED`.
@@ -130,6 +133,7 @@ class Value:
     item: Union["Value", None] = None
     length: MaybeSize = None
     by_item: bool = False
+    declared: Hashable = None
     counts_examples: bool = False
     finding: findings.Finding | None = None
     name: str = ""

@@ -70,6 +70,8 @@ def as_examples(data: Any) -> Any:
         if leaf is None:
             return None
         leaf = tf.convert_to_tensor(leaf)
+        # Whoever made it may have said what is wrong, by `set_shape`.
+        leaf = tf.ensure_shape(leaf, [None, *leaf.shape[1:]])
         return tf.raw_ops.PlaceholderWithDefault(
             input=leaf, shape=[None, *leaf.shape[1:]]
         )

@@ -1,0 +1,187 @@
+"""Sizes that TensorFlow infers from the sizes that a proof knows.
+
+What TensorFlow says of the shape of a tensor may come from `set_shape`, which
+no kernel checks. So the operation is made anew, in a graph that never runs, of
+inputs of which no more is known than what is proved.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.ops import handle_data_util
+
+from tf_dpfp.independence import functions
+from tf_dpfp.independence.sizes import MaybeSize
+from tf_dpfp.independence.sizes import Size
+from tf_dpfp.independence.sizes import Sizes
+from tf_dpfp.independence.values import Kind
+from tf_dpfp.independence.values import Value
+
+# Nobody infers anything through functions here; and what these say of the
+# shape of an argument is checked by no kernel.
+_UNCHECKED = functions.CALLS | {
+    "Placeholder", "PlaceholderV2", "PlaceholderWithDefault",
+    "TensorListConcat", "TensorListConcatV2", "TensorListGather",
+    "TensorListGetItem", "TensorListPopBack", "TensorListStack",
+}  # fmt: skip
+_Key = tuple[int, tuple[object, ...]]
+
+CLAIMS = frozenset(
+    """
+    Case If PartitionedCall PlaceholderWithDefault StatefulPartitionedCall
+    StatelessCase StatelessIf StatelessWhile While
+    """.split()
+)
+
+
+def claimed(op: tf.Operation) -> list[tf.TensorShape]:
+    """Reads the shapes that an operation says its outputs have.
+
+    Optimizers of graphs take them for true, and no kernel checks them: what
+    reads a size becomes a constant.
+
+    Args:
+        op: An operation of a type in `CLAIMS`.
+
+    Returns:
+        One shape for each output.
+    """
+    attributes = op.node_def.attr
+    for name in ("output_shapes", "_output_shapes"):
+        shapes = attributes[name].list.shape if name in attributes else ()
+        if shapes:
+            return [tf.TensorShape(s) for s in shapes]
+    if op.type == "PlaceholderWithDefault":
+        return [tf.TensorShape(attributes["shape"].shape)]
+    return [tf.TensorShape(None)] * len(op.outputs)
+
+
+def says_more(shape: tf.TensorShape, sizes: Sizes | None) -> bool:
+    """Tells if a shape says more than what is proved.
+
+    Args:
+        shape: The shape.
+        sizes: The sizes that are proved.
+    """
+    if shape.rank is None:
+        return False
+    if sizes is None or len(sizes) != shape.rank:
+        return True
+    return any(
+        n is not None and s != n
+        for n, s in zip(shape.as_list(), sizes, strict=True)
+    )
+
+
+class Inference:
+    """Infers sizes; the same ones are inferred once."""
+
+    def __init__(self):
+        self._graph = tf.Graph()
+        self._found: dict[_Key, list[Sizes | None]] = {}
+        # Operations are known by their identity, and so must live on.
+        self._kept: list[tf.Operation] = []
+
+    def sizes(
+        self, op: tf.Operation, values: Sequence[Value]
+    ) -> list[Sizes | None]:
+        """Infers the sizes of the outputs of an operation.
+
+        Args:
+            op: The operation.
+            values: What is known of its inputs.
+
+        Returns:
+            Sizes of each output that hold whatever else its inputs are;
+            `None` where not even their number is known.
+        """
+        if op.type == "Const":
+            return [_sizes_of(op.outputs[0].shape)]
+        if op.type in _UNCHECKED:
+            return [None] * len(op.outputs)
+        key = (id(op), tuple((v.sizes, v.numbers) for v in values))
+        if key not in self._found:
+            self._found[key] = self._infer(op, values)
+            self._kept.append(op)
+        return self._found[key]
+
+    def _infer(
+        self, op: tf.Operation, values: Sequence[Value]
+    ) -> list[Sizes | None]:
+        unknown: list[Sizes | None] = [None] * len(op.outputs)
+        attributes = {
+            name: value
+            for name, value in op.node_def.attr.items()
+            if not name.startswith("_")
+        }
+        with self._graph.as_default():
+            try:
+                inputs = [
+                    _stand_in(tensor, value)
+                    for tensor, value in zip(op.inputs, values, strict=True)
+                ]
+                made = self._graph.create_op(
+                    op.type,
+                    inputs,
+                    [t.dtype for t in op.outputs],
+                    attrs=attributes,
+                    name="made",
+                )
+            except (ValueError, TypeError, tf.errors.OpError):
+                # Shapes that do not fit: its kernel will say so.
+                return unknown
+        return [_sizes_of(t.shape) for t in made.outputs]
+
+
+def _stand_in(tensor: tf.Tensor, value: Value) -> tf.Tensor:
+    """Makes a tensor of which as much is known as is proved."""
+    dtype = tensor.dtype.base_dtype
+    if dtype == tf.resource:
+        made = tf.raw_ops.Placeholder(dtype=dtype, shape=[])
+        handle_data_util.copy_handle_data(tensor, made)
+        return made
+    if value.numbers is not None and dtype.is_integer:
+        known = _known(value, dtype)
+        if known is not None:
+            return known
+    return tf.raw_ops.Placeholder(dtype=dtype, shape=_shape_of(value))
+
+
+def _known(value: Value, dtype: tf.DType) -> tf.Tensor | None:
+    """Makes a shape, or another list of numbers, of which some are known."""
+    numbers, shape = value.numbers or (), _shape_of(value)
+    if not shape.is_fully_defined() or shape.num_elements() != len(numbers):
+        return None
+    plain = [_number(n) for n in numbers]
+    if any(n is not None and not dtype.min <= n <= dtype.max for n in plain):
+        return None
+    if None not in plain:
+        array = np.array(plain, dtype.as_numpy_dtype)
+        return tf.constant(array.reshape(shape.as_list()), dtype)
+    if shape.rank != 1:
+        return None
+    return tf.stack(
+        [
+            tf.raw_ops.Placeholder(dtype=dtype, shape=[])
+            if n is None
+            else tf.constant(n, dtype)
+            for n in plain
+        ]
+    )
+
+
+def _shape_of(value: Value) -> tf.TensorShape:
+    if value.sizes is None or value.kind in (Kind.LIST, Kind.RESOURCE):
+        return tf.TensorShape(None)
+    return tf.TensorShape([_number(s) for s in value.sizes])
+
+
+def _number(size: MaybeSize) -> int | None:
+    return int(size) if size is not None and size.is_number else None
+
+
+def _sizes_of(shape: tf.TensorShape) -> Sizes | None:
+    if shape.rank is None:
+        return None
+    return tuple(None if n is None else Size.of(n) for n in shape.as_list())
