@@ -186,7 +186,9 @@ def _sum_of_lists(value: Value) -> Value:
     if value.declared is not None and not _fits(value.declared, value.item):
         # Zeros of an item that was never set.
         raise findings.Refusal("The shape of its items is not always the same.")
-    item = dataclasses.replace(value.item, numbers=None, ranges=None)
+    item = dataclasses.replace(
+        value.item, numbers=None, ranges=None, declared=None
+    )
     return dataclasses.replace(value, item=item)
 
 

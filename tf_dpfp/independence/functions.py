@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import function_def_to_graph
 
@@ -22,6 +23,22 @@ def graph_of(function: Any) -> tf.Graph | None:
         return graph
     with tf.init_scope():
         return function_def_to_graph.function_def_to_graph(definition)
+
+
+def constant(tensor: tf.Tensor) -> np.ndarray | None:
+    """Returns the elements of a constant; `None` of any other tensor.
+
+    `tf.get_static_value` knows more, and some of it from `set_shape`, which
+    may be wrong.
+
+    Args:
+        tensor: A tensor of a graph.
+    """
+    while tensor.op.type == "Identity":
+        tensor = tensor.op.inputs[0]
+    if tensor.op.type != "Const":
+        return None
+    return tf.get_static_value(tensor)
 
 
 def names_of(op: tf.Operation) -> list[str]:

@@ -97,7 +97,7 @@ class Inference:
             `None` where not even their number is known.
         """
         if op.type == "Const":
-            return [_sizes_of(op.outputs[0].shape)]
+            return [sizes_of(op.outputs[0].shape)]
         if op.type in _UNCHECKED:
             return [None] * len(op.outputs)
         key = (id(op), tuple((v.sizes, v.numbers) for v in values))
@@ -131,7 +131,7 @@ class Inference:
             except (ValueError, TypeError, tf.errors.OpError):
                 # Shapes that do not fit: its kernel will say so.
                 return unknown
-        return [_sizes_of(t.shape) for t in made.outputs]
+        return [sizes_of(t.shape) for t in made.outputs]
 
 
 def _stand_in(tensor: tf.Tensor, value: Value) -> tf.Tensor:
@@ -181,7 +181,12 @@ def _number(size: MaybeSize) -> int | None:
     return int(size) if size is not None and size.is_number else None
 
 
-def _sizes_of(shape: tf.TensorShape) -> Sizes | None:
+def sizes_of(shape: tf.TensorShape) -> Sizes | None:
+    """Returns the sizes of a shape; `None` if their number is not known.
+
+    Args:
+        shape: The shape.
+    """
     if shape.rank is None:
         return None
     return tuple(None if n is None else Size.of(n) for n in shape.as_list())

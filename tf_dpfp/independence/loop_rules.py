@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_dpfp.independence import findings
+from tf_dpfp.independence import functions
 from tf_dpfp.independence import preconditions
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import sizes as sizes_lib
@@ -108,7 +109,7 @@ def _adds_one(tensor: tf.Tensor, start: tf.Tensor) -> bool:
     if op.type not in ("Add", "AddV2"):
         return False
     for one, other in (op.inputs, reversed(op.inputs)):
-        if _source(one) is start and tf.get_static_value(other) == 1:
+        if _source(one) is start and functions.constant(other) == 1:
             return True
     return False
 

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpfp import compilation
+from tf_dpfp.independence import functions
 
 _READS = ("ReadVariableOp", "RngReadAndSkip")
 # Operations whose result is as hard to know as what they are given.
@@ -88,7 +89,7 @@ def _forgets(op: tf.Operation) -> bool:
         )
     if op.type not in ("Mul", "FloorDiv", "FloorMod"):
         return False
-    known = [tf.get_static_value(t) for t in op.inputs]
+    known = [functions.constant(t) for t in op.inputs]
     if op.type == "Mul":
         return any(n is not None and not np.all(n) for n in known)
     by = known[1]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_dpfp.independence import findings
+from tf_dpfp.independence import functions
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import values as values_lib
 from tf_dpfp.independence import without_rules
@@ -73,7 +74,7 @@ def _split_of_rows(rows: tf.Tensor) -> tf.Operation | None:
     if rows.op.type != "StridedSlice":
         return None
     source = rows.op.inputs[0]
-    bounds = [tf.get_static_value(t) for t in rows.op.inputs[1:]]
+    bounds = [functions.constant(t) for t in rows.op.inputs[1:]]
     if source.op.type != "StringSplitV2" or source.value_index != 0:
         return None
     masks = [
@@ -95,7 +96,7 @@ def _split_of_count(count: tf.Tensor) -> tf.Operation | None:
     if count.op.type != "StridedSlice":
         return None
     source = count.op.inputs[0]
-    begin = tf.get_static_value(count.op.inputs[1])
+    begin = functions.constant(count.op.inputs[1])
     if source.op.type != "StringSplitV2" or source.value_index != 2:
         return None
     shrinks = count.op.get_attr("shrink_axis_mask") == 1
