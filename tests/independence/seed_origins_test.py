@@ -50,6 +50,11 @@ def _seeded_source(x):
     return _uniform(x, SOURCE.of_pass(1, tf.constant(1, tf.int64))())
 
 
+def _without_itself(x):
+    seed = SOURCE.of_pass()()
+    return _uniform(x, seed - seed)
+
+
 def _carried(x):
     def body(i, seed, x):
         return i + 1, seed + 1, _uniform(x, seed)
@@ -71,6 +76,27 @@ WAYS = {
     "secret, times nothing": (
         lambda x: _uniform(x, SOURCE.of_pass()() * 0),
         None,
+    ),
+    "secret, shifted out": (
+        lambda x: _uniform(x, tf.bitwise.left_shift(SOURCE.of_pass()(), 63)),
+        None,
+    ),
+    "secret, or all bits": (
+        lambda x: _uniform(x, tf.bitwise.bitwise_or(SOURCE.of_pass()(), -1)),
+        None,
+    ),
+    "secret, times what is nothing": (
+        lambda x: _uniform(x, SOURCE.of_pass()() * KNOWN),
+        None,
+    ),
+    "secret, times one bit": (
+        lambda x: _uniform(x, SOURCE.of_pass()() * 2**31),
+        None,
+    ),
+    "secret, without itself": (_without_itself, None),
+    "secret, times three": (
+        lambda x: _uniform(x, SOURCE.of_pass()() * 3),
+        True,
     ),
     "as many as are secret": (
         lambda x: _uniform(x, tf.ones_like(SOURCE.of_pass()())),

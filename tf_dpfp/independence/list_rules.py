@@ -112,9 +112,7 @@ def _may_be_shape(asked: Hashable, item: Value) -> bool:
     if not isinstance(asked, tuple) or len(asked) != len(item.sizes):
         return False
     return all(
-        size is None
-        or size == own
-        or (own is None and not size.hangs_on_batch)
+        size is None or size == own or (own is None and not size.hangs_on_batch)
         for size, own in zip(asked, item.sizes, strict=True)
     )
 
@@ -141,9 +139,7 @@ def reserve(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         raise findings.Refusal("The data decide the length of a list.")
     length = count.numbers[0] if count.numbers else None
     hangs = length is None and count.hangs_on_batch
-    return _list(
-        None, length, hangs=hangs, name=_name(walk), declared=declared
-    )
+    return _list(None, length, hangs=hangs, name=_name(walk), declared=declared)
 
 
 @registry.rule(
@@ -200,9 +196,7 @@ def set_item(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
 
 def _or_zero(value: Value) -> Value:
     """Describes items of a list in which some may never be set."""
-    return dataclasses.replace(
-        value, numbers=None, ranges=None, declared=None
-    )
+    return dataclasses.replace(value, numbers=None, ranges=None, declared=None)
 
 
 def _check_length(items: Value) -> None:

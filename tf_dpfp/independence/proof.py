@@ -356,9 +356,7 @@ def _finding(item: Released, value: Value, walk: Walk) -> Finding | None:
     if not right:
         words = _words(item, value, dependence)
     found = walk.finding(item.tensor.op, Category.MIXED, *words)
-    return dataclasses.replace(
-        found, subject=item.name, is_definite=not right
-    )
+    return dataclasses.replace(found, subject=item.name, is_definite=not right)
 
 
 def _words(

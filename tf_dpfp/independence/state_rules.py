@@ -167,6 +167,7 @@ def python(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
 @registry.rule("LookupTableFindV2", takes_lists=True)
 def look_up(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Looks keys up in a table that is never written to."""
+    del walk
     table, keys, default = values
     _check_resource(table)
     if default.is_examples:
