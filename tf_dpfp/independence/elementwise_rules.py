@@ -6,7 +6,7 @@ operands, and if no operand has a number of its own for every row.
 """
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -14,6 +14,7 @@ from tf_dpfp.independence import arithmetic
 from tf_dpfp.independence import bounds as bounds_lib
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import layouts
+from tf_dpfp.independence import list_shapes
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import values as values_lib
@@ -153,24 +154,10 @@ def add_all(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     if any(v.kind is Kind.LIST for v in values):
         found = values[0]
         for value in values[1:]:
-            found = _sum_of_lists(walk.join(op, *_made_alike(found, value)))
+            alike = list_shapes.made_alike(found, value)
+            found = _sum_of_lists(walk.join(op, *alike))
         return found
     return _broadcast(op, values, walk)
-
-
-def _made_alike(a: Value, b: Value) -> tuple[Value, Value]:
-    """Describes two lists that are added: what both say of items holds."""
-    shapes = [v.declared for v in (a, b) if v.declared is not None]
-    if len(set(shapes)) < 2:
-        declared = shapes[0] if shapes else None
-    elif all(isinstance(s, tuple) for s in shapes):
-        declared = tuple(
-            t if s is None else s for s, t in zip(*shapes, strict=True)
-        )
-    else:
-        return a, b
-    a, b = (dataclasses.replace(v, declared=declared) for v in (a, b))
-    return a, b
 
 
 def _sum_of_lists(value: Value) -> Value:
@@ -183,22 +170,13 @@ def _sum_of_lists(value: Value) -> Value:
         raise findings.Refusal(
             "It computes with the number of the row.", findings.ROW_NUMBER
         )
-    if value.declared is not None and not _fits(value.declared, value.item):
+    if not list_shapes.fits(value.declared, value.item):
         # Zeros of an item that was never set.
         raise findings.Refusal("The shape of its items is not always the same.")
     item = dataclasses.replace(
         value.item, numbers=None, ranges=None, declared=None
     )
     return dataclasses.replace(value, item=item)
-
-
-def _fits(declared: Hashable, item: Value) -> bool:
-    """Tells if items are of the sizes that a list was made for."""
-    if not isinstance(declared, tuple) or item.sizes is None:
-        return True
-    return len(declared) == len(item.sizes) and all(
-        s is None or s == t for s, t in zip(declared, item.sizes, strict=True)
-    )
 
 
 @registry.rule(*_SAME, takes_numbers=True, takes_lists=True, takes_single=True)

@@ -29,6 +29,7 @@ from tf_dpfp.independence.comparison import Difference
 from tf_dpfp.independence.comparison import difference
 from tf_dpfp.independence.comparison import far_apart
 from tf_dpfp.independence.comparison import tolerance_of
+from tf_dpfp.keras_private import random as keras_random
 from tf_dpfp.per_example import batched
 from tf_dpfp.step import forward_pass
 from tf_dpfp.step import traced as traced_lib
@@ -83,7 +84,9 @@ class _Pass(NamedTuple):
 def _run(model, plan: Plan, data, batch_size: int) -> _Pass:
     data = traced_lib.as_examples(data)
     variables = [v.value for v in plan.variables]
-    with tf.GradientTape() as tape:
+    # The same ones for both batches, wherever a generator is held.
+    seeds = keras_random.seeds_from(keras_random.numbered())
+    with tf.GradientTape() as tape, seeds:
         passed = forward_pass.forward(
             model, plan, data, _recorded(plan, data), noise=False
         )

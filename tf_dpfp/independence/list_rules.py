@@ -10,6 +10,7 @@ from collections.abc import Hashable, Sequence
 import tensorflow as tf
 
 from tf_dpfp.independence import findings
+from tf_dpfp.independence import list_shapes
 from tf_dpfp.independence import preconditions
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import sizes as sizes_lib
@@ -24,20 +25,7 @@ from tf_dpfp.independence.values import Value
 
 # A list that is made in a loop over examples is one example's own.
 _OF_ONE_ROUND = "of one round"
-# Of a shape that is left open.
-_OPEN = values_lib.free((), (Size.of(-1),))
 _TAKES_OUT = "It takes single examples out of a list."
-
-
-@dataclasses.dataclass(frozen=True)
-class _As:
-    """Tells the shape that a list was made for.
-
-    Attributes:
-        shape: What the list says of it.
-    """
-
-    shape: Hashable
 
 
 def _list(
@@ -59,62 +47,9 @@ def _list(
     )
 
 
-def _declared(shape: Value) -> Hashable:
-    """Returns what a list says of the shape of its items.
-
-    Args:
-        shape: The shape that it is made with.
-    """
-    if isinstance(shape.declared, _As):
-        return shape.declared.shape
-    if shape.numbers is None or None in shape.numbers:
-        return object()
-    if shape.sizes == ():
-        return None
-    return tuple(None if n == -1 else n for n in shape.numbers)
-
-
 def _name(walk: Walk) -> str:
     """Names a list that is made for one round of a loop."""
     return _OF_ONE_ROUND if walk.loops else ""
-
-
-def _item(items: Value, shape: Value) -> Value:
-    """Returns an item; zeros, if none was ever set.
-
-    Args:
-        items: The list.
-        shape: Shape of an item that was never set. No kernel compares it with
-            that of an item that was.
-    """
-    if items.kind is not Kind.LIST:
-        raise findings.Refusal(
-            "It reads a list that is not known.", is_definite=False
-        )
-    item, asked = items.item, _declared(shape)
-    if item is None:
-        wanted = asked if isinstance(asked, tuple) else items.declared
-        is_known = isinstance(wanted, tuple) and None not in wanted
-        return values_lib.uniform(wanted if is_known else None)
-    if not _may_be_shape(asked, item):
-        raise findings.Refusal(
-            "It reads items of another shape than they have, or of one that "
-            "is not known.",
-            is_definite=False,
-        )
-    return item
-
-
-def _may_be_shape(asked: Hashable, item: Value) -> bool:
-    """Tells if zeros in the place of an item are of sizes that it has."""
-    if asked is None or item.sizes is None or item.kind is Kind.MIXED:
-        return True
-    if not isinstance(asked, tuple) or len(asked) != len(item.sizes):
-        return False
-    return all(
-        size is None or size == own or (own is None and not size.hangs_on_batch)
-        for size, own in zip(asked, item.sizes, strict=True)
-    )
 
 
 def _check_place(*values: Value) -> None:
@@ -134,7 +69,7 @@ def reserve(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Makes a list of a given length."""
     del op
     shape, count = values
-    declared = _declared(shape)
+    declared = list_shapes.declared(shape)
     if not count.is_free:
         raise findings.Refusal("The data decide the length of a list.")
     length = count.numbers[0] if count.numbers else None
@@ -148,7 +83,7 @@ def reserve(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
 def empty(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Makes a list without items."""
     del op
-    declared = _declared(values[0])
+    declared = list_shapes.declared(values[0])
     return _list(None, name=_name(walk), declared=declared)
 
 
@@ -239,7 +174,7 @@ def pop(op: tf.Operation, values: Sequence[Value], walk: Walk) -> list[Value]:
     if items.by_item:
         raise findings.Refusal(_TAKES_OUT)
     _check_length(items)
-    item = _item(items, values[1])
+    item = list_shapes.item(items, values[1])
     return [dataclasses.replace(items, length=None), item]
 
 
@@ -253,7 +188,7 @@ def get_item(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     _check_place(place)
     if items.by_item and not place.counts_examples:
         raise findings.Refusal(_TAKES_OUT)
-    item = _item(items, values[2])
+    item = list_shapes.item(items, values[2])
     if items.by_item or not place.counts_examples:
         return item
     if not item.is_free:
@@ -278,7 +213,7 @@ def stack(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     count = values[1].shape[0] if gathers else items.length
     if items.on_batch_size:
         raise findings.Refusal("The length of a list hangs on the batch size.")
-    item = _item(items, values[-1])
+    item = list_shapes.item(items, values[-1])
     if items.by_item:
         return _stack_examples(op, item, walk)
     sizes = item.sizes
@@ -322,7 +257,7 @@ def from_tensor(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         raise findings.Refusal(
             "It makes a list of unknown sizes.", is_definite=False
         )
-    count, declared = value.shape[0], _declared(values[1])
+    count, declared = value.shape[0], list_shapes.declared(values[1])
     if value.is_examples and value.example_layout.axis == 0:
         if not value.example_layout.is_plain:
             raise findings.Refusal(_TAKES_OUT)
@@ -362,7 +297,7 @@ def scatter(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         raise findings.Refusal("The length of a list hangs on the batch size.")
     item = _or_zero(_part(value))
     if not existing:
-        declared = _declared(values[2])
+        declared = list_shapes.declared(values[2])
         return _list(item, name=_name(walk), declared=declared)
     items = values[0]
     if items.by_item:
@@ -382,7 +317,7 @@ def item_shape(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     # Sizes that are left open may be told, or not, as the device likes. It
     # holds no data, but the batch size.
     found = values_lib.free(None, None, True)
-    return dataclasses.replace(found, declared=_As(declared))
+    return dataclasses.replace(found, declared=list_shapes.As(declared))
 
 
 @registry.rule(
@@ -428,4 +363,4 @@ def held(op: tf.Operation, values: Sequence[Value], walk: Walk) -> list[Value]:
     """Takes the value out of a holder."""
     if values[0].kind is Kind.SINGLE:
         return [Value(Kind.SINGLE, walk.static(o)) for o in op.outputs]
-    return [_item(values[0], _OPEN) for _ in op.outputs]
+    return [list_shapes.item(values[0], list_shapes.OPEN) for _ in op.outputs]

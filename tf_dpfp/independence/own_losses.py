@@ -8,7 +8,6 @@ other losses by the size of the batch. Nothing here is needed for privacy.
 """
 
 import enum
-import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -26,6 +25,8 @@ from tf_dpfp.keras_private import trainer as keras_trainer
 _TOLERANCE = 1e-3
 # Number of weights that losses are compared for.
 _DRAWS = 6
+# Number of times that losses are computed to find out if they are random.
+_TRIES = 8
 
 
 class _Kind(enum.Enum):
@@ -51,13 +52,8 @@ def check(model: keras.Model, batch: tuple, losses: np.ndarray) -> None:
     """
     # In a scope, generators begin anew with every pass: without seeds of their
     # own, random numbers would look as if they were none.
-    with keras_random.seeds_from(_new_seeds()):
+    with keras_random.seeds_from(keras_random.numbered()):
         _check(model, batch, losses)
-
-
-def _new_seeds() -> keras_random.Draw:
-    counter = itertools.count(1)
-    return lambda: tf.constant([next(counter), 0], tf.int64)
 
 
 def _check(model: keras.Model, batch: tuple, losses: np.ndarray) -> None:
@@ -95,9 +91,10 @@ def _is_played_back(
             ]
 
     called = sums()
-    if not all(map(_are_near, called, sums())):
-        return True  # Random numbers differ, whatever else does.
-    return all(map(_are_near, called, map(float, losses)))
+    if all(map(_are_near, called, map(float, losses))):
+        return True
+    # Random numbers differ, whatever else does; of few, not always.
+    return not all(all(map(_are_near, called, sums())) for _ in range(_TRIES))
 
 
 def _kinds(

@@ -74,7 +74,8 @@ def _split_of_rows(rows: tf.Tensor) -> tf.Operation | None:
     if rows.op.type != "StridedSlice":
         return None
     source = rows.op.inputs[0]
-    bounds = [functions.constant(t) for t in rows.op.inputs[1:]]
+    constants = map(functions.constant, rows.op.inputs[1:])
+    bounds = [c for c in constants if c is not None]
     if source.op.type != "StringSplitV2" or source.value_index != 0:
         return None
     masks = [
@@ -84,7 +85,7 @@ def _split_of_rows(rows: tf.Tensor) -> tf.Operation | None:
             "new_axis_mask", "ellipsis_mask",
         )
     ]  # fmt: skip
-    if masks != [1, 1, 2, 0, 0] or any(b is None for b in bounds):
+    if masks != [1, 1, 2, 0, 0] or len(bounds) < 3:
         return None
     begin, _, strides = bounds
     first_column = begin[1] == 0 and list(strides) == [1, 1]

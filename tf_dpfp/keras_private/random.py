@@ -9,6 +9,7 @@ stays.
 
 import contextlib
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -46,6 +47,48 @@ def seeds_from(draw: Draw, threefry: bool = False) -> Iterator[None]:
         yield
     finally:
         _CURRENT.draw, _CURRENT.threefry = before
+
+
+def numbered() -> Draw:
+    """Returns a source of seeds that anyone knows: 1, 2, and so on."""
+    counter = itertools.count(1)
+    return lambda: tf.constant([next(counter), 0], tf.int64)
+
+
+@contextlib.contextmanager
+def seeds_of_example(seed: tf.Tensor) -> Iterator[None]:
+    """Makes all `SeedGenerator`s take seeds made of that of an example.
+
+    Args:
+        seed: Seed of the example, int64 of shape `(2,)`.
+    """
+    counter = itertools.count()
+
+    def draw() -> tf.Tensor:
+        return seed + tf.constant([next(counter), 0], tf.int64)
+
+    with seeds_from(draw, _CURRENT.threefry):
+        yield
+
+
+@contextlib.contextmanager
+def counted_draws() -> Iterator[list[None]]:
+    """Counts the seeds that are drawn, and draws none from the source.
+
+    Yields:
+        A list with an entry for each.
+    """
+    found: list[None] = []
+
+    def draw() -> tf.Tensor:
+        found.append(None)
+        return tf.zeros([2], tf.int64)
+
+    if _CURRENT.draw is None:
+        yield found
+        return
+    with seeds_from(draw, _CURRENT.threefry):
+        yield found
 
 
 def drawn_seed() -> tf.Tensor | None:

@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 from keras import tree
 
+from tf_dpfp.keras_private import random as keras_random
 from tf_dpfp.per_example import one_by_one
 
 _CONTROL_FLOW = frozenset(
@@ -36,11 +37,25 @@ def mapped(function: Function, given: Any) -> list[tf.Tensor]:
     examples = [leaf for leaf in tree.flatten(given) if tf.is_tensor(leaf)]
 
     def of_one(leaves):
+        if draws:
+            seed, *leaves = leaves
+            with keras_random.seeds_of_example(seed):
+                return named(leaves)
+        return named(leaves)
+
+    def named(leaves):
         # A loss may have a name that can't be the first of a scope.
         with tf.name_scope("one"):
             return function(_packed(given, leaves))
 
-    if _branches(of_one, examples):
+    draws: list[None] = []
+    with keras_random.counted_draws() as drawn:
+        branches = _branches(of_one, examples)
+    if drawn:
+        # No example draws from the source, which counts.
+        draws = drawn
+        examples = [_seeds_of(examples), *examples]
+    if branches:
         return one_by_one.mapped(
             lambda _, leaves: of_one(leaves),
             weights=[],
@@ -48,6 +63,18 @@ def mapped(function: Function, given: Any) -> list[tf.Tensor]:
             examples=examples,
         )
     return tf.vectorized_map(of_one, [_densely(t) for t in examples])
+
+
+def _seeds_of(examples: list[tf.Tensor]) -> tf.Tensor:
+    """Draws a seed for each example."""
+    spread = tf.random.stateless_uniform(
+        tf.stack([tf.shape(examples[0])[0], 2]),
+        seed=keras_random.drawn_seed(),
+        minval=0,
+        maxval=2**31 - 1,
+        dtype=tf.int32,
+    )
+    return tf.cast(spread, tf.int64)
 
 
 def _densely(tensor: tf.Tensor) -> tf.Tensor:
