@@ -202,6 +202,15 @@ def _shape_of_items(x):
     return x[:, 0] + tf.reduce_sum(rows, 1)
 
 
+ONE = tf.Variable([1.0])
+
+
+def _written(x):
+    """No kernel checks what a variable is assigned."""
+    ONE.assign(_hidden(_three()))
+    return _apart_if_one(x, ONE.read_value())
+
+
 ATTACKS = {
     "set_shape": lambda x: _apart_if_one(x, _said(_three(), [1])),
     "placeholder with default": lambda x: _apart_if_one(
@@ -221,6 +230,10 @@ ATTACKS = {
     "columns": _narrow,
     "backward": _backward,
     "counter": _counted,
+    "variable": _written,
+    "item of unknown size": lambda x: _apart_if_one(
+        x, _item(_set(_reserved(), _three()), 0, [1])
+    ),
     "item never set": lambda x: _apart_if_all(
         x, _item(_set(_reserved(), x), 1, [1, 3])
     ),

@@ -25,6 +25,11 @@ _UNCHECKED = functions.CALLS | {
     "TensorListConcat", "TensorListConcatV2", "TensorListGather",
     "TensorListGetItem", "TensorListPopBack", "TensorListStack",
 }  # fmt: skip
+UNPROVED_SHAPE = (
+    "It is said to have sizes that are not proved.",
+    "Don't use `set_shape`, nor shapes in the signature of a function: "
+    "`tf.ensure_shape` checks what it says.",
+)
 _Key = tuple[int, tuple[object, ...]]
 
 CLAIMS = frozenset(

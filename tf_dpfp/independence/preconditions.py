@@ -12,12 +12,6 @@ from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence.values import Kind
 from tf_dpfp.independence.values import Value
 
-UNPROVED_SHAPE = (
-    "It is said to have sizes that are not proved.",
-    "Don't use `set_shape`, nor shapes in the signature of a function: "
-    "`tf.ensure_shape` checks what it says.",
-)
-
 
 def check(rule: registry.Rule, values: Sequence[Value]) -> bool:
     """Checks what all rules ask for.
@@ -143,7 +137,7 @@ def without_claims(op: tf.Operation, results: Sequence[Value]) -> list[Value]:
         elif value.kind in (Kind.MIXED, Kind.SINGLE):
             found.append(dataclasses.replace(value, sizes=None))
         else:
-            raise findings.Refusal(*UNPROVED_SHAPE, is_definite=False)
+            raise findings.Refusal(*inferred.UNPROVED_SHAPE, is_definite=False)
     return found
 
 

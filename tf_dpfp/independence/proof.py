@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import inferred
-from tf_dpfp.independence import preconditions
 from tf_dpfp.independence import seed_origins
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import state_rules
@@ -304,7 +303,7 @@ def _assume_captures(
             walk.assume(inner, outer.value(external))
     for tensor in keras_call_time.captured_by(graph):
         found.append(Capture(tensor.name, False, tensor.shape))
-        walk.assume(tensor, values_lib.free(walk.static(tensor)))
+        walk.assume(tensor, values_lib.free(inferred.sizes_of(tensor.shape)))
     for tensor in getattr(graph, "inputs", ()):
         if tensor.dtype == tf.resource:
             value = Value(Kind.RESOURCE, (), name=tensor.name)
@@ -352,7 +351,7 @@ def _finding(item: Released, value: Value, walk: Walk) -> Finding | None:
     if value.finding is not None:
         return dataclasses.replace(value.finding, subject=item.name)
     # Code that takes its norm may read its sizes while it is traced.
-    words = preconditions.UNPROVED_SHAPE
+    words = inferred.UNPROVED_SHAPE
     if not right:
         words = _words(item, value, dependence)
     found = walk.finding(item.tensor.op, Category.MIXED, *words)

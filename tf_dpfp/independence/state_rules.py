@@ -9,9 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.ops import handle_data_util
 
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import functions
+from tf_dpfp.independence import inferred
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import seed_origins
 from tf_dpfp.independence import sizes as sizes_lib
@@ -281,6 +283,11 @@ def effect(
             "true, and train without a `microbatch_size`.",
         )
     if op.type.startswith(_WRITES):
+        if _writes_another_shape(op, values):
+            return dataclasses.replace(
+                walk.finding(op, Category.WRITE, *inferred.UNPROVED_SHAPE),
+                is_definite=False,
+            )
         if all(_is_harmless(v) for v in values):
             return None
         name = values[0].name or "a variable"
@@ -307,6 +314,20 @@ def effect(
     # Of any other operation with state nothing is known.
     is_definite = prints or op.type.startswith("Write")
     return dataclasses.replace(found, is_definite=is_definite)
+
+
+def _writes_another_shape(op: tf.Operation, values: Sequence[Value]) -> bool:
+    """Tells if a variable may get a value of another shape than it has.
+
+    No kernel compares the two, and what reads it is believed to have its shape.
+    """
+    if op.type != "AssignVariableOp" or values[1].kind is Kind.MIXED:
+        return False
+    known = handle_data_util.get_resource_handle_data(op.inputs[0])
+    return any(
+        inferred.says_more(tf.TensorShape(s.shape), values[1].sizes)
+        for s in known.shape_and_type
+    )
 
 
 def _is_kept(op: tf.Operation, walk: Walk) -> bool:
