@@ -77,6 +77,15 @@ WAYS = {
         lambda x: _uniform(x, SOURCE.of_pass()() * 0),
         None,
     ),
+    "secret, for ThreeFry": (
+        lambda x: (
+            x
+            * tf.random.stateless_uniform(
+                tf.shape(x), SOURCE.of_pass()(), alg="threefry"
+            )
+        ),
+        True,
+    ),
     "secret, shifted out": (
         lambda x: _uniform(x, tf.bitwise.left_shift(SOURCE.of_pass()(), 63)),
         None,
@@ -90,7 +99,7 @@ WAYS = {
         None,
     ),
     "secret, times one bit": (
-        lambda x: _uniform(x, SOURCE.of_pass()() * 2**31),
+        lambda x: _uniform(x, tf.cast(SOURCE.of_pass()(), tf.int32) * 2**30),
         None,
     ),
     "secret, without itself": (_without_itself, None),

@@ -85,6 +85,7 @@ class Inference:
     def __init__(self):
         self._graph = tf.Graph()
         self._found: dict[_Key, list[Sizes | None]] = {}
+        self._unknown: dict[tuple[object, ...], tf.Tensor] = {}
         # Operations are known by their identity, and so must live on.
         self._kept: list[tf.Operation] = []
 
@@ -105,6 +106,8 @@ class Inference:
             return [sizes_of(op.outputs[0].shape)]
         if op.type in _UNCHECKED:
             return [None] * len(op.outputs)
+        if op.type == "ReadVariableOp":
+            return [_of_variable(op.inputs[0])]
         key = (id(op), tuple((v.sizes, v.numbers) for v in values))
         if key not in self._found:
             self._found[key] = self._infer(op, values)
@@ -123,7 +126,7 @@ class Inference:
         with self._graph.as_default():
             try:
                 inputs = [
-                    _stand_in(tensor, value)
+                    self._stand_in(tensor, value)
                     for tensor, value in zip(op.inputs, values, strict=True)
                 ]
                 made = self._graph.create_op(
@@ -138,19 +141,31 @@ class Inference:
                 return unknown
         return [sizes_of(t.shape) for t in made.outputs]
 
+    def _stand_in(self, tensor: tf.Tensor, value: Value) -> tf.Tensor:
+        """Makes a tensor of which as much is known as is proved."""
+        dtype = tensor.dtype.base_dtype
+        if dtype == tf.resource:
+            made = tf.raw_ops.Placeholder(dtype=dtype, shape=[])
+            handle_data_util.copy_handle_data(tensor, made)
+            return made
+        if value.numbers is not None and dtype.is_integer:
+            known = _known(value, dtype)
+            if known is not None:
+                return known
+        kind = (dtype, _shape_of(value).rank, value.sizes)
+        if kind not in self._unknown:
+            self._unknown[kind] = tf.raw_ops.Placeholder(
+                dtype=dtype, shape=_shape_of(value)
+            )
+        return self._unknown[kind]
 
-def _stand_in(tensor: tf.Tensor, value: Value) -> tf.Tensor:
-    """Makes a tensor of which as much is known as is proved."""
-    dtype = tensor.dtype.base_dtype
-    if dtype == tf.resource:
-        made = tf.raw_ops.Placeholder(dtype=dtype, shape=[])
-        handle_data_util.copy_handle_data(tensor, made)
-        return made
-    if value.numbers is not None and dtype.is_integer:
-        known = _known(value, dtype)
-        if known is not None:
-            return known
-    return tf.raw_ops.Placeholder(dtype=dtype, shape=_shape_of(value))
+
+def _of_variable(handle: tf.Tensor) -> Sizes | None:
+    """Returns the sizes that a variable was made with."""
+    known = handle_data_util.get_resource_handle_data(handle)
+    if known is None or not known.is_set or len(known.shape_and_type) != 1:
+        return None
+    return sizes_of(tf.TensorShape(known.shape_and_type[0].shape))
 
 
 def _known(value: Value, dtype: tf.DType) -> tf.Tensor | None:

@@ -13,7 +13,7 @@ _READS = ("ReadVariableOp", "RngReadAndSkip")
 # Operations whose result is as hard to know as what they are given.
 _KEEPS = frozenset(
     """
-    Add AddV2 Bitcast BitwiseXor BroadcastTo Cast ConcatV2 ExpandDims
+    Add AddV2 Bitcast BitwiseOr BitwiseXor BroadcastTo Cast ConcatV2 ExpandDims
     FloorDiv FloorMod GatherV2 Identity IdentityN LeftShift Mul Neg Pack Reshape
     Slice Split SplitV Squeeze StatelessRandomGetKeyCounter
     StatelessRandomGetKeyCounterAlg StatelessRandomUniformFullInt
@@ -22,9 +22,7 @@ _KEEPS = frozenset(
     Unpack
     """.split()
 )
-_LOSES = ("FloorDiv", "FloorMod", "LeftShift", "Mul")
-# Bits that may be lost of a seed.
-_MOST_SHIFTED = 8
+_LOSES = ("BitwiseOr", "FloorDiv", "FloorMod", "LeftShift", "Mul")
 # Fewer seeds than these can be tried one after the other.
 _FEWEST = 2**30
 
@@ -95,25 +93,31 @@ def _forgets(op: tf.Operation) -> bool:
     if op.type not in _LOSES:
         return False
     known = [functions.constant(t) for t in op.inputs]
+    most_shifted = 8 * op.outputs[0].dtype.size - _FEWEST.bit_length() + 1
+    if op.type == "BitwiseOr":
+        # As two halves are joined; a number may set all bits.
+        return any(n is not None for n in known)
     if op.type == "Mul":
-        return not any(n is not None and _keeps_bits(n) for n in known)
+        return not any(
+            n is not None and _keeps_bits(n, most_shifted) for n in known
+        )
     by = known[1]
     if by is None:
         return True
     if op.type == "FloorMod":
         return bool(np.any(np.abs(by.astype(object)) < _FEWEST))
     if op.type == "LeftShift":
-        return bool(np.any(by > _MOST_SHIFTED))
+        return bool(np.any(by > most_shifted))
     return bool(np.any(np.abs(by.astype(object)) > _FEWEST))
 
 
-def _keeps_bits(factor: np.ndarray) -> bool:
+def _keeps_bits(factor: np.ndarray, most_shifted: int) -> bool:
     """Tells if products differ, but for the first bits of what is multiplied.
 
     A product wraps around: what is 2**31 times something has one bit.
     """
     numbers = np.asarray(factor).astype(object).ravel()
-    return all(n and n & -n <= 2**_MOST_SHIFTED for n in map(int, numbers))
+    return all(n and n & -n <= 2**most_shifted for n in map(int, numbers))
 
 
 def _any_of(secrets: Collection[bool | None]) -> bool | None:

@@ -30,6 +30,8 @@ class Size:
 
     Attributes:
         terms: Coefficient of every monomial, a sorted tuple of symbols.
+        is_number: True if no symbol occurs.
+        hangs_on_batch: True if the batch size occurs, or the number of a row.
 
     Example:
 
@@ -38,10 +40,16 @@ class Size:
     time
     """
 
-    __slots__ = ("_hash", "terms")
+    __slots__ = ("_hash", "hangs_on_batch", "is_number", "terms")
 
     def __init__(self, terms: dict[Monomial, int]):
-        self.terms = {key: value for key, value in terms.items() if value}
+        found = {key: value for key, value in terms.items() if value}
+        self.terms = found
+        # Asked for much more often than sizes are made.
+        self.is_number = not found or (len(found) == 1 and () in found)
+        self.hangs_on_batch = not self.is_number and any(
+            _BATCH in key or _ROW in key for key in found
+        )
         self._hash: int | None = None
 
     @classmethod
@@ -62,20 +70,10 @@ class Size:
         """Returns an unknown size of at least one."""
         return cls({(name,): 1})
 
-    @property
-    def is_number(self) -> bool:
-        """True if no symbol occurs."""
-        return not self.terms or (len(self.terms) == 1 and () in self.terms)
-
     def __int__(self) -> int:
         if not self.is_number:
             raise ValueError(f"The size {self} is not known.")
         return self.terms.get((), 0)
-
-    @property
-    def hangs_on_batch(self) -> bool:
-        """True if the batch size occurs, or the number of a row."""
-        return any(_BATCH in key or _ROW in key for key in self.terms)
 
     @property
     def names_row(self) -> bool:
@@ -128,9 +126,11 @@ class Size:
         return Size({k: value // divisor for k, value in self.terms.items()})
 
     def __eq__(self, other: object) -> bool:
+        if isinstance(other, Size):
+            return self is other or self.terms == other.terms
         if isinstance(other, int):
-            return self.is_number and int(self) == other
-        return isinstance(other, Size) and self.terms == other.terms
+            return self.is_number and self.terms.get((), 0) == other
+        return False
 
     def __hash__(self) -> int:
         if self._hash is None:
@@ -163,7 +163,7 @@ class Size:
     def __mul__(self, other: SizeLike) -> "Size":
         other = Size.of(other)
         if self.is_number and other.is_number:
-            return Size.of(int(self) * int(other))
+            return Size.of(self.terms.get((), 0) * other.terms.get((), 0))
         terms: dict[Monomial, int] = {}
         for a, x in self.terms.items():
             for b, y in other.terms.items():
