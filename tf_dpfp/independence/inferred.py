@@ -89,6 +89,8 @@ class Inference:
         # Operations are known by their identity, and so must live on.
         self._kept: list[tf.Operation] = []
 
+    # A step of a user's own may be traced with AutoGraph.
+    @tf.autograph.experimental.do_not_convert
     def sizes(
         self, op: tf.Operation, values: Sequence[Value]
     ) -> list[Sizes | None]:

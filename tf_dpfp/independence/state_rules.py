@@ -188,6 +188,7 @@ def look_up(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     return values_lib.free(keys.sizes, None, keys.hangs_on_batch)
 
 
+@tf.autograph.experimental.do_not_convert
 def _maps_single_keys(op: tf.Operation) -> bool:
     """Tells if the keys of a table are no vectors, by looking one up.
 
