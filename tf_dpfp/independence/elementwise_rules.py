@@ -182,7 +182,11 @@ def _sum_of_lists(value: Value) -> Value:
 @registry.rule(*_SAME, takes_numbers=True, takes_lists=True, takes_single=True)
 def same(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Hands its operand on."""
-    return walk.refined(values[0], op.outputs[0])
+    (value,) = values
+    if value.kind is Kind.SINGLE and value.sizes is None:
+        # Its kernel may check how many axes there are.
+        return Value(Kind.SINGLE, walk.static(op.outputs[0]))
+    return walk.refined(value, op.outputs[0])
 
 
 @registry.rule(

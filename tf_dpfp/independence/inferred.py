@@ -138,8 +138,9 @@ class Inference:
                     attrs=attributes,
                     name="made",
                 )
-            except (ValueError, TypeError, tf.errors.OpError):
-                # Shapes that do not fit: its kernel will say so.
+            except (RuntimeError, TypeError, ValueError, tf.errors.OpError):
+                # Shapes that do not fit, as its kernel will say; or a function
+                # that is called by its name.
                 return unknown
         return [sizes_of(t.shape) for t in made.outputs]
 

@@ -141,7 +141,7 @@ def mapped(
     def run(*tensors):
         shared, mapped = _apart(tensors, len(tensors) - len(floating))
         outputs = tf.map_fn(
-            lambda example: one(shared, example),
+            lambda example: _ensured(one(shared, example), signature),
             mapped,
             fn_output_signature=signature,
         )
@@ -193,16 +193,27 @@ def _gradients(
             output_gradients=[g for _, g in pairs],
         )
         is_connected[:] = [g is not None for g in found]
-        return [tf.convert_to_tensor(g) for g in found if g is not None]
+        return _ensured(
+            [g for g in found if g is not None],
+            [k for g, k in zip(found, kinds, strict=True) if g is not None],
+        )
 
     # Traced and never run: it tells what is connected.
     specs = [tf.TensorSpec(t.shape[1:], t.dtype) for t in elements]
     tf.function(backward, autograph=False).get_concrete_function(specs)
-    kinds = [k for k, known in zip(kinds, is_connected, strict=True) if known]
-    if not kinds:
+    known = [k for k, has in zip(kinds, is_connected, strict=True) if has]
+    if not known:
         return [None] * len(is_connected)
-    found = iter(tf.map_fn(backward, elements, fn_output_signature=kinds))
-    return [next(found) if known else None for known in is_connected]
+    found = iter(tf.map_fn(backward, elements, fn_output_signature=known))
+    return [next(found) if has else None for has in is_connected]
+
+
+def _ensured(tensors, specs: Sequence[tf.TensorSpec]) -> list[tf.Tensor]:
+    """Checks the shapes that a loop says its results have."""
+    return [
+        tf.ensure_shape(tf.convert_to_tensor(tensor), spec.shape)
+        for tensor, spec in zip(tensors, specs, strict=True)
+    ]
 
 
 def _apart(tensors, count: int) -> tuple[list, list]:
