@@ -33,6 +33,7 @@ from tf_dpfp.accounting.releases import Evaluation
 from tf_dpfp.accounting.releases import Joint
 from tf_dpfp.accounting.releases import Labels
 from tf_dpfp.accounting.releases import PersonEvaluation
+from tf_dpfp.accounting.releases import PersonRepresentations
 from tf_dpfp.accounting.releases import PersonSums
 from tf_dpfp.accounting.releases import Release
 from tf_dpfp.accounting.releases import Representations
@@ -70,6 +71,7 @@ __all__ = [
     "LedgerEntry",
     "MembershipAttacks",
     "PersonEvaluation",
+    "PersonRepresentations",
     "PersonSums",
     "PoissonSampling",
     "Representations",

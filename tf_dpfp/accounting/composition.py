@@ -68,6 +68,11 @@ def rdp_of_entry(
         )
     noise_multiplier /= entry.sensitivity(adjacency)
     if entry.release.has_representations:
+        if isinstance(entry.sampling, samplings.PoissonSampling):
+            # Rows show who was drawn.
+            return representations.shown_rdp(
+                rate, noise_multiplier, _order_tuple()
+            )
         by_draws = (
             representations.quick_sampled_rdp
             if quick

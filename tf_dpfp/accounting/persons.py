@@ -98,7 +98,8 @@ def check_entries(
             "Persons with several examples are accounted for only where "
             "examples are added or removed, and representations and labels "
             "are protected by replace-one adjacency. Leave "
-            "`examples_per_user` out: the guarantee is for one example."
+            "`examples_per_user` out: the guarantee is for one example, or for "
+            "one person where persons were drawn."
         )
     for entry in entries:
         if isinstance(entry.release, releases.BandedSums):

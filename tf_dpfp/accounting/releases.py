@@ -273,6 +273,52 @@ class Representations(_WithLabels):
         """Release of the representations jointly with clipped gradient sums."""
         return Joint(self.labels)
 
+    def of_persons(self, max_examples: int) -> "PersonRepresentations":
+        """Returns what is released of persons, under the same declaration.
+
+        Args:
+            max_examples: Greatest number of examples of a person in a step.
+
+        Raises:
+            ValueError: If labels are randomised.
+        """
+        return PersonRepresentations(self.labels, max_examples)
+
+
+@dataclasses.dataclass(frozen=True)
+class PersonRepresentations(_WithLabels):
+    """Noised representations of persons, clipped jointly.
+
+    The rows of a person, one for each of up to `max_examples` examples,
+    together are at most a clip norm long, and each gets noise. Neighbours
+    differ in what all examples of one person are. Rows show who was drawn, so
+    Poisson sampling hides nobody: it says how often a person is drawn.
+
+    Args:
+        labels: `"public"` or `"undeclared"`.
+        max_examples: Greatest number of examples of a person in a step.
+
+    Raises:
+        ValueError: If labels are randomised, or `max_examples` is not a
+            positive integer.
+    """
+
+    max_examples: int
+
+    unit = "person"
+    samplings = (PoissonSampling, UnknownSampling)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.labels == LABELS_RANDOMIZED:
+            raise ValueError(
+                "A person has several labels, and the epsilon of randomised "
+                "labels is that of one. Train by example, or declare labels "
+                f"public if they are. Received: labels={self.labels!r}"
+            )
+        count = arguments.positive_integer("max_examples", self.max_examples)
+        object.__setattr__(self, "max_examples", count)
+
 
 @dataclasses.dataclass(frozen=True)
 class Joint(_WithLabels):
@@ -295,6 +341,10 @@ class EndToEnd(Release):
 
     samplings = (WithoutReplacement, UnknownSampling)
     has_representations = True
+
+    def of_persons(self, max_examples: int) -> "EndToEnd":  # noqa: ARG002
+        """Returns itself: it protects persons as little as examples."""
+        return self
 
     @property
     def is_private(self) -> bool:

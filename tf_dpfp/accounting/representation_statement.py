@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from tf_dpfp.accounting import claimed
 from tf_dpfp.accounting import entries as entries_lib
 from tf_dpfp.accounting import paragraphs as text
+from tf_dpfp.accounting import person_statement
+from tf_dpfp.accounting import persons
 from tf_dpfp.accounting import releases
 from tf_dpfp.accounting import samplings
 
@@ -14,8 +16,19 @@ _DRAWS = (
     "draws; a step is of several draws where the sampler was given `draws`. "
     f"{text.PERFORMED}"
 )
+_PERSONS_DRAWN = (
+    "Each person is in a step by a coin of their own. The noised rows show who "
+    "is: no figure counts the coins as secret, only that they are not foreseen."
+)
 _REPLACED = (
     "Replace-one: one example is replaced by another. A figure of DP-SGD with "
+    "add-or-remove-one adjacency can't be compared with this one."
+)
+_PERSON_REPLACED = (
+    "Replace-one: all examples of one person are replaced by others, each in "
+    "the place of one, with its label and its weight. Those with the same id "
+    "are one person's, as the ids say. In a step the representations of up to "
+    "so many of them are clipped jointly. A figure of DP-SGD with "
     "add-or-remove-one adjacency can't be compared with this one."
 )
 
@@ -31,8 +44,13 @@ def describe(
     Returns:
         `(paragraphs, is_private)`, `False` if there is no guarantee.
     """
+    unit = person_statement.unit_of(entries)
     training = text.training(
-        "DP-FP (noised representations) performed", population, entries, _words
+        "DP-FP (noised representations) performed",
+        population,
+        entries,
+        _words,
+        units=unit.many,
     )
     claim = _describe_claim(entries, delta)
     reasons = [*_reasons(entries), *objections]
@@ -45,11 +63,25 @@ def describe(
         return [training, no_privacy, *claim], False
     return [
         training,
-        *text.delta_warning(entries, delta, population),
+        *text.delta_warning(entries, delta, population, unit.many),
         *_describe_guarantee(entries, delta),
         *claim,
         *text.sampling(entries, samplings.WithoutReplacement, _DRAWS),
+        *_shown(entries),
     ], True
+
+
+def _shown(
+    entries: Sequence[entries_lib.LedgerEntry],
+) -> list[text.Paragraph]:
+    """Explains what coins of persons are good for, if any were drawn."""
+    if not any(
+        isinstance(e.release, releases.PersonRepresentations)
+        and isinstance(e.sampling, samplings.PoissonSampling)
+        for e in entries
+    ):
+        return []
+    return [text.Paragraph("sampling", f"{_PERSONS_DRAWN} {text.PERFORMED}")]
 
 
 def _words(entry: entries_lib.LedgerEntry) -> str:
@@ -76,7 +108,11 @@ def _words(entry: entries_lib.LedgerEntry) -> str:
             f"{sampling.population} of the examples of one label"
         )
     batches = text.count(entry.steps, "batch", "batches")
-    return f"{batches} {noise} and unknown sampling"
+    of_persons = person_statement.words(entry)
+    if isinstance(sampling, samplings.PoissonSampling):
+        rate = f"{sampling.sampling_rate:.6g}"
+        return f"{batches} {noise}, drawn at rate {rate}{of_persons}"
+    return f"{batches}{of_persons} {noise} and unknown sampling"
 
 
 def _reasons(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
@@ -99,6 +135,11 @@ def _reasons(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
             "The layers below the noise were trained end to end: their "
             "gradients depend on the examples in clear, beside the noised "
             "representations, and so do labels."
+        )
+    if persons.units_differ(entries):
+        found.append(
+            "Some of the steps protect what one example is, and others what "
+            "all examples of a person are. Nothing is proved of both together."
         )
     return found
 
@@ -134,26 +175,33 @@ def _describe_guarantee(
     entries: Sequence[entries_lib.LedgerEntry], delta: float
 ) -> list[text.Paragraph]:
     """Prints epsilon, and explains its neighbours."""
+    unit = person_statement.unit_of(entries)
+    by_person = unit.one == "person"
     return [
         *text.guarantee(
             entries,
             delta,
             "rdp",
-            "Example-level DP with replace-one adjacency at delta = "
+            f"{unit.level} with replace-one adjacency at delta = "
             f"{delta} computed with RDP accounting, proved for the releases "
             "above:",
             "Epsilon with the sampling above:",
         ),
-        text.Paragraph("unit", _REPLACED),
+        text.Paragraph("unit", _PERSON_REPLACED if by_person else _REPLACED),
         *(text.Paragraph("labels", s) for s in _describe_labels(entries)),
         text.Paragraph("below", _describe_below(entries)),
-        text.Paragraph("unit", text.NO_USER_LEVEL),
+        *([] if by_person else [text.Paragraph("unit", text.NO_USER_LEVEL)]),
     ]
 
 
 def _describe_labels(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
     described = []
-    if _labels_are(releases.LABELS_PUBLIC, entries):
+    if any(isinstance(e.release, releases.PersonRepresentations) for e in entries):
+        described.append(
+            "Public, and not protected: whose each example is, so how many a "
+            "person has, the labels of all examples, and their weights."
+        )
+    elif _labels_are(releases.LABELS_PUBLIC, entries):
         described.append(
             "Public, and not protected: the labels of all examples, and their "
             "weights where there are any. The example that replaces another "

@@ -23,6 +23,9 @@ Divergences compose as those of this pair, and its Renyi moment is
 
     1 + int_{mu/2}^inf phi(x) (r^(o-1) - 1) (r - r^(1-o)) dx    (order o).
 
+**Persons** are drawn by coins, and their rows show it. With the coin shown, a
+step has the divergence of a mixture whose parts are known: `shown_rdp`.
+
 **Labels.** Randomised response over K classes keeps a label with probability
 `exp(e) / (exp(e) + K - 1)`, and replaces it by each of the others with the same
 share of the rest.
@@ -125,6 +128,34 @@ def _log_excess(rate: float, shift: float, order: float, end: float) -> float:
         + special.log_ndtr(order * shift - end)
     )
     return float(np.logaddexp(inside, beyond))
+
+
+def shown_rdp(
+    sampling_rate: float, noise_multiplier: float, orders: tuple[float, ...]
+) -> np.ndarray:
+    """Computes the RDP of a step that shows who is in it.
+
+    Each is in the step by a coin of their own, and the coin is released, too:
+    a Gaussian with probability q, and with 1 - q nothing that differs.
+
+    Args:
+        sampling_rate: Probability q of being in the step, in (0, 1].
+        noise_multiplier: Standard deviation of the noise over the sensitivity.
+        orders: Orders above 1.
+
+    Returns:
+        An upper bound at each order.
+    """
+    order = np.array(orders)
+    with np.errstate(over="ignore", divide="ignore"):
+        unsampled = 0.5 * order / np.square(noise_multiplier)
+        exponent = (order - 1.0) * unsampled
+        small = np.log1p(sampling_rate * np.expm1(np.minimum(exponent, 1.0)))
+        large = np.logaddexp(
+            np.log1p(-sampling_rate), math.log(sampling_rate) + exponent
+        )
+    log_moment = np.where(exponent <= 1.0, small, large)
+    return np.minimum(log_moment * _MARGIN / (order - 1.0), unsampled)
 
 
 # Orders at which many kinds of draws are computed; between them a bound.

@@ -53,8 +53,14 @@ _RELEASES: dict[int, releases.Release] = {
     20: releases.Evaluation(),
     21: releases.PersonEvaluation(),
 }
-_RELEASE_CODES = {release: code for code, release in _RELEASES.items()}
 # The number of examples of a person stands in the column of the release.
+_PERSON_ROWS_LABELS = {
+    30: releases.LABELS_PUBLIC,
+    31: releases.LABELS_UNDECLARED,
+}
+_PERSON_ROWS_CODES = {labels: c for c, labels in _PERSON_ROWS_LABELS.items()}
+_RELEASE_CODES = {release: code for code, release in _RELEASES.items()}
+# The number of examples of a person stands there, too.
 _PERSON_SUMS_CODE = 10
 # And the number of bands.
 _BANDED_SUMS_CODE = 11
@@ -253,6 +259,8 @@ def _encode_release(release: releases.Release) -> tuple[float, float]:
     """Returns the code of a kind of release and its parameter."""
     if isinstance(release, releases.PersonSums):
         return _PERSON_SUMS_CODE, release.max_examples
+    if isinstance(release, releases.PersonRepresentations):
+        return _PERSON_ROWS_CODES[release.labels], release.max_examples
     if isinstance(release, releases.BandedSums):
         return _BANDED_SUMS_CODE, release.bands
     if isinstance(release, releases.ViewSums):
@@ -266,6 +274,9 @@ def _decode_release(row: np.ndarray) -> releases.Release:
     code, parameter = float(row[_RELEASE]) % _SEARCH, float(row[_OF_RELEASE])
     if code == _PERSON_SUMS_CODE and parameter.is_integer():
         return releases.PersonSums(int(parameter))
+    if code in _PERSON_ROWS_LABELS and parameter.is_integer():
+        labels = _PERSON_ROWS_LABELS[int(code)]
+        return releases.PersonRepresentations(labels, int(parameter))
     if code == _BANDED_SUMS_CODE and parameter.is_integer():
         return releases.BandedSums(int(parameter))
     if code == _VIEW_SUMS_CODE and parameter.is_integer():

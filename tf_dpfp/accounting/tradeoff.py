@@ -71,7 +71,8 @@ _MARGIN = 1e-9
 # The closed form is for these alone: others are left to the accountants.
 _GAUSSIANS = (
     *(releases.Sums, releases.PersonSums, releases.ViewSums),
-    *(releases.Representations, releases.Joint),
+    *(releases.Representations, releases.PersonRepresentations),
+    releases.Joint,
 )
 _SAMPLINGS = (
     samplings.PoissonSampling,

@@ -32,6 +32,9 @@ _RELEASED = {
         "correlated over steps"
     ),
     "Representations": "clipped representations, with Gaussian noise",
+    "PersonRepresentations": (
+        "representations of persons, clipped jointly, with Gaussian noise"
+    ),
     "Joint": (
         "clipped representations and, from the same examples, sums of clipped "
         "gradients, both with Gaussian noise"

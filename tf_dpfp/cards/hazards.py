@@ -130,6 +130,13 @@ _BIAS = (
 
 def _unit(facts: Facts) -> tuple[str, str]:
     protects = facts.fields["unit"]["protects"]
+    if protects == "person" and _has_rows_of_persons(facts):
+        return (
+            "stated",
+            "What all examples of a person are is protected, and not how many "
+            "there are, nor their labels. It is as true as the ids are: a "
+            "person with two ids is two persons.",
+        )
     if protects == "person":
         return (
             "handled",
@@ -154,6 +161,13 @@ def _unit(facts: Facts) -> tuple[str, str]:
         "One example is protected. For a person the card has a figure of its "
         f"own, if none has more than {persons['most_examples']}: a promise of "
         "the publisher, not checked.",
+    )
+
+
+def _has_rows_of_persons(facts: Facts) -> bool:
+    return any(
+        isinstance(entry.release, accounting.PersonRepresentations)
+        for entry in facts.record.entries
     )
 
 

@@ -23,7 +23,7 @@ _MECHANISMS = {
         "releases is their sum with Gaussian noise."
     ),
     "Representations": (
-        "DP-FP: every example's representation is clipped and gets Gaussian "
+        "DP-FP: every {unit}'s representation is clipped and gets Gaussian "
         "noise in the forward pass. What is above is trained on it by ordinary "
         "gradients, and nothing below is trained."
     ),

@@ -6,10 +6,13 @@ import tensorflow as tf
 from tf_dpfp.clipping.factors import ROUNDING_MARGIN
 
 
-def clip_representations(tensor: tf.Tensor, clip_norm: float) -> tf.Tensor:
+def clip_representations(
+    tensor: tf.Tensor, clip_norm: float, rows: int = 1
+) -> tf.Tensor:
     """Scales every example down to an L2 norm of at most `clip_norm`.
 
-    The norm is over all axes but the first. It is taken of the example over
+    The norm is over all axes but the first, and over the `rows` that are one
+    person's, which then get one factor. It is taken of the example over
     its largest absolute value, so that no square overflows or vanishes. The
     bound is lowered by `ROUNDING_MARGIN`, for rounding in the norm, the
     quotient and the product.
@@ -17,6 +20,7 @@ def clip_representations(tensor: tf.Tensor, clip_norm: float) -> tf.Tensor:
     Args:
         tensor: Examples in the first axis, float32 or wider.
         clip_norm: The bound C.
+        rows: Number of rows after each other that are clipped together.
 
     Returns:
         A tensor of the same shape and type. Examples that hold a number that
@@ -25,6 +29,17 @@ def clip_representations(tensor: tf.Tensor, clip_norm: float) -> tf.Tensor:
     axes = list(range(1, tensor.shape.rank))
     finite = tf.reduce_all(tf.math.is_finite(tensor), axis=axes, keepdims=True)
     tensor = tf.where(finite, tensor, tf.zeros_like(tensor))
+    if rows == 1:
+        return _clipped(tensor, clip_norm)
+    shape = tf.shape(tensor)
+    together = tf.concat([[-1, rows], shape[1:]], axis=0)
+    clipped = _clipped(tf.reshape(tensor, together), clip_norm)
+    return tf.ensure_shape(tf.reshape(clipped, shape), tensor.shape)
+
+
+def _clipped(tensor: tf.Tensor, clip_norm: float) -> tf.Tensor:
+    """Clips what is in the first axis; all numbers are finite."""
+    axes = list(range(1, tensor.shape.rank))
     largest = tf.reduce_max(tf.abs(tensor), axis=axes, keepdims=True)
     # Numbers that flush to zero as they are divided would give 0 / 0.
     empty = largest < _smallest(tensor.dtype)

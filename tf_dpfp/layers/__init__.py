@@ -10,6 +10,9 @@ from tf_dpfp.layers.dealt_rows import total
 from tf_dpfp.layers.frozen_affine import FrozenAffine
 from tf_dpfp.layers.label_loss import DebiasedCrossentropy
 from tf_dpfp.layers.per_example import PerExample
+from tf_dpfp.layers.person_rows import Persons
+from tf_dpfp.layers.person_rows import of_persons
+from tf_dpfp.layers.person_rows import of_places
 from tf_dpfp.layers.representation import DPRepresentationClip
 from tf_dpfp.layers.scattering import Scattering2D
 from tf_dpfp.layers.weight_standardized import WSConv2D
@@ -19,12 +22,15 @@ __all__ = [
     "DebiasedCrossentropy",
     "FrozenAffine",
     "PerExample",
+    "Persons",
     "Release",
     "Scattering2D",
     "Trial",
     "WSConv2D",
     "dealt",
     "joint_step",
+    "of_persons",
+    "of_places",
     "total",
     "trial",
     "watched",

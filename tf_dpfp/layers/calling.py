@@ -22,6 +22,7 @@ class Release:
 
     Attributes:
         clipped: Clipped representations, one row for each example; private.
+            Of persons, what is clipped jointly.
         noise: Noise that is added to them; `None` without any.
         output: Output of the layer.
         size: Number of rows.

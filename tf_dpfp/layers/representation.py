@@ -11,10 +11,10 @@ from tf_dpfp import counting
 from tf_dpfp import noise as noise_lib
 from tf_dpfp import per_example
 from tf_dpfp import sampling as sampling_lib
-from tf_dpfp.clipping import clip_representations
 from tf_dpfp.layers import calling
 from tf_dpfp.layers import dealt_rows
 from tf_dpfp.layers import declared_labels
+from tf_dpfp.layers import person_rows
 
 # Beyond these, float32 has no numbers for the bound or its noise.
 _LEAST_CLIP, _GREATEST_CLIP = 1e-10, 1e30
@@ -42,7 +42,8 @@ class DPRepresentationClip(keras.layers.Layer):
     `tf_dpfp.privacy_statement(model, delta)`.
 
     The guarantee is for replacing one example by another of the same label:
-    the noise does not cover the labels.
+    the noise does not cover the labels. With `poisson_batches(users=...)` it is
+    for replacing all examples of a person, whose rows are clipped jointly.
 
     Example:
 
@@ -57,11 +58,11 @@ class DPRepresentationClip(keras.layers.Layer):
 
     Args:
         clip_norm: Bound C on the L2 norm of one example's representation,
-            over all axes but the first.
+            over all axes but the first; of a person's, over all rows, too.
         noise_multiplier: Standard deviation of the noise on every coordinate,
             over `clip_norm`. 0 adds no noise; epsilon is then infinite.
-        labels: `"public"` declares that the labels of all examples may be
-            known to anyone; the result of
+        labels: `"public"` declares that anyone may know the labels of all
+            examples, and whose they are if persons are drawn; the result of
             `tf_dpfp.representations.randomize_labels`, that the model is
             trained on it. `None` declares nothing: epsilon is infinite, unless
             the batches of `stratified_batches` say it.
@@ -226,7 +227,7 @@ class DPRepresentationClip(keras.layers.Layer):
             inputs = tf.cast(inputs, tf.float32)
         if mask is not None:
             inputs = _without_masked(inputs, mask)
-        clipped = clip_representations(inputs, self._release.clip_norm)
+        own, clipped = person_rows.clipped(inputs, self._release.clip_norm)
         size = clipped.shape[0]
         size = tf.shape(clipped)[0] if size is None else size
         if training and step is None:
@@ -241,7 +242,7 @@ class DPRepresentationClip(keras.layers.Layer):
         output = tf.identity(tf.cast(released, self.compute_dtype))
         if training or step is not None:
             keys = self._noise_source.handles()
-            calling.note(calling.Release(clipped, noise, output, size, keys))
+            calling.note(calling.Release(own, noise, output, size, keys))
         return output
 
     def _check(self, inputs: tf.Tensor) -> None:
@@ -267,8 +268,8 @@ class DPRepresentationClip(keras.layers.Layer):
                 f"sampler draws {drawn_size}: one row for each example, "
                 "in one call. Keep the batch in the first axis, whole."
             )
-        stamp = ledger.stamp(self._release)
-        ledger.count_step(self._release, stamp, size)
+        release = person_rows.release_of(self._release)
+        ledger.count_step(release, ledger.stamp(release), size)
 
     def _renew_keys(self, *_: Any) -> None:
         """Takes other keys after a fork: a compiled call only reads them."""

@@ -161,7 +161,7 @@ class Joint(Gradients):
     def check_joined(self, kind: accounting.Release) -> None:
         """Refuses batches of persons and of views."""
         raise ValueError(
-            pipelines.NOT_OF_REPRESENTATIONS
+            pipelines.NOT_OF_JOINT_STEPS
             if kind.unit == "person"
             else pipelines.NOT_OF_VIEWS
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras import tree
 
 from tf_dpfp import accounting
 from tf_dpfp import counting
@@ -28,12 +29,19 @@ from tf_dpfp.keras_private import random as keras_random
 from tf_dpfp.mechanisms import clip_layers
 from tf_dpfp.mechanisms import dealt
 from tf_dpfp.mechanisms import eager_passes
+from tf_dpfp.mechanisms import fit_batches
 from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import proved_releases
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.mechanisms.mechanism import Calibrate
 from tf_dpfp.mechanisms.mechanism import Mechanism
 from tf_dpfp.sampling import pipelines
+
+
+_ON_REPLICAS = (
+    "The representations of persons are released on one replica. Train without "
+    "a strategy, or by example."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +82,9 @@ class Representations(Mechanism):
         self, arguments: dict[str, Any], steps: int
     ) -> list[accounting.LedgerEntry]:
         """Lists what the steps of a `fit` will release."""
-        x = arguments["x"]
-        info = _draws_of(x)
-        if info is not None:
-            self._check_draws(x, info)
-        claims = self._claims(info, sampling_lib.draws_of(x))
+        pipeline = pipelines.describe_representations(arguments)
+        self._check_drawn(arguments["x"], pipeline)
+        claims = self.claims(pipeline)
         return [claim.entry(claim.draws * steps) for claim in claims.values()]
 
     # Pieces of a batch get no rows that are no examples.
@@ -101,7 +107,14 @@ class Representations(Mechanism):
         self, pipeline: pipelines.Pipeline
     ) -> dict[counting.Ledger, counting.Claim]:
         """Returns the claims of steps on a pipeline, by ledger."""
-        return self._claims(pipeline.drawn, pipeline.draws)
+        found = self._claims(pipeline.drawn, pipeline.draws)
+        places = pipeline.max_examples_per_user
+        if places is None:
+            return found
+        return {
+            ledger: _claim_of_persons(claim, places, pipeline)
+            for ledger, claim in found.items()
+        }
 
     def _strategy(self) -> tf.distribute.Strategy | None:
         """Returns the strategy, if it has several replicas.
@@ -176,15 +189,30 @@ class Representations(Mechanism):
         self.check_layers()
         pipeline = pipelines.describe_representations(arguments)
         strategy = self._strategy()
-        if pipeline.drawn is not None:
-            self._check_draws(x, pipeline.drawn)
+        if pipeline.max_examples_per_user is not None:
+            fit_batches.weighed(ordinary, args, kwargs)  # Refuses weights.
+            if strategy is not None:
+                pipelines.refuse_persons(x, _ON_REPLICAS)
+        self._check_drawn(x, pipeline)
+        self._trace_anew_for(pipeline)
+        if pipeline.is_dataset:
             # Keras would warn that it can't shuffle a data set.
             kwargs.setdefault("shuffle", False)
         if strategy is not None:
             pipeline = replicas.pipeline_of(strategy, x, pipeline)
             return dealt.fit(self, strategy, pipeline, arguments)
-        with fit_steps.announced(self.state, self.claims(pipeline)):
+        with (
+            fit_batches.built_before(self.model, x),
+            fit_steps.announced(self.state, self.claims(pipeline)),
+        ):
             return ordinary(*args, **kwargs)
+
+    def _trace_anew_for(self, pipeline: pipelines.Pipeline) -> None:
+        """Drops a training function for other numbers of rows of a person."""
+        places = pipeline.max_examples_per_user
+        if places != self.state.joined_for:
+            self.model.train_function = None
+        self.state.joined_for = places
 
     def train_on_batch(self, args: tuple, kwargs: dict) -> Any:
         """Runs Keras's `train_on_batch`; the layers count it."""
@@ -198,7 +226,7 @@ class Representations(Mechanism):
     def train_step(self, data: Any) -> dict[str, Any]:
         """Takes an ordinary step of a model that passed its trial."""
         optimizers.check_dealt(self.state.dealt_to)
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        _, (x, _, _) = _rows_of(data)
         self.try_on(x)
         if any(layer.end_to_end for layer in self.layers):
             return self._step(data)
@@ -209,9 +237,15 @@ class Representations(Mechanism):
 
     def _step(self, data: Any) -> dict[str, Any]:
         step = state_lib.ordinary(self.model, "train_step")
+        places, rows = _rows_of(data)
+        persons = None
+        if places is not None:
+            persons = layers_lib.Persons.of(places, tree.flatten(rows[2]))
+            data = rows
         # A representation that is not finite is replaced by zeros.
         guarded = keras_lookups.guarded(labels=False)
-        with self._secret_seeds(), guarded, layers_lib.dealt():
+        of_persons = layers_lib.of_persons(persons)
+        with self._secret_seeds(), guarded, layers_lib.dealt(), of_persons:
             if any(layer.end_to_end for layer in self.layers):
                 return step(data)  # Nothing is claimed of it.
             return proved_releases.train_step(self.model, data, step)
@@ -233,7 +267,7 @@ class Representations(Mechanism):
                 "model with a DPRepresentationClip: another proves nothing. "
                 f"Received: batches={batches!r}"
             )
-        self._check_draws(batches, info)
+        self._check_draws(batches.element_spec[0], info.population)
         if not any(layer.end_to_end for layer in self.layers):
             proved_releases.check(self.model, batches.element_spec[0])
         claims = self._claims(info)
@@ -241,11 +275,16 @@ class Representations(Mechanism):
         with announced, self._secret_seeds():
             yield
 
-    def _check_draws(
-        self, batches: tf.data.Dataset, info: sampling_lib.SamplingInfo
-    ) -> None:
+    def _check_drawn(self, batches: Any, pipeline: pipelines.Pipeline) -> None:
+        """Checks the model for batches of this package, of any kind."""
+        if not pipeline.is_dataset:
+            return
+        _, (x, _, _) = _rows_of(batches.element_spec)
+        self._check_draws(x, pipeline.population)
+
+    def _check_draws(self, x: Any, population: int | None) -> None:
         """Refuses a model that releases a draw more than once."""
-        found = self.try_on(batches.element_spec[0])
+        found = self.try_on(x)
         if found.calls != 1:
             raise ValueError(
                 f"DPRepresentationClip layers are called {found.calls} times "
@@ -253,7 +292,8 @@ class Representations(Mechanism):
                 "amplified as one. Use one layer once, or train on ordinary "
                 "batches, which are counted without amplification."
             )
-        self.state.populations.add(info.population)
+        if population is not None:
+            self.state.populations.add(population)
 
     def _claims(
         self, info: sampling_lib.SamplingInfo | None, draws: int = 1
@@ -263,6 +303,37 @@ class Representations(Mechanism):
         for layer in self.layers:
             found |= layer.claims(info, draws)
         return found
+
+
+def _claim_of_persons(
+    claim: counting.Claim, places: int, pipeline: pipelines.Pipeline
+) -> counting.Claim:
+    """Returns the claim of steps on persons.
+
+    Args:
+        claim: The claim of steps on examples, of unknown sampling.
+        places: Number of rows of a person.
+        pipeline: Description of the data.
+    """
+    release = layers_lib.of_places(claim.release, places)
+    if release.kind.unit != "person":  # End to end: it protects nobody.
+        return claim
+    return counting.Claim(release, pipeline.sampling, pipeline.seeded)
+
+
+def _rows_of(data: Any) -> tuple[int | None, tuple]:
+    """Returns how many rows a person has, and `(x, y, sample_weight)`.
+
+    Args:
+        data: A batch, or its specification.
+
+    Returns:
+        The number, `None` if a row is an example, and all rows end to end.
+    """
+    places = sampling_lib.max_examples_of(data)
+    if places is None:
+        return None, keras.utils.unpack_x_y_sample_weight(data)
+    return places, tuple(sampling_lib.flat(data))
 
 
 def _draws_of(batches: Any) -> sampling_lib.SamplingInfo | None:

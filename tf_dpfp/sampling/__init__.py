@@ -17,6 +17,7 @@ from tf_dpfp.sampling.parts import PartBatch
 from tf_dpfp.sampling.parts import split as split_part
 from tf_dpfp.sampling.persons import PersonBatch
 from tf_dpfp.sampling.persons import flat
+from tf_dpfp.sampling.persons import max_examples_of
 from tf_dpfp.sampling.poisson import poisson_batches
 from tf_dpfp.sampling.registry import SamplingInfo
 from tf_dpfp.sampling.registry import draws_of
@@ -44,6 +45,7 @@ __all__ = [
     "in_buckets",
     "keep_probability",
     "kind_of",
+    "max_examples_of",
     "pad_to_multiple",
     "piece_of",
     "poisson_batches",

@@ -13,9 +13,17 @@ from tf_dpfp.sampling import registry
 
 KERAS_BATCH_SIZE = 32
 
-NOT_OF_REPRESENTATIONS = (
-    "A model with a DPRepresentationClip releases representations of single "
-    "examples, and nothing is proved for persons. Leave `users` out."
+NOT_OF_JOINT_STEPS = (
+    "A private optimizer trains what is below a DPRepresentationClip by single "
+    "examples, and nothing is built for the representations and gradients of "
+    "persons together. Freeze what is below and compile an ordinary optimizer, "
+    "take the layer out, or leave `users` out."
+)
+
+_DERIVED_OF_PERSONS = (
+    "A data set that is derived from batches of persons proves nothing of "
+    "persons. Pass the data set that `poisson_batches` returned, itself, "
+    "and change batches by its `map_fn`."
 )
 
 NOT_OF_VIEWS = (
@@ -118,7 +126,7 @@ def describe_joint(
     Raises:
         ValueError: If a batch is several draws.
     """
-    refuse_persons(arguments["x"], NOT_OF_REPRESENTATIONS)
+    refuse_persons(arguments["x"], NOT_OF_JOINT_STEPS)
     refuse_views(arguments["x"], NOT_OF_VIEWS)
     info = registry.sampling_of(arguments["x"])
     if info is not None:
@@ -137,12 +145,19 @@ def describe_representations(arguments: dict[str, Any]) -> Pipeline:
         `None` for any other data.
 
     Raises:
-        ValueError: If it has batches of persons or of views.
+        ValueError: If it is derived from batches of persons, or has batches of
+            views.
     """
     x = arguments["x"]
-    refuse_persons(x, NOT_OF_REPRESENTATIONS)
     refuse_views(x, NOT_OF_VIEWS)
     info, draws = registry.sampling_of(x), registry.draws_of(x)
+    if info is not None and info.max_examples_per_user is not None:
+        # Who is dropped from a full batch is in fewer steps, and no more.
+        rate = info.sampling.proved_rate
+        return dataclasses.replace(
+            of_info(info), sampling=accounting.PoissonSampling(rate)
+        )
+    refuse_persons(x, _DERIVED_OF_PERSONS)
     if info is not None and isinstance(
         info.sampling, accounting.WithoutReplacement
     ):
@@ -158,12 +173,7 @@ def _describe_unknown(
 ) -> Pipeline:
     """Describes an ordinary pipeline: each example may be in every step."""
     x = arguments["x"]
-    refuse_persons(
-        x,
-        "A data set that is derived from batches of persons proves nothing of "
-        "persons. Pass the data set that `poisson_batches` returned, itself, "
-        "and change batches by its `map_fn`.",
-    )
+    refuse_persons(x, _DERIVED_OF_PERSONS)
     refuse_views(
         x,
         "A data set that is derived from batches of views may hold an example "
