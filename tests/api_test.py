@@ -24,7 +24,8 @@ SUBMODULES = {
     "accounting": """
         BandedSums CyclicPoissonSampling EndToEnd Evaluation EveryExample
         EveryLabel Joint Labels LedgerEntry MembershipAttacks PersonEvaluation
-        PersonSums PoissonSampling Representations Search Sums UnknownSampling
+        PersonRepresentations PersonSums PoissonSampling Representations
+        Search Sums UnknownSampling
         ViewSums WithoutReplacement calibrate_noise_multiplier claimed_epsilon
         compare_bands compute_epsilon max_steps
         membership_attacks

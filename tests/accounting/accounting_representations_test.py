@@ -344,3 +344,53 @@ def test_claimed_figure():
     ):
         with pytest.raises(ValueError):
             accounting.claimed_epsilon(*bad, 1e-5)
+
+
+def _delta_of_shown(epsilon, rate, steps, mu):
+    """Exact delta: Gaussians, of which there is a binomial number."""
+    count = np.arange(1, steps + 1)
+    far = mu * np.sqrt(count)
+    deltas = stats.norm.sf(epsilon / far - far / 2) - np.exp(
+        epsilon + stats.norm.logsf(epsilon / far + far / 2)
+    )
+    return np.sum(stats.binom.pmf(count, steps, rate) * deltas)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.3, 0.01])
+@pytest.mark.parametrize(
+    "noise, steps", [(2.0, 1), (8.0, 100), (40.0, 2000), (0.5, 3)]
+)
+def test_shown_draws_of_persons_are_a_binomial_number_of_gaussians(
+    rate, noise, steps
+):
+    entry = accounting.LedgerEntry(
+        accounting.PoissonSampling(rate),
+        noise,
+        steps,
+        release=accounting.PersonRepresentations("public", 5),
+    )
+    found = accounting.compute_epsilon([entry], 1e-3)
+    assert _delta_of_shown(found, rate, steps, 2.0 / noise) <= 1e-3
+    # No empty bound, unless hardly anybody is drawn.
+    if rate * steps > 0.5:
+        less = _delta_of_shown(0.7 * found, rate, steps, 2.0 / noise)
+        assert less > 1e-3
+    unknown = dataclasses.replace(entry, sampling=accounting.UnknownSampling())
+    unsampled = accounting.compute_epsilon([unknown], 1e-3)
+    gaussian = rdp.RdpAccountant(
+        orders=None,
+        neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE,
+    )
+    gaussian.compose(dp_accounting.GaussianDpEvent(noise / 2.0), steps)
+    assert unsampled == pytest.approx(gaussian.get_epsilon(1e-3), rel=0.05)
+    assert found <= unsampled * (1 + 1e-9)
+    if rate == 1.0:
+        assert found == pytest.approx(unsampled)
+
+
+@pytest.mark.parametrize("rate", [1e-9, 0.5, 1.0])
+@pytest.mark.parametrize("noise", [1e-200, 1e-3, 1.0, 1e9])
+def test_divergences_of_shown_draws_are_numbers(rate, noise):
+    found = representations.shown_rdp(rate, noise, ORDERS)
+    assert not np.isnan(found).any() and (found >= 0).all()
+    assert (np.diff(found[np.isfinite(found)]) >= -1e-15).all()

@@ -15,6 +15,8 @@ ALL = [
     accounting.EndToEnd(),
     accounting.Labels(),
     *WITH_LABELS,
+    accounting.PersonRepresentations("public", 3),
+    accounting.PersonRepresentations("undeclared", 3),
 ]
 
 
@@ -27,7 +29,7 @@ def test_sums_hide_presence_and_move_twice_as_far_by_replacement():
     assert not sums.has_representations
 
 
-@pytest.mark.parametrize("release", WITH_LABELS)
+@pytest.mark.parametrize("release", [*WITH_LABELS, *ALL[-2:]])
 def test_representations_hide_content_alone(release):
     assert release.adjacency is REPLACE
     assert release.sensitivity(REPLACE) == 2.0
@@ -51,6 +53,7 @@ def test_private_are_all_but_undeclared_labels_and_bare_gradients(release):
     bare = (
         accounting.EndToEnd(),
         accounting.Representations("undeclared"),
+        accounting.PersonRepresentations("undeclared", 3),
         accounting.Joint("undeclared"),
     )
     assert release.is_private == (release not in bare)
@@ -71,6 +74,17 @@ def test_representations_alone_have_a_joint_release(release):
         return
     with pytest.raises(ValueError, match="Only noised representations"):
         _ = release.joint
+
+
+def test_persons_have_several_labels_and_some_examples():
+    with pytest.raises(ValueError, match="A person has several labels"):
+        accounting.Representations("randomized").of_persons(2)
+    for wrong in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="`max_examples` must be"):
+            accounting.PersonRepresentations("public", wrong)
+    rows = accounting.Representations("undeclared").of_persons(2)
+    assert rows == accounting.PersonRepresentations("undeclared", 2)
+    assert rows.unit == "person"
 
 
 @pytest.mark.parametrize("labels", ["secret", None, True, "PUBLIC", 1])

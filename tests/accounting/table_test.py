@@ -235,7 +235,13 @@ class LedgerTest(parameterized.TestCase):
             table.encode_table([*entries, _entry(1, 0.5)])
 
 
-@pytest.mark.parametrize("kind", [releases.PersonSums, releases.ViewSums])
+def _rows_of_persons(count):
+    return releases.PersonRepresentations("public", count)
+
+
+@pytest.mark.parametrize(
+    "kind", [releases.PersonSums, releases.ViewSums, _rows_of_persons]
+)
 def test_sums_of_joined_rows_keep_their_number(kind):
     entries = [
         entries_lib.LedgerEntry(

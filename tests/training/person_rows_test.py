@@ -140,14 +140,16 @@ def test_other_numbers_of_rows_fail():
             _released(wrong, is_there)
 
 
-def _trained_rows(x, users, y=None, **kwargs):
+def _trained_rows(x, users, **kwargs):
     """Rows that `fit` releases of every example, read off the weights.
 
-    With the loss `sum(target * output)` the gradient of the head is the sum
-    over examples of row times target, over the number of rows.
+    What reaches the layer is not zero where no example is. With the loss
+    `sum(target * output)` the gradient of the head is the sum over examples of
+    row times target, over the number of rows.
     """
     head = layers.Dense(N, use_bias=False, kernel_initializer="zeros")
     model = _model(
+        layers.Rescaling(1.0, offset=0.3),
         clip=_clip(0.0),
         head=head,
         optimizer=keras.optimizers.SGD(1.0),
@@ -176,7 +178,7 @@ def test_fit_releases_the_rows_of_an_oracle(how):
     x = X * np.repeat(10.0 ** np.arange(-3, 1), 10)[:, None].astype("float32")
     found = _trained_rows(x, users, **how)
     rows = np.zeros((14 * PLACES, 5))
-    rows[:N] = x
+    rows[:N] = x + np.float32(0.3)
     expected = _oracle(rows, np.float32(np.arange(14 * PLACES) < N))[:N]
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
 

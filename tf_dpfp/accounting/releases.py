@@ -78,6 +78,20 @@ class Release:
             f"gradient sums. Received: {self!r}"
         )
 
+    def of_persons(self, max_examples: int) -> "Release":
+        """Returns what is released of persons in place of examples.
+
+        Args:
+            max_examples: Greatest number of examples of a person in a step.
+
+        Raises:
+            ValueError: If nothing is proved of it.
+        """
+        raise ValueError(
+            "Only representations of one layer are released of persons. "
+            f"Received: {self!r}, max_examples={max_examples}"
+        )
+
     def sensitivity(self, adjacency: Adjacency) -> float:
         """Returns how far one example moves the release of its own step.
 
@@ -245,7 +259,10 @@ class _WithLabels(Release):
     labels: str
 
     sensitivities = {Adjacency.REPLACE_ONE: 2.0}
-    samplings = (WithoutReplacement, UnknownSampling)
+    samplings: ClassVar[tuple[type, ...]] = (
+        WithoutReplacement,
+        UnknownSampling,
+    )
     has_representations = True
 
     def __post_init__(self):

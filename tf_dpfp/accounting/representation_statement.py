@@ -196,7 +196,9 @@ def _describe_guarantee(
 
 def _describe_labels(entries: Sequence[entries_lib.LedgerEntry]) -> list[str]:
     described = []
-    if any(isinstance(e.release, releases.PersonRepresentations) for e in entries):
+    if any(
+        isinstance(e.release, releases.PersonRepresentations) for e in entries
+    ):
         described.append(
             "Public, and not protected: whose each example is, so how many a "
             "person has, the labels of all examples, and their weights."

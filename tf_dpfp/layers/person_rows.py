@@ -38,7 +38,8 @@ class Persons:
         """
         used = [
             tf.reduce_any(
-                tf.reshape(tf.not_equal(weight, 0), [tf.shape(weight)[0], -1]), axis=1
+                tf.reshape(tf.not_equal(weight, 0), [tf.shape(weight)[0], -1]),
+                axis=1,
             )
             for weight in weights
         ]
@@ -68,7 +69,7 @@ def of_persons(persons: Persons | None) -> Iterator[None]:
         _THREAD.persons = before
 
 
-def release_of(release: counting.GaussianRelease) -> counting.GaussianRelease:
+def release_of(release: counting.Release) -> counting.Release:
     """Returns the release of a call, of examples or of persons.
 
     Args:
@@ -80,8 +81,8 @@ def release_of(release: counting.GaussianRelease) -> counting.GaussianRelease:
 
 
 def of_places(
-    release: counting.GaussianRelease, places: int | None
-) -> counting.GaussianRelease:
+    release: counting.Release, places: int | None
+) -> counting.Release:
     """Returns what is released of persons with so many rows.
 
     Args:
@@ -96,9 +97,7 @@ def of_places(
     return release.of_kind(release.kind.of_persons(places))
 
 
-def clipped(
-    rows: tf.Tensor, clip_norm: float
-) -> tuple[tf.Tensor, tf.Tensor]:
+def clipped(rows: tf.Tensor, clip_norm: float) -> tuple[tf.Tensor, tf.Tensor]:
     """Clips the rows of a call: each by itself, or those of a person jointly.
 
     Args:

@@ -37,7 +37,6 @@ from tf_dpfp.mechanisms.mechanism import Calibrate
 from tf_dpfp.mechanisms.mechanism import Mechanism
 from tf_dpfp.sampling import pipelines
 
-
 _ON_REPLICAS = (
     "The representations of persons are released on one replica. Train without "
     "a strategy, or by example."
