@@ -12,6 +12,7 @@ from keras import layers
 from scipy import stats
 
 import tf_dpfp
+from tests.replicas import common
 from tf_dpfp import accounting
 from tf_dpfp import layers as layers_lib
 
@@ -165,18 +166,28 @@ def _trained_rows(x, users, **kwargs):
         steps_per_epoch=1,
     )
     model.fit(batches, verbose=0)
+    assert tf_dpfp.ledger(model) == [
+        accounting.LedgerEntry(
+            accounting.PoissonSampling(1.0),
+            0.0,
+            1,
+            release=accounting.PersonRepresentations("public", PLACES),
+        )
+    ]
     count = len(np.unique(users)) * PLACES
     return -np.float64(head.kernel.numpy()).T * count
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"run_eagerly": True}, {"jit_compile": True}]
+    "how, replicas",
+    [({}, 1), ({"run_eagerly": True}, 1), ({"jit_compile": True}, 1), ({}, 2)],
 )
-def test_fit_releases_the_rows_of_an_oracle(how):
+def test_fit_releases_the_rows_of_an_oracle(how, replicas):
     # 13 persons of 3, and one of one.
     users = np.minimum(np.arange(N) // PLACES, 13)
     x = X * np.repeat(10.0 ** np.arange(-3, 1), 10)[:, None].astype("float32")
-    found = _trained_rows(x, users, **how)
+    with common.strategy(replicas).scope():
+        found = _trained_rows(x, users, **how)
     rows = np.zeros((14 * PLACES, 5))
     rows[:N] = x + np.float32(0.3)
     expected = _oracle(rows, np.float32(np.arange(14 * PLACES) < N))[:N]
@@ -333,10 +344,3 @@ def test_refusals():
     tf_dpfp.make_private(twice).compile("sgd", LOSS)
     with pytest.raises(ValueError, match="several releases of one draw"):
         twice.fit(_batches(), verbose=0)
-
-
-def test_replicas_are_refused():
-    with tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"]).scope():
-        model = _model(_frozen())
-    with pytest.raises(ValueError, match="released on one replica"):
-        model.fit(_batches(), verbose=0)

@@ -37,11 +37,6 @@ from tf_dpfp.mechanisms.mechanism import Calibrate
 from tf_dpfp.mechanisms.mechanism import Mechanism
 from tf_dpfp.sampling import pipelines
 
-_ON_REPLICAS = (
-    "The representations of persons are released on one replica. Train without "
-    "a strategy, or by example."
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Representations(Mechanism):
@@ -94,12 +89,13 @@ class Representations(Mechanism):
     ) -> Sequence[Any]:
         """Gets ready for replicas; nothing is clipped in groups."""
         with tf.init_scope():
-            specs = dealt.specs_of(batch)
-            x, _, _ = replicas.build(strategy, self.model, specs)
+            places, rows = _rows_of(dealt.specs_of(batch))
+            x, _, _ = replicas.build(strategy, self.model, rows)
             self.check_layers()
             self.try_on(x)
             for layer in self.layers:
-                layer.ledger.ensure_open(layer.release)
+                release = layers_lib.of_places(layer.release, places)
+                layer.ledger.ensure_open(release)
         return ()
 
     def claims(
@@ -190,8 +186,6 @@ class Representations(Mechanism):
         strategy = self._strategy()
         if pipeline.max_examples_per_user is not None:
             fit_batches.weighed(ordinary, args, kwargs)  # Refuses weights.
-            if strategy is not None:
-                pipelines.refuse_persons(x, _ON_REPLICAS)
         self._check_drawn(x, pipeline)
         self._trace_anew_for(pipeline)
         if pipeline.is_dataset:
