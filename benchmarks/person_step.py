@@ -35,7 +35,8 @@ def _training(
     workload: workloads.Workload, by_person: bool
 ) -> Callable[[], None]:
     """Makes a function that trains for one round; traced by a first one."""
-    x, y = workload.make_batch(_BATCHES * workload.batch_size)
+    length = () if workload.length is None else (workload.length,)
+    x, y = workload.make_batch(_BATCHES * workload.batch_size, *length)
     model = workload.make_model()
     tf_dpfp.make_private(model)
     model.compile(
