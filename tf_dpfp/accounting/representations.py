@@ -147,6 +147,7 @@ def shown_rdp(
         An upper bound at each order.
     """
     order = np.array(orders)
+    noise_multiplier = min(noise_multiplier, _MAX_NOISE_MULTIPLIER)
     with np.errstate(over="ignore", divide="ignore"):
         unsampled = 0.5 * order / np.square(noise_multiplier)
         exponent = (order - 1.0) * unsampled

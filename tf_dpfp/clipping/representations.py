@@ -32,7 +32,7 @@ def clip_representations(
     if rows == 1:
         return _clipped(tensor, clip_norm)
     shape = tf.shape(tensor)
-    together = tf.concat([[-1, rows], shape[1:]], axis=0)
+    together = tf.concat([[shape[0] // rows, rows], shape[1:]], axis=0)
     clipped = _clipped(tf.reshape(tensor, together), clip_norm)
     return tf.ensure_shape(tf.reshape(clipped, shape), tensor.shape)
 

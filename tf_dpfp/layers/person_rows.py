@@ -38,8 +38,8 @@ class Persons:
         """
         used = [
             tf.reduce_any(
-                tf.reshape(tf.not_equal(weight, 0), [tf.shape(weight)[0], -1]),
-                axis=1,
+                tf.not_equal(weight, 0),
+                axis=list(range(1, weight.shape.rank)),
             )
             for weight in weights
         ]
