@@ -228,8 +228,7 @@ class DPRepresentationClip(keras.layers.Layer):
         if mask is not None:
             inputs = _without_masked(inputs, mask)
         own, clipped = person_rows.clipped(inputs, self._release.clip_norm)
-        size = clipped.shape[0]
-        size = tf.shape(clipped)[0] if size is None else size
+        size = clipped.shape[0] or tf.shape(clipped)[0]
         if training and step is None:
             self._count(size)
         noise = None
