@@ -158,6 +158,21 @@ def test_no_digit_leaves_that_noise_does_not_reach(secure):
     assert are_noise(released, total) < 0.1 > are_noise(released, other)
 
 
+def test_every_sum_is_rounded_with_as_many_numbers_of_the_noise():
+    """Ties that went to even steps would tell sums of integers apart."""
+    deviation, step = 20.0, 2.0**-14
+    # All float32 numbers of some steps, where noise is often found.
+    noise = np.arange(16.0, 16.0 + 64 * step, 2.0**-19)
+    for total in (0.0, 3.0, 0.3, 2.0**-20, 2.0**-15, -7.0):
+        for sign in (1.0, -1.0):
+            released = evaluate_lib._released(
+                np.full(noise.shape, total), sign * noise, deviation
+            )
+            _, counts = np.unique(released, return_counts=True)
+            # The first and the last step may be met in part.
+            assert (counts[1:-1] == 32).all(), (total, sign)
+
+
 def test_what_is_released_is_near_the_sum_however_great_it_is():
     # float32 numbers are 4 apart there: rounding to them would move two sums
     # that differ by one to a distance of four.

@@ -1,5 +1,6 @@
 """Ordinary steps before `make_private` are seen, and told."""
 
+import math
 import warnings
 
 import keras
@@ -80,3 +81,25 @@ def test_steps_that_a_representation_layer_counted_are_not_told():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         tf_dpfp.make_private(model)
+
+
+def test_steps_that_accumulate_gradients_are_steps():
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=3)
+    ordinary = _ordinary()
+    ordinary.compile(optimizer, loss="mse")
+    ordinary.train_on_batch(X, Y)
+    with pytest.warns(UserWarning, match="took 1 ordinary steps before"):
+        tf_dpfp.make_private(ordinary)
+    clip = tf_dpfp.DPRepresentationClip(1.0, 2.0, labels="public")
+    model = tf_dpfp.make_private(_ordinary(clip))
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=3)
+    model.compile(optimizer, loss="mse")
+    model.fit(X, Y, batch_size=4, verbose=0)
+    (entry,) = tf_dpfp.ledger(model)
+    assert entry.steps == 2
+    assert "without its noise" not in tf_dpfp.privacy_statement(model, 1e-5)
+    # One that no layer counted, though no weight has moved.
+    optimizer.apply([np.zeros(w.shape) for w in model.trainable_variables])
+    statement = " ".join(tf_dpfp.privacy_statement(model, 1e-5).split())
+    assert "took 3 steps and DPRepresentationClip counted 2" in statement
+    assert math.isinf(tf_dpfp.compute_epsilon(model, 1e-5))

@@ -216,3 +216,11 @@ def test_a_private_model_of_videos_trains():
         ]
     )
     oracle.assert_trains(model, (16, 3, 6, 6, 1))
+
+
+def test_no_time_step_is_refused():
+    layer = L.TimeDistributed(L.Dense(2))
+    layer(_inputs((2, 3, 4), "float32"))
+    with per_example.record_calls(per_example.find_units(layer)):
+        with pytest.raises(ValueError, match="has no time step"):
+            layer(np.zeros((2, 0, 4), np.float32))

@@ -474,3 +474,24 @@ def test_the_trial_neither_counts_nor_changes_anything():
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     assert not tf_dpfp.ledger(model)
+
+
+class _Underscored(keras.Model):
+    def __init__(self, clip):
+        super().__init__()
+        self.clip = clip
+        self.head = layers.Dense(2)
+
+    def call(self, x, training=None):
+        return self.head(self.clip(x, training=training))
+
+
+@pytest.mark.parametrize("noised", [True, False])
+def test_an_eager_model_may_have_any_name(noised):
+    model = _Underscored(_clip() if noised else layers.Dropout(0.1))
+    tf_dpfp.make_private(model)
+    optimizer = "sgd" if noised else tf_dpfp.DPSGD(0.1, noise_multiplier=2.0)
+    model.compile(optimizer, LOSS, run_eagerly=True)
+    model.fit(X[:4], Y[:4], verbose=0)
+    assert model.name.startswith("_")
+    assert [e.steps for e in tf_dpfp.ledger(model)] == [1]

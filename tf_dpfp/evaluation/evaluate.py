@@ -197,14 +197,15 @@ def _released(
 
     Noise is a float32 number: the digits of a total behind it would be in
     clear. It is rounded after the sum, which moves no two totals further apart;
-    and to a step of the noise, however great the total is.
+    and to a step of the noise, however great the total is. Ties all go up: steps
+    then hold equally many numbers of the noise, whatever the digits of the total.
     """
     released = total + noise
     if not standard_deviation:
         return released
     # Noise is below 8 deviations: its last digit is half a step, at most.
     step = 2.0 ** (math.ceil(math.log2(standard_deviation)) - 19)
-    return np.round(released / step) * step
+    return np.floor(released / step + 0.5) * step
 
 
 def _private_sum(

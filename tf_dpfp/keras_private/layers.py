@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 import keras
+import tensorflow as tf
 
 
 def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
@@ -19,6 +20,23 @@ def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 def all_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """Returns a layer and its sublayers at any depth, each once."""
     return layer._flatten_layers(include_self=True, recursive=True)
+
+
+def root_scope(
+    model: keras.Model,
+) -> contextlib.AbstractContextManager[object]:
+    """Opens a scope for a model whose name can't begin one in a graph.
+
+    Keras names a model after its class. In a graph TensorFlow takes a name
+    with `_` in front inside of another scope only; in an eager step, which is
+    traced here, Keras takes any.
+
+    Args:
+        model: The model that is about to be called.
+    """
+    if model.name.startswith("_"):
+        return tf.name_scope("model")
+    return contextlib.nullcontext()
 
 
 def has_unbuilt(layer: keras.layers.Layer) -> bool:

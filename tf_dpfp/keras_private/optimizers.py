@@ -12,6 +12,30 @@ def updated_variables(
     return list(optimizer._trainable_variables)
 
 
+def calls_variable(optimizer: Any) -> keras.Variable | None:
+    """Returns the variable that counts the calls of an optimizer.
+
+    Those that only accumulated a gradient are in it: `iterations` leaves them
+    out, and is no variable then.
+
+    Args:
+        optimizer: An optimizer; `None`, or anything else, counts nothing.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return getattr(inner, "_iterations", None)
+
+
+def calls_of(optimizer: Any) -> int:
+    """Counts the calls of an optimizer, also under replicas.
+
+    Args:
+        optimizer: As in `calls_variable`.
+    """
+    count = calls_variable(optimizer)
+    # A variable of replicas has no `int`.
+    return 0 if count is None else int(count.value.numpy())
+
+
 class WithoutAllReduce:
     """Passes over the sum of gradients over replicas.
 

@@ -9,6 +9,7 @@ from tf_dpfp import layers as layers_lib
 from tf_dpfp import validation
 from tf_dpfp.independence import representations as trial
 from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.keras_private import optimizers as keras_optimizers
 from tf_dpfp.mechanisms import state as state_lib
 
 
@@ -112,7 +113,9 @@ def uncounted_steps(model: keras.Model, counted: int) -> list[str]:
     """
     state = state_lib.state_of(model)
     earlier, _ = state.taken_before
-    taken = earlier + _steps_of(getattr(model, "optimizer", None))
+    taken = earlier + keras_optimizers.calls_of(
+        getattr(model, "optimizer", None)
+    )
     if taken <= counted:
         if not state.uncounted:
             return []
@@ -135,7 +138,7 @@ def keep_uncounted(model: keras.Model, counted: int) -> None:
     """
     state = state_lib.state_of(model)
     earlier, at_first = state.taken_before
-    now = _steps_of(model.optimizer)
+    now = keras_optimizers.calls_of(model.optimizer)
     # Steps that it took elsewhere, before, are no steps of this model.
     own = now - at_first
     uncounted = min(own, earlier + now - counted)
@@ -152,11 +155,5 @@ def begin_with(model: keras.Model, before: Any) -> None:
     state = state_lib.state_of(model)
     earlier, at_first = state.taken_before
     if before is not model.optimizer:
-        earlier += _steps_of(before) - at_first
-        state.taken_before = earlier, _steps_of(model.optimizer)
-
-
-def _steps_of(optimizer: Any) -> int:
-    iterations = getattr(optimizer, "iterations", None)
-    # A variable of replicas has no `int`.
-    return 0 if iterations is None else int(iterations.value.numpy())
+        earlier += keras_optimizers.calls_of(before) - at_first
+        state.taken_before = earlier, keras_optimizers.calls_of(model.optimizer)

@@ -18,6 +18,7 @@ from tf_dpfp import step as step_lib
 from tf_dpfp.independence import step_proof
 from tf_dpfp.independence.first_axes import FirstAxes
 from tf_dpfp.keras_private import forked
+from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.mechanisms import proved
 from tf_dpfp.mechanisms import state as state_lib
 
@@ -176,9 +177,12 @@ def whole_step(
     kind = (_kind(specs), model.optimizer)
     function = functions.get(kind)
     if function is None:
-        function = functions[kind] = _concrete(
-            lambda *tensors: step(_packed(tensors, specs)), specs
-        )
+
+        def traced(*tensors):
+            with keras_layers.root_scope(model):
+                return step(_packed(tensors, specs))
+
+        function = functions[kind] = _concrete(traced, specs)
     return function(*_tensors(data))
 
 

@@ -11,6 +11,7 @@ import keras
 
 from tf_dpfp import optimizers
 from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.keras_private import optimizers as keras_optimizers
 from tf_dpfp.mechanisms import clip_layers
 
 
@@ -45,7 +46,7 @@ def by_optimizer(model: keras.Model, itself: bool = True) -> dict[int, int]:
         Steps by identity of the optimizer.
     """
     return {
-        id(part.optimizer): int(part.optimizer.iterations.value.numpy())
+        id(part.optimizer): keras_optimizers.calls_of(part.optimizer)
         for part in keras_layers.all_layers(model)
         if isinstance(getattr(part, "optimizer", None), keras.Optimizer)
         and not isinstance(part.optimizer, optimizers.PrivateOptimizer)

@@ -43,6 +43,12 @@ class TimeDistributedRule(rules.GradientRule):
         given = _SIGNATURE.bind(layer, *args, **kwargs).arguments
         inputs, mask = given["inputs"], given.get("mask")
         steps = _steps(inputs)
+        if isinstance(steps, int) and not steps:
+            raise ValueError(
+                f"Layer '{layer.name}' has no time step to run its layer on. "
+                "Pad the examples to one step at least. Received: inputs of "
+                f"shape {inputs.shape}"
+            )
         held: dict[str, Any] = {}
         if mask is not None and keras_layers.takes(layer.layer, "mask"):
             held["mask"] = _fold(mask)

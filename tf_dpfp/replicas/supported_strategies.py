@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from tf_dpfp.distribute import agreement
 from tf_dpfp.keras_private import distribution as keras_distribution
+from tf_dpfp.keras_private import optimizers as keras_optimizers
 
 _SUPPORTED = (
     tf.distribute.OneDeviceStrategy,
@@ -112,7 +113,7 @@ def check_rows(
 
 
 def _strategy_of_variables(optimizer) -> tf.distribute.Strategy | None:
-    value = optimizer.iterations.value
+    value = keras_optimizers.calls_variable(optimizer).value
     return value.distribute_strategy if is_distributed(value) else None
 
 

@@ -51,7 +51,8 @@ def call_model(model: keras.Model, x):
     if keras_trainer.takes_training(model):
         arguments["training"] = True
     layers = keras_layers.all_layers(model)
-    with keras_layers.without_rematerialization(layers):
+    scope = keras_layers.root_scope(model)
+    with scope, keras_layers.without_rematerialization(layers):
         return model(x, **arguments)
 
 
