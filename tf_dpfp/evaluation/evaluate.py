@@ -197,8 +197,8 @@ def _released(
 
     Noise is a float32 number: the digits of a total behind it would be in
     clear. It is rounded after the sum, which moves no two totals further apart;
-    and to a step of the noise, however great the total is. Ties all go up: steps
-    then hold equally many numbers of the noise, whatever the digits of the total.
+    and to a step of the noise, however great the total is. Ties all go up:
+    steps then hold equally many numbers of the noise, whatever the total is.
     """
     released = total + noise
     if not standard_deviation:

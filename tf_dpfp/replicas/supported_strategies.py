@@ -113,7 +113,8 @@ def check_rows(
 
 
 def _strategy_of_variables(optimizer) -> tf.distribute.Strategy | None:
-    value = keras_optimizers.calls_variable(optimizer).value
+    count = keras_optimizers.calls_variable(optimizer)
+    value = None if count is None else count.value
     return value.distribute_strategy if is_distributed(value) else None
 
 
