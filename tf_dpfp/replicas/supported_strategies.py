@@ -1,5 +1,7 @@
 """Strategies of tf.distribute that private training runs under."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -114,7 +116,7 @@ def check_rows(
 
 def _strategy_of_variables(optimizer) -> tf.distribute.Strategy | None:
     count = keras_optimizers.calls_variable(optimizer)
-    value = None if count is None else count.value
+    value: Any = None if count is None else count.value
     return value.distribute_strategy if is_distributed(value) else None
 
 
