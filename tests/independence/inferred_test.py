@@ -211,7 +211,37 @@ def _written(x):
     return _apart_if_one(x, ONE.read_value())
 
 
+def _held(x):
+    holder = raw.OptionalFromValue(components=[x])
+    return raw.OptionalGetValue(
+        optional=holder, output_types=[tf.float32], output_shapes=[[1, 3]]
+    )[0]
+
+
+def _compressed():
+    return raw.UncompressElement(
+        compressed=raw.CompressElement(components=[_three()]),
+        output_types=[tf.float32],
+        output_shapes=[[1]],
+    )[0]
+
+
+def _named():
+    """Two variables of one name, of which one says a shape it has not."""
+    handle = raw.VarHandleOp(dtype=tf.float32, shape=[1], shared_name="named")
+    return raw.ReadVariableOp(resource=handle, dtype=tf.float32)
+
+
 ATTACKS = {
+    "held": lambda x: _apart_if_all(x, _held(x)),
+    "added up": lambda x: _apart_if_one(
+        x, raw.AccumulateNV2(inputs=[_three(), _three()], shape=[1])
+    ),
+    "never given": lambda x: _apart_if_one(
+        x, raw.FakeParam(dtype=tf.float32, shape=[1])
+    ),
+    "compressed": lambda x: _apart_if_one(x, _compressed()),
+    "variable by its name": lambda x: _apart_if_one(x, _named()),
     "set_shape": lambda x: _apart_if_one(x, _said(_three(), [1])),
     "placeholder with default": lambda x: _apart_if_one(
         x, raw.PlaceholderWithDefault(input=_three(), shape=[1])
@@ -267,6 +297,23 @@ ATTACKS = {
 @pytest.mark.parametrize("name", ATTACKS)
 def test_shapes_that_no_kernel_checks_are_not_believed(name):
     graphs.refused(ATTACKS[name], X)
+
+
+def _all_in_one_column(x):
+    """Each row of the batch in its turn, if it has one column."""
+    x.set_shape([None, 1])
+    return tf.reshape(x, [-1])[: _first(x)]
+
+
+def _times_their_number(x):
+    """A number like any other, if the batch has always six rows."""
+    x.set_shape([6, None])
+    return x * tf.cast(_first(x), x.dtype)
+
+
+@pytest.mark.parametrize("attack", [_all_in_one_column, _times_their_number])
+def test_layers_say_nothing_of_the_batch_itself(attack):
+    graphs.refused(attack, tf.TensorSpec([None, None], tf.float32))
 
 
 def test_attacks_are_proved_by_who_believes_shapes(monkeypatch):

@@ -21,10 +21,17 @@ from tf_dpfp.independence.values import Value
 # Nobody infers anything through functions here; and what these say of the
 # shape of an argument is checked by no kernel.
 _UNCHECKED = functions.CALLS | {
-    "Placeholder", "PlaceholderV2", "PlaceholderWithDefault",
     "TensorListConcat", "TensorListConcatV2", "TensorListGather",
     "TensorListGetItem", "TensorListPopBack", "TensorListStack",
 }  # fmt: skip
+# Of all that say shapes in an attribute, only these compare them.
+_CHECKED = frozenset(
+    """
+    EnsureShape OptionalGetValue ParseExample ParseExampleV2
+    ParseSequenceExample ParseSequenceExampleV2 ParseSingleExample
+    ParseSingleSequenceExample
+    """.split()
+)
 UNPROVED_SHAPE = (
     "It is said to have sizes that are not proved.",
     "Don't use `set_shape`, nor shapes in the signature of a function: "
@@ -34,8 +41,8 @@ _Key = tuple[int, tuple[object, ...]]
 
 CLAIMS = frozenset(
     """
-    Case If PartitionedCall PlaceholderWithDefault StatefulPartitionedCall
-    StatelessCase StatelessIf StatelessWhile While
+    Case If OptionalGetValue PartitionedCall PlaceholderWithDefault
+    StatefulPartitionedCall StatelessCase StatelessIf StatelessWhile While
     """.split()
 )
 
@@ -106,10 +113,11 @@ class Inference:
         """
         if op.type == "Const":
             return [sizes_of(op.outputs[0].shape)]
-        if op.type in _UNCHECKED:
+        if op.type in _UNCHECKED or _says_shapes(op):
             return [None] * len(op.outputs)
         if op.type == "ReadVariableOp":
-            return [_of_variable(op.inputs[0])]
+            known = values[0].kind is Kind.RESOURCE
+            return [_of_variable(op.inputs[0]) if known else None]
         key = (id(op), tuple((v.sizes, v.numbers) for v in values))
         if key not in self._found:
             self._found[key] = self._infer(op, values)
@@ -163,6 +171,13 @@ class Inference:
         return self._unknown[kind]
 
 
+def _says_shapes(op: tf.Operation) -> bool:
+    """Tells if an operation has an attribute with shapes nobody checks."""
+    if op.type in _CHECKED:
+        return False
+    return any("shape" in a.type for a in op.op_def.attr)
+
+
 def _of_variable(handle: tf.Tensor) -> Sizes | None:
     """Returns the sizes that a variable was made with."""
     known = handle_data_util.get_resource_handle_data(handle)
@@ -213,3 +228,18 @@ def sizes_of(shape: tf.TensorShape) -> Sizes | None:
     if shape.rank is None:
         return None
     return tuple(None if n is None else Size.of(n) for n in shape.as_list())
+
+
+def made_with(tensor: tf.Tensor) -> tf.TensorShape:
+    """Returns the shape that a tensor of a batch was made with.
+
+    Layers get the tensor itself, and may say other things of it by
+    `set_shape`.
+
+    Args:
+        tensor: The tensor.
+    """
+    operation = tensor.op
+    if operation.type in ("Placeholder", "PlaceholderWithDefault"):
+        return tf.TensorShape(operation.get_attr("shape"))
+    return tensor.shape

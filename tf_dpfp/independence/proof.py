@@ -257,12 +257,13 @@ def _batch_size(examples: Sequence[tf.Tensor]) -> Size:
         )
     known = set()
     for tensor in examples:
-        if not tensor.shape.rank:
+        shape = inferred.made_with(tensor)
+        if not shape.rank:
             raise ValueError(
                 "Tensors of a batch need a first axis with one row for each "
                 f"example. Received: {tensor}"
             )
-        known.add(tensor.shape[0])
+        known.add(shape[0])
     if None in known:
         return sizes_lib.BATCH
     if len(known) > 1:
@@ -276,7 +277,7 @@ def _batch_size(examples: Sequence[tf.Tensor]) -> Size:
 def _example(tensor: tf.Tensor, number: int, batch: Size) -> Value:
     sizes = [
         Size.symbol(f"size{number}_{axis}") if size is None else Size.of(size)
-        for axis, size in enumerate(tensor.shape)
+        for axis, size in enumerate(inferred.made_with(tensor))
     ]
     return values_lib.examples((batch, *sizes[1:]), Layout(0))
 

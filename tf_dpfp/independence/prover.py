@@ -72,7 +72,6 @@ class Walk:
         self._values: dict[int, Value] = {}
         self._judges = True
         self._inference = inferred.Inference()
-        self._inference = inferred.Inference()
         self._bodies: dict[str, tf.Graph] = {}
         # Tensors are known by their identity, and so must live on.
         self._kept: list[tf.Tensor] = []

@@ -89,9 +89,9 @@ def outside(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     )
 
 
-@registry.rule("VarHandleOp", *_TABLES)
+@registry.rule(*_TABLES)
 def handle(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
-    """Names a variable or a table."""
+    """Names a table; a variable that is found by name may have any shape."""
     del values, walk
     return Value(Kind.RESOURCE, (), name=op.name)
 
