@@ -283,6 +283,9 @@ def prepare(config: Config) -> Training:
     num_classes = 1 + max(int(y.max()), int(y_test.max()))
     with strategy.scope():
         network = models.build(config.model, x.shape[1:], num_classes)
+    if network.features is not None:
+        count = len(x) + len(x_test)
+        print(f"{config.model}: computing features of {count} images, once")
     batches = tf_dpfp.poisson_batches(
         # Features take more memory than images: half precision for the many.
         network.transform(x, "float16"),

@@ -4,6 +4,7 @@ import threading
 
 import keras
 import pytest
+import tensorflow as tf
 
 import tf_dpfp
 from tf_dpfp.mechanisms import state as state_lib
@@ -74,3 +75,16 @@ def test_arguments_that_are_handed_on_are_those_of_keras():
         Task().fit, (1,), {"epochs": 7}, x=2, batch_size=3
     )
     assert (args, kwargs) == ((2,), {"epochs": 7, "batch_size": 3})
+
+
+def test_arguments_in_another_order_are_told():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    with pytest.raises(TypeError, match="first argument.*model=1e-05"):
+        tf_dpfp.compute_epsilon(1e-5, model)
+
+
+def test_a_model_that_is_not_compiled_is_told_so():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    tf_dpfp.make_private(model)
+    with pytest.raises(tf_dpfp.errors.NotPrivateError, match="not compiled"):
+        tf_dpfp.loops.clipped_gradients(model, tf.ones((1, 2)), tf.ones((1, 1)))

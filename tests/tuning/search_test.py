@@ -346,6 +346,27 @@ def test_what_a_model_had_released_before_is_counted_once(
     assert outside == list(tf_dpfp.ledger(before))
 
 
+def _not_compiled(lr):
+    del lr
+    return tf_dpfp.make_private(
+        keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(budget=3.0), r"`budget` is tf_dpfp.PrivacyBudget.*3.0"),
+        (dict(fit=(1, 2)), "`fit` is a dictionary.*tuple"),
+        (dict(build=_not_compiled), "private and compiled.*is not compiled"),
+        (dict(build=lambda lr: lr), "private and compiled.*float.*not private"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        _search(**arguments)
+
+
 @pytest.mark.parametrize("way", ["fit", "compiled", "batch", "evaluate"])
 def test_models_that_build_trains_or_evaluates_are_refused(way):
     def build(lr):

@@ -107,6 +107,11 @@ def not_private(
     model: keras.Model, optimizer: Any
 ) -> optimizers.NotPrivateError:
     """Makes the error for an optimizer that adds no noise."""
+    if optimizer is None:
+        return optimizers.NotPrivateError(
+            f"Model '{model.name}' is private and is not compiled. Call "
+            "model.compile(optimizer=tf_dpfp.DPAdam(...), loss=...) first."
+        )
     return optimizers.NotPrivateError(
         f"Model '{model.name}' is private and is compiled with "
         f"{type(optimizer).__name__}, which adds no noise. Compile it with a "

@@ -158,7 +158,12 @@ def state_of(model: keras.Model) -> State:
 
     Raises:
         NotPrivateError: If the model was not made private.
+        TypeError: If it is no model.
     """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"The first argument is a private model. Received: model={model!r}"
+        )
     if not is_private(model):
         raise optimizers.NotPrivateError(
             f"Model '{model.name}' is not private. Call "

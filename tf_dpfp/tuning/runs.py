@@ -166,6 +166,12 @@ class Runner:
     def _fit_of(self, candidate: Candidate) -> dict[str, Any]:
         """Returns the arguments of `fit`, with callbacks of their own."""
         given = self.fit(**candidate) if callable(self.fit) else self.fit
+        if not isinstance(given, Mapping):
+            raise ValueError(
+                "`fit` is a dictionary of arguments of `model.fit`, such as "
+                "{'x': batches, 'epochs': 10}, or a function that returns one. "
+                f"Received: {type(given).__name__}"
+            )
         callbacks = [_copied(each) for each in _checked(given.get("callbacks"))]
         return {**given, "callbacks": callbacks, "verbose": 0}
 
@@ -186,12 +192,7 @@ class Runner:
         # Names that go on counting would tell the number of runs.
         keras_names.set_counters(self.names)
         model = self.build(**candidate)
-        if not isinstance(model, keras.Model) or not training.is_private(model):
-            raise ValueError(
-                "`build` must return a model that is private and compiled: "
-                "tf_dpfp.make_private(model), then model.compile(...). "
-                f"Received: {type(model).__name__}"
-            )
+        _check_compiled(model)
         if not model.built:
             raise ValueError(
                 f"`build` must return a model that is built. Call '{model.name}"
@@ -244,6 +245,19 @@ class Runner:
             return found.accuracy.value, found
         assert found.loss is not None
         return -found.loss.value, found
+
+
+def _check_compiled(model: Any) -> None:
+    """Raises `ValueError` unless a model is private and compiled."""
+    is_private = isinstance(model, keras.Model) and training.is_private(model)
+    if is_private and getattr(model, "optimizer", None) is not None:
+        return
+    lacks = "is not compiled" if is_private else "is not private"
+    raise ValueError(
+        "`build` must return a model that is private and compiled: "
+        "tf_dpfp.make_private(model), then model.compile(...). "
+        f"Received: {type(model).__name__}, which {lacks}"
+    )
 
 
 def put(model: keras.Model, weights: Sequence[np.ndarray] | None) -> None:

@@ -118,6 +118,11 @@ def search(
     chosen = accounting.Search(runs, expected_runs, secrets.randbelow(2**30))
     candidates = _candidates(space)
     _check_score(score, score_is_public)
+    if budget is not None and not isinstance(budget, training.PrivacyBudget):
+        raise ValueError(
+            "`budget` is tf_dpfp.PrivacyBudget(epsilon, delta), or None for no "
+            f"check before the first run. Received: budget={budget!r}"
+        )
     seed = arguments.seed(seed)
     rng = np.random.default_rng(secrets.randbits(128) if seed is None else seed)
     runner = runs_lib.Runner(build, fit, score)
