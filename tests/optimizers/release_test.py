@@ -175,3 +175,11 @@ def test_a_gradient_is_a_mean_of_what_was_released_and_what_is_added(dtype):
     assert found.values.dtype == dtype
     np.testing.assert_array_equal(found.values, [[2.0], [1.0]])
     np.testing.assert_array_equal(found.indices, [4, 7])
+
+
+def test_clipped_sums_are_not_shown():
+    secret = 123.4375
+    sums = [tf.fill(shape, secret) for shape in SHAPES]
+    clipped = dataclasses.replace(_clipped(), sums=sums)
+    assert str(secret) not in repr(clipped)
+    assert "private" in repr(clipped)

@@ -71,6 +71,11 @@ class ClippedGradients:
     part: tf.Tensor | None = None
     update: Callable[[Sequence[tf.Tensor]], ContextManager] | None = None
 
+    def __repr__(self) -> str:
+        """Names the variables, and shows no number: none has noise yet."""
+        paths = [v.path for v in self.variables]
+        return f"ClippedGradients(variables={paths}, sums=<private>)"
+
     def updating(self, released: Sequence[Any]) -> ContextManager:
         """Opens the context of the update.
 
