@@ -261,3 +261,9 @@ def test_has_weight():
     # As the preprocessors of KerasHub's language models give them.
     mask = tf.constant([[False, True], [False, False]])
     np.testing.assert_array_equal(losses.has_weight(mask, 2), [True, False])
+
+
+def test_labels_in_words_are_refused():
+    loss = losses.PerExampleLoss(keras.losses.SparseCategoricalCrossentropy())
+    with pytest.raises(ValueError, match="needs targets that are numbers"):
+        loss(tf.constant(["yes", "no"]), tf.ones((2, 2)))

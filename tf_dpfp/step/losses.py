@@ -147,6 +147,13 @@ class PerExampleLoss(keras.losses.Loss):
         mask = keras_layers.mask_of(y_pred)
         y_pred = keras.ops.convert_to_tensor(y_pred)
         y_true = keras.ops.convert_to_tensor(y_true)
+        if y_true.dtype == tf.string:
+            raise ValueError(
+                f"The loss '{self.name}' needs targets that are numbers. "
+                "Encode labels first: names, y = np.unique(y, "
+                "return_inverse=True), with names that are public. Received: "
+                "targets of type string"
+            )
         if self._is_loss:
             y_pred = keras.ops.cast(y_pred, self._loss.dtype)
         if y_pred.shape.rank == 1:
