@@ -37,9 +37,24 @@ def by_kernels(bits: tf.Tensor, deviation: tf.Tensor) -> tf.Tensor:
     Returns:
         float32, `(2 * half,)`.
     """
+    return tf.concat(pairs_by_kernels(bits, deviation), axis=0)
+
+
+def pairs_by_kernels(
+    bits: tf.Tensor, deviation: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Makes pairs of normals by TensorFlow's kernels.
+
+    Args:
+        bits: int32, `(2, half)`.
+        deviation: Standard deviation, a scalar.
+
+    Returns:
+        The first numbers of the pairs and the second, float32, `(half,)` each.
+    """
     radius, turns = _radius_and_turns(bits, deviation)
     angle = turns * math.pi
-    return tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], axis=0)
+    return radius * tf.cos(angle), radius * tf.sin(angle)
 
 
 def by_polynomials(bits: tf.Tensor, deviation: tf.Tensor) -> tf.Tensor:
@@ -52,6 +67,21 @@ def by_polynomials(bits: tf.Tensor, deviation: tf.Tensor) -> tf.Tensor:
     Returns:
         float32, `(2 * half,)`.
     """
+    return tf.concat(pairs_by_polynomials(bits, deviation), axis=0)
+
+
+def pairs_by_polynomials(
+    bits: tf.Tensor, deviation: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Makes pairs of normals for XLA, whose sine and cosine are slow.
+
+    Args:
+        bits: int32, `(2, half)`.
+        deviation: Standard deviation, a scalar.
+
+    Returns:
+        The first numbers of the pairs and the second, float32, `(half,)` each.
+    """
     radius, turns = _radius_and_turns(bits, deviation)
     # Sine and cosine of half the angle, in [-pi/2, pi/2], then doubled. The
     # Taylor polynomials are exact to float32 there.
@@ -59,12 +89,9 @@ def by_polynomials(bits: tf.Tensor, deviation: tf.Tensor) -> tf.Tensor:
     square = tf.square(halved)
     sine = halved * _polynomial(square, _SINE)
     cosine = _polynomial(square, _COSINE)
-    return tf.concat(
-        [
-            radius * (tf.square(cosine) - tf.square(sine)),
-            radius * (2.0 * sine * cosine),
-        ],
-        axis=0,
+    return (
+        radius * (tf.square(cosine) - tf.square(sine)),
+        radius * (2.0 * sine * cosine),
     )
 
 

@@ -97,7 +97,9 @@ def gaussian(
     rest = size % _PIECE
     if rest or not pieces:
         bits = _bits((rest + 1) // 2)
-        pieces.append(_summed(box_muller.by_kernels(bits, deviation))[:rest])
+        pieces.append(
+            _summed(box_muller.pairs_by_kernels(bits, deviation))[:rest]
+        )
     normals = pieces[0] if len(pieces) == 1 else tf.concat(pieces, axis=0)
     return tf.reshape(normals, shape)
 
@@ -122,7 +124,7 @@ def gaussian_like(
     size = tf.reduce_prod(shape)
     deviation = tf.cast(standard_deviation, tf.float32)
     bits = _bits((size + 1) // 2)
-    normals = _summed(box_muller.by_kernels(bits, deviation))[:size]
+    normals = _summed(box_muller.pairs_by_kernels(bits, deviation))[:size]
     return tf.ensure_shape(tf.reshape(normals, shape), tensor.shape)
 
 
@@ -151,15 +153,20 @@ def _bits(half: int | tf.Tensor) -> tf.Tensor:
     return words(2 * _SUMMED * half, [2, _SUMMED * half])
 
 
-def _summed(normals: tf.Tensor) -> tf.Tensor:
-    """Adds four by four: the first half by itself, and the second.
+def _summed(pairs: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+    """Adds four by four: the first numbers of the pairs, and the second.
 
-    The two numbers of a pair are never in one sum.
+    The two numbers of a pair are never in one sum. Sums are put side by side
+    and not what they are of: XLA would take a step of the sum for each number
+    and ask each which side it is on, in four times the time.
     """
-    normals = tf.reshape(normals, [2, _SUMMED, -1])
-    return tf.reshape(tf.reduce_sum(normals, axis=1), [-1]) * _SUMMED**-0.5
+    sums = [
+        tf.reduce_sum(tf.reshape(numbers, [_SUMMED, -1]), axis=0)
+        for numbers in pairs
+    ]
+    return tf.concat(sums, axis=0) * _SUMMED**-0.5
 
 
 @functools.partial(tf.function, jit_compile=True, autograph=False)
 def _compiled_normals(bits: tf.Tensor, deviation: tf.Tensor) -> tf.Tensor:
-    return _summed(box_muller.by_polynomials(bits, deviation))
+    return _summed(box_muller.pairs_by_polynomials(bits, deviation))
