@@ -27,20 +27,7 @@ def _radius_and_turns(
     return radius, turns * 2.0**-31
 
 
-def by_kernels(bits: tf.Tensor, deviation: tf.Tensor) -> tf.Tensor:
-    """Makes normals by TensorFlow's kernels.
-
-    Args:
-        bits: int32, `(2, half)`.
-        deviation: Standard deviation, a scalar.
-
-    Returns:
-        float32, `(2 * half,)`.
-    """
-    return tf.concat(pairs_by_kernels(bits, deviation), axis=0)
-
-
-def pairs_by_kernels(
+def by_kernels(
     bits: tf.Tensor, deviation: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Makes pairs of normals by TensorFlow's kernels.
@@ -57,20 +44,7 @@ def pairs_by_kernels(
     return radius * tf.cos(angle), radius * tf.sin(angle)
 
 
-def by_polynomials(bits: tf.Tensor, deviation: tf.Tensor) -> tf.Tensor:
-    """Makes normals for XLA, whose sine and cosine are slow.
-
-    Args:
-        bits: int32, `(2, half)`.
-        deviation: Standard deviation, a scalar.
-
-    Returns:
-        float32, `(2 * half,)`.
-    """
-    return tf.concat(pairs_by_polynomials(bits, deviation), axis=0)
-
-
-def pairs_by_polynomials(
+def by_polynomials(
     bits: tf.Tensor, deviation: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Makes pairs of normals for XLA, whose sine and cosine are slow.

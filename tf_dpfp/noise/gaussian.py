@@ -177,7 +177,7 @@ def _bits(
 
 def _kernel_normals(half: int | tf.Tensor, deviation, key) -> tf.Tensor:
     bits = _bits(half, key, _PHILOX, tf.zeros([2], tf.uint64))
-    return box_muller.by_kernels(bits, deviation)
+    return tf.concat(box_muller.by_kernels(bits, deviation), axis=0)
 
 
 def _fused_normals(half: int, deviation, key, piece) -> tf.Tensor:
@@ -189,7 +189,7 @@ def _fused_normals(half: int, deviation, key, piece) -> tf.Tensor:
     start = tf.cast(piece, tf.int64) * 2**32
     counter = tf.bitcast(tf.reshape(start, [1]), tf.uint64)
     bits = _bits(half, key, _THREEFRY, counter)
-    return box_muller.by_polynomials(bits, deviation)
+    return tf.concat(box_muller.by_polynomials(bits, deviation), axis=0)
 
 
 _compiled_normals = tf.function(

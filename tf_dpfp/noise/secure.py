@@ -97,9 +97,7 @@ def gaussian(
     rest = size % _PIECE
     if rest or not pieces:
         bits = _bits((rest + 1) // 2)
-        pieces.append(
-            _summed(box_muller.pairs_by_kernels(bits, deviation))[:rest]
-        )
+        pieces.append(_summed(box_muller.by_kernels(bits, deviation))[:rest])
     normals = pieces[0] if len(pieces) == 1 else tf.concat(pieces, axis=0)
     return tf.reshape(normals, shape)
 
@@ -124,7 +122,7 @@ def gaussian_like(
     size = tf.reduce_prod(shape)
     deviation = tf.cast(standard_deviation, tf.float32)
     bits = _bits((size + 1) // 2)
-    normals = _summed(box_muller.pairs_by_kernels(bits, deviation))[:size]
+    normals = _summed(box_muller.by_kernels(bits, deviation))[:size]
     return tf.ensure_shape(tf.reshape(normals, shape), tensor.shape)
 
 
@@ -169,4 +167,4 @@ def _summed(pairs: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
 
 @functools.partial(tf.function, jit_compile=True, autograph=False)
 def _compiled_normals(bits: tf.Tensor, deviation: tf.Tensor) -> tf.Tensor:
-    return _summed(box_muller.pairs_by_polynomials(bits, deviation))
+    return _summed(box_muller.by_polynomials(bits, deviation))
