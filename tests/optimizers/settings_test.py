@@ -98,8 +98,6 @@ def test_noise_and_ledger_are_of_the_release_that_was_asked_for():
         ({"expected_batch_size": 0.0}, "expected_batch_size"),
         ({"loss_scale_factor": -1.0}, "loss_scale_factor"),
         ({"seed": 1, "secure": True}, "that nobody can repeat"),
-        ({"correlated_noise": BANDS, "secure": True}, "keeps no noise"),
-        ({"correlated_noise": BANDS, "clipping": ADAPTIVE}, "another size"),
         (
             {
                 "correlated_noise": BANDS,

@@ -63,9 +63,10 @@ def _silent(optimizer, width=260, **kwargs):
     model = keras.Sequential(
         [
             keras.Input((3,)),
-            layers.Dense(width, kernel_initializer="zeros"),
-            layers.Dense(width, kernel_initializer="zeros"),
-        ]
+            layers.Dense(width, kernel_initializer="zeros", name="first"),
+            layers.Dense(width, kernel_initializer="zeros", name="second"),
+        ],
+        name="silent",
     )
     tf_dpfp.make_private(model)
     model.compile(
@@ -104,16 +105,62 @@ def _assert_of_strategy(found, strategy, deviation):
         ({"clipping": "per_layer"}, {}),
         ({"microbatch_size": 4}, {}),
         ({}, {"run_eagerly": True}),
+        ({"secure": True}, {}),
     ],
     ids=str,
 )
 def test_noise_of_steps_has_the_covariance_of_the_strategy(arguments, compiled):
     """One kernel is drawn in pieces, the rest together."""
+    if "secure" in arguments:
+        pytest.importorskip("cryptography")
     model = _silent(_optimizer(**arguments), **compiled)
     found = _releases(model)
     assert found.shape == (10, 260 * 265)
     strategy = banded.coefficients(3, 10)
     _assert_of_strategy(found, strategy, CLIP * NOISE)
+
+
+class _Deviations(keras.callbacks.Callback):
+    """Deviations of the noise of both layers, of the steps that come."""
+
+    def __init__(self, multiplier):
+        super().__init__()
+        self.found, self.multiplier = [], multiplier
+
+    def on_train_batch_begin(self, batch, logs=None):
+        norms = np.array(list(tf_dpfp.clip_norms(self.model).values()))
+        # Equal budgets: each group is as well hidden as the other.
+        self.found.append(self.multiplier * np.sqrt(len(norms)) * norms)
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_noise_is_correlated_in_the_deviations_of_adaptive_clip_norms(rescale):
+    """The sums of every step are over the deviations that it draws with."""
+    share, width = 0.2, 160
+    adaptive = tf_dpfp.clipping.Adaptive(
+        initial={"silent/first": 0.1, "silent/second": 0.3},
+        rescale=rescale,
+        budget_share=share,
+        learning_rate=2.0,
+    )
+    clipping = tf_dpfp.PerLayer(
+        thresholds=adaptive, noise_allocation="equal_budget"
+    )
+    model = _silent(_optimizer(clipping=clipping), width)
+    recorded = _Deviations(NOISE / np.sqrt(1 - share))
+    found = _releases(model, callbacks=[recorded])
+    deviations = np.stack(recorded.found)
+    assert deviations.shape == (10, 2)
+    # They adapt, so that one deviation for all steps would be seen.
+    assert np.max(np.ptp(np.log(deviations), axis=0)) > 0.1
+    sizes = [4 * width, (width + 1) * width]
+    normals = found / np.repeat(deviations, sizes, axis=1)
+    strategy = banded.coefficients(3, 10)
+    _assert_of_strategy(normals, strategy, 1.0)
+    first, second = np.split(normals, sizes[:1], axis=1)
+    ratio = np.std(first, axis=1) / np.std(second, axis=1)
+    np.testing.assert_allclose(ratio, 1.0, atol=6 / np.sqrt(2 * sizes[0]))
+    assert _only(model).noise_multiplier == NOISE
 
 
 def test_every_fit_begins_with_noise_of_its_own():
@@ -505,16 +552,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            ({"secure": True}, "secure"),
             ({"clipping": tf_dpfp.clipping.PerDevice()}, "one device"),
-            (
-                {
-                    "clipping": tf_dpfp.clipping.PerLayer(
-                        thresholds=tf_dpfp.clipping.Adaptive()
-                    )
-                },
-                "adaptive",
-            ),
             ({"bands": "best"}, "calibrate"),
             ({"bands": 0}, "bands"),
             ({"bands": 65}, "bands"),
@@ -522,8 +560,6 @@ class TestRefused:
         ],
     )
     def test_settings(self, arguments, words):
-        if "secure" in arguments:
-            pytest.importorskip("cryptography")
         with pytest.raises(ValueError, match=words):
             _optimizer(**arguments)
 

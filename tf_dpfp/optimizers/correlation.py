@@ -5,7 +5,8 @@ strategy C of `noise.chain`: step t releases x_t + z C_clip (C^-1 n)_t with
 independent normals n. Adjacency: one example added or removed. The unit is an
 example, in steps that are as many apart as there are parts; the sensitivity of
 all rows that one of these steps moves is the clip norm, times the norm of a
-column of C, at most 1. `docs/guarantee.md` has the proof.
+column of C, at most 1. Under adaptive clip norms all of it holds of sums over
+the deviations of their step. `docs/guarantee.md` has the proof.
 
 The ledger counts a step as one, and the first of a chain as as many as there
 are parts: see `accounting.CyclicPoissonSampling`.
@@ -142,15 +143,20 @@ def _correlated(
 def _layout(clipped: clipped_lib.ClippedGradients) -> tuple:
     """Describes which numbers share which draw, and how they are clipped.
 
-    Deviations follow from clip norms, which are numbers: none adapts.
+    A clip norm that adapts is a tensor: what is kept are noises of deviation 1,
+    which a step multiplies by the deviations of its own clip norms.
     """
     return (
         compilation.target(),
         compilation.has_accelerator(),
         tuple(
-            (group.device, group.clip_norm, index, tuple(total.shape))
+            (group.device, _fixed(group.clip_norm), index, tuple(total.shape))
             for group in clipped.groups
             for index in group.members
             if (total := clipped.sums[index]) is not None
         ),
     )
+
+
+def _fixed(clip_norm: float | tf.Tensor) -> float | None:
+    return None if tf.is_tensor(clip_norm) else clip_norm

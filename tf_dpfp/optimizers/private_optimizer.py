@@ -93,8 +93,7 @@ class PrivateOptimizer(
             every step takes back part of the noise of earlier ones, for few
             passes over many examples. It needs batches of
             `cyclic_poisson_batches`. On one device; not under XLA, with
-            `secure`, adaptive clip norms, low-rank carriers or a
-            `DPRepresentationClip`.
+            low-rank carriers or a `DPRepresentationClip`.
         sparse_tables: `None` for noise on every row of every table, or a
             `tf_dpfp.Sparse`: of the tables that it names a step releases and
             updates the rows that enough examples touch. With `DPSGD` without

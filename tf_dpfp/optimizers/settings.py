@@ -227,18 +227,6 @@ def _check_correlated(settings: PrivacySettings) -> None:
             "number of bands. Received: noise_multiplier="
             f"{settings.sums.noise_multiplier:g}"
         )
-    if settings.secure:
-        raise ValueError(
-            "`secure=True` keeps no noise, and correlated noise keeps that of "
-            "earlier steps. Leave one of them out. Received: secure=True, "
-            f"correlated_noise={settings.correlated_noise}"
-        )
-    if settings.adaptive is not None:
-        raise ValueError(
-            "Correlated noise takes back noise of earlier steps, and with "
-            "adaptive clip norms that noise had another size. Use fixed clip "
-            f"norms. Received: clipping={settings.clipping}"
-        )
     if isinstance(settings.clipping, clipping_lib.PerDevice):
         raise ValueError(
             "Correlated noise is kept on one device. Use clipping='flat' or "
