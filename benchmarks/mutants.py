@@ -177,6 +177,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sampling/dealing.py": ("sampling/dealing_test.py",),
     "sampling/labels.py": ("sampling/labels_test.py",),
     "sampling/padding.py": ("sampling/padding_test.py",),
+    "sampling/person_ids.py": ("sampling/person_batches_test.py",),
     "sampling/persons.py": ("sampling/person_batches_test.py",),
     "sampling/poisson.py": (
         "sampling/person_batches_test.py",

@@ -391,6 +391,25 @@ def test_persons_add_the_mean_of_their_examples(monkeypatch):
         )
 
 
+@pytest.mark.parametrize(
+    "users",
+    [
+        [1, "1"],
+        [np.nan, np.nan],
+        [None, None],
+        np.array([2**24, 2**24 + 1], np.float32),
+        [2**60, 2.0**60],
+        np.array(["NaT", "NaT"], "datetime64[D]"),
+    ],
+)
+def test_two_persons_are_never_taken_for_one(users):
+    # Without the first of the two the mean would move by nearly 2.
+    with pytest.raises((ValueError, TypeError), match="person"):
+        tf_dpfp.PrivateEvaluation((X[:2], Y[:2]), 1.0, users=users)
+    apart = tf_dpfp.PrivateEvaluation((X[:2], Y[:2]), 1.0, users=[2**60, 1.5])
+    assert len(set(apart._data.users)) == 2
+
+
 def test_saved_ledgers_hold_evaluations(tmp_path):
     model = _model()
     tf_dpfp.evaluate_privately(model, (X, Y), noise_multiplier=5.0)

@@ -11,6 +11,7 @@ from scipy import stats
 import tf_dpfp
 from tf_dpfp import sampling
 from tf_dpfp.sampling import persons as persons_lib
+from tf_dpfp.sampling import source as source_lib
 from tf_dpfp.sampling import sources
 
 # Persons a, b, c, d with 1, 2, 3 and 6 examples, in any order.
@@ -117,6 +118,25 @@ def test_ids_of_any_type_name_the_same_persons(ids):
         )
     # In the order in which they come: d, c, b, a.
     np.testing.assert_array_equal(found.counts, [6, 3, 2, 1])
+
+
+def test_ids_stay_apart_across_parts_and_types(monkeypatch):
+    monkeypatch.setattr(source_lib, "CHUNK", 6)
+    source = sources.make_source(X, Y)
+
+    def ids(x, y):  # noqa: ARG001
+        # Together they would be floats, and all alike.
+        first = x[0] == 0
+        kind = np.uint64 if first else np.int64
+        return x.astype(kind) + kind(2**63 if first else 2**62)
+
+    assert persons_lib.group(source, ids, 3).size == 12
+    names = [np.str_("a"), "a", *"abbbbbbbbb"]
+    assert persons_lib.group(source, names, 3).size == 2
+    yes = [np.bool_(True), True, 1, *[0] * 9]
+    assert persons_lib.group(source, yes, 3).size == 2
+    exact = (np.arange(12) + 2**24 - 12).astype(np.float32)
+    assert persons_lib.group(source, exact, 3).size == 12
 
 
 class _RandomAccess:
@@ -254,6 +274,13 @@ def test_workers_draw_from_persons_of_their_own():
         (np.array([1j] * 12), TypeError, "Ids of `users` must be"),
         ([{}] * 12, TypeError, "must be hashable"),
         (lambda x, y: X[:2], ValueError, "must return one id"),  # noqa: ARG005
+        (lambda x, y: [1, "1"] * 6, TypeError, "of one type"),  # noqa: ARG005
+        (np.ma.masked_equal(np.arange(12), 3), ValueError, "missing ids"),
+        # Two persons, before they were rounded.
+        (np.arange(12, dtype=np.float32) + 2**24, ValueError, "were rounded"),
+        (np.arange(12) + 2.0**53, ValueError, "were rounded"),
+        ([2.0**53, *range(11)], ValueError, "were rounded"),
+        ([np.float32(2**24), *range(11)], ValueError, "were rounded"),
     ],
 )
 def test_refuses_ids(ids, error, match):

@@ -7,6 +7,7 @@ import numpy as np
 
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp.evaluation.settings import Settings
+from tf_dpfp.sampling import person_ids
 from tf_dpfp.sampling import sources
 
 
@@ -39,6 +40,7 @@ def read(data: Any, groups: Any, users: Any, settings: Settings) -> Data:
 
     Raises:
         ValueError: If they can't be evaluated privately.
+        TypeError: If ids of persons can't be compared.
     """
     if sampling_lib.sampling_of(data) is not None:
         raise ValueError(
@@ -69,20 +71,20 @@ def read(data: Any, groups: Any, users: Any, settings: Settings) -> Data:
     size = source.size
     of_groups = np.full(size, -1)
     if groups is not None:
-        ids = _ids("groups", groups, size)
+        ids = _groups(groups, size)
         for number, value in enumerate(settings.group_values):
             of_groups[ids == value] = number
     of_users = None
     if users is not None:
-        _, of_users = np.unique(_ids("users", users, size), return_inverse=True)
+        of_users, _ = person_ids.numbered(source, users)
     return Data(source, of_groups, of_users)
 
 
-def _ids(name: str, ids: Any, size: int) -> np.ndarray:
-    found = np.asarray(ids)
+def _groups(groups: Any, size: int) -> np.ndarray:
+    found = np.asarray(groups)
     if found.shape != (size,):
         raise ValueError(
-            f"`{name}` must have one entry for each of the {size} examples. "
-            f"Received: {name} of shape {found.shape}"
+            f"`groups` must have one entry for each of the {size} examples. "
+            f"Received: groups of shape {found.shape}"
         )
     return found

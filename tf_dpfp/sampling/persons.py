@@ -2,16 +2,14 @@
 
 import dataclasses
 import hashlib
-import numbers
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 from keras import tree
 
 from tf_dpfp import arguments
+from tf_dpfp.sampling import person_ids
 from tf_dpfp.sampling import source as source_lib
 from tf_dpfp.sampling.source import Source
 
@@ -240,100 +238,12 @@ def group(
         The persons, in the order in which their first examples come.
 
     Raises:
-        ValueError: If an id is missing, or there is not one for each example.
+        ValueError: If an id is missing or was rounded, or there is not one for
+            each example.
         TypeError: If ids are no numbers, strings or other values to compare.
     """
-    codes, size = _codes(_ids(source, users))
+    codes, size = person_ids.numbered(source, users)
     examples = np.argsort(codes, kind="stable")
     counts = np.bincount(codes, minlength=size)
     starts = np.cumsum(counts) - counts
     return Persons(examples, starts, counts, max_examples)
-
-
-def _ids(source: Source, users: Any) -> np.ndarray:
-    """Returns one id for each example, none of them missing."""
-    if callable(users):
-        users = _computed(source, users)
-    elif isinstance(users, tf.Tensor):
-        users = users.numpy()
-    elif isinstance(users, (list, tuple)):
-        # As objects: numpy would make one type of several.
-        given, users = users, np.empty(len(users), object)
-        users[:] = given
-    ids = np.asarray(users)
-    if ids.shape != (source.size,):
-        raise ValueError(
-            f"`users` must have one id for each of the {source.size} examples, "
-            f"of shape ({source.size},). Received: users of shape {ids.shape}"
-        )
-    if ids.dtype.kind == "O":
-        _check_objects(ids)
-    elif ids.dtype.kind not in "iubUSfM":
-        raise TypeError(
-            "Ids of `users` must be integers, strings, dates or other values "
-            f"that can be compared. Received: users of dtype {ids.dtype}"
-        )
-    if any(
-        map(_is_missing, ids.tolist() if ids.dtype.kind in "Of" else [])
-    ) or (ids.dtype.kind == "M" and np.isnat(ids).any()):
-        raise ValueError(
-            "Every example needs the id of its person. Leave out examples "
-            "without one, or give each an id of its own. Received: users with "
-            "missing ids (None or NaN)"
-        )
-    return ids
-
-
-def _check_objects(ids: np.ndarray) -> None:
-    kinds = {type(i) for i in ids.tolist() if not _is_missing(i)}
-    if any(issubclass(kind, numbers.Number) for kind in kinds):
-        kinds = {
-            numbers.Number if issubclass(kind, numbers.Number) else kind
-            for kind in kinds
-        }
-    if len(kinds) > 1:
-        raise TypeError(
-            "Ids of `users` must be of one type: '1' and 1 would be two "
-            "persons. Received: ids of types "
-            f"{sorted(kind.__name__ for kind in kinds)}"
-        )
-
-
-def _is_missing(one: Any) -> bool:
-    if one is None:
-        return True
-    try:
-        return bool(one != one)
-    except TypeError:  # As of pandas.NA.
-        return True
-
-
-def _computed(source: Source, users: Callable[..., Any]) -> np.ndarray:
-    """Calls a function on all examples, one part after the other."""
-    found = []
-    for first in range(0, source.size, source_lib.CHUNK):
-        indices = np.arange(first, min(first + source_lib.CHUNK, source.size))
-        leaves = source.take(indices)
-        components = keras.tree.pack_sequence_as(source.structure, leaves)
-        ids = np.asarray(users(*components))
-        if ids.shape != indices.shape:
-            raise ValueError(
-                "The function `users` must return one id for each example of "
-                f"the batch it is given, of shape {indices.shape}. Received: "
-                f"shape {ids.shape}"
-            )
-        found.append(ids)
-    return np.concatenate(found)
-
-
-def _codes(ids: np.ndarray) -> tuple[np.ndarray, int]:
-    """Numbers the persons in the order in which they come."""
-    known: dict[Any, int] = {}
-    try:
-        codes = [known.setdefault(one, len(known)) for one in ids.tolist()]
-    except TypeError as error:
-        raise TypeError(
-            "Ids of `users` must be hashable: integers or strings. Received: "
-            f"ids of type {type(ids.tolist()[0]).__name__}"
-        ) from error
-    return np.array(codes, np.int64), len(known)
