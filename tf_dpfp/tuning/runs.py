@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 import secrets
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,10 @@ _ALLOWED = (
 )
 _USED = "_tf_dpfp_of_a_search"
 _LEDGER = "privacy_ledger"
+
+
+class NotAsPlannedError(RuntimeError):
+    """A run released something else than was planned before the first one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,12 +232,17 @@ class Runner:
             The outcome.
 
         Raises:
-            RuntimeError: If the run released more than was planned.
+            NotAsPlannedError: If the run released more than was planned.
         """
-        model = self.fresh(candidate)
-        base = _entries(model)
-        model.fit(**self._fit_of(candidate))
-        score, released = self._scored(model)
+        with warnings.catch_warnings():
+            # Warnings would tell of runs that are not returned.
+            warnings.simplefilter("ignore")
+            model = self.fresh(candidate)
+            base = _entries(model)
+            model.fit(**self._fit_of(candidate))
+            score, released = self._scored(model)
+        # Metrics that `build` made once hold counts of the last run.
+        model.reset_metrics()
         _check(model, base, plan)
         return Outcome(candidate, score, released, _weights(model))
 
@@ -304,13 +314,13 @@ def _check(
     mechanism = mechanisms.mechanism_of(model)
     added = accounting.missing(_entries(model), base)
     if base != plan.base or not cost.is_within(added, plan.of_run):
-        raise RuntimeError(
+        raise NotAsPlannedError(
             f"A run released more than was planned before the first one: "
             f"{added} is not within {list(plan.of_run)}. Nothing of the search "
             "is released. Let `build` and `fit` do the same in every call."
         )
     if mechanism.objections():
-        raise RuntimeError(
+        raise NotAsPlannedError(
             "A run trained without the noise that its ledger counts: "
             f"{mechanism.objections()[0]}"
         )

@@ -159,6 +159,7 @@ def _best_of(
     """Returns the best of so many runs; keeps nothing of the others."""
     best: runs_lib.Outcome | None = None
     outcome: runs_lib.Outcome | None
+    failed: BaseException | None
     for _ in range(count):
         try:
             outcome = runner.run(_drawn(candidates, rng), plan)
@@ -173,12 +174,17 @@ def _best_of(
         # This frame as well, which goes with the error.
         best = outcome = None
         failed.__context__ = failed.__cause__ = None
-        if not isinstance(failed, Exception):
-            raise failed  # Someone stops the search.
+        own = isinstance(failed, runs_lib.NotAsPlannedError)
+        if own or not isinstance(failed, Exception):
+            raise failed  # Or someone stops the search.
+        kind, failed = type(failed).__name__, None
+        # Its words may be of examples, and of a run that is not released.
         raise RuntimeError(
             "A run of the search failed, and nothing of the search is "
             "returned. That it failed may tell something of the data, which no "
-            f"ledger counts. The run raised {type(failed).__name__}: {failed}"
+            "ledger counts. What it said could tell more, and is not shown: "
+            "train the candidates one by one, on made-up data, to read it. "
+            f"Received: {kind}"
         )
     return best
 
