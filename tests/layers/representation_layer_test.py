@@ -278,5 +278,7 @@ def test_refusals():
     ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             _layer(**bad)
+    with pytest.raises(ValueError, match="calibrate_representation finds one"):
+        _layer(noise_multiplier="calibrate")
     with pytest.raises(ValueError, match="floating point"):
         _layer(dtype="int32")(np.ones((2, 3), np.int32))

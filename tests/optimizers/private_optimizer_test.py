@@ -175,6 +175,8 @@ def test_apply_checks_the_variables_and_takes_both_forms():
     clipped = tf_dpfp.loops.clipped_gradients(model, X[:4], Y[:4])
     with pytest.raises(ValueError, match="Leave the argument out"):
         model.optimizer.apply(clipped, model.trainable_variables[:1])
+    with pytest.raises(TypeError, match="go to the optimizer as they are"):
+        model.optimizer.apply_gradients(zip(clipped, [], strict=False))
     model.optimizer.apply(clipped, model.trainable_variables)
     model.optimizer.apply_gradients(clipped)
     assert int(model.optimizer.iterations) == 2

@@ -1,5 +1,6 @@
 """Settings of a private optimizer: what noise, ledger and files read."""
 
+import inspect
 import math
 
 import keras
@@ -145,5 +146,18 @@ def test_keras_must_not_add_up_batches_or_scale_losses():
     ):
         with pytest.raises(ValueError, match="finite number, or a schedule"):
             settings_lib.keras_arguments(args, kwargs)
+    for misspelt, name in (
+        ("noise_mutliplier", "noise_multiplier"),
+        ("l2_norm_clp", "l2_norm_clip"),
+        ("expected_batchsize", "expected_batch_size"),
+    ):
+        with pytest.raises(ValueError, match=f"spelt `{name}`. .*{misspelt}=1"):
+            settings_lib.keras_arguments((), {misspelt: 1})
+    # None of Keras's own is taken for one of these.
+    for base in vars(keras.optimizers).values():
+        if isinstance(base, type):
+            names = inspect.signature(base).parameters
+            known = dict.fromkeys(names.keys() - {"learning_rate"})
+            settings_lib.keras_arguments((), known)
     schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
     assert settings_lib.keras_arguments((schedule,), {})[0] == (schedule,)

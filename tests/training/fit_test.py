@@ -163,6 +163,14 @@ def test_a_model_that_rejects_made_up_inputs_is_built_on_the_batch():
     assert [e.steps for e in tf_dpfp.ledger(model)] == [7]
 
 
+def test_labels_in_words_are_refused_at_once(recwarn):
+    x, y = _data()
+    with pytest.raises(ValueError, match="needs targets that are numbers"):
+        _private().fit(_batches(x, np.array(list("abc"))[y]), verbose=0)
+    told = [str(each.message) for each in recwarn]
+    assert not any("could not be tried" in each for each in told)
+
+
 def test_class_weight_and_validation_on_poisson_batches():
     x, y = _data()
     class_weight = {0: 0.2, 1: 1.0, 2: 3.0}

@@ -1,6 +1,7 @@
 """Noised representations of persons: oracle, sensitivity, ledger, refusals."""
 
 import math
+import warnings
 
 import dp_accounting
 import keras
@@ -317,7 +318,12 @@ def test_what_is_below_keeps_the_rows_of_a_person_apart():
 def test_undeclared_labels_and_gradients_that_go_on_protect_nobody():
     for clip in (_clip(labels=None), _clip(end_to_end=True)):
         model = _model(clip=clip)
-        model.fit(_batches(steps_per_epoch=1), verbose=0)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            model.fit(_batches(steps_per_epoch=1), verbose=0)
+        # Who lets gradients go on has asked for it.
+        said = any("nothing is declared" in str(w.message) for w in told)
+        assert said != clip.end_to_end
         assert math.isinf(tf_dpfp.compute_epsilon(model, DELTA))
         assert "NO PRIVACY" in tf_dpfp.privacy_statement(model, DELTA)
 

@@ -347,6 +347,9 @@ def test_a_loop_that_clips_examples_of_persons_is_refused():
     with tf_dpfp.loops.sampled_steps(model, batches):
         with pytest.raises(RuntimeError, match="persons=True"):
             step(*flat)
+        # Before the shapes of a batch of persons are met.
+        with pytest.raises(RuntimeError, match="persons=True"):
+            tf_dpfp.loops.clipped_gradients(model, *_batch("dense"))
     by_example = tf_dpfp.poisson_batches(*_data()[:2], expected_batch_size=4)
     with tf_dpfp.loops.sampled_steps(model, by_example):
         with pytest.raises(RuntimeError, match="every person"):
@@ -376,6 +379,8 @@ def test_refusals():
             model.fit(derived, verbose=0)
     with pytest.raises(ValueError, match="`class_weight` is for batches"):
         model.fit(_batches(), class_weight={0: 2.0}, verbose=0)
+    with pytest.raises(ValueError, match="`evaluate`, and the validation"):
+        model.evaluate(_batches(), verbose=0)
     with pytest.raises(ValueError, match="needs the sample weights"):
         tf_dpfp.loops.clipped_gradients(
             model, *_batch("dense")[:2], persons=True

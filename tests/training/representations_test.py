@@ -200,7 +200,8 @@ def test_randomised_labels_are_composed_once():
 
 def test_undeclared_labels_make_epsilon_infinite_and_say_why():
     model = _private(_model(_clip(labels=None)))
-    model.fit(X, Y, verbose=0)
+    with pytest.warns(UserWarning, match="nothing is declared of them"):
+        model.fit(X, Y, verbose=0)
     assert math.isinf(tf_dpfp.compute_epsilon(model, DELTA))
     statement = tf_dpfp.privacy_statement(model, DELTA)
     assert "NO PRIVACY" in statement

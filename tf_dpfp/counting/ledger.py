@@ -184,6 +184,20 @@ class Ledger:
         located = claims.of_thread(self)
         return None if located is None else located.claim.batch_size
 
+    def check_claimed(self, release: Release) -> None:
+        """Refuses a step for others than its batches are claimed for.
+
+        Args:
+            release: The release of the step.
+
+        Raises:
+            RuntimeError: If this thread claims batches of persons or of views,
+                and the step is of examples, or the reverse.
+        """
+        located = claims.of_thread(self)
+        if located is not None:
+            agreement.require_same_unit(release, located.claim.release)
+
     def stamp(self, release: Release) -> claims.Stamp:
         """Stamps a batch with the claim of the thread that steps on it.
 
@@ -268,7 +282,7 @@ class Ledger:
         located = claims.of_thread(self)
         if located is not None:
             agreement.require_same(release, located.claim.release)
-            agreement.require_same_unit(release, located.claim.release)
+        self.check_claimed(release)
         self.ensure_open(release)
         self._drawn = release
         rows = None if stamp is None else stamp.take(self)

@@ -17,8 +17,12 @@ from tf_dpfp.layers import declared_labels
 from tf_dpfp.layers import person_rows
 
 # Beyond these, float32 has no numbers for the bound or its noise.
-_LEAST_CLIP, _GREATEST_CLIP = 1e-10, 1e30
-_GREATEST_NOISE = 1e7
+_CLIP: dict[str, Any] = {"least": 1e-10, "most": 1e30}
+_NOISE: dict[str, Any] = {
+    "least": 0.0,
+    "most": 1e7,
+    "hint": "representations.calibrate_representation finds one for epsilon.",
+}
 # A compiled step, or the ledger, would not notice a change.
 _READ_ONLY = ("clip_norm", "noise_multiplier", "labels", "end_to_end", "seed")
 
@@ -106,14 +110,9 @@ class DPRepresentationClip(keras.layers.Layer):
         self._end_to_end = arguments.boolean("end_to_end", end_to_end)
         # Clipping, noise and the ledger read the same frozen object.
         self._release = counting.GaussianRelease(
-            clip_norm=arguments.number(
-                "clip_norm", clip_norm, least=_LEAST_CLIP, most=_GREATEST_CLIP
-            ),
+            clip_norm=arguments.number("clip_norm", clip_norm, **_CLIP),
             noise_multiplier=arguments.number(
-                "noise_multiplier",
-                noise_multiplier,
-                least=0.0,
-                most=_GREATEST_NOISE,
+                "noise_multiplier", noise_multiplier, **_NOISE
             ),
             seed=arguments.seed(seed),
             kind=self._kind(self._labels_public, self._labels),

@@ -309,6 +309,7 @@ class Gradients(Mechanism):
         self._take_sizes(pipeline)
         self._trace_anew_for(pipeline)
         self.check_draws(arguments["x"], pipeline)
+        self.warn_of_labels(pipeline)
         if replicas.deals(strategy):
             calibrate(self, pipeline, arguments)
             return dealt.fit(self, strategy, pipeline, arguments)

@@ -11,6 +11,7 @@ answer differently is a method here, so that no other room asks which one it is.
 import abc
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -98,6 +99,24 @@ class Mechanism(abc.ABC):
             arguments: Its bound arguments.
             steps: Number of its steps.
         """
+
+    def warn_of_labels(self, pipeline: pipelines.Pipeline) -> None:
+        """Warns that nobody declared the labels: epsilon is infinite then.
+
+        Args:
+            pipeline: Description of the data of a `fit`.
+        """
+        for layer in self.layers:
+            kind = layer.kind_of(pipeline.drawn)
+            if getattr(kind, "labels", None) == "undeclared":
+                warnings.warn(
+                    f"The noise of layer '{layer.name}' does not cover the "
+                    "labels, and nothing is declared of them: epsilon of this "
+                    "training is infinite. Make the layer with "
+                    "labels='public' if anyone may know them, or with what "
+                    "tf_dpfp.representations.randomize_labels returns.",
+                    stacklevel=2,
+                )
 
     def objections(self) -> list[str]:
         """Lists reasons why epsilon is infinite; empty if there are none."""

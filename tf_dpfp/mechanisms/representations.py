@@ -187,6 +187,7 @@ class Representations(Mechanism):
         if pipeline.max_examples_per_user is not None:
             fit_batches.weighed(ordinary, args, kwargs)  # Refuses weights.
         self._check_drawn(x, pipeline)
+        self.warn_of_labels(pipeline)
         self._trace_anew_for(pipeline)
         if pipeline.is_dataset:
             # Keras would warn that it can't shuffle a data set.

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager as ContextManager
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 import tensorflow as tf
@@ -75,6 +75,14 @@ class ClippedGradients:
         """Names the variables, and shows no number: none has noise yet."""
         paths = [v.path for v in self.variables]
         return f"ClippedGradients(variables={paths}, sums=<private>)"
+
+    def __iter__(self) -> NoReturn:
+        """Refuses to be paired with variables, or taken apart."""
+        raise TypeError(
+            "Clipped gradients go to the optimizer as they are, all at once "
+            "and without variables: `optimizer.apply(clipped)`, or "
+            "`optimizer.apply_gradients(clipped)`."
+        )
 
     def updating(self, released: Sequence[Any]) -> ContextManager:
         """Opens the context of the update.

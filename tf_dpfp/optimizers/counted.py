@@ -71,6 +71,16 @@ class Counted(read_only.ReadOnlySettings):
         self._noise_source.renew_after_fork()
         self._layer_seeds.renew_after_fork()
 
+    def check_claimed(self, kind: accounting.Release | None) -> None:
+        """Refuses a step for others than its batches are claimed for.
+
+        Before the step is traced, whose shapes would not fit.
+
+        Args:
+            kind: Kind of the release, if other than the optimizer's.
+        """
+        self._ledger.check_claimed(self._settings.release_of(kind))
+
     def stamp(self, kind: accounting.Release | None = None) -> counting.Stamp:
         """Stamps a batch with the claim of the thread that steps on it.
 

@@ -1,6 +1,8 @@
 """Settings of a private optimizer: checked once, frozen, read by everyone."""
 
 import dataclasses
+import difflib
+import inspect
 import math
 from typing import Any
 
@@ -298,9 +300,17 @@ def keras_arguments(
         that example's, and Keras must not divide once more.
 
     Raises:
-        ValueError: If gradients are to be accumulated by Keras, or the
-            learning rate is not finite.
+        ValueError: If gradients are to be accumulated by Keras, the learning
+            rate is not finite, or a name is nearly that of a setting.
     """
+    own = list(inspect.signature(checked_settings).parameters)
+    for name in kwargs:
+        near = difflib.get_close_matches(name, own, 1, 0.85)
+        if near and name not in own:
+            raise ValueError(
+                f"`{name}` is no argument of a private optimizer: it is spelt "
+                f"`{near[0]}`. Received: {name}={kwargs[name]!r}"
+            )
     if kwargs.get("gradient_accumulation_steps"):
         raise ValueError(
             "`gradient_accumulation_steps` would add noise once per piece "

@@ -64,7 +64,16 @@ def clipped_gradients(
     optimizers.check_dealt(1)
     mechanism.state.has_released = True
     batch = _batch(x, y, sample_weight, persons, views)
+    _check_kind(mechanism, batch)
     return train_step.clipped_gradients(mechanism, batch)
+
+
+def _check_kind(mechanism: mechanisms.Gradients, batch: tuple) -> None:
+    """Refuses batches of others than are claimed, before shapes are met."""
+    kind = sampling_lib.kind_of(batch)
+    if kind is not None:
+        mechanism.check_joined(kind)
+    mechanism.optimizer.check_claimed(kind)
 
 
 def _batch(x, y, sample_weight, persons: bool, views: bool) -> tuple:
@@ -138,6 +147,7 @@ def distributed_step(
         )
         return
     given = _batch(x, y, sample_weight, persons, views)
+    _check_kind(mechanism, given)
     batch = replicas.whole_batch(strategy, given)
     count = strategy.num_replicas_in_sync
     plan = dealt.build(mechanism, strategy, batch)

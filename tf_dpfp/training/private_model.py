@@ -25,6 +25,7 @@ from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import ordinary_steps
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.mechanisms import trained_apart
+from tf_dpfp.sampling import pipelines
 from tf_dpfp.training import calibrating
 from tf_dpfp.training import callbacks as callbacks_lib
 from tf_dpfp.training import compiling
@@ -81,6 +82,16 @@ def _train_on_batch(self, *args, **kwargs) -> Any:
     return _compiled_mechanism(self).train_on_batch(args, kwargs)
 
 
+def _evaluate(self, *args, **kwargs) -> Any:
+    """Evaluates as `keras.Model.evaluate`, on batches of examples."""
+    pipelines.refuse_persons(
+        args[0] if args else kwargs.get("x"),
+        "`evaluate`, and the validation of `fit`, take batches of examples. "
+        "Pass the arrays, or a data set of their examples.",
+    )
+    return state_lib.ordinary(self, "evaluate")(*args, **kwargs)
+
+
 def _compiled_mechanism(model: keras.Model) -> mechanisms.Mechanism:
     """Returns the mechanism of a model that is about to be trained."""
     if not getattr(model, "compiled", False):
@@ -117,6 +128,7 @@ def _make_train_function(self, force: bool = False) -> Any:
 
 _METHODS: dict[str, Callable[..., Any]] = {
     "compile": _compile,
+    "evaluate": _evaluate,
     "fit": _fit,
     "make_train_function": _make_train_function,
     "train_on_batch": _train_on_batch,
