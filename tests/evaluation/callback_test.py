@@ -1,11 +1,14 @@
 """Evaluations at the ends of epochs, within the budget of a training."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
 import tf_dpfp
+from tf_dpfp.evaluation import callback as callback_lib
 
 pytestmark = pytest.mark.usefixtures("without_trial")
 
@@ -122,6 +125,40 @@ def test_an_evaluation_that_does_not_fit_is_not_made():
     evaluation.set_model(model)
     evaluation.on_epoch_end(0, {})
     assert model.stop_training and not _evaluations(model)
+
+
+class _CountsEntries:
+    """A budget of so many kinds of entries."""
+
+    def __init__(self, epsilon):
+        self.epsilon = epsilon
+
+    def epsilon_of(self, entries):
+        return float(len(entries))
+
+
+def test_every_budget_must_hold_what_was_spent_and_the_next():
+    model = _model()
+    model.build((None, 3))
+    tf_dpfp.PrivateEvaluation((X, Y), 7.0).evaluate(model)
+    evaluation = tf_dpfp.PrivateEvaluation((X, Y), 4.0)
+    evaluation.set_model(model)
+    for epsilons, fits in (
+        ((1.0, 3.0), False),
+        ((3.0, 1.0), False),
+        ((2.0, np.inf), True),
+    ):
+        evaluation.respect([_CountsEntries(e) for e in epsilons])
+        assert evaluation._fits() is fits
+
+
+def test_what_is_planned_is_what_the_epochs_of_a_fit_will_add():
+    evaluation = tf_dpfp.PrivateEvaluation((X, Y), 4.0, every=3)
+    for first, last, steps in ((None, 9, 3), (3, 9, 2), (4, 5, 0), (5, 6, 1)):
+        arguments = {"initial_epoch": first, "epochs": last}
+        (entry,) = callback_lib.planned([evaluation], arguments)
+        assert entry.steps == steps
+        assert entry == dataclasses.replace(evaluation.next_entry, steps=steps)
 
 
 def test_calibrated_noise_leaves_room_for_all_evaluations():

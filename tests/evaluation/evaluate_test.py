@@ -11,10 +11,12 @@ from tests import helpers
 from tests.replicas import common
 from tf_dpfp import mechanisms
 from tf_dpfp import noise as noise_lib
+from tf_dpfp.evaluation import data as data_lib
 from tf_dpfp.evaluation import evaluate as evaluate_lib
 from tf_dpfp.evaluation import settings as settings_lib
 from tf_dpfp.evaluation import statistics
 from tf_dpfp.mechanisms import state as state_lib
+from tf_dpfp.sampling import sources
 
 RNG = np.random.default_rng(0)
 COUNT = 300
@@ -118,6 +120,34 @@ def test_leaving_out_one_example_moves_the_private_sum_by_at_most_one(
     assert max(moved) > 0.999
 
 
+@pytest.mark.parametrize("batch_size", [2, 7])
+@pytest.mark.parametrize("by_person", [False, True])
+def test_the_private_sum_holds_each_that_takes_part_once(batch_size, by_person):
+    taking_part, right, groups, users = np.array(
+        [
+            [1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0],
+            [0.5, 1.0, 1.0, 0.0, 1.0, 0.25, 1.0],
+            [0, 0, 1, -1, 1, 0, 1],
+            [0, 1, 0, 0, 1, 1, 2],
+        ]
+    )
+    groups, users = groups.astype(int), users.astype(int)
+    rows = np.stack([taking_part, right], 1).astype(np.float32)
+    data = data_lib.Data(
+        sources.make_source(rows), groups, users if by_person else None
+    )
+    layout = statistics.Layout(1, 2)
+    found = evaluate_lib._private_sum(lambda x: x, data, layout, batch_size)
+    wanted = 0.0
+    for i in np.flatnonzero(taking_part):
+        mine = (users == users[i]) & (taking_part > 0.0)
+        vectors = layout.vectors(right[i : i + 1, None])
+        wanted += layout.sums(vectors, groups[i : i + 1]) / (
+            mine.sum() if by_person else 1
+        )
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
 def test_the_noise_is_that_of_the_row():
     """Many blocks of noise of one release, each entry with its deviation."""
     mechanism = mechanisms.mechanism_of(_model())
@@ -129,6 +159,7 @@ def test_the_noise_is_that_of_the_row():
         )
         for _ in range(2)
     )
+    assert one.shape == layout.shape
     helpers.assert_normal(one, 7.0, [0.9, 1.1])
     assert not np.allclose(one, other)
 
@@ -299,14 +330,14 @@ def test_a_seed_repeats_a_run_and_never_another_release_of_it():
             tf_dpfp.evaluate_privately(
                 model, (X, Y), noise_multiplier=3.0, seed=5
             ).accuracy.value
-            for _ in range(2)
+            for _ in range(3)
         ]
 
     one, other = _model(), _model()
     other.set_weights(one.get_weights())
-    first, second = values(one)
-    assert first != second
-    assert values(other) == [first, second]
+    released = values(one)
+    assert len(set(released)) == 3
+    assert values(other) == released
     assert _row(one).seeded
     assert "SEEDED" in tf_dpfp.privacy_statement(one, DELTA)
 

@@ -76,6 +76,14 @@ LEAKS = {
         )[0],
         Category.WRITE,
     ),
+    "once for every example, and nothing else": (
+        lambda v, x: tf.while_loop(
+            lambda i: i < tf.shape(x)[0],
+            lambda i: (v.assign_add(tf.ones([3])), i + 1)[1:],
+            (0,),
+        )[0],
+        Category.WRITE,
+    ),
     "in a function": (
         lambda v, x: tf.function(
             lambda t: v.assign(tf.reduce_mean(t, 0)))(x),
@@ -90,6 +98,9 @@ LEAKS = {
         Category.WRITE,
     ),
     "printed": (lambda v, x: tf.print(x[0]), Category.OUTPUT),
+    "as many ones as examples": (
+        lambda v, x: tf.print(tf.ones([tf.shape(x)[0]])), Category.OUTPUT,
+    ),
     "python": (
         lambda v, x: tf.py_function(lambda t: t, [x], tf.float32),
         Category.PYTHON,
@@ -140,6 +151,17 @@ def test_what_is_free_of_data_may_leave(name, variable):
     graphs.proved(_with(lambda x: HARMLESS[name](variable, x)), X)
 
 
+def test_no_variable_takes_as_many_numbers_as_there_are_examples():
+    variable = tf.Variable(tf.zeros([0]), shape=[None])
+    ones = {
+        "batch": lambda x: variable.assign(tf.ones([tf.shape(x)[0]])),
+        "known": lambda x: variable.assign(tf.ones([4])),
+    }
+    graphs.proved(_with(ones["known"]), X)
+    finding = graphs.refused(_with(ones["batch"]), X)
+    assert finding.category is Category.WRITE
+
+
 def test_only_given_operations_are_judged(variable):
     proofs = []
 
@@ -165,6 +187,16 @@ def test_variable_is_named(variable):
         variables={"layer/moving_mean": variable},
     )
     assert "writes to 'layer/moving_mean'" in finding.reason
+
+
+def test_what_a_metric_holds_is_not_read(variable):
+    def function(x):
+        return x + variable
+
+    graphs.proved(function, X)
+    finding = graphs.refused(function, X, data_handles=[variable.handle])
+    assert finding.operation == "ReadVariableOp"
+    assert "reads a metric" in finding.reason
 
 
 def test_captures_are_listed(variable):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import sparse
 
 from tf_dpfp.sampling import element_sources
 from tf_dpfp.sampling import examples_digest
@@ -112,6 +113,17 @@ def test_parts_of_a_source(kind):
         np.testing.assert_array_equal(y, Y[rows])
 
 
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("kind", SOURCES)
+def test_examples_come_in_the_order_in_which_they_are_asked_for(kind, cache):
+    """Places of a batch are those of persons, views and parts."""
+    source = sources.make_source(*SOURCES[kind](), cache=cache)
+    asked = np.array([40, 3, N - 1, 3, 29, 0])
+    x, y = source.take(asked)
+    np.testing.assert_array_equal(x, X[asked])
+    np.testing.assert_array_equal(y, Y[asked])
+
+
 @pytest.mark.parametrize("source", [Batches(), Items(), ManyItems()])
 def test_no_rows_are_read_for_an_empty_draw(source):
     batches = poisson_batches(source, sampling_rate=1e-12, steps_per_epoch=2)
@@ -215,6 +227,8 @@ RAGGED = tf.ragged.constant([[1], [2, 3]])
         ((RAGGED,), "RaggedTensor"),
         ((X[:2], RAGGED), "RaggedTensor"),
         ((tf.sparse.eye(3),), "SparseTensor"),
+        ((sparse.eye(3, format="csr"),), "`x` is a .* of scipy.sparse"),
+        ((X[:3], sparse.eye(3)), "`y` is a .* of scipy.sparse"),
         ((np.array([[1], [1, 2]], object),), "strings only"),
         ((np.array(["2020-01-01"], "datetime64[D]"),), "no dtype"),
         ((Dataset.from_tensor_slices(X), Y), "cannot be given beside"),

@@ -1,0 +1,48 @@
+"""What is written to a variable from outside is handed on, in its place."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_dpfp.counting import restores
+
+OTHER = np.array([1.0, 2.0])
+
+
+def _watched():
+    variable = keras.Variable(np.zeros(2), dtype="float64")
+    handed_on = []
+    restores.watch(variable, lambda value: handed_on.append(np.array(value)))
+    return variable, handed_on
+
+
+def _assign(variable, path):
+    del path
+    variable.assign(OTHER)
+
+
+def _checkpoint(variable, path):
+    saved = keras.Variable(OTHER, dtype="float64")
+    written = tf.train.Checkpoint(v=saved).write(str(path / "c"))
+    tf.train.Checkpoint(v=variable).restore(written).assert_consumed()
+
+
+@pytest.mark.parametrize("write", [_assign, _checkpoint])
+def test_a_restore_is_handed_on_and_not_written(write, tmp_path):
+    variable, handed_on = _watched()
+    write(variable, tmp_path)
+    np.testing.assert_array_equal(handed_on, [OTHER])
+    np.testing.assert_array_equal(variable.numpy(), [0.0, 0.0])
+
+
+def test_compiled_functions_write_as_before():
+    variable, handed_on = _watched()
+
+    @tf.function(autograph=False)
+    def step(value):
+        variable.assign(value)
+
+    step(tf.constant(OTHER))
+    assert not handed_on
+    np.testing.assert_array_equal(variable.numpy(), OTHER)

@@ -1,0 +1,156 @@
+"""What is cut out must not hang on the data, the batch size or the row."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.independence import graphs
+
+R = tf.raw_ops
+X = graphs.X
+TWO, FOUR = tf.TensorSpec([2, 3]), tf.TensorSpec([4, 3])
+TABLE = np.arange(81.0, dtype=np.float32).reshape(9, 9)
+
+
+def _size(x):
+    return tf.shape(x)[0]
+
+
+def _own(x):
+    """Places that two examples name: one for each axis of a table."""
+    return tf.argmax(x, -1, tf.int32)
+
+
+def _cut(x, begin, end):
+    return R.StridedSlice(input=x, begin=begin, end=end, strides=[1, 1])
+
+
+def _mapped(x, of_row):
+    """A loop over the examples, with the number of the row."""
+    rows = tf.TensorArray(tf.float32, _size(x), element_shape=[3])
+    return tf.while_loop(
+        lambda i, _: i < _size(x),
+        lambda i, rows: (i + 1, rows.write(i, of_row(i))),
+        (0, rows),
+    )[1].stack()
+
+
+def _placed(x, column):
+    """Columns of zeros with those of a batch among them."""
+    return R.StridedSliceGrad(
+        shape=tf.stack([_size(x), 9]),
+        begin=tf.stack([0, column]),
+        end=tf.stack([_size(x), column + 3]),
+        strides=[1, 1],
+        dy=x,
+    )
+
+
+REFUSED = {
+    "begins at what two examples say": (
+        lambda x: x + tf.reduce_sum(_cut(TABLE, _own(x), [9, 9])),
+        TWO,
+        "StridedSlice",
+    ),
+    "ends at what two examples say": (
+        lambda x: x + tf.reduce_sum(_cut(TABLE, [0, 0], _own(x))),
+        TWO,
+        "StridedSlice",
+    ),
+    "a slice that begins at what two examples say": (
+        lambda x: x + tf.reduce_sum(tf.slice(TABLE, _own(x), [1, 1])),
+        TWO,
+        "Slice",
+    ),
+    "a slice as long as two examples say": (
+        lambda x: x + tf.reduce_sum(tf.slice(TABLE, [0, 0], _own(x))),
+        TWO,
+        "Slice",
+    ),
+    "number of the own row": (
+        lambda x: _mapped(
+            x, lambda i: x[i] * tf.cast(tf.range(_size(x))[i], x.dtype)
+        ),
+        X,
+        None,
+    ),
+    "as many columns of the own row as there are examples": (
+        lambda x: _mapped(
+            x, lambda i: x[i] + tf.reduce_sum(x[i, : _size(x)])
+        ),
+        X,
+        "StridedSlice",
+    ),
+    "a slice of the own row by the batch size": (
+        lambda x: _mapped(
+            x,
+            lambda i: (
+                x[i]
+                + tf.reduce_sum(tf.slice(x, [i, 0], tf.stack([1, _size(x)])))
+            ),
+        ),
+        X,
+        "Slice",
+    ),
+    "half of one copy and half of the next": (
+        lambda x: tf.concat([x, -x], 0)[2:6],
+        FOUR,
+        "StridedSlice",
+    ),
+    "a slice over two copies": (
+        lambda x: tf.slice(tf.concat([x, -x], 0), [2, 0], [4, 3]),
+        FOUR,
+        "Slice",
+    ),
+    "column by the batch size": (
+        lambda x: x * x[:, _size(x) - 1][:, None],
+        X,
+        "StridedSlice",
+    ),
+    "column by the lesser of the batch size": (
+        lambda x: x * x[:, tf.minimum(_size(x), 2)][:, None],
+        X,
+        "StridedSlice",
+    ),
+    "place of a table by the batch size": (
+        lambda x: x * tf.constant(TABLE)[_size(x) % 9, 0],
+        X,
+        None,
+    ),
+    "put at the place of the batch size": (
+        lambda x: _placed(x, _size(x)),
+        X,
+        "StridedSliceGrad",
+    ),
+    "put at the lesser of the batch size": (
+        lambda x: _placed(x, tf.minimum(_size(x), 2)),
+        X,
+        "StridedSliceGrad",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_cut_out_hangs_on_nothing_else(name):
+    function, spec, operation = REFUSED[name]
+    finding = graphs.refused(function, spec, may_be_free=True)
+    if operation is not None:
+        assert finding.operation == operation, str(finding)
+
+
+SOUND = {
+    "own row": (lambda x: _mapped(x, lambda i: x[i] * 2.0), X),
+    "columns of the own row": (
+        lambda x: _mapped(x, lambda i: x[i] + tf.reduce_sum(x[i, :2])),
+        X,
+    ),
+    "one of two copies": (lambda x: tf.concat([x, -x], 0)[4:8], FOUR),
+    "put at a place": (lambda x: _placed(x, 2), X),
+    "place of a table": (lambda x: x * tf.constant(TABLE)[2, 0], X),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_what_is_the_same_for_all_may_be_cut_out(name):
+    function, spec = SOUND[name]
+    graphs.proved(function, spec, allowed=[graphs.Category.ABORT])
