@@ -16,7 +16,7 @@ from tf_dpfp.optimizers import correlation as correlation_lib
 
 PARTS = 3
 SUMS = counting.GaussianRelease(1.0, 2.0, kind=accounting.BandedSums(2))
-CLAIM = counting.Claim(SUMS, accounting.CyclicPoissonSampling(0.3, PARTS))
+CLAIM = counting.Claim(SUMS, accounting.CyclicPoissonSampling(0.3, parts=PARTS))
 
 
 def _clipped(**changes):
