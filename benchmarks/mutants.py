@@ -55,6 +55,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "counting/release.py": ("counting/release_ledger_test.py",),
     "counting/restores.py": (
+        "counting/restores_test.py",
         "counting/release_ledger_test.py",
         "mechanisms/loaded_test.py",
     ),
@@ -63,7 +64,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "accounting/ledger_rows_test.py",
     ),
     "evaluation/callback.py": ("evaluation/callback_test.py",),
-    "evaluation/data.py": ("evaluation/evaluate_test.py",),
+    "evaluation/data.py": (
+        "evaluation/data_test.py",
+        "evaluation/evaluate_test.py",
+    ),
     "evaluation/evaluate.py": ("evaluation/evaluate_test.py",),
     "evaluation/results.py": ("evaluation/evaluate_test.py",),
     "evaluation/settings.py": ("evaluation/evaluate_test.py",),
@@ -79,6 +83,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "layers/per_example.py": ("layers/per_example_test.py",),
     "layers/representation.py": ("layers/representation_layer_test.py",),
     "mechanisms/correlated.py": ("training/correlated_test.py",),
+    "mechanisms/dealt.py": ("mechanisms/dealt_test.py",),
     "mechanisms/fit_batches.py": (
         "mechanisms/fit_steps_test.py",
         "training/counting_test.py",
@@ -148,7 +153,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "optimizers/private_optimizer_test.py",
         "optimizers/arguments_agree_test.py",
     ),
-    "optimizers/sparse.py": ("training/sparse_tables_test.py",),
+    "optimizers/sparse.py": ("optimizers/sparse_test.py",),
     "per_example/consecutive.py": (
         "per_example/consecutive_test.py",
         "training/persons_test.py",
@@ -194,7 +199,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sampling/stratified.py": ("sampling/stratified_test.py",),
     "sampling/views.py": ("sampling/views_test.py",),
     "step/microbatch.py": ("training/private_step_test.py",),
-    "step/sparse_tables.py": ("training/sparse_tables_test.py",),
+    "step/sparse_tables.py": (
+        "step/step_sparse_tables_test.py",
+        "training/sparse_tables_test.py",
+    ),
     "training/backups.py": ("training/backups_test.py",),
     "training/callbacks.py": ("training/callbacks_test.py",),
     "training/durable_files.py": ("training/durable_files_test.py",),

@@ -75,9 +75,7 @@ REFUSED = {
         None,
     ),
     "as many columns of the own row as there are examples": (
-        lambda x: _mapped(
-            x, lambda i: x[i] + tf.reduce_sum(x[i, : _size(x)])
-        ),
+        lambda x: _mapped(x, lambda i: x[i] + tf.reduce_sum(x[i, : _size(x)])),
         X,
         "StridedSlice",
     ),

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tests.per_example import oracle
 from tf_dpfp import per_example
+from tf_dpfp.per_example import recording
 
 L = keras.layers
 
@@ -276,3 +277,51 @@ def test_layers_unfrozen_inside_a_frozen_one_are_found(own_weight):
     found = tape.gradient(loss, calls[0].sources)
     pairs = calls[0].rule.gradients(calls[0], tuple(found))
     assert expected <= {id(v) for v, _ in pairs}
+
+
+class _Stopped(Exception):
+    pass
+
+
+def test_rows_that_are_folded_twice_are_folded_by_both():
+    with pytest.raises(_Stopped):
+        with recording.folded(2):
+            with recording.folded(3):
+                assert recording._RECORDER.positions == 6
+                assert recording.is_folded()
+            assert recording._RECORDER.positions == 2
+            raise _Stopped
+    assert not recording.is_folded()
+
+
+def test_a_recording_ends_and_holds_no_other():
+    layer = _built(L.Dense(3), None, 2)
+    units = per_example.find_units(layer)
+    for _ in range(2):
+        with pytest.raises(_Stopped):
+            with per_example.record_calls(units):
+                with pytest.raises(RuntimeError, match="does not nest"):
+                    with per_example.record_calls(units):
+                        pass
+                raise _Stopped
+        assert recording._RECORDER.calls is None
+
+
+def test_what_is_played_back_is_what_was_given():
+    layer = _built(L.Dense(1), None, 2)
+    units = per_example.find_units(layer)
+    x = tf.ones([4, 2])
+    ordinary = layer(x)
+
+    def given(number, added=None):
+        return id(layer), recording.Played(number * ordinary, added)
+
+    with recording.played_back(units, [given(2.0, tf.constant(7.0)), given(3)]):
+        np.testing.assert_array_equal(layer(x), 2.0 * ordinary)
+        assert [float(loss) for loss in layer.losses] == [7.0]
+        with recording.played_back(units, [given(5.0)]):
+            np.testing.assert_array_equal(layer(x), 5.0 * ordinary)
+        np.testing.assert_array_equal(layer(x), 3.0 * ordinary)
+        with pytest.raises(recording.NotRecordedError, match="more often"):
+            layer(x)
+    np.testing.assert_array_equal(layer(x), ordinary)
