@@ -228,6 +228,20 @@ def test_layers_that_mix_or_keep_examples_in_inference_are_refused(layer):
         _values(model, X, SPARSE)
 
 
+def test_what_a_metric_saw_of_earlier_examples_is_not_read():
+    seen = keras.metrics.MeanSquaredError()
+
+    class Reads(layers.Layer):
+        def call(self, x, training=None):
+            return x if training else x + seen.total
+
+    model = _model("mse", middle=[Reads()])
+    optimizer = tf_dpfp.DPSGD(0.1, noise_multiplier=1.0)
+    model.compile(optimizer, "mse", metrics=[seen])
+    with pytest.raises(ValueError, match="reads a metric"):
+        _values(model, X, X[:, :3], correct=False)
+
+
 def test_draws_in_inference_are_secret_and_of_each_batch():
     @keras.saving.register_keras_serializable()
     class Drops(layers.Dropout):
