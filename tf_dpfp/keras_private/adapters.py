@@ -63,4 +63,6 @@ def _without_empty(batches: tf.data.Dataset) -> tf.data.Dataset:
         count -= 1
     if count == len(spec):
         return batches
-    return batches.map(lambda *batch: batch[:count])
+    return batches.map(
+        tf.autograph.experimental.do_not_convert(lambda *batch: batch[:count])
+    )

@@ -21,6 +21,7 @@ import keras
 import tensorflow as tf
 from keras import tree
 
+from tf_dpfp.keras_private import autograph
 from tf_dpfp.keras_private import graphs as tf_graphs
 from tf_dpfp.keras_private import random as keras_random
 
@@ -55,12 +56,12 @@ def checked(augment: Any) -> Augment | None:
         return None
     layers = augment if isinstance(augment, (list, tuple)) else [augment]
     if layers and all(isinstance(layer, keras.Layer) for layer in layers):
-        return _of_layers(list(layers))
+        return autograph.of_user(_of_layers(list(layers)))
     if isinstance(augment, tf.types.experimental.PolymorphicFunction):
         # Traced anew with secret seeds: its own traces hold those of before.
         augment = getattr(augment, "python_function", augment)
     if callable(augment):
-        return augment
+        return autograph.of_user(augment)
     raise TypeError(
         "`augment` must be a Keras layer, a list of layers, or a function of "
         "one example. Received: augment of type "
@@ -119,7 +120,7 @@ def traced(augment: Augment, specs: Any) -> Any:
             made = augment(example)
         return tree.map_structure(_as_tensor, tree.lists_to_tuples(made))
 
-    function = tf.function(view).get_concrete_function(
+    function = tf.function(view, autograph=False).get_concrete_function(
         specs, tf.TensorSpec([2], tf.int64)
     )
     _check(tf_graphs.operations(function))

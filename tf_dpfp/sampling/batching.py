@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_dpfp.keras_private import autograph
 from tf_dpfp.sampling import padding
 from tf_dpfp.sampling import parts
 from tf_dpfp.sampling import persons
@@ -56,7 +57,10 @@ def batches(
         return (_fetched(source, drawn, *kind) for drawn in draws())
 
     capacity = capacity and capacity * (places or 1)
+    if map_fn is not None:
+        map_fn = autograph.of_user(map_fn)
 
+    @tf.autograph.experimental.do_not_convert
     def assemble(*leaves: tf.Tensor) -> Any:
         tensors, size = list(leaves), tf.shape(leaves[0])[0]
         part = tensors.pop() if from_parts else None

@@ -100,6 +100,7 @@ def in_buckets(
         A `tf.data.Dataset` of `(x, y, sample_weight)`; `batches` itself, if
         sizes are static already or there is no `y` to give a weight.
     """
+    unconverted = tf.autograph.experimental.do_not_convert
     spec = batches.element_spec
     has_labels = isinstance(spec, tuple) and len(spec) > 1
     if info.capacity is not None or not has_labels:
@@ -110,9 +111,11 @@ def in_buckets(
         # A named tuple is one argument of a function, not several.
         kind = type(spec)
         return batches.map(
-            lambda batch: kind(*_padded(tuple(batch), sizes))
+            unconverted(lambda batch: kind(*_padded(tuple(batch), sizes)))
         ).prefetch(2)
-    return batches.map(lambda *batch: _padded(batch, sizes)).prefetch(2)
+    return batches.map(
+        unconverted(lambda *batch: _padded(batch, sizes))
+    ).prefetch(2)
 
 
 def _padded(batch: tuple, sizes: Sequence[int]) -> tuple:

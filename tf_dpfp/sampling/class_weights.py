@@ -41,12 +41,14 @@ def weigh(batches: tf.data.Dataset, class_weight: Mapping[int, float]) -> Any:
     if not classes or not all(isinstance(c, numbers.Integral) for c in classes):
         return batches
     table = _table(class_weight)
+    unconverted = tf.autograph.experimental.do_not_convert
     if has_views:
         return batches.map(
-            lambda batch: _weighed_views(batch, table), tf.data.AUTOTUNE
+            unconverted(lambda batch: _weighed_views(batch, table)),
+            tf.data.AUTOTUNE,
         ).prefetch(tf.data.AUTOTUNE)
     return batches.map(
-        lambda x, y: (x, y, _weights(y, table)), tf.data.AUTOTUNE
+        unconverted(lambda x, y: (x, y, _weights(y, table))), tf.data.AUTOTUNE
     ).prefetch(tf.data.AUTOTUNE)
 
 

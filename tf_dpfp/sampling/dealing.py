@@ -32,6 +32,7 @@ def deal(
         ValueError: If a component of a batch has no axis over examples.
     """
 
+    @tf.autograph.experimental.do_not_convert
     def pieces(*batch: Any) -> tf.data.Dataset:
         if static:
             batch, _ = padding.pad_to_multiple(batch, replicas)
