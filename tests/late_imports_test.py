@@ -1,11 +1,9 @@
 """Importing the package leaves out what training does not need."""
 
-import subprocess
-import sys
-
 import pytest
 from scipy import stats
 
+from tests import programs
 from tf_dpfp import late_imports
 
 _IMPORTED = """
@@ -18,13 +16,9 @@ print(*sorted(set(sys.modules) - before))
 
 
 @pytest.fixture(scope="module")
-def imported():
-    done = subprocess.run(
-        [sys.executable, "-c", _IMPORTED],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def imported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("imported")
+    done = programs.run(["-c", _IMPORTED], folder, check=True)
     return set(done.stdout.split())
 
 

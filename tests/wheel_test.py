@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests import programs
 from tf_dpfp.version import __version__
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -90,14 +91,11 @@ def test_the_wheel_brings_nothing_else(site):
 
 
 def test_every_module_of_the_wheel_can_be_imported(site):
-    run = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+    run = programs.run(
+        ["-c", PROGRAM],
+        site.parent,
         cwd=site.parent,
-        env={**os.environ, "PYTHONPATH": str(site)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
+        env=os.environ | {"PYTHONPATH": str(site)},
     )
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])

@@ -1,11 +1,9 @@
-import os
 import re
-import subprocess
-import sys
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from tests import programs
 from tf_dpfp.accounting import LedgerEntry
 from tf_dpfp.accounting import UnknownSampling
 from tf_dpfp.accounting import __main__ as command
@@ -131,13 +129,9 @@ class ReportTest(parameterized.TestCase):
 
 class CommandTest(absltest.TestCase):
     def run_command(self, *arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "tf_dpfp.accounting", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        return programs.run(
+            ["-m", "tf_dpfp.accounting", *arguments],
+            self.create_tempdir().full_path,
         )
 
     def test_prints_the_report(self):

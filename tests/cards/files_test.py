@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from unittest import mock
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 
 import tf_dpfp
+from tests import programs
 from tests.cards import common
 from tf_dpfp import cards
 from tf_dpfp.cards import command
@@ -86,15 +85,10 @@ assert model.count_params() == 12
 
 
 def test_a_file_with_a_card_loads_where_the_package_is_not_installed(
-    card, path
+    card, path, tmp_path
 ):
     card.write(path)
-    subprocess.run(
-        [sys.executable, "-c", WITHOUT, str(path)],
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
+    programs.run(["-c", WITHOUT, path], tmp_path, check=True)
 
 
 def test_a_second_card_takes_the_place_of_the_first(card, path):
@@ -279,13 +273,10 @@ def test_the_command_reads_a_card_back(card, path):
     assert other == card.at_delta(1e-5).to_json()
 
 
-def test_the_program(card, path):
+def test_the_program(card, path, tmp_path):
     card.write(path)
-    done = subprocess.run(
-        [sys.executable, "-m", "tf_dpfp", "card", str(path), "--format=json"],
-        capture_output=True,
-        text=True,
-        timeout=300,
+    done = programs.run(
+        ["-m", "tf_dpfp", "card", path, "--format=json"], tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == card.to_json()

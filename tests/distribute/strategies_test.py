@@ -1,12 +1,10 @@
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 import tensorflow as tf
 
+from tests import programs
 from tf_dpfp import distribute
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -79,7 +77,7 @@ def test_every_worker_has_an_index_of_its_own(monkeypatch):
     assert found == [0, 2]
 
 
-def test_logical_cpus_are_made_once_and_first():
+def test_logical_cpus_are_made_once_and_first(tmp_path):
     program = (
         "import tensorflow as tf\n"
         "from tf_dpfp import distribute\n"
@@ -93,10 +91,4 @@ def test_logical_cpus_are_made_once_and_first():
         "else:\n"
         "    raise AssertionError('not refused')\n"
     )
-    subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=_ROOT,
-        env=os.environ | {"PYTHONPATH": str(_ROOT)},
-        check=True,
-        timeout=120,
-    )
+    programs.run(["-c", program], tmp_path, cwd=_ROOT, check=True)

@@ -1,8 +1,6 @@
 import dataclasses
 import importlib.util
 import math
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -16,6 +14,7 @@ from examples.trainers import finetuning
 from examples.trainers import minilm
 from examples.trainers import text_datasets
 from examples.trainers import text_encoders
+from tests import programs
 from tf_dpfp import accounting
 
 keras_hub = pytest.importorskip(
@@ -123,7 +122,7 @@ def _assert_loads_as_an_ordinary_encoder(prepared, folder):
     )
     x, _ = prepared.test
     np.savez(folder / "tokens.npz", **x)
-    subprocess.run([sys.executable, "-c", script], cwd=folder, check=True)
+    programs.run(["-c", script], folder, cwd=folder, check=True)
     out = np.load(folder / "out.npy")
     expected = prepared.backbone.predict(x, verbose=0)["sequence_output"]
     np.testing.assert_allclose(out, expected, atol=1e-5)

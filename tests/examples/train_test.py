@@ -6,8 +6,6 @@ import pathlib
 import re
 import runpy
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 
@@ -22,6 +20,7 @@ from examples.trainers import datasets
 from examples.trainers import models
 from examples.trainers import plots
 from examples.trainers import training
+from tests import programs
 from tf_dpfp import accounting
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -420,19 +419,17 @@ def test_a_killed_training_resumes_with_its_ledger(tmp_path):
         root=str(ROOT), here=str(ROOT / "tests" / "examples"), config=config
     )
     log = tmp_path / "log"
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-c", program], stdout=stream, stderr=stream
-        )
-        try:
-            deadline = time.monotonic() + 300
-            while "hanging" not in log.read_text():
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.1)
-        finally:
-            process.kill()
-            process.wait()
+    log.write_text("")
+    process = programs.start(["-c", program], log)
+    try:
+        deadline = time.monotonic() + 300
+        while "hanging" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
     assert process.returncode == -signal.SIGKILL
     assert not (config.folder / "model.keras").exists()
 
@@ -481,7 +478,7 @@ def test_replicas_change_no_result(tmp_path):
     program = textwrap.dedent(_REPLICATED).format(
         root=str(ROOT), here=str(ROOT / "tests" / "examples"), config=two
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
+    programs.run(["-c", program], tmp_path, check=True)
     model = keras.models.load_model(tmp_path / "two" / "model.keras")
     assert type(model) is keras.Sequential
     statements = [
@@ -510,14 +507,11 @@ def test_workers_keep_to_folders_of_their_own(monkeypatch):
 
 def test_the_command_refuses_in_one_line(tmp_path):
     given = "--epsilon=3", "--noise_multiplier=1", "--output_dir=out"
-    done = subprocess.run(
-        [sys.executable, "-m", "examples.trainers.train", *given],
+    done = programs.run(
+        ["-m", "examples.trainers.train", *given],
+        tmp_path,
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
     assert done.returncode == 2
     assert "error: Give one of --epsilon and --noise_multiplier" in done.stderr

@@ -1,8 +1,7 @@
-import os
 import pathlib
 import re
-import subprocess
-import sys
+
+from tests import programs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -25,19 +24,13 @@ runpy.run_module(
 """
 
 
-def _run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-c", _PROGRAM, *arguments],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def _run(folder, *arguments):
+    return programs.run(["-c", _PROGRAM, *arguments], folder, cwd=ROOT)
 
 
-def test_it_trains_on_both_devices():
+def test_it_trains_on_both_devices(tmp_path):
     done = _run(
+        tmp_path,
         "--devices=CPU:1,CPU:0",
         "--epochs=2",
         "--batch_size=100",
@@ -68,9 +61,9 @@ def test_it_trains_on_both_devices():
     assert "clips like Flat()" not in done.stderr
 
 
-def test_it_refuses_devices_that_are_not_there():
+def test_it_refuses_devices_that_are_not_there(tmp_path):
     for devices in ("GPU:7,CPU:0", "CPU:1,CPU:1"):
-        done = _run(f"--devices={devices}")
+        done = _run(tmp_path, f"--devices={devices}")
         assert done.returncode == 2, devices
         assert "error: --devices names two of ['CPU:0'" in done.stderr
         assert "Traceback" not in done.stderr

@@ -5,8 +5,7 @@ import functools
 import json
 import os
 import pickle
-import subprocess
-import sys
+import tempfile
 import textwrap
 
 import numpy as np
@@ -15,6 +14,7 @@ import tensorflow as tf
 
 import tf_dpfp
 from tests import helpers
+from tests import programs
 from tf_dpfp.noise import gaussian
 
 _FORKED = """
@@ -80,18 +80,13 @@ print(os.fdopen(read).read())
 def _forked(seed):
     """Draws in a process, in its child and in the child of that."""
     root = os.path.dirname(os.path.dirname(tf_dpfp.__file__))
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            textwrap.dedent(_FORKED),
-            json.dumps(seed),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": ""},
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        result = programs.run(
+            ["-c", textwrap.dedent(_FORKED), json.dumps(seed)],
+            folder,
+            cwd=root,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        )
     assert result.returncode == 0, result.stderr
     found = result.stdout.split("FOUND\n")[1].split("\n")
     return [json.loads(line) for line in found if line.strip()]

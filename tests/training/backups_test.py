@@ -5,8 +5,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import warnings
 
@@ -16,6 +14,7 @@ import pytest
 
 import tf_dpfp
 from tests import helpers
+from tests import programs
 from tests.replicas import common as replicas
 from tests.training import killed_saves
 from tf_dpfp import accounting
@@ -83,12 +82,11 @@ def test_all_points_of_a_save_are_tried(tmp_path):
 
 def _run(folder, kills):
     root = os.path.dirname(os.path.dirname(tf_dpfp.__file__))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.training.killed_saves", folder, kills],
-        capture_output=True,
-        text=True,
+    done = programs.run(
+        ["-m", "tests.training.killed_saves", folder, kills],
+        folder,
         cwd=root,
-        env=os.environ | {"PYTHONPATH": root},
+        timeout=3600,
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])

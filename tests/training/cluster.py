@@ -5,9 +5,9 @@ import json
 import os
 import pathlib
 import socket
-import subprocess
-import sys
 import time
+
+from tests import programs
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -43,20 +43,15 @@ def run(module, folder, *arguments, workers=2, timeout=240, grace=20):
                 "cluster": {"worker": addresses},
                 "task": {"type": "worker", "index": index},
             }
-            with log.open("w") as file:
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", module, str(index), *arguments],
-                        cwd=_ROOT,
-                        env=os.environ
-                        | {
-                            "PYTHONPATH": str(_ROOT),
-                            "TF_CONFIG": json.dumps(config),
-                        },
-                        stdout=file,
-                        stderr=subprocess.STDOUT,
-                    )
+            log.write_text("")
+            processes.append(
+                programs.start(
+                    ["-m", module, str(index), *arguments],
+                    log,
+                    cwd=_ROOT,
+                    env=os.environ | {"TF_CONFIG": json.dumps(config)},
                 )
+            )
         _wait(processes, timeout, grace)
     finally:
         for process in processes:

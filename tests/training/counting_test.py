@@ -1,9 +1,5 @@
 """The ledger counts what ran, whatever happens around it."""
 
-import os
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -11,6 +7,7 @@ import tensorflow as tf
 
 import tf_dpfp
 from tests import helpers
+from tests import programs
 from tf_dpfp import counting
 
 pytestmark = pytest.mark.usefixtures("without_trial")
@@ -348,18 +345,8 @@ def test_a_saved_model_needs_nothing_of_this_package(tmp_path):
     model.fit(_poisson(), verbose=0)
     model.save(tmp_path / "model.keras")
     np.save(tmp_path / "x.npy", X)
-    subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            _PLAIN,
-            tmp_path / "model.keras",
-            tmp_path / "y.npy",
-            tmp_path / "x.npy",
-        ],
-        check=True,
-        env=os.environ | {"KERAS_BACKEND": "tensorflow"},
-    )
+    files = [tmp_path / name for name in ("model.keras", "y.npy", "x.npy")]
+    programs.run(["-c", _PLAIN, *files], tmp_path, check=True)
     np.testing.assert_allclose(
         np.load(tmp_path / "y.npy"), model.predict(X, verbose=0), atol=1e-6
     )

@@ -1,9 +1,6 @@
 """The noise of whole steps, on models whose gradients are zero."""
 
 import math
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -13,6 +10,7 @@ from keras import layers
 
 import tf_dpfp
 from tests import helpers
+from tests import programs
 from tf_dpfp.optimizers import release
 
 pytestmark = pytest.mark.usefixtures("without_trial")
@@ -178,15 +176,10 @@ print(noise.gaussian_noise([4], 1.0, key).numpy().tolist())
 """
 
 
-def test_two_processes_draw_different_noise():
+def test_two_processes_draw_different_noise(tmp_path):
+    # Of one interpreter, with the same hashes of strings.
     outputs = [
-        subprocess.run(
-            [sys.executable, "-c", _PROCESS],
-            check=True,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"PYTHONHASHSEED": "0"},
-        ).stdout
+        programs.run(["-c", _PROCESS], tmp_path, check=True).stdout
         for _ in range(2)
     ]
     assert outputs[0].startswith("[") and outputs[0] != outputs[1]
