@@ -94,6 +94,9 @@ def scale_examples(values: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
 def _flat(values: tf.Tensor) -> tf.Tensor:
     """`(batch, size)`; a reduction of one axis is faster than of several."""
     size = values.shape[1:].num_elements()
+    if size:
+        # One operation; to ask for the number of rows takes six.
+        return tf.reshape(values, [-1, size])
     if size is None:
         size = tf.reduce_prod(tf.shape(values)[1:])
     return tf.reshape(values, tf.stack([tf.shape(values)[0], size]))
