@@ -149,7 +149,8 @@ def answers(
     factors,
     mode: str = "eager",
     call: Callable[[keras.layers.Layer, Any], Any] = lambda m, x: m(x),
-) -> Result:
+    few: Sequence[int] = (),
+) -> list[Result]:
     """Runs the rules.
 
     Args:
@@ -158,9 +159,11 @@ def answers(
         factors: Of the weighted sum.
         mode: "eager", "graph" (of unknown batch size) or "xla" (compiled).
         call: How the layer is called.
+        few: Numbers of examples to run on afterwards, with factors of one: by
+            the same trace, if it is one of unknown batch size.
 
     Returns:
-        The `Result`.
+        The `Result`, and one for each number of few examples.
     """
     weights = weights_like(call(layer, inputs))
     count = len(layer.trainable_variables)
@@ -186,12 +189,15 @@ def answers(
         run = tf.function(
             run, input_signature=specs, jit_compile=not unknown, autograph=False
         )
-    materialized, norms, sums = run(inputs, factors)
 
     def as_numpy(tensors):
         return [tf.cast(t, tf.float64).numpy() for t in tensors]
 
-    return Result(as_numpy(materialized), as_numpy(norms), as_numpy(sums))
+    batches = [(inputs, factors)]
+    for size in few:
+        one_size = tf.nest.map_structure(lambda x, n=size: x[:n], inputs)
+        batches.append((one_size, tf.ones([size], factors.dtype)))
+    return [Result(*map(as_numpy, run(*batch))) for batch in batches]
 
 
 def check(
@@ -202,6 +208,7 @@ def check(
     modes: Sequence[str] = ("eager",),
     call: Callable[[keras.layers.Layer, Any], Any] = lambda m, x: m(x),
     double: keras.layers.Layer | None = None,
+    few: Sequence[int] = (),
 ) -> None:
     """Compares the rules with the loop; raises AssertionError if they differ.
 
@@ -212,6 +219,7 @@ def check(
         modes: As `mode` of `answers`, one after the other.
         call: How the layer is called.
         double: The layer in float64, if `get_config` does not tell.
+        few: Sizes of smaller batches, for the mode "graph".
     """
     if double is None:
         double = in_double(layer, inputs)
@@ -224,8 +232,24 @@ def check(
     factors = rng.uniform(0.1, 1.0, size=batch).astype("float32")
     factors[:: max(2, batch // 2)] = 0.0
     for mode in modes:
-        found = answers(layer, inputs, tf.constant(factors), mode, call)
+        sizes = few if mode == "graph" else ()
+        found, *of_few = answers(
+            layer, inputs, tf.constant(factors), mode, call, sizes
+        )
         _assert_close(found, truth, factors, layer, TOLERANCES[policy])
+        for size, one in zip(sizes, of_few, strict=True):
+            _assert_first(one, found, size)
+
+
+def _assert_first(few, every, size):
+    """Asserts that a smaller batch has the gradients of its examples."""
+    for sums, norms, rows in zip(
+        few.sums, few.squared_norms, every.materialized, strict=True
+    ):
+        assert sums.shape == rows.shape[1:]
+        assert norms.shape == (size,)
+        expected = rows[:size].sum(axis=0)
+        np.testing.assert_allclose(sums, expected, atol=1e-3, rtol=1e-3)
 
 
 def _assert_close(found, truth, factors, layer, tolerance):
