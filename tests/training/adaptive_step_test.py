@@ -248,9 +248,7 @@ def plain_run():
     "arguments",
     [
         {"microbatch_size": 4},
-        {"microbatch_size": 1},
         {"jit_compile": True},
-        {"jit_compile": True, "microbatch_size": 4},
         {"run_eagerly": True},
         {"steps_per_execution": 2},
     ],

@@ -267,11 +267,23 @@ def _length(tensors):
     return np.sqrt(sum(np.sum(t**2) for t in tensors))
 
 
-@pytest.mark.parametrize("clipping", CLIPPING)
-@pytest.mark.parametrize("name", CASES)
+# Each with one grouping; both where groups are special: of one layer after
+# the other, and of one that is shared, beside one that is frozen.
+@pytest.mark.parametrize(
+    ("name", "clipping"),
+    [
+        ("mlp", "flat"),
+        ("mlp", "per_layer"),
+        ("cnn", "flat"),
+        ("transformer", "per_layer"),
+        ("masked", "flat"),
+        ("masked_lstm", "per_layer"),
+        ("two_headed", "flat"),
+        ("two_headed", "per_layer"),
+        ("regularized", "flat"),
+    ],
+)
 def test_steps_equal_the_loop_over_examples(name, clipping):
-    if (name, clipping) == ("masked_lstm", "flat"):
-        pytest.skip("tracing it takes long, and the other grouping runs")
     model, truth, before = _fitted(name, clipping)
     data = _data(name)
     if clipping == "flat" and name != "regularized":
@@ -337,10 +349,10 @@ def test_the_update_is_the_keras_optimizers(private, plain):
         # 6 rows in pieces of 4: the last is half padding.
         ("mlp", {"microbatch_size": 4}),
         ("mlp", {"microbatch_size": 1}),
-        ("mlp", {"jit_compile": True}),
         ("mlp", {"run_eagerly": True}),
         ("mlp", {"steps_per_execution": 2}),
-        ("transformer", {"jit_compile": True, "microbatch_size": 4}),
+        # With micro-batches: tests/training/xla_fit_test.py.
+        ("transformer", {"jit_compile": True}),
     ],
     ids=str,
 )
