@@ -1,10 +1,9 @@
 """Checks that need a process of their own, such as those on logical CPUs."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
+
+from tests import programs
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -20,13 +19,8 @@ def results_of(worker, path: pathlib.Path, timeout: float) -> dict:
     Returns:
         By the name of the check, `None` or what went wrong.
     """
-    process = subprocess.run(
-        [sys.executable, "-m", worker.__name__, str(path)],
-        cwd=_ROOT,
-        env=os.environ | {"PYTHONPATH": str(_ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
+    process = programs.run(
+        ["-m", worker.__name__, path], path.parent, cwd=_ROOT, timeout=timeout
     )
     assert process.returncode == 0, process.stderr
     return json.loads(path.read_text())
