@@ -230,13 +230,13 @@ def test_several_devices(run, monkeypatch, capsys):
 def test_tutorials_on_images(run, tutorial, says, leaves, monkeypatch, capsys):
     def small():
         rng = np.random.default_rng(0)
-        x = rng.integers(0, 256, (2400, 28, 28)).astype("uint8")
-        y = rng.integers(0, 10, 2400)
+        x = rng.integers(0, 256, (300, 28, 28)).astype("uint8")
+        y = rng.integers(0, 10, 300)
         return (x, y), (x[:100], y[:100])
 
     for data in (keras.datasets.mnist, keras.datasets.fashion_mnist):
         monkeypatch.setattr(data, "load_data", small)
-    found = run(tutorial)
+    found = run(tutorial, batch_size=256)
     assert says in capsys.readouterr().out
     assert pathlib.Path(leaves).exists()
     assert 0.9 < np.abs(found["x_train"]).max() <= 1.0

@@ -1,5 +1,7 @@
 """Scripts on images and on clouds of points, condensed."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -67,8 +69,9 @@ def test_xception_from_scratch():
     )
 
 
-def _mobilenet():
-    """The first blocks of the network, with statistics that fit the images."""
+@functools.cache
+def _first_blocks():
+    """Of the network, with statistics that fit the images."""
     base = keras.applications.MobileNetV2(
         (32, 32, 3), alpha=0.35, weights=None, include_top=False
     )
@@ -76,6 +79,12 @@ def _mobilenet():
         if isinstance(layer, layers.BatchNormalization):
             layer.moving_variance.assign(layer.moving_variance * 0.15)
     return keras.Model(base.input, base.get_layer("block_2_add").output)
+
+
+def _mobilenet():
+    blocks = keras.models.clone_model(_first_blocks())
+    blocks.set_weights(_first_blocks().get_weights())
+    return blocks
 
 
 @pytest.mark.parametrize(
