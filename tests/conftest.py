@@ -25,6 +25,8 @@ def pytest_collection_finish():
     # are traced, which makes much rubbish.
     gc.collect()
     gc.freeze()
+    # Nor at what a graph is made of after every 700 objects.
+    gc.set_threshold(50_000, 10, 10)
 
 
 def pytest_configure(config):
@@ -67,6 +69,14 @@ def without_trial(monkeypatch):
     trial = trial_lib.check
     monkeypatch.setattr(trial_lib, "check", lambda *_: True)
     return trial
+
+
+@pytest.fixture
+def with_trial(without_trial, monkeypatch):
+    """Trains with the trial, in a file whose other tests leave it out."""
+    from tf_dpfp.independence import gradients as trial_lib
+
+    monkeypatch.setattr(trial_lib, "check", without_trial)
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,8 @@ from tf_dpfp import auditing
 from tf_dpfp import cards
 from tf_dpfp.cards import guarantees
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 DELTA = 1e-3
 
 _model = functools.cache(lambda make: make())

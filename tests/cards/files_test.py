@@ -17,6 +17,8 @@ from tf_dpfp import cards
 from tf_dpfp.cards import command
 from tf_dpfp.cards import keras_file
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 DELTA = 1e-3
 
 

@@ -11,6 +11,8 @@ from keras import layers
 import tf_dpfp
 from tests.oracles import reference
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 CLIP, STABILITY = 0.6, 0.03
 
 

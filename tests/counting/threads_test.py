@@ -13,6 +13,8 @@ from tf_dpfp import accounting
 from tf_dpfp import counting
 from tf_dpfp import noise
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 THREADS, STEPS = 8, 1000
 SUMS = counting.GaussianRelease(1.0, 1.0)
 X = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)

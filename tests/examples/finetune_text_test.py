@@ -64,7 +64,7 @@ def preset(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _data(monkeypatch, tmp_path):
+def _data(monkeypatch, tmp_path, without_trial):
     monkeypatch.setenv("TF_DPFP_CACHE", str(tmp_path / "cache"))
     loaders = {"movie_reviews": _reviews, "public_snippets": _reviews}
     monkeypatch.setattr(text_datasets, "LOADERS", loaders)
@@ -142,6 +142,7 @@ def _weights(model):
 BY_GRADIENTS = [m for m in finetune_config.METHODS if m != "dpfp"]
 
 
+@pytest.mark.usefixtures("with_trial")
 @pytest.mark.parametrize("method", BY_GRADIENTS)
 def test_each_method_trains_what_it_says_within_the_budget(
     preset, method, tmp_path

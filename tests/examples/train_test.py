@@ -44,7 +44,7 @@ def _synthetic(name="mnist", count=EXAMPLES):
 
 
 @pytest.fixture(autouse=True)
-def _data(monkeypatch):
+def _data(monkeypatch, without_trial):
     monkeypatch.setattr(datasets, "load", _synthetic)
 
 

@@ -10,6 +10,8 @@ from keras import layers
 
 import tf_dpfp
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 X = np.ones((8, 3), np.float32)
 Y = np.ones((8, 1), np.float32)
 

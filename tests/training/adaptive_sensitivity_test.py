@@ -19,6 +19,8 @@ from keras import layers
 import tf_dpfp
 from tf_dpfp import noise as noise_lib
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 CLIP, MULTIPLIER, EXPECTED, SEED = 0.5, 0.8, 100.0, 5
 FEATURES, OUTPUTS, BATCH = 6, 2, 4
 NASTY = [0.0, 1e-45, 1e-38, 3e-20, 1e-10, 1.0, 1e5, 1e10, 1e19, 1e30, 3e38]

@@ -15,6 +15,8 @@ from tensorflow.python.framework import kernels
 
 import tf_dpfp
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 X = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
 Y = np.arange(16) % 2

@@ -11,6 +11,8 @@ from keras import layers
 import tf_dpfp
 from tf_dpfp import compilation
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 STEPS = 3
 X = np.random.default_rng(0).normal(size=(24, 4)).astype("float32")
 Y = np.arange(24) % 2

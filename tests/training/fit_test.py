@@ -8,6 +8,8 @@ from keras import layers
 
 import tf_dpfp
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 STEPS = 30
 BATCH = 4
 
@@ -140,6 +142,7 @@ class MixingUnbuilt(keras.Model):
         return self.dense(x - keras.ops.mean(x, axis=0, keepdims=True))
 
 
+@pytest.mark.usefixtures("with_trial")
 def test_a_model_that_fit_builds_is_tried_before_it_sees_data():
     with pytest.raises(ValueError, match="depends on the other examples"):
         _private(MixingUnbuilt()).fit(_batches(*_data()), verbose=0)
@@ -155,6 +158,7 @@ class PickyUnbuilt(Unbuilt):
             return super().call(tf.identity(inputs))
 
 
+@pytest.mark.usefixtures("with_trial")
 def test_a_model_that_rejects_made_up_inputs_is_built_on_the_batch():
     x, y = _data()
     with pytest.warns(UserWarning, match="could not be tried"):

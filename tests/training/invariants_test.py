@@ -12,6 +12,8 @@ from keras import layers
 import tf_dpfp
 from tf_dpfp import step as step_lib
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 CLIP = 0.5
 NASTY = [0.0, 1e-45, 1e-38, 3e-20, 1e-10, 1.0, 1e5, 1e10, 1e19, 1e30, 3e38]
 NASTY = NASTY + [-v for v in NASTY] + [np.nan, np.inf, -np.inf]
@@ -254,6 +256,7 @@ def test_a_masked_token_count_does_not_couple_examples():
         )
 
 
+@pytest.mark.usefixtures("with_trial")
 def test_rows_that_are_not_examples_are_refused():
     # With one example in the physical batch, clipping every row for itself
     # would have the right shapes.

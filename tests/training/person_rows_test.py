@@ -17,6 +17,8 @@ from tests.replicas import common
 from tf_dpfp import accounting
 from tf_dpfp import layers as layers_lib
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 PERSONS, PLACES, CLIP = 4, 3, 0.7
 N, DELTA = 40, 1e-3
 RNG = np.random.default_rng(0)

@@ -6,6 +6,8 @@ import pytest
 
 import tf_dpfp
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 X = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
 Y = np.arange(64) % 2
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

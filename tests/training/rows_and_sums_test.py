@@ -16,6 +16,8 @@ from tests.oracles import reference
 from tf_dpfp import accounting
 from tf_dpfp import replicas
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 N, FEATURES, WIDTH = 24, 5, 4
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(N, FEATURES)).astype(np.float32)
@@ -521,6 +523,7 @@ def _reparametrized_above():
         (_reparametrized_above, "reparametrised, and above"),
     ],
 )
+@pytest.mark.usefixtures("with_trial")
 def test_what_can_not_be_counted_is_refused(build, message):
     with pytest.raises(ValueError, match=message):
         _private(build()).fit(_batches(), verbose=0)
@@ -587,6 +590,7 @@ def _images(below):
 
 @pytest.mark.parametrize("optimizer", [_optimizer, keras.optimizers.Adam])
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.usefixtures("with_trial")
 def test_random_mixing_below_is_refused_whatever_the_draw(optimizer, seed):
     # In half of all calls MixUp mixes nothing, so a trial can miss it.
     with pytest.raises(ValueError, match="MixUp mixes the examples"):

@@ -12,6 +12,8 @@ import tf_dpfp
 from tf_dpfp import sampling
 from tf_dpfp.mechanisms import gradients
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 STEPS = 30
 POPULATION = 120
 
