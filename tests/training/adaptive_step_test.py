@@ -248,7 +248,8 @@ def plain_run():
     "arguments",
     [
         {"microbatch_size": 4},
-        {"jit_compile": True},
+        {"microbatch_size": 1},
+        {"jit_compile": True, "microbatch_size": 4},
         {"run_eagerly": True},
         {"steps_per_execution": 2},
     ],

@@ -351,8 +351,7 @@ def test_the_update_is_the_keras_optimizers(private, plain):
         ("mlp", {"microbatch_size": 1}),
         ("mlp", {"run_eagerly": True}),
         ("mlp", {"steps_per_execution": 2}),
-        # With micro-batches: tests/training/xla_fit_test.py.
-        ("transformer", {"jit_compile": True}),
+        ("transformer", {"jit_compile": True, "microbatch_size": 4}),
     ],
     ids=str,
 )
