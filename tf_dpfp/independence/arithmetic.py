@@ -11,6 +11,8 @@ import tensorflow as tf
 
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import values as values_lib
+from tf_dpfp.independence.sizes import ONE
+from tf_dpfp.independence.sizes import ZERO
 from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.sizes import Size
 from tf_dpfp.independence.values import Value
@@ -44,7 +46,9 @@ def calculate(op: tf.Operation, values: Sequence[Value]) -> Value | None:
     if wide[0].size > MOST_NUMBERS:
         return None
     columns = [
-        a.ravel() if _may_be_wrapped(op) else _unwrapped(a.ravel(), t.dtype)
+        a.ravel()
+        if _may_be_wrapped(op) or _counts_elements(t)
+        else _unwrapped(a.ravel(), t.dtype)
         for a, t in zip(wide, op.inputs, strict=True)
     ]
     found = [function(*n) for n in zip(*columns, strict=True)]
@@ -64,14 +68,22 @@ def _may_be_wrapped(op: tf.Operation) -> bool:
     return op.type in _WRAP_ALIKE
 
 
+def _counts_elements(tensor: tf.Tensor) -> bool:
+    """Tells a number of elements: one that does not fit stops its kernel."""
+    return tensor.op.type == "Size"
+
+
 def _unwrapped(
     numbers: Iterable[MaybeSize], dtype: tf.DType
 ) -> list[MaybeSize]:
     """Drops numbers that may have wrapped around."""
-    return [
-        n if n is None or n.is_number or n.surely_fits(8 * dtype.size) else None
-        for n in numbers
-    ]
+
+    def fits(number: Size) -> bool:
+        if dtype.is_unsigned and not values_lib.at_least(number, ZERO):
+            return False
+        return number.surely_fits(8 * dtype.size)
+
+    return [n if n is None or n.is_number or fits(n) else None for n in numbers]
 
 
 def in_dtype(number: MaybeSize, dtype: tf.DType) -> MaybeSize:
@@ -99,11 +111,18 @@ def _known(function: Callable[..., MaybeSize]) -> Callable[..., MaybeSize]:
     return apply
 
 
+def _may_be_zero(divisor: Size) -> bool:
+    """Tells if not all kernels stop at a division, or give the same."""
+    return not any(values_lib.at_least(d, ONE) for d in (divisor, -divisor))
+
+
 def _floor_divide(a: Size, b: Size) -> MaybeSize:
+    if _may_be_zero(b):
+        return None
     exact = a.divided_by(b)
     if exact is not None:
         return exact
-    if a.is_number and b.is_number and int(b):
+    if a.is_number and b.is_number:
         return Size.of(int(a) // int(b))
     return None
 
@@ -112,14 +131,16 @@ def _truncate_divide(a: Size, b: Size) -> MaybeSize:
     # Both round alike where nothing is negative.
     bounds = a.least(), b.least()
     if any(bound is None or bound < 0 for bound in bounds):
-        return a.divided_by(b)
+        return None if _may_be_zero(b) else a.divided_by(b)
     return _floor_divide(a, b)
 
 
 def _floor_mod(a: Size, b: Size) -> MaybeSize:
+    if _may_be_zero(b):
+        return None
     if a.divided_by(b) is not None:
         return sizes_lib.ZERO
-    if a.is_number and b.is_number and int(b):
+    if a.is_number and b.is_number:
         return Size.of(int(a) % int(b))
     return None
 

@@ -26,6 +26,10 @@ def of(value: Value, dtype: tf.DType) -> Range:
             )
         return values_lib.hull(value.ranges)
     if value.numbers is not None:
+        if dtype != tf.bool and not all(
+            n is None or _fits(n, dtype) for n in value.numbers
+        ):
+            return UNBOUNDED
         return _bounds_of_numbers(value.numbers)
     if dtype == tf.bool:
         return Range(sizes_lib.ZERO, sizes_lib.ONE)
@@ -73,6 +77,8 @@ def of_result(op: tf.Operation, values: Sequence[Value]) -> Range:
                 "It computes with the number of the row.", findings.ROW_NUMBER
             )
         return Range(sizes_lib.ZERO, sizes_lib.ONE)
+    if op.type == "Cast" and numbered:
+        _check_widened(values[0], op.inputs[0].dtype, dtype)
     found = function(
         *[of(v, t.dtype) for v, t in zip(values, op.inputs, strict=True)]
     )
@@ -84,6 +90,17 @@ def of_result(op: tf.Operation, values: Sequence[Value]) -> Range:
     if op.type in _MAY_WRAP and not fits(found, dtype):
         return Range(None, None, found.step)
     return found
+
+
+def _check_widened(value: Value, dtype: tf.DType, wider: tf.DType) -> None:
+    """Refuses numbers of examples that may have wrapped around before."""
+    if wider.size <= dtype.size:
+        return
+    for each in value.ranges or ():
+        if not (each.step * sizes_lib.BATCH).surely_fits(8 * dtype.size):
+            raise findings.Refusal(
+                "The number of the row wraps around in it.", findings.ROW_NUMBER
+            )
 
 
 def clipped(op: tf.Operation, values: Sequence[Value]) -> Value | None:
@@ -125,6 +142,8 @@ def fits(found: Range, dtype: tf.DType) -> bool:
 def _fits(number: Size, dtype: tf.DType) -> bool:
     if number.is_number:
         return dtype.min <= int(number) <= dtype.max
+    if dtype.is_unsigned and not values_lib.at_least(number, sizes_lib.ZERO):
+        return False
     return number.surely_fits(8 * dtype.size)
 
 
@@ -138,7 +157,7 @@ def held_by(value: Value, dtype: tf.DType) -> Value:
     Raises:
         Refusal: If the number of an example wraps around.
     """
-    if not value.ranges or not dtype.is_integer or dtype.size >= _MOST_BYTES:
+    if not value.ranges or not dtype.is_integer:
         return value
     if value.numbers_examples and dtype.size < 4:
         raise findings.Refusal(
@@ -272,9 +291,6 @@ def _clipped_bounds(a: Range, low: Range, high: Range) -> Range | None:
 
 UNBOUNDED = Range(None, None)
 _TRUTHS = Range(sizes_lib.ZERO, sizes_lib.ONE)
-# Numbers of so many bytes hold all sizes.
-_MOST_BYTES = 8
-
 # Operations whose result may not fit into its type.
 _MAY_WRAP = frozenset(("Add", "AddV2", "Sub", "Mul", "Cast"))
 

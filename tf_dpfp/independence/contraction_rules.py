@@ -21,6 +21,9 @@ from tf_dpfp.independence.values import Value
 
 Labels = list[str]
 
+# Beginnings of the labels of axes that are broadcast; others are equally long.
+_BROADCAST = ("front", "more")
+
 
 @registry.rule(
     "MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "SparseMatMul"
@@ -84,11 +87,7 @@ def _contract(
     walk: Walk,
 ) -> Value:
     """Describes a sum of products over the labels that the result lacks."""
-    axis_sizes: dict[str, MaybeSize] = {}
-    for spec, value in zip(specs, values, strict=True):
-        for label, size in zip(spec, value.shape, strict=True):
-            if axis_sizes.get(label) in (None, 1):
-                axis_sizes[label] = size
+    axis_sizes = _sizes_of_labels(specs, values)
     sizes = tuple(axis_sizes[label] for label in result)
     sizes = walk.filled(sizes, op.outputs[0])
     if not any(v.is_examples for v in values):
@@ -103,6 +102,22 @@ def _contract(
         )
     own = next(v.example_layout for v in values if v.is_examples)
     return values_lib.examples(sizes, own.at(result.index(label)))
+
+
+def _sizes_of_labels(
+    specs: Sequence[Labels], values: Sequence[Value]
+) -> dict[str, MaybeSize]:
+    """Returns the size of every label; axes in front are broadcast."""
+    found: dict[str, MaybeSize] = {}
+    for spec, value in zip(specs, values, strict=True):
+        for label, size in zip(spec, value.shape, strict=True):
+            if label not in found:
+                found[label] = size
+            elif len(label) > 1 and label.startswith(_BROADCAST):
+                (found[label],) = layouts.broadcast([(found[label],), (size,)])
+            elif found[label] in (None, 1):
+                found[label] = size
+    return found
 
 
 def _label_of_examples(
@@ -151,6 +166,9 @@ def _without_examples(
         for label, size in zip(spec, value.shape, strict=True):
             inner = label not in result
             hangs = hangs or (inner and (size is None or size.hangs_on_batch))
+    if len(set(result)) < len(result):
+        # Numbers on a diagonal, and zeros beside it.
+        return values_lib.free(tuple(sizes), None, hangs)
     if all(v.kind is Kind.UNIFORM for v in values):
         return values_lib.uniform(tuple(sizes), hangs)
     # Rows of equal numbers times a matrix: equal rows.

@@ -22,6 +22,17 @@ class Category(enum.Enum):
     SEED = "seed"
 
 
+# Errors of a rule that met what it was not written for: nothing is proved.
+RULE_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """One thing that is not proved.

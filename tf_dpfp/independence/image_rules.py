@@ -51,6 +51,13 @@ _BATCHED: dict[str, tuple[int, ...]] = {
     "SpaceToDepth": (0,),
 }
 
+# Of these, padded ones are as long as what they read, if they move by one.
+_WINDOWS = frozenset(
+    """
+    AvgPool AvgPool3D Conv2D Conv3D DepthwiseConv2dNative MaxPool MaxPool3D
+    """.split()
+)
+
 # Gradients with respect to inputs: the shape that they are given comes first.
 _INPUT_GRADIENTS: dict[str, tuple[int, ...]] = {
     "AvgPool3DGrad": (1,),
@@ -112,7 +119,24 @@ def _batched(
             "The number of axes of its result is not known.", is_definite=False
         )
     size = layout.before * walk.batch * layout.after
-    return values_lib.examples((size, *static[1:]), layout)
+    rest = _kept_sizes(op, values[positions[0]], static)[1:]
+    return values_lib.examples((size, *rest), layout)
+
+
+def _kept_sizes(op: tf.Operation, value: Value, sizes: Sizes) -> Sizes:
+    """Fills in unknown sizes of windows that begin at every position."""
+    attributes = op.node_def.attr
+    if op.type not in _WINDOWS or attributes["padding"].s != b"SAME":
+        return sizes
+    strides = attributes["strides"].list.i
+    front = attributes["data_format"].s.startswith(b"NC")
+    channels = 1 if front else len(sizes) - 1
+    return tuple(
+        s if s is not None or axis == channels or stride != 1 else t
+        for axis, (s, t, stride) in enumerate(
+            zip(sizes, value.shape, strides, strict=True)
+        )
+    )
 
 
 @registry.rule("ImageProjectiveTransformV2", "ImageProjectiveTransformV3")

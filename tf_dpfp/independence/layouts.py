@@ -37,8 +37,10 @@ def _wider(column: Sequence[MaybeSize]) -> MaybeSize:
             if sizes_lib.hang_on_batch([known]):
                 # It is 1 for one batch size, and then not the result.
                 return None
-            # One of both is 1, or they are equal: the known one is it.
-            found = known
+            # One of both is 1, or they are equal: the known one is it, unless
+            # it may be 1 itself.
+            least = None if known is None else known.least()
+            found = None if least is None or least < 2 else known
         elif found.hangs_on_batch or size.hangs_on_batch:
             raise findings.Refusal(
                 f"An axis of size {size} meets one of size {found}."

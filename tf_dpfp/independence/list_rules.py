@@ -241,8 +241,15 @@ def _stacked(item: Value, sizes: Sizes) -> Value:
 
 
 def _stack_examples(op: tf.Operation, item: Value, walk: Walk) -> Value:
-    if op.type != "TensorListStack" or item.sizes is None:
+    if op.type != "TensorListStack":
         raise findings.Refusal(_TAKES_OUT)
+    if item.sizes is None or None in item.sizes:
+        # Who reads the size of the result reads it.
+        raise findings.Refusal(
+            "Data may decide the size of what it gives for an example.",
+            "Cut it, or pad it, to a size of its own.",
+            is_definite=False,
+        )
     return values_lib.examples((walk.batch, *item.sizes), Layout(0))
 
 

@@ -61,7 +61,7 @@ def gather(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     if plain and axis == 0 and index.numbers == (sizes_lib.ROW,):
         if table.numbers_examples or index.rank:
             raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
-        return Value(Kind.SINGLE, walk.static(op.outputs[0]))
+        return Value(Kind.SINGLE, sizes)
     if table.is_examples and index.hangs_on_batch:
         raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
     if index.is_examples and table.hangs_on_batch:

@@ -1,7 +1,7 @@
 """What every rule asks of the values that it is given, and of its results."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import tensorflow as tf
 
@@ -9,8 +9,13 @@ from tf_dpfp.independence import findings
 from tf_dpfp.independence import inferred
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import sizes as sizes_lib
+from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.values import Kind
 from tf_dpfp.independence.values import Value
+
+# Kernels, or rules, compare the sizes that these are given with those of a
+# tensor.
+_COMPARED = frozenset(("Reshape", "Slice", "StridedSlice"))
 
 
 def check(rule: registry.Rule, values: Sequence[Value]) -> bool:
@@ -61,6 +66,40 @@ def check(rule: registry.Rule, values: Sequence[Value]) -> bool:
             "It computes with the batch size.", findings.BATCH_SIZE
         )
     return hangs
+
+
+def check_sizes(
+    op: tf.Operation,
+    rule: registry.Rule,
+    values: Sequence[Value],
+    axes: Collection[MaybeSize],
+) -> None:
+    """Refuses to make a tensor as large as a number that may wrap around.
+
+    Args:
+        op: An operation.
+        rule: Its rule.
+        values: What is known of its inputs.
+        axes: Sizes of axes that there are, which did not wrap around.
+
+    Raises:
+        findings.Refusal: If a size may be another one than the graph computes.
+    """
+    if op.type in _COMPARED:
+        return
+    for i in rule.shapes:
+        if not -len(values) <= i < len(values):
+            continue
+        bits = 8 * op.inputs[i].dtype.size
+        for number in values[i].numbers or ():
+            if number is None or number.is_number or number in axes:
+                continue
+            if not number.surely_fits(bits):
+                raise findings.Refusal(
+                    f"It makes a tensor of size {number}, which may be more "
+                    "than its type holds.",
+                    is_definite=False,
+                )
 
 
 def _check_known(values: Sequence[Value]) -> None:

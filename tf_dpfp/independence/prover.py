@@ -22,20 +22,11 @@ from tf_dpfp.independence import values as values_lib
 from tf_dpfp.independence import without_rules
 from tf_dpfp.independence.findings import Category
 from tf_dpfp.independence.findings import Finding
+from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.sizes import Size
 from tf_dpfp.independence.sizes import Sizes
 from tf_dpfp.independence.values import Kind
 from tf_dpfp.independence.values import Value
-
-# Errors of a rule that met what it was not written for: nothing is proved.
-_RULE_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
 
 
 class Walk:
@@ -75,11 +66,14 @@ class Walk:
         self._bodies: dict[str, tf.Graph] = {}
         # Tensors are known by their identity, and so must live on.
         self._kept: list[tf.Tensor] = []
+        # Sizes of axes that there are: they did not wrap around.
+        self._axes: set[MaybeSize] = set()
 
     def assume(self, tensor: tf.Tensor, value: Value) -> None:
         """Sets what is known of a tensor."""
         self._values[id(tensor)] = value
         self._kept.append(tensor)
+        self._axes.update(value.sizes or ())
 
     def assume_unless_known(self, tensor: tf.Tensor, value: Value) -> None:
         """Sets what is known of a tensor, if nothing is known yet."""
@@ -135,7 +129,7 @@ class Walk:
             is_definite = refusal.is_definite and all(
                 v.knows_sizes for v in values
             )
-        except _RULE_ERRORS as error:
+        except findings.RULE_ERRORS as error:
             reason = f"Its rule failed ({type(error).__name__}: {error})."
             way_out, is_definite = findings.NO_RULE, False
         return [
@@ -164,7 +158,7 @@ class Walk:
             return results
         try:
             again = self._by_rule(rule, op, promoted)
-        except (findings.Refusal, *_RULE_ERRORS):
+        except (findings.Refusal, *findings.RULE_ERRORS):
             return results
         return again
 
@@ -172,6 +166,7 @@ class Walk:
         self, rule: registry.Rule, op: tf.Operation, values: list[Value]
     ) -> list[Value]:
         hangs = preconditions.check(rule, values)
+        preconditions.check_sizes(op, rule, values, self._axes)
         found = rule.apply(op, values, self)
         results = found if isinstance(found, list) else [found]
         return preconditions.finish(rule, values, results, hangs)
@@ -330,7 +325,7 @@ class Walk:
             try:
                 self._apply(op, values)
                 return
-            except (findings.Refusal, *_RULE_ERRORS):
+            except (findings.Refusal, *findings.RULE_ERRORS):
                 self.note_effects(op)
                 return
         if op.outputs and all(

@@ -11,6 +11,7 @@ from tf_dpfp.independence import arithmetic
 from tf_dpfp.independence import bounds as bounds_lib
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import image_rules
+from tf_dpfp.independence import layouts
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import shape_rules
 from tf_dpfp.independence import sizes as sizes_lib
@@ -19,6 +20,7 @@ from tf_dpfp.independence.registry import Walk
 from tf_dpfp.independence.sizes import ONE
 from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.sizes import Size
+from tf_dpfp.independence.sizes import Sizes
 from tf_dpfp.independence.values import Kind
 from tf_dpfp.independence.values import Range
 from tf_dpfp.independence.values import Value
@@ -252,7 +254,9 @@ def along_last(
                 "Only one of its operands has the axis of the examples."
             )
     main = next(v for v in values if v.is_examples)
-    return [_outer(op, main, output, count, walk) for output in op.outputs]
+    # One operation broadcasts; others compare.
+    front = layouts.broadcast([values[i].shape[:-count] for i in positions])
+    return [_outer(op, main, front, output, walk) for output in op.outputs]
 
 
 def _check_aligned(values: Sequence[Value], positions: Sequence[int]) -> None:
@@ -281,12 +285,11 @@ def _check_aligned(values: Sequence[Value], positions: Sequence[int]) -> None:
 
 
 def _outer(
-    op: tf.Operation, main: Value, output: tf.Tensor, count: int, walk: Walk
+    op: tf.Operation, main: Value, front: Sizes, output: tf.Tensor, walk: Walk
 ) -> Value:
     if op.type in _SAME_SIZES:
         return values_lib.examples(main.shape, main.example_layout)
     static = walk.static(output)
-    front = main.shape[: main.rank - count]
     if static is None:
         raise findings.Refusal(
             "The number of axes of its result is not known.", is_definite=False

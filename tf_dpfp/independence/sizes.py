@@ -16,9 +16,8 @@ Monomial = tuple[str, ...]
 SizeLike = Union["Size", int]
 
 # A number that is computed of sizes may be larger than any tensor, and wraps
-# around in 32 bits. Axes are taken to be shorter than 2**15: then so many
-# times a product of one, two or three of them fits.
-_MOST_TIMES = (2**31, 2**16, 2**8, 1)
+# around. Axes are taken to be shorter than 2**15.
+_AXIS_BITS = 15
 
 # Sizes of small numbers are made once.
 _NUMBERS: dict[int, "Size"] = {}
@@ -99,7 +98,7 @@ class Size:
         """Tells if the number is below all that wraps around."""
         if not self.may_fit(bits):
             return False
-        return bits > 32 or all(map(_is_small, self.terms.items()))
+        return all(_is_small(*item, bits) for item in self.terms.items())
 
     def divided_by(self, divisor: SizeLike) -> Union["Size", None]:
         """Returns the quotient, or `None` if the division is not exact."""
@@ -181,12 +180,11 @@ class Size:
         return " + ".join(words) or "0"
 
 
-def _is_small(item: tuple[Monomial, int]) -> bool:
-    key, value = item
+def _is_small(key: Monomial, value: int, bits: int) -> bool:
     # The square of the batch size is the size of nothing per example.
-    if len(key) >= len(_MOST_TIMES) or key.count(_BATCH) > 1:
+    if bits <= 32 and key.count(_BATCH) > 1:
         return False
-    return abs(value) <= _MOST_TIMES[len(key)]
+    return abs(value) <= 2 ** (bits - 1 - _AXIS_BITS * len(key))
 
 
 def _order(item: tuple[Monomial, int]) -> tuple[int, Monomial]:

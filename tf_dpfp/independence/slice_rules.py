@@ -165,7 +165,11 @@ def _own_row(
     others = [n for p in parts[1:] for n in (p.begin, p.end, p.stride)]
     if not one or value.numbers_examples or sizes_lib.hang_on_batch(others):
         raise findings.Refusal(BY_NUMBER)
-    return Value(Kind.SINGLE, walk.static(op.outputs[0]))
+    sizes = walk.static(op.outputs[0])
+    if parts[0].kind == "index":
+        rest = values_lib.free(value.shape[1:])
+        sizes, _ = _sliced(rest, parts[1:], walk, op.outputs[0])
+    return Value(Kind.SINGLE, sizes)
 
 
 def _bare(value: Value) -> Value:

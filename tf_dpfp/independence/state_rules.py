@@ -242,7 +242,7 @@ _PYTHON = frozenset(
 )
 # Beginnings of operations that change the memory of their input, write files,
 # or draw random numbers, and don't say so.
-_BY_NAME = ("Debug", "Fractional", "Inplace", "RiscRandom")
+_BY_NAME = ("Debug", "ExtractGlimpse", "Fractional", "Inplace", "RiscRandom")
 # Operations that stop a step, and the input that makes them do so.
 _ABORTS = {
     "Assert": 0,
@@ -372,8 +372,8 @@ def is_unruly(op: tf.Operation) -> bool:
     """Tells an operation that does more than its definition says.
 
     Some are defined as if they had no state, and change the memory of their
-    inputs, write files, draw random numbers from a generator of their own, or
-    call functions that may do any of it.
+    inputs, write files, draw random numbers from a generator of their own, wait
+    for calls to share a batch with, or call functions that may do any of it.
 
     Args:
         op: An operation that is no function, branch or loop.
@@ -395,4 +395,9 @@ def _is_unruly(op: tf.Operation) -> bool:
     definition = op.op_def
     if any(a.is_ref for a in definition.input_arg):
         return True
-    return any(a.type in ("func", "list(func)") for a in definition.attr)
+    # A name to share is one of a queue, that other rounds of a loop fill, too.
+    return any(
+        a.type in ("func", "list(func)")
+        or (a.name == "shared_name" and not definition.is_stateful)
+        for a in definition.attr
+    )

@@ -6,10 +6,12 @@ import tensorflow as tf
 
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import preconditions
+from tf_dpfp.independence import registry
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import state_rules
 from tf_dpfp.independence import values as values_lib
 from tf_dpfp.independence.registry import Walk
+from tf_dpfp.independence.sizes import Sizes
 from tf_dpfp.independence.values import Kind
 from tf_dpfp.independence.values import Value
 
@@ -83,7 +85,40 @@ def of_one(
         )
     if op.op_def.is_stateful and "seed2" in op.node_def.attr:
         walk.note_random(op)
-    return [Value(Kind.SINGLE, walk.static(o)) for o in op.outputs]
+    return [Value(Kind.SINGLE, s) for s in _sizes(op, values, walk)]
+
+
+def _sizes(
+    op: tf.Operation, values: Sequence[Value], walk: Walk
+) -> list[Sizes | None]:
+    """Returns sizes that hold whatever the data are; others are not known."""
+    found = [walk.static(o) for o in op.outputs]
+    rule = registry.RULES.get(op.type)
+    if rule is None or not any(s is None or None in s for s in found):
+        return found
+    # Unknown sizes of inputs are followed by rules alone.
+    stand_ins = [
+        values_lib.free(v.sizes) if v.kind is Kind.SINGLE else v for v in values
+    ]
+    try:
+        with walk.unjudged():
+            results = rule.apply(op, stand_ins, walk)
+    except (findings.Refusal, *findings.RULE_ERRORS):
+        return found
+    results = results if isinstance(results, list) else [results]
+    return [
+        _filled(sizes, result.sizes)
+        for sizes, result in zip(found, results, strict=True)
+    ]
+
+
+def _filled(sizes: Sizes | None, others: Sizes | None) -> Sizes | None:
+    """Fills in sizes that are not known."""
+    if sizes is None or others is None or len(sizes) != len(others):
+        return others if sizes is None else sizes
+    return tuple(
+        t if s is None else s for s, t in zip(sizes, others, strict=True)
+    )
 
 
 def _check_memory(op: tf.Operation, values: Sequence[Value]) -> None:
