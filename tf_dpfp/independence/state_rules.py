@@ -237,9 +237,7 @@ _PRINTS = frozenset(
     WriteImageSummary WriteRawProtoSummary WriteScalarSummary WriteSummary
     """.split()
 )
-_PYTHON = frozenset(
-    ("EagerPyFunc", "PyFunc", "PyFuncStateless", "NumpyFunction")
-)
+_PYTHON = frozenset("EagerPyFunc NumpyFunction PyFunc PyFuncStateless".split())
 # Beginnings of operations that change the memory of their input, write files,
 # or draw random numbers, and don't say so.
 _BY_NAME = ("Debug", "ExtractGlimpse", "Fractional", "Inplace", "RiscRandom")
@@ -371,9 +369,8 @@ def has_effect(op: tf.Operation) -> bool:
 def is_unruly(op: tf.Operation) -> bool:
     """Tells an operation that does more than its definition says.
 
-    Some are defined as if they had no state, and change the memory of their
-    inputs, write files, draw random numbers from a generator of their own, wait
-    for calls to share a batch with, or call functions that may do any of it.
+    Some are defined as if they had no state, and change their inputs, write
+    files, draw random numbers, share a batch with other calls, or call any.
 
     Args:
         op: An operation that is no function, branch or loop.
@@ -395,9 +392,9 @@ def _is_unruly(op: tf.Operation) -> bool:
     definition = op.op_def
     if any(a.is_ref for a in definition.input_arg):
         return True
-    # A name to share is one of a queue, that other rounds of a loop fill, too.
+    # By a shared name other rounds of a loop fill the same queue.
+    names = () if definition.is_stateful else ("shared_name",)
     return any(
-        a.type in ("func", "list(func)")
-        or (a.name == "shared_name" and not definition.is_stateful)
+        a.name in names or a.type in ("func", "list(func)")
         for a in definition.attr
     )
