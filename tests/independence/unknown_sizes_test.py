@@ -104,6 +104,14 @@ def _solved_beside_five(x, y):
     return _first_numbers(found, x)
 
 
+def _truth_of_none_beside(x):
+    """Another tensor claims to be as large."""
+    count = _size(x) * 2**30
+    other = tf.one_hot(0, count)
+    total = tf.cast(tf.shape(other)[0] - count, x.dtype)
+    return x * tf.cast(tf.reduce_any(tf.fill([count], True)), x.dtype) + total
+
+
 def _diagonal(x):
     """Ones for the first example, and zeros for all others."""
     diagonal = raw.Einsum(inputs=[tf.ones([_size(x)])], equation="b->bb")
@@ -178,6 +186,7 @@ REFUSED = {
         ),
         X,
     ),
+    "truth of none, beside as many": (_truth_of_none_beside, X),
     "diagonal": (_diagonal, X),
     "gradient of a diagonal": (_gradient_of_diagonal, X),
     "rounds that share a batch": (_mapped(_batched_by_chance), X),

@@ -66,14 +66,15 @@ class Walk:
         self._bodies: dict[str, tf.Graph] = {}
         # Tensors are known by their identity, and so must live on.
         self._kept: list[tf.Tensor] = []
-        # Sizes of axes that there are: they did not wrap around.
+        # Sizes of axes of examples, which did not wrap around.
         self._axes: set[MaybeSize] = set()
 
     def assume(self, tensor: tf.Tensor, value: Value) -> None:
         """Sets what is known of a tensor."""
         self._values[id(tensor)] = value
         self._kept.append(tensor)
-        self._axes.update(value.sizes or ())
+        if value.is_examples:
+            self._axes.update(value.shape)
 
     def assume_unless_known(self, tensor: tf.Tensor, value: Value) -> None:
         """Sets what is known of a tensor, if nothing is known yet."""
