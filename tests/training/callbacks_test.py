@@ -81,6 +81,12 @@ def test_what_is_not_done_is_refused(other):
     assert _steps(model) == before
 
 
+def test_an_ordinary_pipeline_is_told_of_sampling():
+    budget = tf_dpfp.PrivacyBudget(0.9, DELTA)
+    with pytest.raises(ValueError, match="pass the data set of .*itself"):
+        _model().fit(_batches().prefetch(1), verbose=0, callbacks=[budget])
+
+
 @pytest.mark.parametrize("steps_per_execution", [7, 20])
 @pytest.mark.parametrize("epochs", [2, 3])
 def test_calls_beyond_the_end_of_an_epoch_take_what_is_left(

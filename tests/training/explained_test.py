@@ -59,6 +59,20 @@ def test_what_fit_was_given_names_the_way_out(data, loss, message):
     assert tf_dpfp.ledger(model) == []
 
 
+def test_targets_with_the_wrong_name():
+    # Keras passes the names on as targets: labels in words, as it seems.
+    inputs = keras.Input((5,))
+    outputs = {n: keras.layers.Dense(3, name=n)(inputs) for n in "ab"}
+    model = keras.Model(inputs, outputs)
+    tf_dpfp.make_private(model)
+    model.compile(
+        tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), {"a": LOSS, "b": LOSS}
+    )
+    with pytest.raises(ValueError, match="keys are not those of the"):
+        model.fit(_batches(X, {"a": Y, "c": Y}), verbose=0)
+    assert tf_dpfp.ledger(model) == []
+
+
 def test_a_data_set_is_not_split():
     model = _model()
     with pytest.raises(

@@ -1,6 +1,7 @@
 """Describes the data passed to `fit`: sampling, batch size, population."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 import keras
@@ -163,6 +164,7 @@ def describe_representations(arguments: dict[str, Any]) -> Pipeline:
     ):
         return dataclasses.replace(_of_draws(info), draws=draws)
     if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):
+        _warn_of_derived(x)
         sampling = accounting.UnknownSampling()
         return Pipeline("the data set", sampling, None, draws=draws)
     return _describe_arrays(x, arguments, need_batch_size=False)
@@ -190,6 +192,7 @@ def _describe_unknown(
             f"Received: a data set made of batches of {draws} draws"
         )
     if isinstance(x, tf.data.Dataset):
+        _warn_of_derived(x)
         size = _dataset_batch_size(x) if need_batch_size else None
         return Pipeline("the data set", accounting.UnknownSampling(), size)
     if isinstance(x, keras.utils.PyDataset):
@@ -246,6 +249,19 @@ def refuse_views(x: Any, reason: str) -> None:
         raise ValueError(
             f"{reason} Received: batches of "
             f"poisson_batches(multiplicity={multiplicity})"
+        )
+
+
+def _warn_of_derived(x: Any) -> None:
+    """Warns of batches that were drawn at random, and changed afterwards."""
+    if registry.is_derived(x):
+        warnings.warn(
+            "The data set was made of batches that this package drew, by "
+            "`prefetch`, `map`, `take` or the like, and nothing is proved of "
+            "how such batches are drawn: epsilon is that of no amplification "
+            "by sampling, which is far larger. Pass the data set itself, which "
+            "prefetches by itself, and change batches by its `map_fn`.",
+            stacklevel=2,
         )
 
 

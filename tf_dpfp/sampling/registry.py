@@ -155,6 +155,18 @@ def multiplicity_of(dataset: Any) -> int:
     return max((info.multiplicity for info in _origins(dataset)), default=1)
 
 
+def is_derived(dataset: Any) -> bool:
+    """Tells a data set that was made of one whose sampling is known.
+
+    Args:
+        dataset: Anything that `fit` takes.
+
+    Returns:
+        Boolean, false for the data set whose sampling is known, itself.
+    """
+    return sampling_of(dataset) is None and bool(_origins(dataset))
+
+
 def _origins(dataset: Any) -> list[SamplingInfo]:
     """Lists the distributions of what a data set was derived from."""
     if not isinstance(dataset, tf.data.Dataset):

@@ -135,6 +135,14 @@ class PerExampleLoss(keras.losses.Loss):
         )
 
     def __call__(self, y_true, y_pred, sample_weight=None):
+        if isinstance(y_true, str):
+            # Of a dictionary that fits no output, Keras takes the keys.
+            raise ValueError(
+                "The targets are a dictionary whose keys are not those of the "
+                "model's outputs. Name them as `model.output_names` or the "
+                "dictionary that the model returns. Received: the key "
+                f"'{y_true}' as targets of the loss '{self.name}'"
+            )
         if self._example_wise:
             return self._by_examples(y_true, y_pred, sample_weight)
         return self._one_by_one(y_true, y_pred, sample_weight)

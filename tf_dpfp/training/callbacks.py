@@ -223,14 +223,27 @@ class PrivacyBudget(keras.callbacks.Callback):
             raise ValueError(
                 f"The budget epsilon={self.epsilon:g} at delta="
                 f"{self.delta:g} does not allow the next {in_call} step(s): "
-                f"{spent:.4g} is spent. Raise the noise multiplier, lower the "
-                "sampling rate, or raise the budget."
+                f"{spent:.4g} is spent. {self._way_out()}"
             )
         print(self.done(spent), flush=True)
         self._is_done = True
         # No epoch is left then: Keras ends the training without a step.
         self._begins_at = keras_distribution.initial_epoch(self.model)
         keras_trainer.start_at(self.model, sys.maxsize)
+
+    def _way_out(self) -> str:
+        unknown = accounting.UnknownSampling
+        if any(isinstance(e.sampling, unknown) for e in self._next):
+            return (
+                "Nothing is known of how these batches are drawn, so no "
+                "amplification by sampling is counted: pass the data set of "
+                "tf_dpfp.poisson_batches itself, raise the noise multiplier, "
+                "or raise the budget."
+            )
+        return (
+            "Raise the noise multiplier, lower the sampling rate, or raise "
+            "the budget."
+        )
 
     def on_train_end(self, logs=None):  # noqa: ARG002
         if self._is_done:
