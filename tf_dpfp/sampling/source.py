@@ -135,8 +135,8 @@ def to_array(leaf: Any) -> np.ndarray:
     array = leaf.numpy() if isinstance(leaf, tf.Tensor) else np.asarray(leaf)
     if array.ndim < 1:
         raise ValueError(
-            "Every array needs a first axis over examples, and a list counts as "
-            "as many arrays as it has items: convert it with `np.asarray`. "
+            "Every array needs a first axis over examples. Convert lists, "
+            "whose items count as arrays, with `np.asarray`. "
             f"Received: the scalar {array!r:.50}"
         )
     return tf_compatible(array)
