@@ -59,6 +59,27 @@ def test_what_fit_was_given_names_the_way_out(data, loss, message):
     assert tf_dpfp.ledger(model) == []
 
 
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ("mse", r"can't take these targets, of shape \(None,\)"),
+        (keras.losses.MeanSquaredError(), "can't take these targets"),
+        # What a loss of one's own was meant to do is not known.
+        (lambda y, p: (y - p) ** 2, "^Model .* can't be trained privately"),
+    ],
+)
+def test_targets_that_are_broadcast_over_the_outputs(loss, message):
+    model = _model(loss)
+    arguments = {"x": _batches(X, Y)}
+    proof = (
+        "Model 'm' can't be trained privately: \n  - the losses: operation Sub "
+        "('compile_loss/sub'): An axis of size 3 meets one of size batch."
+    )
+    with pytest.raises(ValueError, match=message):
+        with explained.explained(model, arguments):
+            raise ValueError(proof)
+
+
 def test_targets_with_the_wrong_name():
     # Keras passes the names on as targets: labels in words, as it seems.
     inputs = keras.Input((5,))

@@ -21,6 +21,8 @@ _OF_SHAPES = (
     "must have the same shape",
     "Incompatible shapes",
 )
+# In what the proof says of targets that are broadcast along the outputs.
+_OF_BROADCAST = ("the losses: operation", "meets one of size batch")
 
 
 def check_split(arguments: dict[str, Any]) -> None:
@@ -84,7 +86,13 @@ def _said(
             "keras.layers.TextVectorization or keras.layers.StringLookup: "
             "before poisson_batches, or in its `map_fn`."
         )
-    if y is not None and any(words in text for words in _OF_SHAPES):
+    if y is not None and (
+        any(words in text for words in _OF_SHAPES)
+        or (
+            all(words in text for words in _OF_BROADCAST)
+            and _is_loss_of_keras(model.loss)
+        )
+    ):
         return (
             f"The loss of model '{model.name}' can't take these targets, of "
             f"shape {_shapes(y)}, beside what the model returns. Sparse losses "
@@ -92,6 +100,16 @@ def _said(
             "shape of the outputs, as (n, 1) for one number each."
         )
     return None
+
+
+def _is_loss_of_keras(loss: Any) -> bool:
+    """Tells losses that compare no examples, unless by a wrong shape."""
+    return all(
+        isinstance(leaf, str)
+        or getattr(leaf, "__module__", "").startswith("keras.")
+        for leaf in tree.flatten(loss)
+        if leaf is not None
+    )
 
 
 def _inputs_and_targets(arguments: dict[str, Any]) -> tuple[Any, Any]:
