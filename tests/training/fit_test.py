@@ -167,6 +167,34 @@ def test_a_model_that_rejects_made_up_inputs_is_built_on_the_batch():
     assert [e.steps for e in tf_dpfp.ledger(model)] == [7]
 
 
+class _Reading(layers.Layer):
+    """Reads a table that it does not own, past the table's rule."""
+
+    def __init__(self, table):
+        super().__init__()
+        self._of_others = [lambda: table.embeddings]
+
+    def call(self, x):
+        return x @ keras.ops.transpose(self._of_others[0]())
+
+
+@pytest.mark.usefixtures("with_trial")
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_model_of_words_is_tried_too(reads, recwarn):
+    _, y = _data()
+    table = layers.Embedding(3, 4)
+    words = keras.Input((), dtype="string")
+    x = table(layers.StringLookup(vocabulary=["0", "1"])(words))
+    x = _Reading(table)(x) if reads else layers.Dense(3)(x)
+    model = _private(keras.Model(words, x))
+    if reads:
+        with pytest.raises(ValueError, match="do not add up"):
+            model.fit(_batches(y.astype(str), y), verbose=0)
+    else:
+        model.fit(_batches(y.astype(str), y), verbose=0)
+    assert not [each for each in recwarn if each.category is UserWarning]
+
+
 def test_labels_in_words_are_refused_at_once(recwarn):
     x, y = _data()
     with pytest.raises(ValueError, match="needs targets that are numbers"):

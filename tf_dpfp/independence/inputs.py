@@ -24,7 +24,7 @@ class CannotTry(Exception):
 def made_up(
     leaf, rng: np.random.Generator, batch_size: int = EXAMPLES
 ) -> tf.Tensor | None:
-    """Returns random numbers of the type and shape of a leaf."""
+    """Returns random numbers, or words, of the type and shape of a leaf."""
     if leaf is None:
         return None
     dtype = tf.as_dtype(leaf.dtype)
@@ -37,6 +37,9 @@ def made_up(
         return tf.cast(rng.integers(0, 2, shape), dtype)
     if dtype.is_floating:
         return tf.cast(rng.uniform(0.1, 0.9, shape), dtype)
+    if dtype == tf.string:
+        # Words that no vocabulary needs to have, and numbers all the same.
+        return tf.constant(rng.integers(0, 2, shape).astype(str))
     raise CannotTry(f"inputs of type {dtype.name}")
 
 

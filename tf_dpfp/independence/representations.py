@@ -166,8 +166,8 @@ def _examine(model: keras.Model, x: Any) -> Findings:
         return Findings(
             (
                 f"It could not be tried on made-up inputs ({error}). Put what "
-                "can't be made up (lookups of strings, say) into the data "
-                "pipeline.",
+                "takes no such inputs (the decoding of images, say) into the "
+                "data pipeline.",
             ),
             (),
             0,
