@@ -10,6 +10,11 @@ _OF_THE_DAY = re.compile(
 )
 
 
+def _rounded(text):
+    """The last digits of a PLD's epsilon hang on the processor."""
+    return re.sub(r"\d+\.\d{9,}", lambda m: f"{float(m[0]):.8g}", text)
+
+
 def _blocks(kind):
     text = PAGE.read_text()
     return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.M | re.S)
@@ -30,4 +35,4 @@ def test_the_page_shows_what_its_code_prints(tmp_path, monkeypatch, capsys):
     assert len(_OF_THE_DAY.findall(shown[code:])) >= 8
     (front,) = _blocks("yaml")
     model_card = card.to_model_card(license="apache-2.0")
-    assert model_card.startswith(front)
+    assert _rounded(model_card).startswith(_rounded(front))

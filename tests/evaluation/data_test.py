@@ -23,7 +23,7 @@ def test_every_example_is_in_its_group_and_of_its_person():
     found = _read(groups=GROUPS, users=USERS, values=("a", "b"))
     # Those of no group that was named are in none.
     assert found.groups.tolist() == [1, 0, -1, 0, 1, -1]
-    assert found.users.tolist() == [1, 0, 1, 1, 2, 0]
+    assert found.users.tolist() == [0, 1, 0, 0, 2, 1]
     x, y = found.source.take(np.arange(6))
     np.testing.assert_array_equal(x, X)
     np.testing.assert_array_equal(y, Y)
