@@ -428,7 +428,14 @@ def test_dilated_transposed_convolutions(make, shape):
     """Without float64: TensorFlow has no kernels of it on a CPU."""
     layer = make()
     x = tf.constant(np.random.default_rng(0).normal(size=shape), "float32")
-    weights = oracle.weights_like(layer(x))
+    try:
+        outputs = layer(x)
+    except tf.errors.InvalidArgumentError as error:
+        # TensorFlow switches oneDNN on where it finds AVX-512 with VNNI.
+        if "not yet support dilation" not in str(error):
+            raise
+        pytest.skip("TensorFlow runs without oneDNN on this processor")
+    weights = oracle.weights_like(outputs)
     (unit,) = per_example.find_units(layer)
     assert isinstance(unit.rule, convolution.TransposedConvolutionRule)
     found = oracle.recorded(layer, x, weights)
