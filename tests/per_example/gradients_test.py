@@ -458,6 +458,11 @@ def test_nothing_of_the_size_of_a_batch_stays_in_memory(shape):
     def held():
         return tf.config.experimental.get_memory_info("CPU:0")["current"]
 
-    before = held()
+    try:
+        before = held()
+    except ValueError:
+        # The allocator that counts comes with oneDNN, which TensorFlow
+        # switches on where it finds AVX-512 with VNNI.
+        pytest.skip("TensorFlow runs without oneDNN on this processor")
     summed()
     assert held() - before < 2**20
