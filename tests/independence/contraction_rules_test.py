@@ -14,10 +14,6 @@ ROWS = np.arange(24, dtype=np.float32).reshape(8, 3)
 MATRIX = np.arange(9, dtype=np.float32).reshape(3, 3)
 
 
-def _size(x):
-    return tf.shape(x)[0]
-
-
 REFUSED = {
     "a factor for every row": (
         lambda x: tf.einsum("bi,bi->bi", x, ROWS),
@@ -51,7 +47,7 @@ REFUSED = {
         lambda x: (
             x
             + tf.matmul(
-                tf.random.stateless_uniform([3, _size(x)], [1, 2]),
+                tf.random.stateless_uniform([3, graphs.size(x)], [1, 2]),
                 MATRIX,
                 transpose_a=True,
             )
@@ -75,7 +71,9 @@ SOUND = {
     "a bias": lambda x: tf.nn.bias_add(x, MATRIX[0]),
     "numbers drawn along the first axis": lambda x: (
         x
-        + tf.matmul(tf.random.stateless_uniform([_size(x), 3], [1, 2]), MATRIX)
+        + tf.matmul(
+            tf.random.stateless_uniform([graphs.size(x), 3], [1, 2]), MATRIX
+        )
     ),
 }
 

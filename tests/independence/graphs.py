@@ -17,6 +17,31 @@ COMPLEX = tf.TensorSpec([None, 4], tf.complex64)
 MATRIX = tf.TensorSpec([None, 3, 3], tf.float32)
 
 
+def size(x):
+    """The number of examples of a batch."""
+    return tf.shape(x)[0]
+
+
+def rows(x):
+    """The numbers of the rows of a batch."""
+    return tf.range(size(x))
+
+
+def by_rows(x, of_row):
+    """A loop over the examples of a batch, with the number of the row.
+
+    Args:
+        x: The batch.
+        of_row: Maps the number of a row to three numbers.
+    """
+    found = tf.TensorArray(tf.float32, size(x), element_shape=[3])
+    return tf.while_loop(
+        lambda i, _: i < size(x),
+        lambda i, found: (i + 1, found.write(i, of_row(i))),
+        (0, found),
+    )[1].stack()
+
+
 def prove(function, *specs, wanted=None, may_be_free=False, **arguments):
     """Traces a function of a batch and proves its results.
 

@@ -12,14 +12,6 @@ EIGHT = tf.TensorSpec([8, 3])
 ROWS = np.arange(24, dtype=np.float32).reshape(8, 3)
 
 
-def _size(x):
-    return tf.shape(x)[0]
-
-
-def _rows(x):
-    return tf.range(_size(x))
-
-
 def _either(one, other):
     return tf.cond(
         tf.random.stateless_uniform([], [1, 2]) < 0.5,
@@ -34,23 +26,27 @@ def _as_number(x, number):
 
 REFUSED = {
     "as many ones as examples": (
-        lambda x: x * tf.reduce_sum(_either(tf.ones([_size(x)]), tf.ones(3))),
+        lambda x: (
+            x * tf.reduce_sum(_either(tf.ones([graphs.size(x)]), tf.ones(3)))
+        ),
         X,
         "If",
     ),
     "rows that are no examples": (lambda x: x + _either(x, ROWS), EIGHT, "If"),
     "the batch size everywhere": (
-        lambda x: x + _either(x, _as_number(tf.ones_like(x), _size(x))),
+        lambda x: x + _either(x, _as_number(tf.ones_like(x), graphs.size(x))),
         X,
         "If",
     ),
     "the batch size": (
-        lambda x: _as_number(x, _either(_size(x), 3)),
+        lambda x: _as_number(x, _either(graphs.size(x), 3)),
         X,
         "Mul",
     ),
     "the number of the row": (
-        lambda x: _as_number(x, _either(_rows(x), _rows(x) * 2)[:, None]),
+        lambda x: _as_number(
+            x, _either(graphs.rows(x), graphs.rows(x) * 2)[:, None]
+        ),
         X,
         "If",
     ),

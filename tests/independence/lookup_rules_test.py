@@ -13,14 +13,6 @@ TWO, THREE, EIGHT = (tf.TensorSpec([n, 3]) for n in (2, 3, 8))
 ROWS = np.arange(24, dtype=np.float32).reshape(8, 3)
 
 
-def _size(x):
-    return tf.shape(x)[0]
-
-
-def _rows(x):
-    return tf.range(_size(x))
-
-
 def _own(x):
     """Index of the example, in range."""
     return tf.argmax(x, -1, tf.int32)
@@ -30,20 +22,10 @@ def _as_numbers(x, rows):
     return x * tf.cast(rows, x.dtype)
 
 
-def _mapped(x, of_row):
-    """A loop over the examples, with the number of the row."""
-    rows = tf.TensorArray(tf.float32, _size(x), element_shape=[3])
-    return tf.while_loop(
-        lambda i, _: i < _size(x),
-        lambda i, rows: (i + 1, rows.write(i, of_row(i))),
-        (0, rows),
-    )[1].stack()
-
-
 REFUSED = {
     "number of the own row": (
-        lambda x: _mapped(
-            x, lambda i: x[i] * tf.cast(tf.gather(_rows(x), i), x.dtype)
+        lambda x: graphs.by_rows(
+            x, lambda i: x[i] * tf.cast(tf.gather(graphs.rows(x), i), x.dtype)
         ),
         X,
     ),
@@ -51,7 +33,8 @@ REFUSED = {
         lambda x: (
             x
             * tf.gather(
-                tf.constant([1.0, 2.0, 3.0]) * tf.cast(_size(x), tf.float32),
+                tf.constant([1.0, 2.0, 3.0])
+                * tf.cast(graphs.size(x), tf.float32),
                 _own(x),
             )[:, None]
         ),
@@ -61,7 +44,7 @@ REFUSED = {
         lambda x: _as_numbers(
             x,
             tf.gather(
-                _rows(x)[:, None],
+                graphs.rows(x)[:, None],
                 tf.minimum(_own(x), 0)[:, None],
                 batch_dims=1,
             ),
@@ -72,7 +55,7 @@ REFUSED = {
         lambda x: _as_numbers(
             x,
             tf.gather_nd(
-                _rows(x)[:, None],
+                graphs.rows(x)[:, None],
                 tf.minimum(_own(x), 0)[:, None],
                 batch_dims=1,
             )[:, None],
@@ -82,7 +65,7 @@ REFUSED = {
     "flat positions of another width": (
         lambda x: tf.gather(
             tf.reshape(x, [-1]),
-            _rows(x)[:, None] * 2 + tf.minimum(_own(x), 1)[:, None],
+            graphs.rows(x)[:, None] * 2 + tf.minimum(_own(x), 1)[:, None],
         ),
         X,
     ),
@@ -115,7 +98,7 @@ def test_lookups_by_the_row_or_in_other_rows_are_refused(name):
 
 
 SOUND = {
-    "own row": (lambda x: _mapped(x, lambda i: tf.gather(x, i)), X),
+    "own row": (lambda x: graphs.by_rows(x, lambda i: tf.gather(x, i)), X),
     "the same position for all": (
         lambda x: tf.gather(x, [[2]] * 8, batch_dims=1),
         EIGHT,

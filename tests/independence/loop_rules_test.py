@@ -8,15 +8,11 @@ from tests.independence import graphs
 X = graphs.X
 
 
-def _size(x):
-    return tf.shape(x)[0]
-
-
 def _counted(x):
     """Behind a loop over the examples, its counter is their number."""
-    rows = tf.TensorArray(tf.float32, _size(x), element_shape=[3])
+    rows = tf.TensorArray(tf.float32, graphs.size(x), element_shape=[3])
     count, rows = tf.while_loop(
-        lambda i, _: i < _size(x),
+        lambda i, _: i < graphs.size(x),
         lambda i, rows: (i + 1, rows.write(i, x[i])),
         (0, rows),
     )
@@ -29,7 +25,7 @@ def _while_any_are_left(x):
     condition, body = (
         tf.function(f, autograph=False).get_concrete_function(*specs)
         for f in (
-            lambda i, _, x: tf.ones([_size(x) - i]),
+            lambda i, _, x: tf.ones([graphs.size(x) - i]),
             lambda i, a, x: (i + 1, a + 1.0, x),
         )
     )
@@ -39,9 +35,9 @@ def _while_any_are_left(x):
 
 def _as_long_as_the_row(x):
     """Carries as many numbers as rows came before."""
-    rows = tf.TensorArray(tf.float32, _size(x), element_shape=[3])
+    rows = tf.TensorArray(tf.float32, graphs.size(x), element_shape=[3])
     return tf.while_loop(
-        lambda i, *_: i < _size(x),
+        lambda i, *_: i < graphs.size(x),
         lambda i, rows, ones: (
             i + 1,
             rows.write(i, x[i] * tf.reduce_sum(ones)),

@@ -10,18 +10,10 @@ X = graphs.X
 TABLE = np.arange(81.0, dtype=np.float32).reshape(9, 9)
 
 
-def _size(x):
-    return tf.shape(x)[0]
-
-
-def _rows(x):
-    return tf.range(_size(x))
-
-
 def _thrice(x):
     """Six rows of each example, in three blocks of other lengths."""
     blocks = tf.concat([tf.repeat(x, 2, 0), x, tf.repeat(x, 3, 0)], 0)
-    return tf.reduce_sum(tf.reshape(blocks, [3, _size(x), 6]), 0)
+    return tf.reduce_sum(tf.reshape(blocks, [3, graphs.size(x), 6]), 0)
 
 
 def _number(x, rows):
@@ -37,13 +29,16 @@ def _second(x, first):
 REFUSED = {
     "blocks with other numbers of rows of each": (_thrice, X, "ConcatV2"),
     "row numbers joined in front": (
-        lambda x: _number(x, tf.stack([_rows(x), _rows(x)])[0]),
+        lambda x: _number(x, tf.stack([graphs.rows(x), graphs.rows(x)])[0]),
         X,
         "Pack",
     ),
     "row numbers joined to others": (
         lambda x: _number(
-            x, tf.concat([_rows(x)[None], tf.zeros_like(_rows(x))[None]], 0)[0]
+            x,
+            tf.concat(
+                [graphs.rows(x)[None], tf.zeros_like(graphs.rows(x))[None]], 0
+            )[0],
         ),
         X,
         "ConcatV2",
@@ -57,7 +52,7 @@ REFUSED = {
         "Pad",
     ),
     "cut where the batch ends": (
-        lambda x: _second(x, _size(x)),
+        lambda x: _second(x, graphs.size(x)),
         X,
         "SplitV",
     ),
@@ -75,7 +70,7 @@ SOUND = {
     "blocks of as many rows of each": lambda x: tf.reduce_sum(
         tf.reshape(
             tf.concat([tf.repeat(x, 2, 0), tf.repeat(-x, 2, 0)], 0),
-            [2, _size(x), 6],
+            [2, graphs.size(x), 6],
         ),
         0,
     ),

@@ -9,20 +9,12 @@ X = graphs.X
 TWO = tf.TensorSpec([2, 3])
 
 
-def _size(x):
-    return tf.shape(x)[0]
-
-
-def _rows(x):
-    return tf.range(_size(x))
-
-
 def _copies_beside(x, make):
     """Adds to every second row of two copies of the batch."""
     table = make(x)
-    index = (_rows(x) * 2)[:, None]
+    index = (graphs.rows(x) * 2)[:, None]
     both = tf.tensor_scatter_nd_add(table, index, x)
-    return tf.reshape(both, [_size(x), 6])
+    return tf.reshape(both, [graphs.size(x), 6])
 
 
 REFUSED = {
@@ -30,7 +22,9 @@ REFUSED = {
         lambda x: (
             x
             * tf.cast(
-                tf.math.unsorted_segment_sum(_rows(x), _rows(x), _size(x)),
+                tf.math.unsorted_segment_sum(
+                    graphs.rows(x), graphs.rows(x), graphs.size(x)
+                ),
                 x.dtype,
             )[:, None]
         ),
@@ -64,7 +58,7 @@ def test_rows_of_others_are_refused(name):
 
 SOUND = {
     "rows of each added up": lambda x: tf.math.unsorted_segment_sum(
-        x, _rows(x), _size(x)
+        x, graphs.rows(x), graphs.size(x)
     ),
     "rows between the own ones": lambda x: _copies_beside(
         x, lambda x: tf.repeat(x, 2, 0)

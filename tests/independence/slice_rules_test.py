@@ -12,10 +12,6 @@ TWO, FOUR = tf.TensorSpec([2, 3]), tf.TensorSpec([4, 3])
 TABLE = np.arange(81.0, dtype=np.float32).reshape(9, 9)
 
 
-def _size(x):
-    return tf.shape(x)[0]
-
-
 def _own(x):
     """Places that two examples name: one for each axis of a table."""
     return tf.argmax(x, -1, tf.int32)
@@ -25,22 +21,12 @@ def _cut(x, begin, end):
     return R.StridedSlice(input=x, begin=begin, end=end, strides=[1, 1])
 
 
-def _mapped(x, of_row):
-    """A loop over the examples, with the number of the row."""
-    rows = tf.TensorArray(tf.float32, _size(x), element_shape=[3])
-    return tf.while_loop(
-        lambda i, _: i < _size(x),
-        lambda i, rows: (i + 1, rows.write(i, of_row(i))),
-        (0, rows),
-    )[1].stack()
-
-
 def _placed(x, column):
     """Columns of zeros with those of a batch among them."""
     return R.StridedSliceGrad(
-        shape=tf.stack([_size(x), 9]),
+        shape=tf.stack([graphs.size(x), 9]),
         begin=tf.stack([0, column]),
-        end=tf.stack([_size(x), column + 3]),
+        end=tf.stack([graphs.size(x), column + 3]),
         strides=[1, 1],
         dy=x,
     )
@@ -68,23 +54,27 @@ REFUSED = {
         "Slice",
     ),
     "number of the own row": (
-        lambda x: _mapped(
-            x, lambda i: x[i] * tf.cast(tf.range(_size(x))[i], x.dtype)
+        lambda x: graphs.by_rows(
+            x, lambda i: x[i] * tf.cast(tf.range(graphs.size(x))[i], x.dtype)
         ),
         X,
         None,
     ),
     "as many columns of the own row as there are examples": (
-        lambda x: _mapped(x, lambda i: x[i] + tf.reduce_sum(x[i, : _size(x)])),
+        lambda x: graphs.by_rows(
+            x, lambda i: x[i] + tf.reduce_sum(x[i, : graphs.size(x)])
+        ),
         X,
         "StridedSlice",
     ),
     "a slice of the own row by the batch size": (
-        lambda x: _mapped(
+        lambda x: graphs.by_rows(
             x,
             lambda i: (
                 x[i]
-                + tf.reduce_sum(tf.slice(x, [i, 0], tf.stack([1, _size(x)])))
+                + tf.reduce_sum(
+                    tf.slice(x, [i, 0], tf.stack([1, graphs.size(x)]))
+                )
             ),
         ),
         X,
@@ -101,27 +91,27 @@ REFUSED = {
         "Slice",
     ),
     "column by the batch size": (
-        lambda x: x * x[:, _size(x) - 1][:, None],
+        lambda x: x * x[:, graphs.size(x) - 1][:, None],
         X,
         "StridedSlice",
     ),
     "column by the lesser of the batch size": (
-        lambda x: x * x[:, tf.minimum(_size(x), 2)][:, None],
+        lambda x: x * x[:, tf.minimum(graphs.size(x), 2)][:, None],
         X,
         "StridedSlice",
     ),
     "place of a table by the batch size": (
-        lambda x: x * tf.constant(TABLE)[_size(x) % 9, 0],
+        lambda x: x * tf.constant(TABLE)[graphs.size(x) % 9, 0],
         X,
         None,
     ),
     "put at the place of the batch size": (
-        lambda x: _placed(x, _size(x)),
+        lambda x: _placed(x, graphs.size(x)),
         X,
         "StridedSliceGrad",
     ),
     "put at the lesser of the batch size": (
-        lambda x: _placed(x, tf.minimum(_size(x), 2)),
+        lambda x: _placed(x, tf.minimum(graphs.size(x), 2)),
         X,
         "StridedSliceGrad",
     ),
@@ -137,9 +127,9 @@ def test_what_is_cut_out_hangs_on_nothing_else(name):
 
 
 SOUND = {
-    "own row": (lambda x: _mapped(x, lambda i: x[i] * 2.0), X),
+    "own row": (lambda x: graphs.by_rows(x, lambda i: x[i] * 2.0), X),
     "columns of the own row": (
-        lambda x: _mapped(x, lambda i: x[i] + tf.reduce_sum(x[i, :2])),
+        lambda x: graphs.by_rows(x, lambda i: x[i] + tf.reduce_sum(x[i, :2])),
         X,
     ),
     "one of two copies": (lambda x: tf.concat([x, -x], 0)[4:8], FOUR),

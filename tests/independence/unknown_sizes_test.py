@@ -16,10 +16,6 @@ WIDE = tf.TensorSpec([None, None], tf.float32)
 raw = tf.raw_ops
 
 
-def _size(x):
-    return tf.shape(x)[0]
-
-
 def _first_numbers(y, x):
     """The first numbers of `y`, of all examples, in the shape of `x`."""
     flat = tf.reshape(y, [-1])
@@ -58,7 +54,7 @@ def _three_sizes(x, y):
 
 def _divided(x):
     """Of 5 examples, one over zero, which no kernel of XLA stops at."""
-    size = _size(x) - 5
+    size = graphs.size(x) - 5
     return x * tf.cast(size // size, x.dtype)
 
 
@@ -66,9 +62,9 @@ def _row_over_itself(x):
     def one(i):
         return x[i] * tf.cast(i // i, x.dtype)
 
-    rows = tf.TensorArray(tf.float32, _size(x), element_shape=[3])
+    rows = tf.TensorArray(tf.float32, graphs.size(x), element_shape=[3])
     return tf.while_loop(
-        lambda i, _: i < _size(x),
+        lambda i, _: i < graphs.size(x),
         lambda i, rows: (i + 1, rows.write(i, one(i))),
         (0, rows),
     )[1].stack()
@@ -85,15 +81,15 @@ def _looked_up(x):
 
 def _widened_rows(x):
     """The numbers of the first two rows, and of others something else."""
-    rows = tf.range(_size(x))
+    rows = tf.range(graphs.size(x))
     wide = tf.cast(rows * 2**30, tf.int64)
     return tf.gather(x, wide - tf.cast(rows, tf.int64) * (2**30 - 1))
 
 
 def _below_zero(x):
     """Of one example, the size is below zero, and its bits say otherwise."""
-    size = tf.cast(_size(x), tf.uint32) - 2
-    found = tf.cast(size * 2 // 2, tf.int32) - _size(x)
+    size = tf.cast(graphs.size(x), tf.uint32) - 2
+    found = tf.cast(size * 2 // 2, tf.int32) - graphs.size(x)
     return x * tf.cast(found + 3, x.dtype)
 
 
@@ -106,7 +102,7 @@ def _solved_beside_five(x, y):
 
 def _truth_of_none_beside(x):
     """Another tensor claims to be as large."""
-    count = _size(x) * 2**30
+    count = graphs.size(x) * 2**30
     other = tf.one_hot(0, count)
     total = tf.cast(tf.shape(other)[0] - count, x.dtype)
     return x * tf.cast(tf.reduce_any(tf.fill([count], True)), x.dtype) + total
@@ -114,12 +110,12 @@ def _truth_of_none_beside(x):
 
 def _diagonal(x):
     """Ones for the first example, and zeros for all others."""
-    diagonal = raw.Einsum(inputs=[tf.ones([_size(x)])], equation="b->bb")
+    diagonal = raw.Einsum(inputs=[tf.ones([graphs.size(x)])], equation="b->bb")
     return x * diagonal[:, :1]
 
 
 def _gradient_of_diagonal(x):
-    ones = tf.ones([_size(x), _size(x)])
+    ones = tf.ones([graphs.size(x), graphs.size(x)])
     with tf.GradientTape() as tape:
         tape.watch(ones)
         y = tf.reduce_sum(raw.Einsum(inputs=[ones], equation="bb->b"))
@@ -182,7 +178,9 @@ REFUSED = {
     "truth of none": (
         lambda x: (
             x
-            * tf.cast(tf.reduce_any(tf.fill([_size(x) * 2**30], True)), x.dtype)
+            * tf.cast(
+                tf.reduce_any(tf.fill([graphs.size(x) * 2**30], True)), x.dtype
+            )
         ),
         X,
     ),
