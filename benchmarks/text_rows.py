@@ -31,7 +31,13 @@ _FULL_1 = {**_FULL, "blocks": 1, "learning_rate": 1e-3}
 _LORA_1 = {**_FULL_1, "method": "lora", "learning_rate": 2e-3}
 _ORDINARY = {"epsilon": math.inf, "batch_size": 64, "epochs": 2}
 _ORDINARY_HEAD = {"epochs": 15, "learning_rate": 3e-3}
-_ORDINARY_LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "bias": 2e-3}
+_ORDINARY_LEARNING_RATES = {
+    "full": 2e-4,
+    "lora": 2e-3,
+    "bias": 2e-3,
+    "ffa_lora": 4e-3,
+    "prefix": 1e-2,
+}
 
 METHODS = {
     "head": _HEAD,
@@ -40,6 +46,9 @@ METHODS = {
     "lora_1": _LORA_1,
     "rgp_1": {**_FULL_1, "method": "rgp"},
     "bias_1": {**_FULL_1, "method": "bias", "learning_rate": 3e-3},
+    # Of LoRA's two factors the one that starts at 0: it may go faster.
+    "ffa_lora_1": {**_LORA_1, "method": "ffa_lora", "learning_rate": 4e-3},
+    "prefix_1": {**_FULL_1, "method": "prefix", "learning_rate": 1e-2},
     "full": _FULL,
     "public_head": {**_HEAD, "start": PUBLIC},
     "public_full_1": {**_FULL_1, "start": PUBLIC},

@@ -10,7 +10,7 @@ from examples.trainers import commands
 from examples.trainers import text_datasets
 from tf_dpfp import accounting
 
-METHODS = ("head", "lora", "full", "rgp", "bias", "dpfp")
+METHODS = ("head", "lora", "ffa_lora", "full", "rgp", "bias", "prefix", "dpfp")
 # On vectors that the frozen encoder makes once.
 ON_VECTORS = ("head", "dpfp")
 MINILM = "minilm"
@@ -31,15 +31,19 @@ class Config:
             encoder, and a head that tells made-up sentences of praise from
             those of blame; `None` for a new head.
         method: `head` (a linear classifier on the frozen encoder), `lora`,
-            `full` (everything), `rgp` (everything, through low-rank carriers),
-            `bias` (biases, and the scales of norms) or `dpfp` (a linear
-            classifier on noised vectors of the frozen encoder; epsilon is then
-            for replacing an example).
+            `ffa_lora` (of LoRA's two thin matrices the second alone; Sun et
+            al., 2024, arXiv 2403.12313), `full` (everything), `rgp`
+            (everything, through low-rank carriers), `bias` (biases, and the
+            scales of norms), `prefix` (vectors in front of the tokens) or
+            `dpfp` (a linear classifier on noised vectors of the frozen
+            encoder; epsilon is then for replacing an example).
         blocks: How many of the top blocks are trained. What is below is
-            frozen and computed once. `None`: all, and the embeddings.
+            frozen and computed once. `None`: all, and the embeddings. A
+            `prefix` stands below them, above the embeddings with `None`.
         levels: Of how many blocks, from the top, the token means are laid side
             by side for the classifier; of trained blocks and of frozen ones.
         rank: Of LoRA, or of the carriers.
+        prefix_length: Number of vectors of a `prefix`.
         freeze_embeddings: Whether the tables stay as they are; for `full` and
             `rgp`.
         clipping: One of `examples.trainers.clippings.CLIPPINGS`.
@@ -77,6 +81,7 @@ class Config:
     blocks: int | None = None
     levels: int = 1
     rank: int = 8
+    prefix_length: int = 8
     freeze_embeddings: bool = False
     clipping: str = "flat"
     epsilon: float = 3.0
@@ -118,6 +123,7 @@ class Config:
             self,
             (
                 "rank",
+                "prefix_length",
                 "levels",
                 "batch_size",
                 "microbatches",

@@ -12,6 +12,7 @@ import numpy as np
 from examples.trainers import finetune_config
 
 _HISTORY = "trained_on.json"
+_PREFIX = "prefix.npz"
 
 
 def folders(start: str | None) -> list[pathlib.Path]:
@@ -41,8 +42,20 @@ def trained_on(start: str | None) -> set[str]:
 
 
 def check(config: finetune_config.Config) -> None:
-    """Raises if the guarantee would leave out what the start has released."""
+    """Raises if the guarantee would leave out what the start has released.
+
+    Raises:
+        ValueError: If the start saw the same data, or is an encoder with a
+            prefix, without which its head does not work.
+    """
     seen = trained_on(config.start)
+    for folder in folders(config.start):
+        if (folder / _PREFIX).exists():
+            raise ValueError(
+                "--start takes encoders without a prefix: a head that learned "
+                "above a prefix does not fit without it. Received: "
+                f"--start={config.start}."
+            )
     if config.private and config.dataset in seen:
         raise ValueError(
             f"--start={config.start} saw {', '.join(sorted(seen))}: the "
@@ -81,6 +94,7 @@ def write(
     backbone: keras.Model,
     head: tuple[np.ndarray, np.ndarray],
     statement: str,
+    prefix: np.ndarray | None = None,
 ) -> None:
     """Leaves what needs no tf_dpfp to be loaded: a preset, and a head.
 
@@ -89,12 +103,16 @@ def write(
         backbone: The encoder.
         head: Kernel and bias from vectors to logits.
         statement: The privacy statement.
+        prefix: Vectors in front of the tokens, if there are any.
     """
     folder = folder_of(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     backbone.save_to_preset(str(folder / "backbone"))
     kernel, bias = head
     np.savez(folder / "head.npz", kernel=kernel, bias=bias)
+    (folder / _PREFIX).unlink(missing_ok=True)
+    if prefix is not None:
+        np.savez(folder / _PREFIX, vectors=prefix, blocks=config.blocks or 0)
     (folder / "privacy_statement.txt").write_text(statement)
     seen = trained_on(config.start) | {config.dataset}
     (folder / _HISTORY).write_text(json.dumps(sorted(seen)))

@@ -54,6 +54,9 @@ def _define_flags() -> None:
         "levels", default.levels, "How many blocks the classifier looks at."
     )
     flags.DEFINE_integer("rank", default.rank, "Of LoRA or of the carriers.")
+    flags.DEFINE_integer(
+        "prefix_length", default.prefix_length, "Vectors of a prefix."
+    )
     flags.DEFINE_bool(
         "freeze_embeddings", False, "Leave the tables as they are."
     )

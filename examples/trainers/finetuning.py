@@ -28,9 +28,11 @@ from tf_dpfp import accounting
 _LEARNING_RATES = {
     "head": 1e-2,
     "lora": 2e-3,
+    "ffa_lora": 2e-3,
     "full": 5e-4,
     "rgp": 5e-4,
     "bias": 2e-3,
+    "prefix": 1e-2,
     "dpfp": 1e-3,
 }
 _ENCODED_TOGETHER = 128
@@ -379,6 +381,7 @@ def run(prepared: Prepared) -> Result:
             prepared.backbone,
             text_encoders.head_weights(prepared.head),
             statement,
+            text_encoders.prefix_of(prepared.upper),
         )
     return Result(
         accuracy=float(np.mean(np.argmax(logits, axis=1) == y)),

@@ -11,6 +11,7 @@ from keras import ops
 from examples.trainers import finetune_config
 from examples.trainers import finetune_starts
 from examples.trainers import minilm
+from examples.trainers import prefixes
 from examples.trainers import text_datasets
 
 # Of the BERT-type encoders of KerasHub.
@@ -103,17 +104,20 @@ def split_encoder(
         sentence = keras.Input(whole.output.shape[1:], name="sentence")
         same = keras.layers.Identity()(sentence)
         return whole, keras.Model(sentence, same)
-    if config.blocks is None:
-        return None, whole
+    trained = config.blocks
+    if trained is None:
+        if config.method != "prefix":
+            return None, whole
+        trained = count
     mask = backbone.input["padding_mask"]
     blocks = [
         backbone.get_layer(_BLOCK.format(number))
-        for number in range(count - config.blocks, count)
+        for number in range(count - trained, count)
     ]
     below, *_ = keras.tree.flatten(blocks[0].input)
     states = {"hidden": below, "padding_mask": mask}
     frozen = _outputs_of_blocks(
-        backbone, count - config.levels, count - config.blocks - 1
+        backbone, count - config.levels, count - trained - 1
     )
     if frozen:
         states[_FROZEN_LEVELS] = _sentence(frozen, mask)
@@ -122,13 +126,30 @@ def split_encoder(
         name: keras.Input(state.shape[1:], dtype=state.dtype, name=name)
         for name, state in states.items()
     }
-    levels = [inputs["hidden"]]
-    for block in blocks:
-        levels.append(block(levels[-1], padding_mask=inputs["padding_mask"]))
+    levels = _levels(config, blocks, inputs["hidden"], inputs["padding_mask"])
     vectors = _sentence(levels[-config.levels :], inputs["padding_mask"])
     if frozen:
         vectors = ops.concatenate([inputs[_FROZEN_LEVELS], vectors], axis=-1)
     return lower, keras.Model(inputs, vectors)
+
+
+def _levels(
+    config: finetune_config.Config,
+    blocks: Sequence[keras.layers.Layer],
+    hidden: keras.KerasTensor,
+    mask: keras.KerasTensor,
+) -> list[keras.KerasTensor]:
+    """States of the tokens below the first block and above each."""
+    if config.method != "prefix":
+        levels = [hidden]
+        for block in blocks:
+            levels.append(block(levels[-1], padding_mask=mask))
+        return levels
+    prefix = prefixes.Prefix(config.prefix_length, name="prefix")
+    levels, mask = [prefix(hidden)], prefix.padded(mask)
+    for block in blocks:
+        levels.append(block(levels[-1], padding_mask=mask))
+    return [level[:, config.prefix_length :] for level in levels]
 
 
 def choose_weights(
@@ -137,9 +158,15 @@ def choose_weights(
     lower: keras.Model | None,
 ) -> None:
     """Freezes, or adds to, the encoder as the method says."""
-    if config.method == "lora":
+    if config.method in ("lora", "ffa_lora"):
         # Freezes what it adds to, and whatever else there is.
         backbone.enable_lora(config.rank)
+        if config.method == "ffa_lora":
+            for variable in backbone.trainable_variables:
+                if variable.name == "lora_kernel_a":
+                    variable.trainable = False
+    elif config.method == "prefix":
+        backbone.trainable = False
     elif config.method == "bias":
         for variable in backbone.trainable_variables:
             if len(variable.shape) > 1 and "bias" not in variable.path:
@@ -220,6 +247,14 @@ def head_weights(head: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray]:
     mean, variance = norm.get_weights()
     kernel /= np.sqrt(variance + norm.epsilon)[:, None]
     return kernel, -mean @ kernel
+
+
+def prefix_of(upper: keras.Model) -> np.ndarray | None:
+    """The vectors in front of the tokens, if there are any."""
+    for layer in upper.layers:
+        if isinstance(layer, prefixes.Prefix):
+            return layer.vectors.numpy()
+    return None
 
 
 def _blocks(backbone: keras.Model) -> int:

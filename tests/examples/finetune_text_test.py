@@ -111,6 +111,37 @@ def test_what_makes_no_sense_is_refused(changes, message):
         _config("tiny", **changes)
 
 
+def test_the_blocks_above_look_at_a_prefix(preset):
+    config = _config(preset, method="prefix", blocks=1, levels=2)
+    backbone, _ = text_encoders.load_encoder(config)
+    lower, upper = text_encoders.split_encoder(backbone, config)
+    plain = dataclasses.replace(config, method="bias")
+    _, expected = text_encoders.split_encoder(backbone, plain)
+    x = {
+        "token_ids": np.array([[2, 5, 6, 3, 0, 0, 0, 0]]),
+        "padding_mask": np.array([[1, 1, 1, 1, 0, 0, 0, 0]]),
+        "segment_ids": np.zeros((1, 8), int),
+    }
+    states = lower.predict(x, verbose=0)
+    with_prefix = upper.predict(states, verbose=0)
+    without = expected.predict(states, verbose=0)
+    assert with_prefix.shape == without.shape
+    # The frozen level is the same; the one above looks at the prefix too.
+    np.testing.assert_array_equal(with_prefix[:, :8], without[:, :8])
+    assert np.abs(with_prefix[:, 8:] - without[:, 8:]).max() > 1e-4
+    prefix = upper.get_layer("prefix")
+    padded = prefix.padded(x["padding_mask"])
+    np.testing.assert_array_equal(padded, [[1] * 12 + [0] * 4])
+
+
+def test_a_start_with_a_prefix_is_refused(preset, tmp_path):
+    (tmp_path / "trained_on.json").write_text("[]")
+    (tmp_path / "prefix.npz").touch()
+    config = _config(preset, start=str(tmp_path))
+    with pytest.raises(ValueError, match="encoders without a prefix"):
+        finetuning.prepare(config)
+
+
 def _assert_loads_as_an_ordinary_encoder(prepared, folder):
     # LoRA is merged into the kernels that it stood beside.
     script = (
@@ -172,7 +203,15 @@ def test_each_method_trains_what_it_says_within_the_budget(
     else:
         # The noise moves every weight that is trained, and no other.
         assert moved == trained
-    assert (method == "lora") == any("lora" in path for path in moved)
+    thin = {path.split("/")[-1] for path in moved if "lora" in path}
+    assert thin == {
+        "lora": {"lora_kernel_a", "lora_kernel_b"},
+        "ffa_lora": {"lora_kernel_b"},
+    }.get(method, set())
+    if method == "prefix":
+        assert moved == {"prefix/vectors", "logits/kernel", "logits/bias"}
+        kept = np.load(tmp_path / "prefix.npz")
+        np.testing.assert_array_equal(kept["vectors"], after["prefix/vectors"])
     statement = (tmp_path / "privacy_statement.txt").read_text()
     assert statement == result.statement
     if method == "lora":
