@@ -17,6 +17,7 @@ choosing them on private data would spend more.
 """
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -90,7 +91,8 @@ def main(argv: Sequence[str]) -> int:
         argv: The command line, flags taken out.
 
     Returns:
-        The exit code: 0, or 2 if the flags do not make sense.
+        The exit code: 0, 2 if the flags do not make sense, or 130 after an
+        interruption.
     """
     try:
         config = commands.read_flags(argv, training.Config)
@@ -106,7 +108,15 @@ def main(argv: Sequence[str]) -> int:
     elif prepared.resumed:
         print(f"Resuming after epoch {prepared.epochs_done}.\n")
     start = time.monotonic()
-    result = training.run(prepared)
+    try:
+        result = training.run(prepared)
+    except KeyboardInterrupt:
+        print(
+            "\nInterrupted. The same command goes on after the last epoch that "
+            f"was saved in {config.folder}.",
+            file=sys.stderr,
+        )
+        return 128 + signal.SIGINT
     print(f"\n{training.report(result, config)}")
     print(f"This took {time.monotonic() - start:.0f} s.")
     return 0

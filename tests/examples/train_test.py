@@ -19,6 +19,7 @@ from examples.trainers import checkpoints
 from examples.trainers import datasets
 from examples.trainers import models
 from examples.trainers import plots
+from examples.trainers import train
 from examples.trainers import training
 from tests import programs
 from tf_dpfp import accounting
@@ -380,6 +381,18 @@ def test_a_checkpoint_cut_short_does_not_count(tmp_path):
     assert checkpoints.save(tmp_path, model, rows).epoch == 2
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["epoch-00001", "epoch-00002"]
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch, tmp_path, capsys):
+    config = _config(tmp_path)
+    monkeypatch.setattr(train.commands, "read_flags", lambda *_: config)
+
+    def interrupted(prepared):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "run", interrupted)
+    assert train.main(["train"]) == 130
+    assert f"saved in {config.folder}" in capsys.readouterr().err
 
 
 _PROGRAM = """
