@@ -1,13 +1,16 @@
 """Correlated noise: what a step takes, and what a language model gains.
 
     python -m benchmarks.correlated_noise --what=time
+    python -m benchmarks.correlated_noise --what=time --workloads=language \
+        --tokens=words
     python -m benchmarks.correlated_noise --what=language --text=FOLDER
     python -m benchmarks.correlated_noise --what=language --text=FOLDER \
         --tokens=words --rates=6,18,54 --epsilon=8
 
 `time` takes compiled steps of one workload in one process, in turn: with
 independent noise, and with noise of several numbers of bands. Each row is one
-JSON object with the median of the ratios of steps next to each other.
+JSON object with the median of the ratios of steps next to each other. The
+workload `language` is the model of `language`, on made-up windows.
 
 `language` trains a model of characters or words on the texts of 20 Newsgroups,
 in files `20newsgroups-train.tab` and `20newsgroups-test.tab` of the folder, as
@@ -103,10 +106,28 @@ def _step(workload: workloads.Workload, bands: int, rounds: int) -> Callable:
     return step
 
 
-def _timed(step: Callable[[], None]) -> float:
-    start = time.perf_counter()
+def _language_workload() -> workloads.Workload:
+    """Returns the language model with windows of random tokens."""
+    words = _TOKENS.value == "words"
+
+    def windows(count: int) -> tuple[np.ndarray, np.ndarray]:
+        codes = np.random.default_rng(0).integers(
+            0,
+            _WORDS + 1 if words else 27,
+            (count, _LENGTHS[_TOKENS.value]),
+            np.int32,
+        )
+        return codes[:, :-1], codes[:, 1:]
+
+    return workloads.Workload(
+        f"language model of {_TOKENS.value}", _language_model, windows, _BATCH
+    )
+
+
+def _timed(step: Callable[[], None]) -> tuple[float, float]:
+    cpu, start = time.process_time(), time.perf_counter()
     step()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
 def _time(workload: workloads.Workload) -> None:
@@ -114,14 +135,16 @@ def _time(workload: workloads.Workload) -> None:
     for bands in map(int, _BANDS.value):
         plain = _step(workload, 1, _ROUNDS.value)
         banded = _step(workload, bands, _ROUNDS.value)
-        pairs = [(_timed(plain), _timed(banded)) for _ in range(_ROUNDS.value)]
+        timed = [(_timed(plain), _timed(banded)) for _ in range(_ROUNDS.value)]
         banded.close()
+        pairs, cpu = ([(a[i], b[i]) for a, b in timed] for i in range(2))
         row = {
             "workload": workload.name,
             "bands": bands,
             "independent_ms": 1e3 * min(a for a, _ in pairs),
             "correlated_ms": 1e3 * min(b for _, b in pairs),
             "median_ratio": statistics.median(b / a for a, b in pairs),
+            "cpu_ratio": statistics.median(b / a for a, b in cpu),
         }
         row |= {k: round(v, 3) for k, v in row.items() if type(v) is float}
         print(json.dumps(row), flush=True)
@@ -241,7 +264,11 @@ def main(argv: list[str]) -> None:
         _language()
         return
     for name in _WORKLOADS.value:
-        _time(workloads.WORKLOADS[name])
+        _time(
+            _language_workload()
+            if name == "language"
+            else workloads.WORKLOADS[name]
+        )
 
 
 if __name__ == "__main__":
