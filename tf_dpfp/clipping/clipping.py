@@ -12,7 +12,6 @@ Reference:
 
 import abc
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -20,6 +19,7 @@ import tensorflow as tf
 
 from tf_dpfp import arguments
 from tf_dpfp import noise
+from tf_dpfp import user_warnings
 from tf_dpfp.clipping import thresholds as thresholds_lib
 from tf_dpfp.clipping.adaptive import Adaptive
 from tf_dpfp.clipping.automatic import Automatic
@@ -163,11 +163,10 @@ class Clipping(abc.ABC):
 
 def _warn_if_alone(groups: Sequence[Group], adaptive: Adaptive) -> None:
     if adaptive.rescale and len(groups) == 1:
-        warnings.warn(
+        user_warnings.warn(
             f"'{groups[0].name}' is the only group: its threshold, rescaled, "
             "is always l2_norm_clip, and counting for it wastes budget. Use "
             "Adaptive(rescale=False) or fixed thresholds.",
-            stacklevel=2,
         )
 
 

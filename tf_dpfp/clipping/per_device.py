@@ -1,11 +1,11 @@
 """Grouping by device: one group for every device that holds weights."""
 
 import dataclasses
-import warnings
 
 import keras
 import tensorflow as tf
 
+from tf_dpfp import user_warnings
 from tf_dpfp.clipping.clipping import Clipping
 from tf_dpfp.distribute import copies
 
@@ -64,12 +64,11 @@ class PerDevice(Clipping):
             for place in distinct
         }
         if len(short) == 1:
-            warnings.warn(
+            user_warnings.warn(
                 "PerDevice() clips like Flat(): all weights are on "
                 f"{short[places[0]]}. To place a layer, build and call it "
                 "under `tf.device`, or `tf_dpfp.distribute.on_devices` where "
                 "there are replicas.",
-                stacklevel=2,
             )
         if len(set(short.values())) < len(short):
             return [place[0] for place in places]

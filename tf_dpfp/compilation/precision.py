@@ -7,9 +7,10 @@ bfloat16 has 8: a sum may then be longer than the norm that it was clipped by.
 
 import functools
 import os
-import warnings
 
 import tensorflow as tf
+
+from tf_dpfp import user_warnings
 
 # Modes in which oneDNN computes float32 products more coarsely, on CPUs.
 _ONEDNN_MODES = ("ONEDNN_DEFAULT_FPMATH_MODE", "TF_SET_ONEDNN_FPMATH_MODE")
@@ -36,11 +37,10 @@ def keep_float32_products() -> None:
     if not enabled() or not has_accelerator():
         return
     tf.config.experimental.enable_tensor_float_32_execution(False)
-    warnings.warn(
+    user_warnings.warn(
         "TF32 was switched off in this process (tf.config.experimental."
         "enable_tensor_float_32_execution(False)): with its products a clipped "
         "gradient may be longer than the clip norm.",
-        stacklevel=2,
     )
 
 

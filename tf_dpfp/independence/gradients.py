@@ -13,7 +13,6 @@ rests on:
 The inputs are drawn from a fixed seed: nothing here depends on the data.
 """
 
-import warnings
 from typing import Any, NamedTuple
 
 import keras
@@ -23,6 +22,7 @@ from keras import tree
 
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import per_example
+from tf_dpfp import user_warnings
 from tf_dpfp.independence import inputs
 from tf_dpfp.independence import own_losses
 from tf_dpfp.independence.comparison import Difference
@@ -222,12 +222,11 @@ def _check(model: keras.Model, plan: Plan, data: Any) -> None:
         for losses in _compare(model, plan, batch, other_batch):
             own_losses.check(model, batch, losses)
     except (inputs.CannotTry, tf.errors.OpError) as error:
-        warnings.warn(
+        user_warnings.warn(
             f"Model '{model.name}' could not be tried on made-up inputs "
             f"({error}); whether its per-example gradients add up to its "
             "gradient was not checked. That examples stay apart is proved all "
             "the same.",
-            stacklevel=2,
         )
 
 
@@ -287,7 +286,7 @@ def _judge(model, plan: Plan, statistics, result: _Result) -> list[np.ndarray]:
 
 def _warn_of_silence(model: keras.Model) -> None:
     """Warns that nothing but noise would train the model."""
-    warnings.warn(
+    user_warnings.warn(
         f"Model '{model.name}': on made-up inputs, no example has a finite "
         "gradient other than zero, so that noise alone would train it. A loss "
         "that compares the examples of a batch (contrastive or triplet losses, "
@@ -295,7 +294,6 @@ def _warn_of_silence(model: keras.Model) -> None:
         "alone, and a private step takes the loss of each example alone. "
         "Give each example what it is compared with, as further inputs, or "
         "use a loss that is defined on one example.",
-        stacklevel=2,
     )
 
 

@@ -9,7 +9,6 @@ other losses by the size of the batch. Nothing here is needed for privacy.
 
 import enum
 import math
-import warnings
 from collections.abc import Sequence
 
 import keras
@@ -17,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from tf_dpfp import user_warnings
 from tf_dpfp.independence import inputs
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.keras_private import random as keras_random
@@ -64,7 +64,7 @@ def _check(model: keras.Model, batch: tuple, losses: np.ndarray) -> None:
         if kind in (_Kind.SUM, _Kind.OTHER):
             raise ValueError(_refusal(layer, kind))
     if has_own and kinds[-1] in (_Kind.SUM, _Kind.OTHER):
-        warnings.warn(_warning(model), stacklevel=2)
+        user_warnings.warn(_warning(model))
     if has_own and not _is_played_back(model, batch, losses):
         raise ValueError(
             f"The compute_loss of {type(model).__name__} gives other losses "

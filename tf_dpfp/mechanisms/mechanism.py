@@ -11,7 +11,6 @@ answer differently is a method here, so that no other room asks which one it is.
 import abc
 import contextlib
 import dataclasses
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -21,6 +20,7 @@ import tensorflow as tf
 from tf_dpfp import accounting
 from tf_dpfp import counting
 from tf_dpfp import layers as layers_lib
+from tf_dpfp import user_warnings
 from tf_dpfp import validation
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.sampling import pipelines
@@ -109,13 +109,12 @@ class Mechanism(abc.ABC):
         for layer in self.layers:
             kind = layer.kind_of(pipeline.drawn)
             if getattr(kind, "labels", None) == "undeclared":
-                warnings.warn(
+                user_warnings.warn(
                     f"The noise of layer '{layer.name}' does not cover the "
                     "labels, and nothing is declared of them: epsilon of this "
                     "training is infinite. Make the layer with "
                     "labels='public' if anyone may know them, or with what "
                     "tf_dpfp.representations.randomize_labels returns.",
-                    stacklevel=2,
                 )
 
     def objections(self) -> list[str]:

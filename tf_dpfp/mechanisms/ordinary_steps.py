@@ -5,11 +5,10 @@ pretrained model comes about; on the data of the private training it is the
 whole of them, given away.
 """
 
-import warnings
-
 import keras
 
 from tf_dpfp import optimizers
+from tf_dpfp import user_warnings
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.keras_private import optimizers as keras_optimizers
 from tf_dpfp.mechanisms import clip_layers
@@ -63,12 +62,11 @@ def warn_of(model: keras.Model, steps: int) -> None:
     """
     if not steps:
         return
-    warnings.warn(
+    user_warnings.warn(
         f"Model '{model.name}' took {steps} ordinary steps before it was made "
         "private, and no epsilon counts them. If they were on the data of the "
         "private training, its weights give these data away: start with new "
         "weights. If they were on public data, nothing is lost. Received: "
         f"optimizer.iterations={steps}",
         UserWarning,
-        stacklevel=3,
     )

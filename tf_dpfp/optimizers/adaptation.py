@@ -1,6 +1,5 @@
 """Adaptive clip norms: estimates as optimizer state, moved by noised counts."""
 
-import warnings
 from collections.abc import Sequence
 
 import keras
@@ -9,6 +8,7 @@ import tensorflow as tf
 from tf_dpfp import accounting
 from tf_dpfp import clipping as clipping_lib
 from tf_dpfp import noise as noise_lib
+from tf_dpfp import user_warnings
 from tf_dpfp.optimizers.clipped_gradients import ClippedGradients
 from tf_dpfp.optimizers.release import Draws
 
@@ -210,11 +210,10 @@ def _warn_if_drowned(
     """Warns if noise would dominate the adaptive clip norms."""
     deviation = budget.counts / expected_batch_size
     if deviation > _GREATEST_COUNT_NOISE:
-        warnings.warn(
+        user_warnings.warn(
             "The fractions that adaptive thresholds follow get noise of "
             f"standard deviation {deviation:.2g}, so the thresholds will "
             "wander. Raise the expected batch size (now "
             f"{expected_batch_size:g}) or `budget_share`, clip fewer groups, "
             "or lower Adaptive's `learning_rate`.",
-            stacklevel=2,
         )

@@ -1,7 +1,6 @@
 """Sources of objects that hold whole examples."""
 
 import time
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_dpfp import user_warnings
 from tf_dpfp.keras_private import datasets
 from tf_dpfp.sampling import source as source_lib
 from tf_dpfp.sampling.source import Leaves
@@ -141,12 +141,11 @@ def _unbatched(dataset: tf.data.Dataset) -> tf.data.Dataset:
     size = 0
     for batch in dataset:
         size += int(tf.shape(keras.tree.flatten(batch)[0])[0])
-    warnings.warn(
+    user_warnings.warn(
         f"The data set is batched. Its {size} examples are taken out of their "
         "batches, and drawn one by one; leave out `.batch()` to read them "
         "once only.",
         UserWarning,
-        stacklevel=4,
     )
     return dataset.unbatch().apply(
         tf.data.experimental.assert_cardinality(size)

@@ -1,7 +1,6 @@
 """Describes the data passed to `fit`: sampling, batch size, population."""
 
 import dataclasses
-import warnings
 from typing import Any
 
 import keras
@@ -9,6 +8,7 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp import accounting
+from tf_dpfp import user_warnings
 from tf_dpfp.sampling import persons
 from tf_dpfp.sampling import registry
 
@@ -255,13 +255,12 @@ def refuse_views(x: Any, reason: str) -> None:
 def _warn_of_derived(x: Any) -> None:
     """Warns of batches that were drawn at random, and changed afterwards."""
     if registry.is_derived(x):
-        warnings.warn(
+        user_warnings.warn(
             "The data set was made of batches that this package drew, by "
             "`prefetch`, `map`, `take` or the like, and nothing is proved of "
             "how such batches are drawn: epsilon is that of no amplification "
             "by sampling, which is far larger. Pass the data set itself, which "
             "prefetches by itself, and change batches by its `map_fn`.",
-            stacklevel=2,
         )
 
 

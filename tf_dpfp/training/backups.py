@@ -3,7 +3,6 @@
 import json
 import pathlib
 import shutil
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ import keras
 from tf_dpfp import accounting
 from tf_dpfp import counting
 from tf_dpfp import mechanisms
+from tf_dpfp import user_warnings
 from tf_dpfp.keras_private import trainer as keras_trainer
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.training import durable_files
@@ -119,12 +119,11 @@ class BackupAndRestore(keras.callbacks.Callback):
         if lacking:
             mechanism.absorb(lacking)
         if lacking and not found:
-            warnings.warn(
+            user_warnings.warn(
                 f"There is no backup in '{self._folder}', and the journal "
                 f"beside it counts {sum(e.steps for e in lacking)} steps of a "
                 "training that did not end. They stay counted.",
                 UserWarning,
-                stacklevel=2,
             )
         self._unsaved = self._batch = 0
         self._reserve(self._ahead())

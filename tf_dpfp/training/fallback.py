@@ -8,13 +8,13 @@ call is kept, so the same step is taken without XLA.
 
 import itertools
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tf_dpfp import user_warnings
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.mechanisms import state as state_lib
 
@@ -73,9 +73,8 @@ def guarded(model: keras.Model, train_function: TrainFunction) -> TrainFunction:
                     f"{reason} Compile the model with jit_compile=False. "
                     "Received: jit_compile=True"
                 ) from error
-            warnings.warn(
+            user_warnings.warn(
                 f"{reason} It trains without XLA, as with jit_compile=False.",
-                stacklevel=2,
             )
             function = _without_xla(model)
             logs = function(_again(iterator, batches))
