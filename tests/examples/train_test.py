@@ -16,10 +16,10 @@ import pytest
 
 import tf_dpfp
 from examples.trainers import checkpoints
+from examples.trainers import commands
 from examples.trainers import datasets
 from examples.trainers import models
 from examples.trainers import plots
-from examples.trainers import train
 from examples.trainers import training
 from tests import programs
 from tf_dpfp import accounting
@@ -385,13 +385,14 @@ def test_a_checkpoint_cut_short_does_not_count(tmp_path):
 
 def test_an_interruption_says_how_to_go_on(monkeypatch, tmp_path, capsys):
     config = _config(tmp_path)
-    monkeypatch.setattr(train.commands, "read_flags", lambda *_: config)
+    monkeypatch.setattr(commands, "read_flags", lambda *_: config)
 
     def interrupted(prepared):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "run", interrupted)
-    assert train.main(["train"]) == 130
+    program = runpy.run_module("examples.trainers.train")
+    assert program["main"](["train"]) == 130
     assert f"saved in {config.folder}" in capsys.readouterr().err
 
 
