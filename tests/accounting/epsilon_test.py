@@ -545,6 +545,37 @@ class MaxStepsTest(parameterized.TestCase):
         if steps < epsilon_lib.STEP_LIMIT:
             self.assertGreater(after(steps + 1), budget)
 
+    @parameterized.parameters(0.5, 1.0, 1.3)
+    def test_few_epsilons_find_what_bisection_finds(self, power):
+        for last, low in ((1, 1), (2, 1), (407, 300), (10**7, 3 * 10**6)):
+            asked = []
+
+            def after(count):
+                asked.append(count)  # noqa: B023
+                return 0.3 + 1e-3 * count**power
+
+            budget = after(last + 0.5)
+            begin = (1, after(1))
+            asked.clear()
+            found = epsilon_lib._greatest_by_few(after, budget, begin, low)
+            self.assertEqual(found, last)
+            # What is returned is within the budget, and one more is not: seen,
+            # and not concluded from a line.
+            self.assertContainsSubset({last, last + 1}, {1, *asked})
+            self.assertLessEqual(len(asked), 12)
+
+    def test_few_epsilons_end_where_nothing_is_too_much_or_all_is(self):
+        most = epsilon_lib._greatest_by_few(lambda _: 0.1, 1.0, (1, 0.1), 5)
+        self.assertEqual(most, epsilon_lib.STEP_LIMIT)
+        for last in (5, 70):
+            found = epsilon_lib._greatest_by_few(
+                lambda n, last=last: math.inf if n > last else 0.1,
+                1.0,
+                (1, 0.1),
+                5,
+            )
+            self.assertEqual(found, last)
+
     def test_spent_budget_allows_nothing(self):
         sampling = samplings.PoissonSampling(0.01)
         spent = [_poisson(0.01, 1.0, 10**6)]

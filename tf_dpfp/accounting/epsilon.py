@@ -161,20 +161,23 @@ def max_steps(
     delta = check_delta(delta, accountant)
     spent, step = table.merge(entries), table.merge(step)
 
-    def within_budget(steps: int, accountant: str) -> bool:
+    def after(steps: int, accountant: str) -> float:
         further = [
             dataclasses.replace(entry, steps=entry.steps * steps)
             for entry in step
         ]
-        return compute_epsilon([*spent, *further], delta, accountant) <= epsilon
+        return compute_epsilon([*spent, *further], delta, accountant)
 
-    if not within_budget(1, accountant):
+    first = after(1, accountant)
+    if not first <= epsilon:
         return 0
-    steps = _greatest(lambda n: within_budget(n, "rdp"), low=1)
+    steps = _greatest(lambda n: after(n, "rdp") <= epsilon, low=1)
     if accountant == "rdp":
         return steps
     # PLD is never above RDP, so its search begins at the result of RDP.
-    return _greatest(lambda n: within_budget(n, accountant), low=steps)
+    return _greatest_by_few(
+        lambda n: after(n, accountant), epsilon, (1, first), steps
+    )
 
 
 def check_delta(delta: float, accountant: str) -> float:
@@ -255,6 +258,61 @@ def _greatest(allowed: Callable[[int], bool], low: int) -> int:
         else:
             high = middle
     return low
+
+
+def _greatest_by_few(
+    epsilon_after: Callable[[int], float],
+    budget: float,
+    begin: tuple[int, float],
+    low: int,
+) -> int:
+    """Finds what `_greatest` does, by the few epsilons that lines point to.
+
+    Args:
+        epsilon_after: Epsilon of a count, which grows with it.
+        budget: What is allowed.
+        begin: A count that is allowed, and its epsilon.
+        low: A count of at least that, where the search begins.
+
+    Returns:
+        The greatest allowed count of at least `low`, and at most `STEP_LIMIT`.
+    """
+    known = dict([begin])
+
+    def is_allowed(count: int) -> bool:
+        if count not in known:
+            known[count] = epsilon_after(count)
+        return known[count] <= budget
+
+    high = low
+    while is_allowed(high):
+        if high >= STEP_LIMIT:
+            return STEP_LIMIT
+        low, most = high, min(2 * high, STEP_LIMIT)
+        # The first count that is too many, where the line is right.
+        high = min(max(_met_by(known, budget, most) + 1, low + 1), most)
+    step = 1
+    while high - low > 1:
+        middle = _met_by(known, budget, (low + high) // 2)
+        middle = min(max(middle, low + 1), high - 1)
+        # Next to it is what bounds the answer from the other side.
+        beside = middle + (step if is_allowed(middle) else -step)
+        for count in (middle, beside):
+            if low < count < high:
+                low, high = (count, high) if is_allowed(count) else (low, count)
+        step *= 4
+    return low
+
+
+def _met_by(known: dict[int, float], budget: float, otherwise: int) -> int:
+    """Returns where a line through the epsilons next to a budget meets it."""
+    near = sorted(known.items(), key=lambda item: abs(item[1] - budget))[:2]
+    (a, of_a), (b, of_b) = min(near), max(near)
+    if not of_a < of_b < math.inf:
+        return otherwise
+    return math.floor(
+        min(b + (budget - of_b) * (b - a) / (of_b - of_a), STEP_LIMIT)
+    )
 
 
 def overflow_probability(entry: entries_lib.LedgerEntry) -> float:
