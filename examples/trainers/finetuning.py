@@ -120,7 +120,14 @@ def load(config: finetune_config.Config) -> Data:
     """
     backbone, preprocessor = text_encoders.load_encoder(config)
     lower, _ = text_encoders.split_encoder(backbone, config)
+    return _encoded(config, preprocessor, lower)
 
+
+def _encoded(
+    config: finetune_config.Config,
+    preprocessor: keras.layers.Layer,
+    lower: keras.Model | None,
+) -> Data:
     kept_as = f"text-{config.method}-{config.levels}"
 
     def vectors(tokens):
@@ -162,11 +169,13 @@ def prepare(
             the start was trained on the same data.
     """
     finetune_starts.check(config)
-    data = load(config) if data is None else data
     if config.seed is not None:
         keras.utils.set_random_seed(config.seed)
     backbone, preprocessor = text_encoders.load_encoder(config)
     lower, upper = text_encoders.split_encoder(backbone, config)
+    if data is None:
+        # Of this very encoder: another one takes seconds to build.
+        data = _encoded(config, preprocessor, lower)
 
     def vectors_of(texts):
         tokens = text_encoders.tokens_of(preprocessor, texts)
