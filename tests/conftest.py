@@ -36,6 +36,19 @@ def pytest_configure(config):
         flags.FLAGS.mark_as_parsed()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _leave_to_the_collector_what_is_new():
+    """Has it walk through what a file left behind once, and not ever again.
+
+    TensorFlow and Keras keep much of every model that was made. The longer a
+    process runs, the more of that a full collection walks through, in whichever
+    test it falls: up to a minute where memory is slow.
+    """
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @functools.cache
 def _split_cpu():
     """Four logical CPUs, which stand for the devices of a larger machine."""
