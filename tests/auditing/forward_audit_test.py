@@ -5,11 +5,13 @@ import pytest
 from scipy import stats
 
 from benchmarks import forward_cases
+from tests.cards import rates
 
 
 def test_the_sound_form_is_exactly_as_private_as_its_noise():
     report = forward_cases.sound(200, seed=3)
     assert not report.refuted and report.adjacency == "replace_one"
+    rates.assert_within(report, "DP-FP, labels public")
     # A row at either end of the clipped ball, noise of standard deviation 2.
     for included, mean in [(True, 1.0), (False, -1.0)]:
         rows = report.scores[report.included == included]
@@ -19,6 +21,7 @@ def test_the_sound_form_is_exactly_as_private_as_its_noise():
 def test_randomised_response_is_exactly_as_private_as_its_epsilon():
     report = forward_cases.randomized_labels(20_000, seed=3)
     assert 0.9 < report.lower_bound <= 1.0
+    rates.assert_within(report, "labels by randomised response")
 
 
 @pytest.mark.parametrize(
