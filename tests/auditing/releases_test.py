@@ -252,8 +252,11 @@ def test_unused_features_are_zero_for_everybody_else():
     assert own.tolist() == [[0, 0, 0, 4, 0], [0, 0, 0, 0, 4]]
 
 
-def fixed_batch_releases(signs, noise_multiplier, runs):
-    """Released sums of `runs` epochs over batches of two rows, unshuffled."""
+def fixed_batch_releases(noise_multiplier, runs, steps):
+    """A model, and a function from rows to released sums.
+
+    The sums are those of `runs` epochs over batches of two rows, unshuffled.
+    """
     model = keras.Sequential(
         [keras.Input((1,)), keras.layers.Dense(1, use_bias=False)]
     )
@@ -269,31 +272,37 @@ def fixed_batch_releases(signs, noise_multiplier, runs):
         ),
         loss=lambda y_true, y_pred: -keras.ops.sum(y_pred, axis=-1),
     )
-    x = 10.0 * np.asarray(signs, np.float32)[:, None]
-    batches = [x[i : i + 2] for i in range(0, len(x), 2)]
     (weight,) = model.trainable_variables
-    model.train_on_batch(x[:1], x[:1])
+    model.train_on_batch(np.zeros((1, 1)), np.zeros((1, 1)))
 
-    @tf.function(autograph=False)
-    def epoch():
+    # Traced once, for an odd number of rows, too.
+    @tf.function(
+        autograph=False, input_signature=[tf.TensorSpec([None, 1], tf.float32)]
+    )
+    def epoch(x):
         released = []
-        for batch in batches:
+        for i in range(steps):
+            batch = x[2 * i : 2 * i + 2]
             before = tf.identity(weight.value)
             with tf.control_dependencies([before]):
-                model.train_step((tf.constant(batch), tf.constant(batch)))
+                model.train_step((batch, batch))
             released.append((weight.value - before) / LEARNING_RATE)
         return tf.reshape(tf.stack(released), [-1])
 
-    releases = np.stack([epoch().numpy() for _ in range(runs)])
-    return releases, tf_dpfp.ledger(model)
+    def releases(signs):
+        x = tf.constant(10.0 * np.asarray(signs)[:, None], tf.float32)
+        return np.stack([epoch(x).numpy() for _ in range(runs)])
+
+    return model, releases
 
 
 def test_a_row_left_out_of_fixed_batches_moves_each_sum_by_two_clip_norms():
     steps, runs, noise_multiplier = 4, 800, 2.8
     signs = np.zeros(2 * steps)
     signs[0::4], signs[2::4] = 1.0, -1.0
-    whole, ledger = fixed_batch_releases(signs, noise_multiplier, runs)
-    shifted, _ = fixed_batch_releases(signs[1:], noise_multiplier, runs)
+    model, releases = fixed_batch_releases(noise_multiplier, runs, steps)
+    whole, ledger = releases(signs), tf_dpfp.ledger(model)
+    shifted = releases(signs[1:])
     assert whole.shape == shifted.shape == (runs, steps)
     assert ledger[0].steps == 1 + runs * steps
     # Sums are +C, -C, ... with the first row, and -C, +C, ... without it,

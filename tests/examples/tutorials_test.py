@@ -30,7 +30,9 @@ def _census(package, member, sha256):
 
 
 def test_structured_data(run, capsys):
-    found = run("structured_data", fetch=_census, batch_size=100)
+    found = run(
+        "structured_data", fetch=_census, batch_size=100, budgets=[1.0, 3.0]
+    )
     assert (pathlib.Path("structured_data.png")).exists()
     for budget, model in zip(found["budgets"], found["models"], strict=True):
         spent = tf_dpfp.compute_epsilon(model, found["delta"])
@@ -59,6 +61,7 @@ def test_text_transformer(run):
         batch_size=100,
         length=8,
         vocabulary_size=50,
+        budgets=[3.0],
     )
     assert pathlib.Path("text_transformer.png").exists()
     for budget, model in zip(found["budgets"], found["models"], strict=True):
@@ -85,7 +88,7 @@ def _ratings(package, member, sha256):
 
 
 def test_recommender(run, capsys):
-    found = run("recommender", fetch=_ratings)
+    found = run("recommender", fetch=_ratings, budgets=[3.0, 8.0])
     assert pathlib.Path("recommender.png").exists()
     for budget, model in zip(found["budgets"], found["models"], strict=True):
         spent = tf_dpfp.compute_epsilon(model, found["delta"])
@@ -183,6 +186,8 @@ def test_what_fetches_is_the_same_everywhere_and_checks():
     assert "hashlib.sha256(content).hexdigest() != sha256" in texts.pop()
 
 
+# Its calls are those of tests/auditing, and docs/auditing.md runs most of them.
+@pytest.mark.slow
 def test_audit(run, monkeypatch):
     monkeypatch.setenv("TF_DPFP_TUTORIAL_RUNS", "600")
     found = run("audit", budgets=[4.0])
@@ -266,11 +271,12 @@ def test_noised_representations(run, capsys):
         "noised_representations",
         load_sentences=sentences,
         load_encoder=encoder,
+        counts=[1, 512],
     )
     printed = capsys.readouterr().out
     # Both guarantees are met, each for its own neighbours.
     assert "replace-one adjacency" in printed
     figures = [float(e) for e in re.findall(r"epsilon (\d\.\d+)\n", printed)]
-    assert len(figures) == 5
+    assert len(figures) == 3
     assert all(2.9 < figure <= 3.0 for figure in figures)
     assert pathlib.Path("noised_representations.png").exists()

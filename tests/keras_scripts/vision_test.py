@@ -89,7 +89,7 @@ def _mobilenet():
 
 @pytest.mark.parametrize(
     ("trained", "keep_statistics", "learning_rate"),
-    [(False, False, 0.3), (True, False, 0.02), (True, True, 0.02)],
+    [(False, False, 0.3), (True, True, 0.02)],
 )
 def test_mobilenet_transfer(trained, keep_statistics, learning_rate):
     def build():

@@ -367,7 +367,10 @@ def test_convolution_of_unknown_image_size(padding, channels):
         oracle.in_double(layer, inputs), oracle.as_double(inputs), weights
     )
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, None, channels])])
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, None, None, channels])],
+        autograph=False,
+    )
     def run(x):
         (found, _) = oracle.recorded(layer, x, weights).values()
         return (

@@ -81,8 +81,6 @@ def _stated_scales(thresholds, multiplier, allocation):
         ("global", True, {}),
         ("global", False, {"jit_compile": True, "microbatch_size": 4}),
         ("equal_budget", True, {"microbatch_size": 4}),
-        ("equal_budget", False, {}),
-        ("by_dimension", True, {}),
         ("by_dimension", False, {}),
     ],
 )

@@ -247,7 +247,6 @@ def plain_run():
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"microbatch_size": 4},
         {"microbatch_size": 1},
         {"jit_compile": True, "microbatch_size": 4},
         {"run_eagerly": True},

@@ -86,6 +86,14 @@ def _averaged(seen, decay, warm_up=True, first=0):
     return average
 
 
+@pytest.fixture(scope="module")
+def plain():
+    """Two epochs without an average, and the weights of every step."""
+    model, recorder = _model(), Recorder()
+    _fit(model, [recorder], 2)
+    return model, recorder.seen
+
+
 @pytest.mark.parametrize(
     "settings, expected",
     [
@@ -97,12 +105,12 @@ def _averaged(seen, decay, warm_up=True, first=0):
         ),
     ],
 )
-def test_averages_are_those_of_the_steps(settings, expected):
+def test_averages_are_those_of_the_steps(settings, expected, plain):
     recorder, averaging = (
         Recorder(),
         tf_dpfp.recipes.WeightAveraging(**settings),
     )
-    model, plain, other = _model(), _model(), Recorder()
+    model, (other, seen) = _model(), plain
     _fit(model, [recorder, averaging], 2, validation_data=(X, Y))
     average = _averaged(recorder.seen, **expected)
     _assert_weights(model.get_weights(), average)
@@ -113,11 +121,10 @@ def test_averages_are_those_of_the_steps(settings, expected):
         means = [np.mean(w, axis=0) for w in zip(*tail, strict=True)]
         _assert_weights(average, means)
     # The training, its clip norms and its ledger are as without.
-    _fit(plain, [other], 2)
-    for a, b in zip(recorder.seen, other.seen, strict=True):
+    for a, b in zip(recorder.seen, seen, strict=True):
         _assert_weights(a, b)
-    assert tf_dpfp.ledger(model) == tf_dpfp.ledger(plain)
-    norms = [list(tf_dpfp.clip_norms(m).values()) for m in (model, plain)]
+    assert tf_dpfp.ledger(model) == tf_dpfp.ledger(other)
+    norms = [list(tf_dpfp.clip_norms(m).values()) for m in (model, other)]
     np.testing.assert_allclose(*norms, rtol=1e-5)
     with averaging.live():
         _assert_weights(model.get_weights(), recorder.seen[-1])

@@ -70,8 +70,10 @@ def test_the_noise_is_found_printed_once_and_fills_the_budget(capsys):
 @pytest.mark.parametrize(
     ("name", "kwargs"),
     [
-        ("momentum", {"momentum": 0.9}),
-        ("per layer", {"clipping": "per_layer"}),
+        (
+            "momentum, per layer, micro-batches",
+            {"momentum": 0.9, "clipping": "per_layer", "microbatch_size": 4},
+        ),
         (
             "adaptive",
             {
@@ -80,7 +82,6 @@ def test_the_noise_is_found_printed_once_and_fills_the_budget(capsys):
                 )
             },
         ),
-        ("micro-batches", {"microbatch_size": 4}),
     ],
 )
 def test_any_split_of_the_noise_has_the_same_total(name, kwargs):

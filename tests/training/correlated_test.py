@@ -102,8 +102,7 @@ def _assert_of_strategy(found, strategy, deviation):
     ("arguments", "compiled"),
     [
         ({}, {}),
-        ({"clipping": "per_layer"}, {}),
-        ({"microbatch_size": 4}, {}),
+        ({"clipping": "per_layer", "microbatch_size": 4}, {}),
         ({}, {"run_eagerly": True}),
         ({"secure": True}, {}),
     ],

@@ -315,16 +315,20 @@ def _complement(basis):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"clipping": tf_dpfp.PerLayer(thresholds="adaptive")},
-        {"clipping": tf_dpfp.Flat(thresholds="automatic")},
+        {
+            "clipping": tf_dpfp.PerLayer(thresholds="adaptive"),
+            "policy": "mixed_float16",
+        },
+        {
+            "clipping": tf_dpfp.Flat(thresholds="automatic"),
+            "policy": "mixed_bfloat16",
+        },
         {
             "clipping": tf_dpfp.PerLayer(
                 thresholds="by_dimension", noise_allocation="by_dimension"
             )
         },
         {"clipping": "per_device"},
-        {"policy": "mixed_float16"},
-        {"policy": "mixed_bfloat16"},
     ],
     ids=str,
 )

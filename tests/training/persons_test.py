@@ -276,6 +276,22 @@ def test_units_that_differ_have_no_epsilon_without_a_bound():
     assert "infinite" in words
 
 
+def _fitted(fitted, **way):
+    model = _model("dense")
+    model.compile(
+        tf_dpfp.DPSGD(1.0, l2_norm_clip=CLIP, noise_multiplier=0.0),
+        joined_rows.loss(),
+        **fitted,
+    )
+    model.fit(_batches(steps_per_epoch=2, **way), verbose=0)
+    return model.get_weights()
+
+
+@pytest.fixture(scope="module")
+def fitted_by_default():
+    return _fitted({"jit_compile": False})
+
+
 @pytest.mark.parametrize(
     "kwargs, fitted",
     [
@@ -285,18 +301,9 @@ def test_units_that_differ_have_no_epsilon_without_a_bound():
         ({}, {"run_eagerly": True}),
     ],
 )
-def test_every_way_of_fitting_gives_the_same(kwargs, fitted):
-    models = []
-    for way, compiled in (({}, {"jit_compile": False}), (kwargs, fitted)):
-        model = _model("dense")
-        model.compile(
-            tf_dpfp.DPSGD(1.0, l2_norm_clip=CLIP, noise_multiplier=0.0),
-            joined_rows.loss(),
-            **compiled,
-        )
-        model.fit(_batches(steps_per_epoch=2, **way), verbose=0)
-        models.append(model)
-    for a, b in zip(*(m.get_weights() for m in models), strict=True):
+def test_every_way_of_fitting_gives_the_same(kwargs, fitted, fitted_by_default):
+    found = _fitted(fitted, **kwargs)
+    for a, b in zip(found, fitted_by_default, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 

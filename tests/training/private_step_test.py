@@ -346,11 +346,10 @@ def test_the_update_is_the_keras_optimizers(private, plain):
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        # 6 rows in pieces of 4: the last is half padding.
-        ("mlp", {"microbatch_size": 4}),
         ("mlp", {"microbatch_size": 1}),
         ("mlp", {"run_eagerly": True}),
         ("mlp", {"steps_per_execution": 2}),
+        # 6 rows in pieces of 4, here and below: the last is half padding.
         ("transformer", {"jit_compile": True, "microbatch_size": 4}),
     ],
     ids=str,

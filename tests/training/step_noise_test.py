@@ -70,9 +70,8 @@ def _steps(model, count=1, examples=6):
     "arguments",
     [
         {},
-        {"clipping": "per_layer"},
         # The noise is drawn once for the batch, not once for each piece.
-        {"microbatch_size": 2},
+        {"clipping": "per_layer", "microbatch_size": 2},
         {"jit_compile": True, "microbatch_size": 2},
     ],
     ids=str,

@@ -109,7 +109,8 @@ def test_an_example_moves_the_sum_by_at_most_the_clip_norm(clipping):
             train_step.clipped_gradients(
                 mechanisms.gradients_of(model), sampling.ViewBatch(*data)
             ).sums
-        )
+        ),
+        autograph=False,
     )
     without, moved = run(*map(tf.constant, batch)), {}
     for first in NASTY:
@@ -178,27 +179,28 @@ def test_copies_train_as_the_example_alone():
     assert "views of an example" in str(card.to_markdown())
 
 
+def _fitted(fitted):
+    model = _model("dense")
+    model.compile(
+        tf_dpfp.DPSGD(1.0, l2_norm_clip=CLIP, noise_multiplier=0.0),
+        joined_rows.loss(),
+        **fitted,
+    )
+    model.fit(_batches(steps_per_epoch=2, augment=_noisy), verbose=0)
+    return model.get_weights()
+
+
+@pytest.fixture(scope="module")
+def fitted_by_default():
+    return _fitted({"jit_compile": False})
+
+
 @pytest.mark.parametrize(
-    "kwargs, fitted",
-    [
-        ({}, {"jit_compile": True}),
-        ({}, {"run_eagerly": True}),
-    ],
+    "fitted", [{"jit_compile": True}, {"run_eagerly": True}]
 )
-def test_every_way_of_fitting_gives_the_same(kwargs, fitted):
-    models = []
-    for way, compiled in (({}, {"jit_compile": False}), (kwargs, fitted)):
-        model = _model("dense")
-        model.compile(
-            tf_dpfp.DPSGD(1.0, l2_norm_clip=CLIP, noise_multiplier=0.0),
-            joined_rows.loss(),
-            **compiled,
-        )
-        way = {"steps_per_epoch": 2, "augment": _noisy, **way}
-        model.fit(_batches(**way), verbose=0)
-        models.append(model)
+def test_every_way_of_fitting_gives_the_same(fitted, fitted_by_default):
     # The same draws and seeds; what is drawn for padding is left out.
-    for a, b in zip(*(m.get_weights() for m in models), strict=True):
+    for a, b in zip(_fitted(fitted), fitted_by_default, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 

@@ -82,12 +82,11 @@ def _operations(function, data):
 @pytest.mark.parametrize(
     "kwargs",
     [
-        {"clipping": tf_dpfp.Flat()},
         {"clipping": tf_dpfp.PerLayer(thresholds=tf_dpfp.clipping.Adaptive())},
         {"clipping": tf_dpfp.Flat(), "rank": 2},
         {"clipping": tf_dpfp.PerLayer(), "microbatch_size": 4},
     ],
-    ids=["flat", "adaptive", "carriers", "microbatches"],
+    ids=["adaptive", "carriers", "microbatches"],
 )
 def test_the_step_is_xlas_own_from_end_to_end(kwargs):
     function, data = _step(**kwargs)
