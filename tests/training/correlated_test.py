@@ -8,13 +8,23 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from scipy import linalg
 
 import tf_dpfp
 from tests import helpers
-from tests.replicas import common
+from tests.training import banded_runs
+from tests.training.banded_runs import CLIP
+from tests.training.banded_runs import NOISE
+from tests.training.banded_runs import SIZE
+from tests.training.banded_runs import X
+from tests.training.banded_runs import Y
+from tests.training.banded_runs import assert_of_strategy as _assert_of_strategy
+from tests.training.banded_runs import batches as _batches
+from tests.training.banded_runs import fit as _fit
+from tests.training.banded_runs import only as _only
+from tests.training.banded_runs import optimizer as _optimizer
+from tests.training.banded_runs import releases as _releases
+from tests.training.banded_runs import silent as _silent
 from tf_dpfp import accounting
-from tf_dpfp import auditing
 from tf_dpfp import loops
 from tf_dpfp.accounting import banded
 from tf_dpfp.noise import chain as chain_lib
@@ -22,80 +32,11 @@ from tf_dpfp.sampling import registry
 
 pytestmark = pytest.mark.usefixtures("without_trial")
 
-X = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
-Y = X.sum(axis=1, keepdims=True)
 DELTA = 1e-3
-CLIP, NOISE, SIZE = 0.3, 1.7, 10.0
-
-
-def _optimizer(bands=3, **kwargs):
-    kwargs = {"noise_multiplier": NOISE, "l2_norm_clip": CLIP} | kwargs
-    rate = kwargs.pop("learning_rate", 1.0)
-    return tf_dpfp.DPSGD(
-        rate,
-        correlated_noise=None if bands is None else tf_dpfp.Banded(bands),
-        **kwargs,
-    )
 
 
 def _model(optimizer=None, **kwargs):
     return helpers.private_line(optimizer or _optimizer(), **kwargs)
-
-
-def _batches(x=X, y=Y, steps=5, **kwargs):
-    return tf_dpfp.cyclic_poisson_batches(
-        x, y, expected_batch_size=SIZE, steps_per_epoch=steps, **kwargs
-    )
-
-
-def _fit(model, batches=None, epochs=1, **kwargs):
-    batches = _batches() if batches is None else batches
-    return model.fit(batches, epochs=epochs, verbose=0, **kwargs)
-
-
-def _only(model):
-    (entry,) = tf_dpfp.ledger(model)
-    return entry
-
-
-def _silent(optimizer, width=260, **kwargs):
-    """A model without gradients: whatever moves is noise."""
-    model = keras.Sequential(
-        [
-            keras.Input((3,)),
-            layers.Dense(width, kernel_initializer="zeros", name="first"),
-            layers.Dense(width, kernel_initializer="zeros", name="second"),
-        ],
-        name="silent",
-    )
-    tf_dpfp.make_private(model)
-    model.compile(
-        optimizer,
-        loss=lambda _, y_pred: tf.reduce_sum(0.0 * y_pred),
-        **kwargs,
-    )
-    return model
-
-
-def _releases(model, batches=None, epochs=2, callbacks=()):
-    recorder = auditing.ReleaseRecorder()
-    _fit(model, batches, epochs, callbacks=[recorder, *callbacks])
-    return recorder.releases
-
-
-def _assert_of_strategy(found, strategy, deviation):
-    """C times the noise of steps is independent, and has the deviation."""
-    column = np.zeros(len(found))
-    column[: len(strategy)] = strategy[: len(found)]
-    c = linalg.toeplitz(column, np.zeros(len(found)))
-    normals = c @ found / deviation
-    covariance = normals @ normals.T / normals.shape[1]
-    off = 6.0 * np.sqrt(2.0 / normals.shape[1])
-    np.testing.assert_allclose(covariance, np.eye(len(found)), atol=off)
-    helpers.assert_normal(normals[-1], 1.0, [0.93, 1.07])
-    # Independent noise would not do.
-    plain = found @ found.T / found.shape[1] / deviation**2
-    assert np.max(np.abs(plain - np.eye(len(found)))) > 10 * off
 
 
 @pytest.mark.parametrize(
@@ -119,46 +60,17 @@ def test_noise_of_steps_has_the_covariance_of_the_strategy(arguments, compiled):
     _assert_of_strategy(found, strategy, CLIP * NOISE)
 
 
-class _Deviations(keras.callbacks.Callback):
-    """Deviations of the noise of both layers, of the steps that come."""
-
-    def __init__(self, multiplier):
-        super().__init__()
-        self.found, self.multiplier = [], multiplier
-
-    def on_train_batch_begin(self, batch, logs=None):
-        norms = np.array(list(tf_dpfp.clip_norms(self.model).values()))
-        # Equal budgets: each group is as well hidden as the other.
-        self.found.append(self.multiplier * np.sqrt(len(norms)) * norms)
-
-
 @pytest.mark.parametrize("rescale", [True, False])
 def test_noise_is_correlated_in_the_deviations_of_adaptive_clip_norms(rescale):
     """The sums of every step are over the deviations that it draws with."""
-    share, width = 0.2, 160
-    adaptive = tf_dpfp.clipping.Adaptive(
-        initial={"silent/first": 0.1, "silent/second": 0.3},
-        rescale=rescale,
-        budget_share=share,
-        learning_rate=2.0,
-    )
-    clipping = tf_dpfp.PerLayer(
-        thresholds=adaptive, noise_allocation="equal_budget"
-    )
-    model = _silent(_optimizer(clipping=clipping), width)
-    recorded = _Deviations(NOISE / np.sqrt(1 - share))
-    found = _releases(model, callbacks=[recorded])
-    deviations = np.stack(recorded.found)
-    assert deviations.shape == (10, 2)
-    # They adapt, so that one deviation for all steps would be seen.
-    assert np.max(np.ptp(np.log(deviations), axis=0)) > 0.1
-    sizes = [4 * width, (width + 1) * width]
-    normals = found / np.repeat(deviations, sizes, axis=1)
+    width = 160
+    model = _silent(_optimizer(clipping=banded_runs.adaptive(rescale)), width)
+    normals = banded_runs.adaptive_normals(model, width)
     strategy = banded.coefficients(3, 10)
     _assert_of_strategy(normals, strategy, 1.0)
-    first, second = np.split(normals, sizes[:1], axis=1)
+    first, second = np.split(normals, [4 * width], axis=1)
     ratio = np.std(first, axis=1) / np.std(second, axis=1)
-    np.testing.assert_allclose(ratio, 1.0, atol=6 / np.sqrt(2 * sizes[0]))
+    np.testing.assert_allclose(ratio, 1.0, atol=6 / np.sqrt(8 * width))
     assert _only(model).noise_multiplier == NOISE
 
 
@@ -503,10 +415,6 @@ class TestRefused:
         with pytest.raises(ValueError, match="fewer bands"):
             _fit(_model(_optimizer(30)))
 
-    def test_xla(self):
-        with pytest.raises(ValueError, match="XLA compiles"):
-            _fit(_model(jit_compile=True))
-
     def test_class_weights(self):
         with pytest.raises(ValueError, match="class_weight"):
             _fit(_model(), class_weight={0: 1.0})
@@ -516,12 +424,6 @@ class TestRefused:
         with pytest.raises(ValueError, match="in `fit` alone"):
             with loops.sampled_steps(model, _batches()):
                 pass
-
-    def test_replicas(self):
-        with common.strategy(2).scope():
-            model = _model()
-        with pytest.raises(ValueError, match="one replica"):
-            _fit(model)
 
     def test_carriers(self):
         model = keras.Sequential(

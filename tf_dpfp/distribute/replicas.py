@@ -1,7 +1,8 @@
 """Replicas of a `tf.distribute` strategy in a private step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -24,6 +25,55 @@ def index() -> tf.Tensor | int:
             "`strategy.run`, or train with `model.fit`."
         )
     return context.replica_id_in_sync_group
+
+
+def make_together(make: Callable[[], None]) -> None:
+    """Makes variables once for all replicas, wherever that is asked for.
+
+    Inside of a replica all of them must ask for the same, in one order.
+
+    Args:
+        make: Makes them, outside of replicas and in the scope of the strategy.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or not tf.distribute.has_strategy():
+        make()
+        return
+
+    def in_scope(strategy: tf.distribute.Strategy) -> None:
+        with tf.init_scope(), strategy.scope():
+            make()
+
+    context.merge_call(in_scope)
+
+
+def own_variable(value: np.ndarray | tf.Tensor) -> tf.Variable:
+    """Makes a variable of which every replica has a copy of its own.
+
+    Args:
+        value: Value of all copies to begin with.
+
+    Returns:
+        The variable. A replica reads and writes its own copy alone, and
+        outside of replicas the first one is read.
+    """
+    return tf.Variable(
+        value,
+        trainable=False,
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+
+
+def assign_to_all(variable: tf.Variable, value: np.ndarray | tf.Tensor) -> None:
+    """Writes to the copies of all replicas, also from inside of one.
+
+    Args:
+        variable: Result of `own_variable`.
+        value: The value.
+    """
+    for copy in getattr(variable, "values", [variable]):
+        copy.assign(value)
 
 
 def sum_over_all(

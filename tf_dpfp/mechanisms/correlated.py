@@ -14,6 +14,7 @@ import tensorflow as tf
 from tf_dpfp import accounting
 from tf_dpfp import optimizers
 from tf_dpfp import replicas
+from tf_dpfp import sampling as sampling_lib
 from tf_dpfp.sampling import pipelines
 
 if TYPE_CHECKING:
@@ -60,22 +61,39 @@ def by_parts(
 
 
 def batches(
-    optimizer: optimizers.PrivateOptimizer, pipeline: pipelines.Pipeline
+    optimizer: optimizers.PrivateOptimizer,
+    pipeline: pipelines.Pipeline,
+    dataset: tf.data.Dataset,
+    padded: bool,
+    pieces: int = 1,
 ) -> tf.data.Dataset:
     """Returns batches from one part after the other, which say so.
 
     Args:
         optimizer: The optimizer.
         pipeline: Description of cyclic batches.
+        dataset: The data set that `cyclic_poisson_batches` returned.
+        padded: True to pad them to few sizes, for XLA.
+        pieces: Number of pieces of one size that each is cut into.
     """
     assert pipeline.cyclic is not None
-    return pipeline.cyclic.batches_of(parts_of(optimizer, pipeline))
+    found = pipeline.cyclic.batches_of(parts_of(optimizer, pipeline))
+    if not padded:
+        return found
+    # Whatever the parts are, a step draws as many as one of all the data: each
+    # example is in the part whose turn it is, and drawn, at that rate.
+    info = sampling_lib.sampling_of(dataset)
+    assert info is not None
+    return sampling_lib.in_buckets(
+        found, info, pieces * (optimizer.microbatch_size or 1)
+    )
 
 
 def opened(
     optimizer: optimizers.PrivateOptimizer,
     pipeline: pipelines.Pipeline,
     arguments: dict[str, Any],
+    strategy: tf.distribute.Strategy | None = None,
 ) -> contextlib.AbstractContextManager[None]:
     """Begins correlated noise for the steps of a `fit`, if it is correlated.
 
@@ -83,9 +101,13 @@ def opened(
         optimizer: The optimizer.
         pipeline: Description of the data.
         arguments: The bound arguments of `fit`.
+        strategy: The strategy whose replicas draw the noise; `None`: one
+            device does.
     """
     if not applies(optimizer, pipeline):
         return contextlib.nullcontext()
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        optimizer.correlation.build()
     epochs = arguments["epochs"] - (arguments["initial_epoch"] or 0)
     of_epoch = arguments.get("steps_per_epoch") or pipeline.steps_per_epoch
     return optimizer.correlation.opened(max(1, epochs * (of_epoch or 1)))
@@ -120,17 +142,13 @@ def check(
             f"`correlated_noise` out. Received: {pipeline.name}, "
             f"correlated_noise={noise}"
         )
-    if replicas.deals(strategy):
+    if replicas.deals(strategy) and not replicas.are_mirrored(strategy):
         raise ValueError(
-            "Correlated noise is kept by one replica. Train on one device, or "
-            "leave `correlated_noise` out. Received: correlated_noise="
-            f"{noise} under {type(strategy).__name__}"
-        )
-    if mechanism.model.jit_compile:
-        raise ValueError(
-            "Correlated noise is not made for steps that XLA compiles. Compile "
-            "the model with jit_compile=False. Received: jit_compile="
-            f"{mechanism.model.jit_compile}, correlated_noise={noise}"
+            "Correlated noise is drawn by the replicas of one machine, under "
+            "MirroredStrategy: workers don't agree on the part of the data "
+            "whose turn it is. Train on one machine, or leave "
+            f"`correlated_noise` out. Received: correlated_noise={noise} "
+            f"under {type(strategy).__name__}"
         )
     if arguments.get("class_weight"):
         raise ValueError(

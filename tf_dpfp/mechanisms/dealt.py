@@ -18,6 +18,7 @@ from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import step as step_lib
 from tf_dpfp.keras_private import distribution as keras_distribution
 from tf_dpfp.keras_private import trainer as keras_trainer
+from tf_dpfp.mechanisms import correlated
 from tf_dpfp.mechanisms import fit_batches
 from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import state as state_lib
@@ -45,15 +46,19 @@ def fit(
     Returns:
         The history.
     """
-    model = mechanism.model
+    model, optimizer = mechanism.model, mechanism.optimizer
     arguments = dict(arguments)
     x = arguments["x"]
     # Read before a step, what they raise leaves none half done.
     may_end = inspect.isgenerator(x) or isinstance(x, keras.utils.PyDataset)
     batches = replicas.batches_of(arguments, pipeline)
     weigh = fit_batches.weigher(batches, arguments["class_weight"])
-    if mechanism.state.compiles_pieces:
-        weigh = fit_batches.sizer(mechanism.optimizer, batches, weigh)
+    compiles = mechanism.state.compiles_pieces
+    if correlated.applies(optimizer, pipeline):
+        count = strategy.num_replicas_in_sync
+        batches = correlated.batches(optimizer, pipeline, x, compiles, count)
+    elif compiles:
+        weigh = fit_batches.sizer(optimizer, batches, weigh)
     del arguments["x"]
     if pipeline.batch_size is not None:  # Arrays, all of which are in it.
         arguments |= {"y": None, "sample_weight": None, "batch_size": None}
@@ -71,6 +76,7 @@ def fit(
     with (
         _dealing(mechanism.state, strategy, 1, may_end),
         fit_steps.announced(mechanism.state, mechanism.claims(pipeline)),
+        correlated.opened(optimizer, pipeline, arguments, strategy),
         replicas.fitting(strategy, model),
     ):
         return state_lib.ordinary(model, "fit")(
@@ -124,7 +130,7 @@ def build(
     Returns:
         The plan of a step.
     """
-    specs = specs_of(batch)
+    specs, _ = sampling_lib.split_part(specs_of(batch))
     kind = sampling_lib.kind_of(specs)
     if kind is not None:
         specs = tuple(sampling_lib.flat(specs))

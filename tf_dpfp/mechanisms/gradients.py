@@ -317,7 +317,8 @@ class Gradients(Mechanism):
             # Keras would warn that it can't shuffle a data set.
             kwargs.setdefault("shuffle", False)
         args, kwargs = fit_batches.weighed(ordinary, args, kwargs)
-        if fit_batches.needs_buckets(self.model, pipeline):
+        padded = fit_batches.needs_buckets(self.model, pipeline)
+        if padded:
             args, kwargs = fit_batches.in_buckets(
                 ordinary, self.optimizer, arguments["x"], args, kwargs
             )
@@ -325,9 +326,11 @@ class Gradients(Mechanism):
         with strategy.scope() if strategy else contextlib.nullcontext():
             building.build_optimizer(self.model, self.optimizer)
         batches = arguments["x"]
-        by_parts = correlated.applies(self.optimizer, pipeline)
-        if by_parts:
-            batches = correlated.batches(self.optimizer, pipeline)
+        # Once the number of bands is known.
+        if correlated.applies(self.optimizer, pipeline):
+            batches = correlated.batches(
+                self.optimizer, pipeline, batches, padded
+            )
             args, kwargs = state_lib.replaced(ordinary, args, kwargs, x=batches)
         with (
             fit_batches.built_before(self.model, batches),

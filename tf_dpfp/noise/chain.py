@@ -10,13 +10,18 @@ noises are kept, in deviations, whatever a step multiplies them by.
 **What must hold for a guarantee** (see `accounting.releases.BandedSums`): the
 columns of C have norm at most 1, and an example is in one of b steps in a row.
 So a chain counts its steps, and a step whose batch is not from the part whose
-turn it is fails before it is counted. A chain begins with no earlier noise; the
+turn it is fails, or, where XLA compiles it, releases NaN alone, and the chain
+fails at its end. A chain begins with no earlier noise; the
 same noises in two chains would be noise that two releases share, so nothing
 but the process that drew them has them: they are plain variables, like the key
 of the noise (`noise.gaussian`), which no file, checkpoint or copy holds. In a
 process that was forked a chain begins anew.
 
 A step that claims no part has independent noise, and leaves the chain as it is.
+
+**Replicas.** Each of R replicas filters normals of its own, and keeps its own
+noises and its own place in the chain. The recursion is linear, so shares of
+`1 / sqrt(R)` add up to C w = z of one device, for all steps together.
 """
 
 import contextlib
@@ -27,12 +32,19 @@ from collections.abc import Hashable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+from tf_dpfp import compilation
+from tf_dpfp.distribute import replicas
 from tf_dpfp.keras_private import variables as keras_variables
 from tf_dpfp.noise.gaussian import this_process
 
 # Larger draws are computed in one pass over the earlier noises, by XLA.
 _IN_ONE_PASS = 2**16
-_STEPS, _FIRST, _LAYOUT = range(3)
+_NOT_DUE = (
+    "The batch is not from the part of the data whose turn it is, or other "
+    "weights are trained than in the steps before. With correlated noise "
+    "batches must come in order, and weights be frozen between two `fit`s."
+)
+_STEPS, _FIRST, _LAYOUT, _MISSED = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +58,8 @@ class Turn:
         slot: Where the noise of the step is kept; beyond the last: nowhere.
         layout: Name of the draws of the step.
         begins: True if the step is the first of its chain.
+        guard: Factor of all noise of the step: 1, or NaN if it is not due and
+            XLA, which knows no assertions, runs it. `None`: 1.
     """
 
     factors: tf.Tensor
@@ -53,6 +67,7 @@ class Turn:
     slot: tf.Tensor
     layout: int
     begins: tf.Tensor
+    guard: tf.Tensor | None = None
 
 
 class NoiseChain:
@@ -85,14 +100,16 @@ class NoiseChain:
 
     def build(self) -> None:
         """Makes the variables of the chain's place; not in a second trace."""
+        if self._state is None:
+            replicas.make_together(self._make_state)
+
+    def _make_state(self) -> None:
         with self._lock, keras_variables.made_eagerly():
             if self._state is None:
-                self._state = tf.Variable(
-                    np.zeros(3, np.int64), trainable=False
+                self._coefficients = replicas.own_variable(
+                    np.zeros(self.bands, np.float32)
                 )
-                self._coefficients = tf.Variable(
-                    np.zeros(self.bands, np.float32), trainable=False
-                )
+                self._state = replicas.own_variable(np.zeros(4, np.int64))
 
     @contextlib.contextmanager
     def opened(self, coefficients: Sequence[float]) -> Iterator[None]:
@@ -103,7 +120,8 @@ class NoiseChain:
 
         Raises:
             ValueError: If their norm is above 1, or there are too many.
-            RuntimeError: If a chain is open.
+            RuntimeError: If a chain is open, or, at its end, steps that XLA
+                compiled were not due.
         """
         first = _checked(coefficients, self.bands)
         with self._lock:
@@ -118,8 +136,9 @@ class NoiseChain:
             self.build()
             self._begin_anew()
             with tf.init_scope():
-                self._coefficients.assign(first)
+                replicas.assign_to_all(self._coefficients, first)
             yield
+            self._check_turns()
         finally:
             try:
                 self._forget()
@@ -128,16 +147,26 @@ class NoiseChain:
 
     def _begin_anew(self) -> None:
         with tf.init_scope():
-            self._state.assign(np.zeros(3, np.int64))
+            replicas.assign_to_all(self._state, np.zeros(4, np.int64))
         self._begun = False
         self._process = this_process()
+
+    def _check_turns(self) -> None:
+        """Tells of steps that were not due and did not fail, under XLA."""
+        with tf.init_scope():
+            if int(self._state.numpy()[_MISSED]):
+                raise RuntimeError(
+                    f"{_NOT_DUE} Nothing but NaN was released since, for XLA "
+                    "can't stop a step."
+                )
 
     def _forget(self) -> None:
         """Clears the noises: nobody needs them any more."""
         with tf.init_scope():
             for variables in self._kept.values():
                 for variable in variables:
-                    variable.assign(tf.zeros(variable.shape))
+                    zeros = tf.zeros(variable.shape)
+                    replicas.assign_to_all(variable, zeros)
 
     @property
     def is_fresh(self) -> bool:
@@ -195,24 +224,19 @@ class NoiseChain:
         state = tf.identity(self._state)
         steps = state[_STEPS]
         begins = in_chain & (steps == 0)
-        place = tf.stack([tf.constant(0, tf.int64), part, number])
+        place = tf.stack([tf.constant(0, tf.int64), part, number, 0])
         known = tf.where(begins, place, state)
         due = (known[_FIRST] + steps) % tf.maximum(parts, 1)
         as_due = (due == part) & (known[_LAYOUT] == number)
-        check = tf.debugging.Assert(
-            as_due | ~in_chain,
-            [
-                "The batch is not from the part of the data whose turn it is, "
-                "or other weights are trained than in the steps before. With "
-                "correlated noise batches must come in order, and weights be "
-                "frozen between two `fit`s. Received: part",
-                part,
-                "due",
-                due,
-            ],
-        )
-        with tf.control_dependencies([] if check is None else [check]):
-            one = tf.constant([1, 0, 0], tf.int64)
+        as_due = (as_due & (known[_MISSED] == 0)) | ~in_chain
+        guard, checks = None, []
+        if compilation.target() is compilation.Target.XLA:
+            guard = tf.where(as_due, 1.0, np.nan)
+        else:
+            checks.append(_checked_turn(as_due, part, due))
+        with tf.control_dependencies([c for c in checks if c is not None]):
+            missed = tf.stack([0, 0, 0, tf.cast(~as_due, tf.int64)])
+            one = tf.constant([1, 0, 0, 0], tf.int64) + missed
             further = one + tf.where(begins, place, tf.zeros_like(place))
             self._state.assign_add(
                 tf.where(in_chain, further, tf.zeros_like(further))
@@ -229,6 +253,7 @@ class NoiseChain:
             slot=tf.cast(tf.where(in_chain, steps % kept, kept), tf.int32),
             layout=number,
             begins=begins,
+            guard=guard,
         )
 
     def correlated(
@@ -262,13 +287,26 @@ class NoiseChain:
         return noise
 
     def _kept_of(self, layout: int, draw: int, size: int) -> list[tf.Variable]:
-        with self._lock, keras_variables.made_eagerly():
-            if (layout, draw) not in self._kept:
-                self._kept[layout, draw] = [
-                    tf.Variable(tf.zeros([size]), trainable=False)
-                    for _ in range(self.bands - 1)
-                ]
+        def make() -> None:
+            with self._lock, keras_variables.made_eagerly():
+                if (layout, draw) not in self._kept:
+                    self._kept[layout, draw] = [
+                        replicas.own_variable(tf.zeros([size]))
+                        for _ in range(self.bands - 1)
+                    ]
+
+        if (layout, draw) not in self._kept:
+            replicas.make_together(make)
         return self._kept[layout, draw]
+
+
+def _checked_turn(
+    as_due: tf.Tensor, part: tf.Tensor, due: tf.Tensor
+) -> tf.Operation | None:
+    """Stops a step whose turn it is not; `None` in an eager step that goes on."""
+    return tf.debugging.Assert(
+        as_due, [f"{_NOT_DUE} Received: part", part, "due", due]
+    )
 
 
 def _filtered(

@@ -13,7 +13,7 @@ are parts: see `accounting.CyclicPoissonSampling`.
 """
 
 import contextlib
-import functools
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -57,6 +57,11 @@ class Correlation:
         evaluates = isinstance(located.claim.sampling, accounting.EveryExample)
         if self._chain is not None and not evaluates:
             self._chain.before_step(located.claim.parts > 0)
+
+    def build(self) -> None:
+        """Makes what the chain keeps; in the scope of a strategy, if any."""
+        if self._chain is not None:
+            self._chain.build()
 
     @contextlib.contextmanager
     def opened(self, steps: int) -> Iterator[None]:
@@ -103,7 +108,7 @@ class Correlation:
 
     def count_step(
         self, release: counting.Release, clipped: clipped_lib.ClippedGradients
-    ) -> release_lib.Correlated | None:
+    ) -> "Turned | None":
         """Counts a step, and gives it its turn; part of the compiled step.
 
         Args:
@@ -111,7 +116,7 @@ class Correlation:
             clipped: The clipped sums.
 
         Returns:
-            Makes the noise of a draw; `None`: noise is independent.
+            What makes the noise of its draws; `None`: noise is independent.
         """
         ledger, chain = self._ledger, self._chain
         if chain is None:
@@ -128,16 +133,35 @@ class Correlation:
             clipped.counted_batch_size,
             tf.where(turn.begins, parts - 1, tf.zeros_like(parts)),
         )
-        return functools.partial(_correlated, chain, turn)
+        return Turned(chain, turn)
 
 
-def _correlated(
-    chain: noise_lib.NoiseChain,
-    turn: noise_lib.Turn,
-    normals: tf.Tensor,
-    draw: int,
-) -> tf.Tensor:
-    return chain.correlated(normals, turn, draw)
+@dataclasses.dataclass(frozen=True)
+class Turned:
+    """A step of a chain that has its turn: what makes its noise.
+
+    Attributes:
+        chain: The chain.
+        turn: The turn of the step.
+    """
+
+    chain: noise_lib.NoiseChain
+    turn: noise_lib.Turn
+
+    def __call__(self, normals: tf.Tensor, draw: int) -> tf.Tensor:
+        """Makes the noise of one draw; see `NoiseChain.correlated`."""
+        return self.chain.correlated(normals, self.turn, draw)
+
+    def guarded(self, draws: release_lib.Draws) -> release_lib.Draws:
+        """Returns draws whose every number is NaN if the step is not due.
+
+        Args:
+            draws: The noise of this replica, of sums and of counts.
+        """
+        guard = self.turn.guard
+        if guard is None:
+            return draws
+        return dataclasses.replace(draws, share=draws.share * guard)
 
 
 def _layout(clipped: clipped_lib.ClippedGradients) -> tuple:

@@ -92,7 +92,7 @@ class PrivateOptimizer(
         correlated_noise: `None` for independent noise, or a `tf_dpfp.Banded`:
             every step takes back part of the noise of earlier ones, for few
             passes over many examples. It needs batches of
-            `cyclic_poisson_batches`. On one device; not under XLA, with
+            `cyclic_poisson_batches`. On one machine; not under XLA, with
             low-rank carriers or a `DPRepresentationClip`.
         sparse_tables: `None` for noise on every row of every table, or a
             `tf_dpfp.Sparse`: of the tables that it names a step releases and
@@ -304,6 +304,8 @@ class PrivateOptimizer(
         turn = self._correlation.count_step(
             settings.release_of(clipped.kind), clipped
         )
+        if turn is not None:
+            draws = turn.guarded(draws)
         noise_multiplier, counts = settings.sums.noise_multiplier, None
         tables = row_release.row_release_of(
             settings.sparse_tables, noise_multiplier

@@ -67,7 +67,7 @@ class Draws:
 
     step_key: tf.Tensor
     replica: tf.Tensor | int
-    share: float
+    share: float | tf.Tensor
     secure: bool = False
 
     def key(self, tensor: int) -> tf.Tensor | noise_lib.SecureKey:

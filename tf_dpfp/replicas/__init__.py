@@ -9,6 +9,7 @@ from tf_dpfp.replicas.dealt_batches import pieces_of
 from tf_dpfp.replicas.dealt_batches import pipeline_of
 from tf_dpfp.replicas.dealt_batches import steps_per_epoch
 from tf_dpfp.replicas.dealt_batches import whole_batch
+from tf_dpfp.replicas.supported_strategies import are_mirrored
 from tf_dpfp.replicas.supported_strategies import check_rows
 from tf_dpfp.replicas.supported_strategies import compiles
 from tf_dpfp.replicas.supported_strategies import compiles_pieces
@@ -19,6 +20,7 @@ from tf_dpfp.replicas.worker_checks import check_workers
 from tf_dpfp.replicas.worker_checks import with_check
 
 __all__ = [
+    "are_mirrored",
     "batches_of",
     "build",
     "check_examples",

@@ -105,7 +105,7 @@ def check_rows(
     Raises:
         ValueError: If they are not those of one machine, or run eagerly.
     """
-    if eager or not isinstance(strategy, tf.distribute.MirroredStrategy):
+    if eager or not are_mirrored(strategy):
         raise ValueError(
             "Representations are released on the replicas of one machine, "
             "under MirroredStrategy, in compiled steps. Compile with "
@@ -139,9 +139,16 @@ def compiles_pieces(strategy: tf.distribute.Strategy | None) -> bool:
     Args:
         strategy: A `tf.distribute` strategy, or `None`.
     """
-    return deals(strategy) and isinstance(
-        strategy, tf.distribute.MirroredStrategy
-    )
+    return deals(strategy) and are_mirrored(strategy)
+
+
+def are_mirrored(strategy: tf.distribute.Strategy | None) -> bool:
+    """Tells if all replicas are those of one machine, on devices of its own.
+
+    Args:
+        strategy: A `tf.distribute` strategy, or `None`.
+    """
+    return isinstance(strategy, tf.distribute.MirroredStrategy)
 
 
 def deals(strategy: tf.distribute.Strategy | None) -> bool:

@@ -12,6 +12,7 @@ as the size of a batch without padding does: neither leaves the step.
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 from keras import tree
@@ -20,6 +21,7 @@ from tf_dpfp.accounting import PoissonSampling
 from tf_dpfp.late_imports import stats
 from tf_dpfp.sampling import batching
 from tf_dpfp.sampling import padding
+from tf_dpfp.sampling import parts
 from tf_dpfp.sampling import persons
 from tf_dpfp.sampling import registry
 from tf_dpfp.sampling import views
@@ -92,30 +94,36 @@ def in_buckets(
 
     Args:
         batches: Batches of `poisson_batches`, `(x, y)` or
-            `(x, y, sample_weight)`.
-        info: Distribution of the batches.
+            `(x, y, sample_weight)`; or those of parts.
+        info: Distribution of the batches; of those of parts, in the mean over
+            the parts.
         multiple: Divisor of every size.
 
     Returns:
-        A `tf.data.Dataset` of `(x, y, sample_weight)`; `batches` itself, if
+        A `tf.data.Dataset` of `(x, y, sample_weight)`, in a `PartBatch` if
+        batches are; `batches` itself, if
         sizes are static already or there is no `y` to give a weight.
     """
-    unconverted = tf.autograph.experimental.do_not_convert
-    spec = batches.element_spec
+    element = batches.element_spec
+    spec, _ = parts.split(element)
     has_labels = isinstance(spec, tuple) and len(spec) > 1
     if info.capacity is not None or not has_labels:
         return batches
     assert isinstance(info.sampling, PoissonSampling)
     sizes = bucket_sizes(info.population, info.sampling.sampling_rate, multiple)
-    if isinstance(spec, (persons.PersonBatch, views.ViewBatch)):
+    is_joined = isinstance(spec, (persons.PersonBatch, views.ViewBatch))
+
+    @tf.autograph.experimental.do_not_convert
+    def padded(*batch: Any) -> Any:
         # A named tuple is one argument of a function, not several.
-        kind = type(spec)
-        return batches.map(
-            unconverted(lambda batch: kind(*_padded(tuple(batch), sizes)))
-        ).prefetch(2)
-    return batches.map(
-        unconverted(lambda *batch: _padded(batch, sizes))
-    ).prefetch(2)
+        whole = batch if type(element) is tuple else batch[0]
+        rows, part = parts.split(whole)
+        found = _padded(tuple(rows), sizes)
+        if is_joined:
+            found = type(spec)(*found)
+        return found if part is None else parts.PartBatch(found, part)
+
+    return batches.map(padded).prefetch(2)
 
 
 def _padded(batch: tuple, sizes: Sequence[int]) -> tuple:

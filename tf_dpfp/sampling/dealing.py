@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_dpfp.sampling import padding
+from tf_dpfp.sampling import parts
 
 
 def deal(
@@ -16,7 +17,8 @@ def deal(
     Piece r of a batch is for replica r. Every example of a batch is in one of
     its pieces; pieces may be empty, and their sizes differ by at most one. So
     unlike the batching that `tf.distribute` does by itself, it is exact for
-    batches of any size.
+    batches of any size. The number of the part that a batch was drawn from goes
+    with every piece.
 
     Args:
         batches: Batches of any size. When they end, they begin anew.
@@ -37,10 +39,13 @@ def deal(
         if static:
             batch, _ = padding.pad_to_multiple(batch, replicas)
 
+        # A named tuple is one argument, not several.
+        whole = batch if type(element) is tuple else batch[0]
+        rows, part = parts.split(whole)
+
         def piece(replica: tf.Tensor) -> Any:
-            dealt = piece_of(batch, replica, replicas, static)
-            # A named tuple is one argument, not several.
-            return dealt if type(element) is tuple else dealt[0]
+            dealt = piece_of(rows, replica, replicas, static)
+            return dealt if part is None else parts.PartBatch(dealt, part)
 
         return tf.data.Dataset.range(replicas).map(piece)
 
