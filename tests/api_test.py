@@ -22,8 +22,8 @@ private_optimizer_class reparametrize validate
 
 SUBMODULES = {
     "accounting": """
-        BandedSums CyclicPoissonSampling EndToEnd Evaluation EveryExample
-        EveryLabel Joint Labels LedgerEntry MembershipAttacks PersonEvaluation
+        BandedPersonSums BandedSums CyclicPoissonSampling EndToEnd Evaluation
+        EveryExample EveryLabel Joint Labels LedgerEntry MembershipAttacks PersonEvaluation
         PersonRepresentations PersonSums PoissonSampling Representations
         Search Sums UnknownSampling
         ViewSums WithoutReplacement calibrate_noise_multiplier claimed_epsilon

@@ -99,6 +99,61 @@ def test_rows_come_back_and_mean_nothing_to_earlier_versions():
             table.decode(broken, ran.steps)
 
 
+def of_persons(steps, max_examples=5):
+    return dataclasses.replace(
+        entry(steps), release=accounting.BandedPersonSums(4, max_examples)
+    )
+
+
+@pytest.mark.parametrize("max_examples", [1, 5, 2**20 - 1])
+def test_rows_of_persons_keep_bands_and_examples_under_a_code_of_theirs(
+    max_examples,
+):
+    ran = of_persons(10, max_examples)
+    row = table.encode(ran)
+    assert table.decode(row, ran.steps) == ran
+    assert row[0] == 5.0 and row[5] == 13.0
+    assert not np.array_equal(row, table.encode(entry(10)))
+    # No bands, one band, no examples, and halves of them.
+    for column, value in (
+        (6, 0.0),
+        (6, 2**20),
+        (6, 2**20 + 1),
+        (6, 4),
+        (6, 0.5),
+    ):
+        broken = row.copy()
+        broken[column] = value
+        with pytest.raises(ValueError):
+            table.decode(broken, ran.steps)
+
+
+def test_rows_of_persons_have_room_for_numbers_below_a_limit():
+    with pytest.raises(ValueError, match="numbers below"):
+        table.encode(of_persons(10, 2**20))
+
+
+def test_bands_of_persons_and_of_examples_are_never_added_up():
+    ran = [entry(10), of_persons(10), of_persons(10, 6), of_persons(2)]
+    assert [e.steps for e in table.merge(ran)] == [13, 18, 13]
+    assert accounting.compute_epsilon(ran, DELTA) == math.inf
+
+
+def test_a_person_with_any_number_of_examples_is_counted_as_one():
+    expected = accounting.compute_epsilon([entry(40)], DELTA)
+    for examples_per_user in (None, 1, 7):
+        assert expected == accounting.compute_epsilon(
+            [of_persons(40)], DELTA, examples_per_user=examples_per_user
+        )
+    # By another way: mixtures of one part are sampled Gaussians.
+    assert accounting.compute_epsilon(
+        [of_persons(40)], DELTA, "pld", examples_per_user=7
+    ) == pytest.approx(accounting.compute_epsilon([entry(40)], DELTA, "pld"))
+    plain = of_persons(10).without_sampling()
+    assert plain.release == accounting.PersonSums(5)
+    assert plain.noise_multiplier == pytest.approx(1.3 / 2)
+
+
 def test_cyclic_sampling_and_correlated_noise_go_together():
     cyclic = accounting.CyclicPoissonSampling(0.1, parts=2)
     with pytest.raises(ValueError, match="can't be accounted for"):

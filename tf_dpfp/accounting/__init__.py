@@ -27,6 +27,7 @@ from tf_dpfp.accounting.paragraphs import round_up
 from tf_dpfp.accounting.persons import refuse_mixed
 from tf_dpfp.accounting.record import Record
 from tf_dpfp.accounting.releases import Adjacency
+from tf_dpfp.accounting.releases import BandedPersonSums
 from tf_dpfp.accounting.releases import BandedSums
 from tf_dpfp.accounting.releases import EndToEnd
 from tf_dpfp.accounting.releases import Evaluation
@@ -60,6 +61,7 @@ from tf_dpfp.accounting.tradeoff import unlimited
 
 # Public. The other names are for the other folders of the package.
 __all__ = [
+    "BandedPersonSums",
     "BandedSums",
     "CyclicPoissonSampling",
     "EndToEnd",

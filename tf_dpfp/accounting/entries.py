@@ -139,15 +139,19 @@ class LedgerEntry:
             The entry; itself where nothing is proved without the sampling.
         """
         unknown = samplings.UnknownSampling()
-        if isinstance(self.release, releases.BandedSums):
+        release = self.release
+        if isinstance(release, releases.BandedSums):
+            plain = releases.Sums()
+            if isinstance(release, releases.BandedPersonSums):
+                plain = releases.PersonSums(release.max_examples)
             return dataclasses.replace(
                 self,
                 sampling=unknown,
                 noise_multiplier=self.noise_multiplier
-                / math.sqrt(self.release.bands),
-                release=releases.Sums(),
+                / math.sqrt(release.bands),
+                release=plain,
             )
-        if samplings.UnknownSampling not in self.release.samplings:
+        if samplings.UnknownSampling not in release.samplings:
             return self
         return dataclasses.replace(self, sampling=unknown)
 

@@ -58,11 +58,14 @@ def unit_of(entries: Sequence[entries_lib.LedgerEntry]) -> Unit:
 
 def words(entry: entries_lib.LedgerEntry) -> str:
     """Says how many examples of a person are in a step; else nothing."""
-    if not isinstance(
-        entry.release, (releases.PersonSums, releases.PersonRepresentations)
-    ):
+    release = entry.release
+    kinds = (
+        *(releases.PersonSums, releases.PersonRepresentations),
+        releases.BandedPersonSums,
+    )
+    if not isinstance(release, kinds):
         return ""
-    count = text.count(entry.release.max_examples, "example")
+    count = text.count(release.max_examples, "example")
     return f" of persons, up to {count} of each"
 
 

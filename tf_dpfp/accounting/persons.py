@@ -102,15 +102,17 @@ def check_entries(
             "one person where persons were drawn."
         )
     for entry in entries:
-        if isinstance(entry.release, releases.BandedSums):
+        of_example = entry.release.unit == "example"
+        if of_example and isinstance(entry.release, releases.BandedSums):
             raise ValueError(
                 "With correlated noise the examples of a person may be in "
                 "steps that share noise, of which nothing is proved for "
-                "several of them. Leave `examples_per_user` out, or train "
-                f"with independent noise. Received: {entry.release!r}"
+                "several of them. Leave `examples_per_user` out, or draw by "
+                "person: cyclic_poisson_batches(users=...). Received: "
+                f"{entry.release!r}"
             )
         overflow = getattr(entry.sampling, "overflow_probability", 0.0)
-        if overflow and entry.release.unit == "example":
+        if overflow and of_example:
             raise ValueError(
                 "Batches with padded='static' may drop surplus examples, with "
                 "a probability that is known for one example more, not for "

@@ -218,12 +218,12 @@ class BandedSums(Sums):
     """Noised sums of clipped gradients, with noise correlated over steps.
 
     With the sum x_t of step t, x_t + w_t is released, where C w is independent
-    noise of the entry's noise multiplier and C is lower-triangular with
-    `bands` bands and columns of norm at most 1. So what is released is C x
-    plus independent noise, times the inverse of C. An example that is in step
-    t moves rows t to t + `bands` - 1 of C x, by at most one clip norm in all:
-    if it is not in another step of these, as with cyclic sampling from at
-    least `bands` parts, each of its steps is one Poisson-sampled Gaussian.
+    noise of the entry's noise multiplier and C is lower-triangular with `bands`
+    bands and columns of norm at most 1. So C x plus independent noise is
+    released, times the inverse of C. An example in step t moves rows t to t +
+    `bands` - 1 of C x, by a clip norm in all at most: if it is in no other of
+    them, as with cyclic sampling from at least `bands` parts, each of its steps
+    is one Poisson-sampled Gaussian.
 
     Args:
         bands: Number of bands, at least 2.
@@ -243,6 +243,30 @@ class BandedSums(Sums):
     def __post_init__(self):
         bands = arguments.integer("bands", self.bands, least=2)
         object.__setattr__(self, "bands", bands)
+
+
+@dataclasses.dataclass(frozen=True)
+class BandedPersonSums(BandedSums):
+    """Noised sums of clipped gradients of persons, with correlated noise.
+
+    Each person is in one part, and moves a sum by at most one clip norm.
+
+    Args:
+        bands: Number of bands, at least 2.
+        max_examples: Greatest number of examples of a person in a step.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    max_examples: int
+
+    unit = "person"
+
+    def __post_init__(self):
+        super().__post_init__()
+        count = arguments.positive_integer("max_examples", self.max_examples)
+        object.__setattr__(self, "max_examples", count)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,14 +29,14 @@ _CONDITIONAL = (
     "which is not observed:"
 )
 _CORRELATED = (
-    "Correlated noise: each example belongs to one part, by a coin of its own, "
+    "Correlated noise: each {one} belongs to one part, by a coin of its own, "
     "and a step draws from one part by Poisson sampling, one part after the "
-    "other. So an example's steps are so far apart that no two of them share "
+    "other. So {a} {one}'s steps are so far apart that no two of them share "
     "noise, and epsilon counts one of as many steps as there are parts "
     "(banded matrix factorisation). It was performed, not assumed. Noise that "
     "begins anew, as in every `fit`, counts as one step less than there are "
     "parts, and is among the steps above. The figure needs parts, the choice "
-    "of examples and the noise of earlier steps to stay secret."
+    "of {one}s and the noise of earlier steps to stay secret."
 )
 _VIEWS = (
     "Augmentation multiplicity: each view is made of one example alone, and "
@@ -246,9 +246,17 @@ def _of_correlated_noise(
     entries: Sequence[entries_lib.LedgerEntry],
 ) -> list[text.Paragraph]:
     """Explains steps whose noise is correlated, if any ran."""
-    if not any(isinstance(e.release, releases.BandedSums) for e in entries):
+    banded = [e for e in entries if isinstance(e.release, releases.BandedSums)]
+    if not banded:
         return []
-    return [text.Paragraph("sampling", _CORRELATED)]
+    unit = person_statement.unit_of(banded).one
+    article = "a" if unit == "person" else "an"
+    return [
+        text.Paragraph(
+            "sampling",
+            _CORRELATED.format(one=unit, a=article),
+        )
+    ]
 
 
 def _of_views(

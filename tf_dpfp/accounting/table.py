@@ -66,6 +66,9 @@ _PERSON_SUMS_CODE = 10
 _BANDED_SUMS_CODE = 11
 # And the number of views of an example.
 _VIEW_SUMS_CODE = 12
+# The number of bands, and `_OF_PERSONS` times that of examples of a person.
+_BANDED_PERSON_SUMS_CODE = 13
+_OF_PERSONS = 2**20
 
 
 def encode(entry: entries_lib.LedgerEntry) -> np.ndarray:
@@ -261,6 +264,14 @@ def _encode_release(release: releases.Release) -> tuple[float, float]:
         return _PERSON_SUMS_CODE, release.max_examples
     if isinstance(release, releases.PersonRepresentations):
         return _PERSON_ROWS_CODES[release.labels], release.max_examples
+    if isinstance(release, releases.BandedPersonSums):
+        if max(release.bands, release.max_examples) >= _OF_PERSONS:
+            raise ValueError(
+                f"A ledger row holds numbers below {_OF_PERSONS}. Received: "
+                f"release={release!r}"
+            )
+        both = release.bands + _OF_PERSONS * release.max_examples
+        return _BANDED_PERSON_SUMS_CODE, both
     if isinstance(release, releases.BandedSums):
         return _BANDED_SUMS_CODE, release.bands
     if isinstance(release, releases.ViewSums):
@@ -279,6 +290,9 @@ def _decode_release(row: np.ndarray) -> releases.Release:
         return releases.PersonRepresentations(labels, int(parameter))
     if code == _BANDED_SUMS_CODE and parameter.is_integer():
         return releases.BandedSums(int(parameter))
+    if code == _BANDED_PERSON_SUMS_CODE and parameter.is_integer():
+        max_examples, bands = divmod(int(parameter), _OF_PERSONS)
+        return releases.BandedPersonSums(bands, max_examples)
     if code == _VIEW_SUMS_CODE and parameter.is_integer():
         return releases.ViewSums(int(parameter))
     if parameter:

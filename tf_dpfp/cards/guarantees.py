@@ -31,6 +31,10 @@ _RELEASED = {
         "sums of clipped per-example gradients, with Gaussian noise that is "
         "correlated over steps"
     ),
+    "BandedPersonSums": (
+        "sums of clipped gradients of persons, with Gaussian noise that is "
+        "correlated over steps"
+    ),
     "Representations": "clipped representations, with Gaussian noise",
     "PersonRepresentations": (
         "representations of persons, clipped jointly, with Gaussian noise"

@@ -57,7 +57,20 @@ def by_parts(
     """
     assert pipeline.cyclic is not None and optimizer.bands is not None
     sampling = pipeline.cyclic.sampling_of(parts_of(optimizer, pipeline))
-    return sampling, accounting.BandedSums(optimizer.bands)
+    return sampling, released(optimizer.bands, pipeline)
+
+
+def released(bands: int, pipeline: pipelines.Pipeline) -> accounting.BandedSums:
+    """Returns the release of steps with a number of bands.
+
+    Args:
+        bands: Number of bands, above 1.
+        pipeline: Description of cyclic batches.
+    """
+    places = pipeline.max_examples_per_user
+    if places is None:
+        return accounting.BandedSums(bands)
+    return accounting.BandedPersonSums(bands, places)
 
 
 def batches(

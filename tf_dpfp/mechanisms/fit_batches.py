@@ -27,11 +27,11 @@ def built_before(
     Returns:
         Context in which Keras builds nothing of a model built here.
     """
-    spec = getattr(batches, "element_spec", None)
+    spec, part = sampling_lib.split_part(getattr(batches, "element_spec", None))
     if sampling_lib.kind_of(spec) is not None:
         batch = tuple(sampling_lib.flat(spec))
-    elif isinstance(spec, sampling_lib.PartBatch):
-        batch = keras.utils.unpack_x_y_sample_weight(spec.batch)
+    elif part is not None:
+        batch = keras.utils.unpack_x_y_sample_weight(spec)
     else:
         return contextlib.nullcontext()
     keras_distribution.symbolic_build(model, batch)

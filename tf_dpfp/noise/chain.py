@@ -303,7 +303,7 @@ class NoiseChain:
 def _checked_turn(
     as_due: tf.Tensor, part: tf.Tensor, due: tf.Tensor
 ) -> tf.Operation | None:
-    """Stops a step whose turn it is not; `None` in an eager step that goes on."""
+    """Stops a step whose turn it is not; `None` if it goes on, eagerly."""
     return tf.debugging.Assert(
         as_due, [f"{_NOT_DUE} Received: part", part, "due", due]
     )

@@ -92,8 +92,8 @@ class PrivateOptimizer(
         correlated_noise: `None` for independent noise, or a `tf_dpfp.Banded`:
             every step takes back part of the noise of earlier ones, for few
             passes over many examples. It needs batches of
-            `cyclic_poisson_batches`. On one machine; not under XLA, with
-            low-rank carriers or a `DPRepresentationClip`.
+            `cyclic_poisson_batches`. On one machine; not with low-rank
+            carriers or a `DPRepresentationClip`.
         sparse_tables: `None` for noise on every row of every table, or a
             `tf_dpfp.Sparse`: of the tables that it names a step releases and
             updates the rows that enough examples touch. With `DPSGD` without

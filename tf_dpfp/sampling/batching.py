@@ -43,8 +43,8 @@ def batches(
         places: Number of places for examples of a person; draws then have a
             row of so many indices for each, and batches are `PersonBatch`es.
             `None` if examples are drawn.
-        from_parts: True if draws are pairs: the number of a part, and indices;
-            batches are then `PartBatch`es.
+        from_parts: True if draws are pairs: the number of a part, and what is
+            drawn from it; batches are then in `PartBatch`es.
         views: Views of each example; draws are then pairs: indices, and a
             secret seed for each. `None` for examples as they are.
 
@@ -88,12 +88,11 @@ def batches(
         if capacity is not None or places is not None:
             batch = weigh_padding(batch, is_example)
         if places is not None:
-            return persons.PersonBatch(*persons.apart(batch, places))
-        if views is not None:
+            batch = persons.PersonBatch(*persons.apart(batch, places))
+        elif views is not None:
             batch = views_lib.of_batch(batch, views, seeds)
-        if part is not None:
-            return parts.PartBatch(_as_element(batch), part)
-        return _as_element(batch)
+        element = _as_element(batch)
+        return element if part is None else parts.PartBatch(element, part)
 
     dataset = tf.data.Dataset.from_generator(
         generate,
@@ -111,7 +110,8 @@ def _fetched(
     """Fetches a draw: leaves, a mask, the number of a part, seeds of views."""
     if from_parts:
         part, indices = drawn
-        return (*source.take(indices), np.asarray(part, np.int64))
+        leaves = _fetched(source, indices, masked, False, seeded)
+        return (*leaves, np.asarray(part, np.int64))
     if seeded:
         indices, seeds_of_views = drawn
         return (*source.take(indices), seeds_of_views)
@@ -131,7 +131,7 @@ def _signature(
         for spec in (*source.specs, *mask)
     )
     of_views = (tf.TensorSpec([None, 2], tf.int64),) if seeded else ()
-    return (*leaves, *part, *of_views)
+    return (*leaves, *of_views, *part)
 
 
 def _with_absent(source: Source, indices: np.ndarray) -> Leaves:
@@ -222,7 +222,7 @@ def weigh_padding(
 
 def _as_element(batch: tuple[Any, ...]) -> Any:
     """Packs components as Keras does, so that a tuple `x` stays one input."""
-    if isinstance(batch, views_lib.ViewBatch):
+    if isinstance(batch, (persons.PersonBatch, views_lib.ViewBatch)):
         return batch
     if len(batch) == 1 and not isinstance(batch[0], tuple):
         return batch[0]

@@ -33,6 +33,8 @@ def cyclic_poisson_batches(
     map_fn: Callable[..., Any] | None = None,
     cache: bool = False,
     seed: int | None = None,
+    users: Any = None,
+    max_examples_per_user: int | None = None,
 ) -> tf.data.Dataset:
     """Draws batches for an optimizer with correlated noise.
 
@@ -42,6 +44,11 @@ def cyclic_poisson_batches(
     on: an example may be in one of `bands` steps in a row only, and is drawn
     there at `bands` times the rate, so that batches have the same mean size.
     Epsilon counts one Poisson-sampled step of that rate for each `bands` steps.
+
+    With `users` it is persons who are put into parts, with all of their
+    examples, and who are drawn, each by one coin, and whom the guarantee
+    protects: see `poisson_batches`. What is said of examples here holds of
+    persons then.
 
     Everywhere else, as where noise is independent, the data set is that of
     `poisson_batches`, whose arguments these are.
@@ -62,16 +69,22 @@ def cyclic_poisson_batches(
             memory.
         seed: Integer that makes parts and draws reproducible. Anyone who has
             it can tell which examples were drawn.
+        users: One id for each example, in order, that says whose it is, or a
+            function of a batch of examples that returns their ids. Needs
+            targets.
+        max_examples_per_user: Greatest number of examples of a person in a
+            step; needed with `users`.
 
     Returns:
         A `tf.data.Dataset` of `steps_per_epoch` batches `x`, `(x, y)` or
         `(x, y, sample_weight)`. A data set derived from it by `map`, `take`
-        and the like claims nothing; use `map_fn`.
+        and the like claims nothing; use `map_fn`. With `users`, batches are
+        those of persons.
 
     Raises:
         ValueError: If an argument is outside its range, or contradicts another
             one or the data.
-        TypeError: If examples cannot be drawn from `x`.
+        TypeError: If examples cannot be drawn from `x`, or ids be compared.
 
     Reference:
         - [(Amplified) banded matrix factorization: a unified approach to
@@ -89,6 +102,8 @@ def cyclic_poisson_batches(
         map_fn=map_fn,
         cache=cache,
         seed=seed,
+        users=users,
+        max_examples_per_user=max_examples_per_user,
     )
     if bands is not None:
         _sampling(sampler, bands)
@@ -107,10 +122,11 @@ def cyclic_poisson_batches(
 def _sampling(sampler: poisson.Sampler, parts: int) -> PoissonSampling:
     """Returns the sampling of a step that draws from one of several parts."""
     rate = sampler.rate * parts
+    unit = "example" if sampler.persons is None else "person"
     if rate > 1.0 + 1e-12:
         raise ValueError(
-            f"With {parts} parts each example would have to be drawn with a "
-            f"probability of {rate:.3g}: a part has fewer examples than a "
+            f"With {parts} parts each {unit} would have to be drawn with a "
+            f"probability of {rate:.3g}: a part has fewer {unit}s than a "
             "batch. Use fewer bands, or smaller batches. Received: "
             f"bands={parts}, sampling_rate={sampler.rate:.4g}"
         )
@@ -140,16 +156,25 @@ def _in_parts(
     members = assign(sampler.size, parts, sampler.seed)
     counts = [BinomialCounts(len(each), rate) for each in members]
     iterations = itertools.count()
+    grouped = sampler.persons
 
     def draws() -> Iterator[tuple[int, np.ndarray]]:
         first = next(iterations) * sampler.steps
         rng = np.random.default_rng(next(entropy))
         for step in range(first, first + sampler.steps):
             part = step % parts
-            yield part, members[part][poisson.draw(rng, counts[part])]
+            drawn = members[part][poisson.draw(rng, counts[part])]
+            if grouped is not None:
+                drawn = grouped.draw_examples(rng, drawn)
+            yield part, drawn
 
     dataset = batching.batches(
-        sampler.source, draws, None, sampler.map_fn, from_parts=True
+        sampler.source,
+        draws,
+        None,
+        sampler.map_fn,
+        places=None if grouped is None else grouped.max_examples,
+        from_parts=True,
     )
     return dataset.apply(
         tf.data.experimental.assert_cardinality(sampler.steps)
@@ -157,18 +182,18 @@ def _in_parts(
 
 
 def assign(size: int, parts: int, seed: int | None) -> list[np.ndarray]:
-    """Assigns each example to a part, by a coin of its own.
+    """Assigns each example, or person, to a part, by a coin of its own.
 
     Parts of equal size would not do: an example that is left out would move
     others from one part to the next.
 
     Args:
-        size: Number of examples.
+        size: Number of examples, or of persons.
         parts: Number of parts.
         seed: Integer; `None`: coins from the operating system.
 
     Returns:
-        The indices of the examples of each part.
+        The indices of those in each part.
     """
     entropy = None if seed is None else (seed, parts, _OF_PARTS)
     coins = np.random.default_rng(entropy).integers(parts, size=size)

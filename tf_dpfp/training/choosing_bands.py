@@ -11,6 +11,7 @@ from typing import Any
 from tf_dpfp import accounting
 from tf_dpfp import mechanisms
 from tf_dpfp.accounting import bands as bands_lib
+from tf_dpfp.mechanisms import correlated
 from tf_dpfp.sampling import pipelines
 
 
@@ -43,7 +44,9 @@ def choose(
             claim = dataclasses.replace(
                 claim,
                 sampling=cyclic.sampling_of(cyclic.parts or bands),
-                release=claim.release.of_kind(accounting.BandedSums(bands)),
+                release=claim.release.of_kind(
+                    correlated.released(bands, pipeline)
+                ),
             )
         return [*spent, claim.entry(claim.steps_of_training(steps))]
 
