@@ -23,9 +23,9 @@ private_optimizer_class reparametrize validate
 SUBMODULES = {
     "accounting": """
         BandedPersonSums BandedSums CyclicPoissonSampling EndToEnd Evaluation
-        EveryExample EveryLabel Joint Labels LedgerEntry MembershipAttacks PersonEvaluation
-        PersonRepresentations PersonSums PoissonSampling Representations
-        Search Sums UnknownSampling
+        EveryExample EveryLabel Joint Labels LedgerEntry MembershipAttacks
+        PersonEvaluation PersonRepresentations PersonSums PoissonSampling
+        Representations Search Sums UnknownSampling
         ViewSums WithoutReplacement calibrate_noise_multiplier claimed_epsilon
         compare_bands compute_epsilon max_steps
         membership_attacks

@@ -150,6 +150,25 @@ def test_a_step_out_of_turn_fails(wrong):
         chain.turn(BANDS, tf.constant(3), "one")
 
 
+def test_a_step_out_of_turn_makes_nan_where_assertions_are_left_out(
+    monkeypatch,
+):
+    """As XLA leaves them out; those that are due again, too."""
+    monkeypatch.setattr(chain_lib.tf.debugging, "Assert", lambda *_: None)
+    chain = noise.NoiseChain(BANDS)
+    with pytest.raises(RuntimeError, match="Nothing but NaN"):
+        with opened(chain):
+            guards = [
+                float(chain.turn(BANDS, tf.constant(part), "one").guard)
+                for part in (0, 1, 1, 3)
+            ]
+            outside = chain.turn(0, None, "one").guard
+    np.testing.assert_array_equal(guards, [1.0, 1.0, np.nan, np.nan])
+    assert float(outside) == 1.0
+    with opened(chain):
+        assert float(chain.turn(BANDS, tf.constant(2), "one").guard) == 1.0
+
+
 def test_two_chains_at_a_time_are_refused():
     chain = noise.NoiseChain(BANDS)
     with opened(chain):

@@ -303,9 +303,9 @@ class Gradients(Mechanism):
             arguments, self.optimizer.expected_batch_size is None
         )
         strategy = self.strategy()
+        correlated.check(self, pipeline, strategy, arguments)
         if replicas.deals(strategy):
             pipeline = replicas.pipeline_of(strategy, arguments["x"], pipeline)
-        correlated.check(self, pipeline, strategy, arguments)
         self._take_sizes(pipeline)
         self._trace_anew_for(pipeline)
         self.check_draws(arguments["x"], pipeline)

@@ -32,7 +32,6 @@ from collections.abc import Hashable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tf_dpfp import compilation
 from tf_dpfp.distribute import replicas
 from tf_dpfp.keras_private import variables as keras_variables
 from tf_dpfp.noise.gaussian import this_process
@@ -59,7 +58,7 @@ class Turn:
         layout: Name of the draws of the step.
         begins: True if the step is the first of its chain.
         guard: Factor of all noise of the step: 1, or NaN if it is not due and
-            XLA, which knows no assertions, runs it. `None`: 1.
+            XLA, which knows no assertions, runs it.
     """
 
     factors: tf.Tensor
@@ -67,7 +66,7 @@ class Turn:
     slot: tf.Tensor
     layout: int
     begins: tf.Tensor
-    guard: tf.Tensor | None = None
+    guard: tf.Tensor
 
 
 class NoiseChain:
@@ -229,12 +228,8 @@ class NoiseChain:
         due = (known[_FIRST] + steps) % tf.maximum(parts, 1)
         as_due = (due == part) & (known[_LAYOUT] == number)
         as_due = (as_due & (known[_MISSED] == 0)) | ~in_chain
-        guard, checks = None, []
-        if compilation.target() is compilation.Target.XLA:
-            guard = tf.where(as_due, 1.0, np.nan)
-        else:
-            checks.append(_checked_turn(as_due, part, due))
-        with tf.control_dependencies([c for c in checks if c is not None]):
+        check = _checked_turn(as_due, part, due)
+        with tf.control_dependencies([] if check is None else [check]):
             missed = tf.stack([0, 0, 0, tf.cast(~as_due, tf.int64)])
             one = tf.constant([1, 0, 0, 0], tf.int64) + missed
             further = one + tf.where(begins, place, tf.zeros_like(place))
@@ -253,7 +248,8 @@ class NoiseChain:
             slot=tf.cast(tf.where(in_chain, steps % kept, kept), tf.int32),
             layout=number,
             begins=begins,
-            guard=guard,
+            # XLA leaves assertions out, in what it compiles unasked, too.
+            guard=tf.where(as_due, 1.0, np.nan),
         )
 
     def correlated(

@@ -158,10 +158,7 @@ class Turned:
         Args:
             draws: The noise of this replica, of sums and of counts.
         """
-        guard = self.turn.guard
-        if guard is None:
-            return draws
-        return dataclasses.replace(draws, share=draws.share * guard)
+        return dataclasses.replace(draws, share=draws.share * self.turn.guard)
 
 
 def _layout(clipped: clipped_lib.ClippedGradients) -> tuple:
