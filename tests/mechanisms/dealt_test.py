@@ -114,7 +114,7 @@ def mechanism(monkeypatch):
 def _fit(mechanism, x=X, **kwargs):
     arguments = {"x": x, "class_weight": None, "callbacks": None}
     arguments |= {"steps_per_epoch": None, **kwargs}
-    pipeline = types.SimpleNamespace(name="it", batch_size=None)
+    pipeline = types.SimpleNamespace(name="it", batch_size=None, cyclic=None)
     dealt.fit(mechanism, STRATEGY, pipeline, arguments)
 
 
