@@ -66,6 +66,30 @@ def _model(below, *above, eager=False, loss="mse"):
     return model
 
 
+class Positives(keras.metrics.Metric):
+    """Counts predictions above zero, as an example of Keras does."""
+
+    def __init__(self):
+        super().__init__(name="positives")
+        self.count = self.add_variable((), "zeros")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.count.assign_add(
+            keras.ops.sum(keras.ops.cast(y_pred > 0, "float32"))
+        )
+
+    def result(self):
+        return self.count
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_the_result_of_a_metric_may_be_its_variable(eager):
+    model = _model(Below(lambda x: x))
+    model.compile("sgd", "mse", metrics=[Positives()], run_eagerly=eager)
+    logs = model.train_on_batch(X, Y, return_dict=True)
+    assert 0 <= logs["positives"] <= 2 * len(X)
+
+
 MIXING = {
     "routing": (_route, "Cumsum"),
     "mean": (lambda x: x - 1e-4 * tf.reduce_mean(x, 0), "Mean"),

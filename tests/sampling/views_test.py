@@ -157,6 +157,19 @@ def _python(image):
     return tf.ensure_shape(found, (6, 6, 1))
 
 
+def _added_up(image):
+    """Adds to the memory of a constant, which all views share."""
+    memory = tf.zeros([1, 6, 6, 1]) + 0.0
+    return tf.raw_ops.InplaceAdd(x=memory, i=[0], v=image[None])[0]
+
+
+def _with_glimpse(image):
+    """Draws numbers that no seed is known of."""
+    return tf.image.extract_glimpse(
+        image[None], (6, 6), [[9.0, 9.0]], noise="uniform"
+    )[0]
+
+
 def _said_to_be_stateless(image):
     found = tf.numpy_function(lambda a: a, [image], tf.float32, stateful=False)
     return tf.ensure_shape(found, (6, 6, 1))
@@ -176,6 +189,8 @@ def _ragged(image):
             {"augment": _said_to_be_stateless},
             "may keep something of one example",
         ),
+        ({"augment": _added_up}, "may keep something of one example"),
+        ({"augment": _with_glimpse}, "may keep something of one example"),
         ({"augment": _ragged}, "must return dense tensors"),
         (
             {"augment": lambda x: tf.boolean_mask(x, x[:, 0, 0] > 0)},

@@ -1,5 +1,7 @@
 """Metrics of private steps are those of Keras on the same examples."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -259,25 +261,55 @@ def test_a_metric_that_writes_a_weight_is_refused(kind, arguments):
 class WritesPastKeras(keras.metrics.Mean):
     """Adds to the TensorFlow variable behind a weight."""
 
-    def __init__(self, variable):
+    def __init__(self, variable, nested=False):
         super().__init__(name="writes")
         self.variable = variable
+        self.write = tf.function(self._write) if nested else self._write
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def _write(self, y_pred):
         mean = tf.reduce_mean(y_pred)
         self.variable.value.assign_add(mean * tf.ones_like(self.variable))
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.write(y_pred)
         return super().update_state(y_pred)
 
 
+class WritesInABranch(WritesPastKeras):
+    """Adds to it in a branch of a branch of a function."""
+
+    def _write(self, y_pred):
+        write = super()._write
+        once = tf.constant(1)
+
+        def body(i):
+            write(y_pred)
+            return [i + 1]
+
+        tf.cond(
+            once > 0,
+            lambda: tf.while_loop(lambda i: i < 2, body, [once])[0],
+            lambda: once,
+        )
+
+
 @pytest.mark.parametrize("arguments", [{}, {"jit_compile": True}])
-def test_a_metric_that_writes_a_weight_past_keras_is_refused(arguments):
+@pytest.mark.parametrize(
+    "writes",
+    [
+        WritesPastKeras,
+        functools.partial(WritesPastKeras, nested=True),
+        WritesInABranch,
+    ],
+)
+def test_a_metric_that_writes_a_weight_past_keras_is_refused(writes, arguments):
     x = np.ones((8, 3), np.float32)
     model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
     tf_dpfp.make_private(model)
     model.compile(
         tf_dpfp.DPSGD(0.1, noise_multiplier=1.0),
         loss="mse",
-        metrics=[WritesPastKeras(model.layers[-1].kernel)],
+        metrics=[writes(model.layers[-1].kernel)],
         **arguments,
     )
     before = model.get_weights()

@@ -6,13 +6,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import function_def_to_graph
 
+from tf_dpfp.keras_private import graphs
+
 # Operations that call functions of which the proof knows what they do.
-CALLS = frozenset(
-    """
-    Case If PartitionedCall StatefulPartitionedCall StatelessCase StatelessIf
-    StatelessWhile While
-    """.split()
-)
+CALLS = graphs.CALLS
 
 
 def graph_of(function: Any) -> tf.Graph | None:

@@ -12,7 +12,6 @@ import tensorflow as tf
 from tensorflow.python.ops import handle_data_util
 
 from tf_dpfp.independence import findings
-from tf_dpfp.independence import functions
 from tf_dpfp.independence import inferred
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import seed_origins
@@ -24,6 +23,7 @@ from tf_dpfp.independence.sizes import Size
 from tf_dpfp.independence.values import Kind
 from tf_dpfp.independence.values import Range
 from tf_dpfp.independence.values import Value
+from tf_dpfp.keras_private import graphs
 
 # Larger constants are not looked at: only whether they are equal matters.
 _MOST_ELEMENTS = 2**20
@@ -238,9 +238,6 @@ _PRINTS = frozenset(
     """.split()
 )
 _PYTHON = frozenset("EagerPyFunc NumpyFunction PyFunc PyFuncStateless".split())
-# Beginnings of operations that change the memory of their input, write files,
-# or draw random numbers, and don't say so.
-_BY_NAME = ("Debug", "ExtractGlimpse", "Fractional", "Inplace", "RiscRandom")
 # Operations that stop a step, and the input that makes them do so.
 _ABORTS = {
     "Assert": 0,
@@ -377,24 +374,9 @@ def is_unruly(op: tf.Operation) -> bool:
     """
     known = _unruly.get(op.type)
     if known is None:
-        known = _unruly[op.type] = _is_unruly(op)
+        known = graphs.is_unruly(op.type, op.op_def)
+        _unruly[op.type] = known
     return known
 
 
 _unruly: dict[str, bool] = {}
-
-
-def _is_unruly(op: tf.Operation) -> bool:
-    if op.type in functions.CALLS:
-        return False
-    if op.type.startswith(_BY_NAME) or op.type in _PYTHON:
-        return True
-    definition = op.op_def
-    if any(a.is_ref for a in definition.input_arg):
-        return True
-    # By a shared name other rounds of a loop fill the same queue.
-    names = () if definition.is_stateful else ("shared_name",)
-    return any(
-        a.name in names or a.type in ("func", "list(func)")
-        for a in definition.attr
-    )

@@ -1,12 +1,25 @@
 """Operations of a traced function, those of the functions it calls included."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
+import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
 
 # They run code of others, and are listed as if they had no state.
 _FOREIGN = ("PyFuncStateless", "XlaCustomCall", "XlaCustomCallV2")
+_PYTHON = frozenset("EagerPyFunc NumpyFunction PyFunc PyFuncStateless".split())
+# Beginnings of operations that change the memory of their input, write files,
+# or draw random numbers, and don't say so.
+_BY_NAME = ("Debug", "ExtractGlimpse", "Fractional", "Inplace", "RiscRandom")
+# Operations that call functions of which it is known what they do.
+CALLS = frozenset(
+    """
+    Case If PartitionedCall StatefulPartitionedCall StatelessCase StatelessIf
+    StatelessWhile While
+    """.split()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +67,56 @@ def _node(node: Any) -> Node:
         known is None
         or known.is_stateful
         or node.op in _FOREIGN
-        or any(arg.is_ref for arg in known.input_arg)
+        or is_unruly(node.op, known)
     )
     return Node(node.name, node.op, has_state, seed)
+
+
+def is_unruly(kind: str, definition: Any) -> bool:
+    """Tells an operation that does more than its definition says.
+
+    Some are defined as if they had no state, and change their inputs, write
+    files, draw random numbers, share a batch with other calls, or call any.
+
+    Args:
+        kind: Its kind.
+        definition: Its definition, of TensorFlow's registry.
+    """
+    if kind in CALLS:
+        return False
+    if kind.startswith(_BY_NAME) or kind in _PYTHON:
+        return True
+    if any(arg.is_ref for arg in definition.input_arg):
+        return True
+    # By a shared name other rounds of a loop fill the same queue.
+    names = () if definition.is_stateful else ("shared_name",)
+    return any(
+        attribute.name in names or attribute.type in ("func", "list(func)")
+        for attribute in definition.attr
+    )
+
+
+def bodies(op: tf.Operation) -> Iterator[tf.Graph]:
+    """Lists the graphs of the functions that an operation names.
+
+    Args:
+        op: An operation of a graph. Functions of which only a definition is
+            left have captured nothing, and are left out.
+    """
+    for attribute in op.op_def.attr:
+        if attribute.type not in ("func", "list(func)"):
+            continue
+        value = op.get_attr(attribute.name)
+        for function in value if isinstance(value, list) else [value]:
+            body = _body(op.graph, function.name)
+            if body is not None:
+                yield body
+
+
+def _body(graph: Any, name: str) -> tf.Graph | None:
+    while graph is not None:
+        try:
+            return getattr(graph._get_function(name), "graph", None)
+        except (ValueError, KeyError, AttributeError):
+            graph = getattr(graph, "outer_graph", None)
+    return None

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_dpfp.keras_private import graphs
+
 # `tf.train.Checkpoint` writes a Keras variable by this method, past `assign`
 # and past `load_own_variables`.
 _RESTORE = "_restore_from_tensors"
@@ -55,11 +57,19 @@ def kept(variables: Sequence[keras.Variable]) -> Iterator[None]:
         for variable in variables
         for handle in _handles(variable)
     }
-    for op in _operations()[start:]:
+    for handle in _written_handles(_operations()[start:]):
+        written = handles.get(id(_outside(handle)))
+        if written is not None:
+            raise _written(written)
+
+
+def _written_handles(operations: Sequence[tf.Operation]) -> Iterator[tf.Tensor]:
+    """Lists what operations write to, those of functions they call included."""
+    for op in operations:
         if op.type.startswith(_WRITES):
-            written = handles.get(id(_outside(op.inputs[0])))
-            if written is not None:
-                raise _written(written)
+            yield op.inputs[0]
+        for body in graphs.bodies(op):
+            yield from _written_handles(body.get_operations())
 
 
 def _operations() -> Sequence[tf.Operation]:

@@ -168,7 +168,12 @@ def _results(model: keras.Model, outputs: Any) -> Iterator[tf.Tensor]:
 
 
 def _tensors(nested: Any) -> list[tf.Tensor]:
-    return [t for t in tree.flatten(nested) if tf.is_tensor(t)]
+    # The result of a metric may be one of its variables.
+    return [
+        tf.convert_to_tensor(leaf)
+        for leaf in tree.flatten(nested)
+        if tf.is_tensor(leaf)
+    ]
 
 
 def is_plain(batch: Any) -> bool:
