@@ -206,6 +206,27 @@ def test_half_precision_is_the_layers():
     assert copy.compute_dtype == "bfloat16"
 
 
+def test_weights_that_do_not_train_are_read():
+    layer = tf_dpfp.PerExample(layers.Dense(3))
+    layer(X)
+    layer.layer.bias.trainable = False
+    kernel = layer.layer.kernel.value
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(X) ** 2)
+    found = tape.gradient(loss, kernel)
+    expected = 2 * tf.matmul(X, layer(X), transpose_a=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_weight_of_another_layer_is_refused():
+    other = tf.Variable(2.0)
+    layer = tf_dpfp.PerExample(layers.Lambda(lambda x: x * other))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(X))
+        with pytest.raises(ValueError, match="belongs to no layer"):
+            tape.gradient(loss, other)
+
+
 def test_statistics_are_refused():
     layer = tf_dpfp.PerExample(layers.BatchNormalization())
     with pytest.raises(ValueError, match="statistics"):

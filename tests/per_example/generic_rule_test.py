@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tf_dpfp
 from tests.per_example import oracle
 from tf_dpfp import per_example
+from tf_dpfp.per_example import generic
 
 L = keras.layers
+ops = keras.ops
 
 
 @keras.saving.register_keras_serializable("tf_dpfp_test")
@@ -51,6 +54,26 @@ class OwnCell(L.SimpleRNNCell):
         return output * self.bias, new
 
 
+class Convolves(L.Layer):
+    """Convolves by a function, with a kernel of its own."""
+
+    def __init__(self, function, shape, rate=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.function, self.shape = function, shape
+        self.dropout = L.Dropout(rate, seed=1, dtype=self.dtype_policy)
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=self.shape, name="kernel")
+
+    def call(self, x, training=True):
+        x = self.dropout(self.function(x, self.kernel), training=training)
+        return keras.ops.tanh(x)
+
+    def get_config(self):
+        own = {"function": self.function, "shape": self.shape}
+        return {**super().get_config(), **own}
+
+
 def _inputs(*shape, dtype="float32"):
     return tf.constant(np.random.default_rng(1).normal(size=shape), dtype)
 
@@ -74,6 +97,120 @@ def test_generic_rule_is_exact(make, shape):
     units = per_example.find_units(layer)
     assert all(isinstance(u.rule, per_example.GenericRule) for u in units)
     oracle.check(layer, inputs, modes=["graph"])
+
+
+# With weights of its own for each example none of them is one operation. (There
+# are no grouped convolutions in float64 on a CPU.)
+CONVOLUTIONS = {
+    "1d": (lambda x, w: ops.conv(x, w, 1, "same"), (6, 2), (3, 2, 4)),
+    "2d": (lambda x, w: ops.conv(x, w, 2, "valid"), (5, 6, 2), (3, 2, 2, 4)),
+    "dilated": (
+        lambda x, w: ops.conv(x, w, 1, "same", dilation_rate=2),
+        (5, 6, 2),
+        (3, 3, 2, 4),
+    ),
+    "3d": (lambda x, w: ops.conv(x, w), (3, 3, 3, 2), (2, 2, 2, 2, 3)),
+    "transposed 1d": (
+        lambda x, w: ops.conv_transpose(x, w, 2, "same"),
+        (4, 2),
+        (3, 4, 2),
+    ),
+    "transposed 2d": (
+        lambda x, w: ops.conv_transpose(x, w, 2, "valid"),
+        (4, 3, 2),
+        (3, 3, 4, 2),
+    ),
+    "depthwise 1d": (
+        lambda x, w: ops.depthwise_conv(x, w, 1, "same"),
+        (6, 2),
+        (3, 2, 3),
+    ),
+    "depthwise 2d": (
+        lambda x, w: ops.depthwise_conv(x, w, 2, "valid"),
+        (5, 6, 2),
+        (3, 3, 2, 2),
+    ),
+    "resized": (
+        lambda x, w: tf.image.resize(x * w, (3, 5)),
+        (4, 4, 2),
+        (2,),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_generic_rule_of_convolutions(name):
+    function, shape, kernel = CONVOLUTIONS[name]
+    layer, inputs = Convolves(function, kernel), _inputs(3, *shape)
+    layer(inputs)
+    _randomize(layer)
+    oracle.check(layer, inputs, modes=["graph"])
+
+
+@pytest.mark.parametrize("name", ["1d", "transposed 2d", "depthwise 2d"])
+def test_a_private_step_of_convolutions_is_proved_and_bounded(name):
+    function, shape, kernel = CONVOLUTIONS[name]
+    x = np.random.default_rng(0).normal(size=(4, *shape)).astype("float32")
+    y = np.arange(4.0)[:, None]
+
+    def step(rows):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [keras.Input(shape), Convolves(function, kernel), L.Flatten()]
+        )
+        model.add(L.Dense(1))
+        tf_dpfp.make_private(model)
+        model.compile(
+            tf_dpfp.DPSGD(
+                1.0,
+                l2_norm_clip=0.1,
+                noise_multiplier=0.0,
+                expected_batch_size=1,
+            ),
+            "mse",
+        )
+        before = model.get_weights()
+        model.train_on_batch(x[rows], y[rows])
+        return np.concatenate(
+            [
+                np.ravel(a - b)
+                for a, b in zip(model.get_weights(), before, strict=True)
+            ]
+        )
+
+    moved = np.linalg.norm(step([0, 1, 2, 3]) - step([0, 1, 3]))
+    assert 0.09 < moved <= 0.1 * 1.0001
+
+
+def test_what_is_not_vectorised_draws_its_dropout_once():
+    function, shape, kernel = CONVOLUTIONS["1d"]
+    layer = Convolves(function, kernel, rate=0.5)
+    inputs = _inputs(3, *shape)
+    layer(inputs)
+
+    @tf.function
+    def run():
+        with tf.GradientTape() as tape:
+            outputs, call = generic.GENERIC_RULE.record(
+                layer, layer.call, (inputs,), {}
+            )
+            loss = tf.reduce_sum(outputs)
+        return outputs, tape.gradient(loss, call.sources)[0]
+
+    outputs, gradients = run()
+    kept = outputs != 0
+    assert 0 < np.mean(kept) < 1 and not np.all(kept[0] == kept[1])
+    for x, seen, output, gradient in zip(
+        inputs, kept, outputs, gradients, strict=True
+    ):
+        with tf.GradientTape() as tape:
+            kernel = layer.kernel.value
+            found = tf.tanh(2 * function(x[None], kernel)[0])
+            loss = tf.reduce_sum(tf.where(seen, found, 0.0))
+        np.testing.assert_allclose(output[seen], found[seen], rtol=1e-5)
+        np.testing.assert_allclose(
+            gradient, tape.gradient(loss, kernel), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_generic_rule_compiled():

@@ -213,7 +213,6 @@ def bias_add(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     "BiasAddGrad",
     "Conv2DBackpropFilter",
     "Conv3DBackpropFilterV2",
-    "DepthwiseConv2dNativeBackpropFilter",
 )
 def weight_gradient(
     op: tf.Operation, values: Sequence[Value], walk: Walk

@@ -27,7 +27,6 @@ _BATCHED: dict[str, tuple[int, ...]] = {
     "Conv2D": (0,),
     "Conv3D": (0,),
     "DepthToSpace": (0,),
-    "DepthwiseConv2dNative": (0,),
     "Dilation2D": (0,),
     "ExtractImagePatches": (0,),
     "LRN": (0,),
@@ -58,20 +57,20 @@ _WINDOWS = frozenset(
     """.split()
 )
 
-# Gradients with respect to inputs: the shape that they are given comes first.
-_INPUT_GRADIENTS: dict[str, tuple[int, ...]] = {
-    "AvgPool3DGrad": (1,),
-    "AvgPoolGrad": (1,),
-    "Conv2DBackpropInput": (2,),
-    "Conv3DBackpropInputV2": (2,),
-    "DepthwiseConv2dNativeBackpropInput": (2,),
-}
+# Gradients with respect to inputs: the shape that they are given comes first,
+# and the gradient last.
+_INPUT_GRADIENTS = (
+    "AvgPool3DGrad",
+    "AvgPoolGrad",
+    "Conv2DBackpropInput",
+    "Conv3DBackpropInputV2",
+)
 
 
 @registry.rule(*_BATCHED)
 def batched(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Works on every index of the first axis alone."""
-    return _batched(op, values, walk, _BATCHED[op.type])
+    return windows(op, values, walk, _BATCHED[op.type])
 
 
 @registry.rule(*_INPUT_GRADIENTS, shapes=(0,))
@@ -79,7 +78,7 @@ def input_gradient(
     op: tf.Operation, values: Sequence[Value], walk: Walk
 ) -> Value:
     """Computes the gradient of each index of the first axis alone."""
-    found = _batched(op, values, walk, _INPUT_GRADIENTS[op.type])
+    found = windows(op, values, walk, (len(values) - 1,))
     wanted = values[0].numbers
     if not found.is_examples or wanted is None:
         return found
@@ -89,12 +88,26 @@ def input_gradient(
     return values_lib.examples(sizes, found.example_layout)
 
 
-def _batched(
+def windows(
     op: tf.Operation,
     values: Sequence[Value],
     walk: Walk,
     positions: tuple[int, ...],
 ) -> Value:
+    """Describes what works on every index of the first axis alone.
+
+    Args:
+        op: The operation.
+        values: Its inputs.
+        walk: The walk.
+        positions: The inputs that have the batch in front.
+
+    Returns:
+        Value of its first output.
+
+    Raises:
+        Refusal: If examples lie elsewhere.
+    """
     for i, value in enumerate(values):
         if i not in positions and value.is_examples:
             raise findings.Refusal(
@@ -119,12 +132,18 @@ def _batched(
             "The number of axes of its result is not known.", is_definite=False
         )
     size = layout.before * walk.batch * layout.after
-    rest = _kept_sizes(op, values[positions[0]], static)[1:]
+    rest = kept_sizes(op, values[positions[0]], static)[1:]
     return values_lib.examples((size, *rest), layout)
 
 
-def _kept_sizes(op: tf.Operation, value: Value, sizes: Sizes) -> Sizes:
-    """Fills in unknown sizes of windows that begin at every position."""
+def kept_sizes(op: tf.Operation, value: Value, sizes: Sizes) -> Sizes:
+    """Fills in unknown sizes of windows that begin at every position.
+
+    Args:
+        op: The operation.
+        value: What it reads.
+        sizes: Sizes of its result, as far as they are known.
+    """
     attributes = op.node_def.attr
     if op.type not in _WINDOWS or attributes["padding"].s != b"SAME":
         return sizes
@@ -144,7 +163,7 @@ def projected(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Reads each image at places of its own transform, or of one for all."""
     transforms = values[1].shape
     one = not values[1].is_examples and transforms[0] == sizes_lib.ONE
-    return _batched(op, values, walk, (0,) if one else (0, 1))
+    return windows(op, values, walk, (0,) if one else (0, 1))
 
 
 def in_front(values: Sequence[Value]) -> Layout | None:
@@ -208,7 +227,7 @@ def batch_normalization(
 ) -> list[Value]:
     """Normalizes: by kept statistics, or by those of the batch."""
     _check_frozen(op)
-    result = _batched(op, values, walk, (0,))
+    result = windows(op, values, walk, (0,))
     # The other outputs are the statistics, which are weights.
     rest = [values_lib.free(walk.static(o)) for o in op.outputs[1:]]
     return [result, *rest]
@@ -222,7 +241,7 @@ def batch_normalization_gradient(
 ) -> list[Value]:
     """Computes the gradient of a normalization by kept statistics."""
     _check_frozen(op)
-    result = _batched(op, values, walk, (0, 1))
+    result = windows(op, values, walk, (0, 1))
     # Gradients of its weights are sums over the batch.
     rest = [
         walk.refused(op, output, "It adds a gradient up over the examples.")

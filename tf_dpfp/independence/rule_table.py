@@ -1,5 +1,6 @@
 """The table of all rules, from every module that registers some."""
 
+from tf_dpfp.independence import channel_rules
 from tf_dpfp.independence import contraction_rules
 from tf_dpfp.independence import control_flow_rules
 from tf_dpfp.independence import diagonal_rules
@@ -21,6 +22,7 @@ from tf_dpfp.independence import text_rules
 
 # Importing them registers their rules.
 MODULES = (
+    channel_rules,
     contraction_rules,
     control_flow_rules,
     diagonal_rules,

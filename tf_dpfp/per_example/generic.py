@@ -1,16 +1,17 @@
 """The generic rule: exact per-example gradients of any layer.
 
-The layer is called once for every example, vectorised, with a copy of its
-trainable weights for each: the gradient with respect to copy `i` is the
-gradient of example `i`. There is one forward pass and one backward pass, so
-nothing random is drawn twice. Every example gets its own random stream:
-dropout masks differ between examples, as they do in an ordinary batch.
+The layer is called once for every example, with a copy of its trainable weights
+for each: the gradient with respect to copy `i` is the gradient of example `i`.
+The calls are vectorised; what TensorFlow can't vectorise with weights for each
+example, such as a convolution, runs in a loop (`looped`). Every example gets
+its own random stream: dropout masks differ between examples, as they do in an
+ordinary batch.
 
 Costs the memory of `batch` copies of the layer's weights; a layer with many
 weights deserves a rule of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -21,6 +22,7 @@ from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.keras_private import random as keras_random
 from tf_dpfp.per_example import batched
 from tf_dpfp.per_example import gradients
+from tf_dpfp.per_example import looped
 from tf_dpfp.per_example import rules
 
 
@@ -119,13 +121,18 @@ class GenericRule(rules.GradientRule):
             ]
 
         structure: list[Any] = []
-        found = tf.vectorized_map(
+        shared = [
+            tf.is_tensor(f) for f, m in zip(flat, mapped, strict=True) if not m
+        ]
+        found = _mapped(
             call_one,
             (
                 sources,
                 seeds,
                 [f for f, m in zip(flat, mapped, strict=True) if m],
             ),
+            others,
+            may_loop=not any(shared),
         )
         outputs, added = apart(found, structure[0])
         return outputs, rules.LayerCall(
@@ -149,6 +156,37 @@ class GenericRule(rules.GradientRule):
             )
             if gradient is not None
         ]
+
+
+def _mapped(
+    call_one: Callable[[Any], list[tf.Tensor]],
+    elements: Any,
+    frozen: Sequence[keras.Variable],
+    may_loop: bool,
+) -> list[tf.Tensor]:
+    """Calls a function on every example: vectorised, or in a loop.
+
+    Args:
+        call_one: Takes the tensors of one example, in their structure.
+        elements: Tensors, examples along the first axis, nested.
+        frozen: Variables of the layer that don't train.
+        may_loop: False if tensors from elsewhere go in, whose gradients a loop
+            does not know.
+    """
+    flat = tree.flatten(elements)
+
+    def of_one(leaves):
+        return call_one(tree.pack_sequence_as(elements, leaves))
+
+    if not may_loop or not looped.needs_loop(of_one, flat):
+        return tf.vectorized_map(call_one, elements)
+    return looped.mapped(
+        lambda _, leaves: of_one(leaves),
+        weights=[],
+        has_copies=False,
+        examples=flat,
+        frozen=frozen,
+    )
 
 
 def refuse_statistics(layer, variables, scope) -> None:

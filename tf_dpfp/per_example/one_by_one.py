@@ -1,13 +1,11 @@
 """Calls of a layer on one example after the other.
 
-A loop whose rounds see one example each: what an example gives can't depend on
-the others, whatever the layer computes. The backward pass is a loop of the
-same kind, which calls the layer once more: nothing is handed from one round to
-the next.
+A loop whose rounds see one example each (`looped`): what an example gives can't
+depend on the others, whatever the layer computes.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -16,6 +14,7 @@ from keras import tree
 
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.per_example import generic
+from tf_dpfp.per_example import looped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +81,9 @@ class OneByOne:
                 tf.squeeze(t, 0) for t in tree.flatten(outputs) if t is not None
             ]
 
-        found = mapped(call, list(values), has_copies, seeds + tensors)
+        found = looped.mapped(
+            call, list(values), has_copies, seeds + tensors, others
+        )
         return generic.apart(found, structure[0])
 
 
@@ -103,129 +104,3 @@ def _batch_size(layer: keras.layers.Layer, tensors: Sequence[tf.Tensor]):
             "the same for all examples in its constructor."
         )
     return tf.shape(tensors[0])[0]
-
-
-def mapped(
-    call: Callable[[list, list], list[tf.Tensor]],
-    weights: list[tf.Tensor],
-    has_copies: bool,
-    examples: list[tf.Tensor],
-) -> list[tf.Tensor]:
-    """Calls a function on each example, and differentiates it likewise.
-
-    Args:
-        call: Takes weights and the tensors of one example.
-        weights: Weights, the same for all examples or one of each.
-        has_copies: True if there are copies for each example.
-        examples: Tensors, examples along the first axis.
-
-    Returns:
-        What the function returns, for the whole batch.
-    """
-    count = len(weights)
-    if has_copies:
-        mapped = weights + examples
-    else:
-        mapped = examples
-
-    def one(shared, example):
-        if has_copies:
-            return call(example[:count], example[count:])
-        return call(shared, example)
-
-    shared = [] if has_copies else weights
-    signature = _signature(one, shared, mapped)
-    floating = [t.dtype.is_floating for t in mapped]
-
-    @tf.custom_gradient
-    def run(*tensors):
-        shared, mapped = _apart(tensors, len(tensors) - len(floating))
-        outputs = tf.map_fn(
-            lambda example: _ensured(one(shared, example), signature),
-            mapped,
-            fn_output_signature=signature,
-        )
-
-        def gradient(*output_gradients):
-            # What was looked up makes slices of its gradient.
-            dense = [tf.convert_to_tensor(g) for g in output_gradients]
-            found = iter(_gradients(one, shared, mapped, floating, dense))
-            own = [
-                None if g is None else tf.reduce_sum(g, axis=0)
-                for g in (next(found) for _ in shared)
-            ]
-            return own + [next(found) if f else None for f in floating]
-
-        return outputs, gradient
-
-    return list(run(*shared, *mapped))
-
-
-def _gradients(
-    one, shared, mapped, floating, output_gradients
-) -> list[tf.Tensor | None]:
-    """Gradients of each example: of the weights, and of what is floating.
-
-    `None` for what nothing hangs on: zeros that no example makes would be the
-    same for all of them.
-    """
-    watched = [m for m, f in zip(mapped, floating, strict=True) if f]
-    kinds = [tf.TensorSpec(t.shape, t.dtype) for t in shared]
-    kinds += [tf.TensorSpec(t.shape[1:], t.dtype) for t in watched]
-    elements = [*mapped, *output_gradients]
-    is_connected: list[bool] = []
-
-    def backward(elements):
-        example, gradients = _apart(elements, len(mapped))
-        sources = [*shared]
-        sources += [e for e, f in zip(example, floating, strict=True) if f]
-        with tf.GradientTape() as tape:
-            tape.watch(sources)
-            outputs = one(shared, example)
-        pairs = [
-            (o, g)
-            for o, g in zip(outputs, gradients, strict=True)
-            if o.dtype.is_floating
-        ]
-        found = tape.gradient(
-            [o for o, _ in pairs],
-            sources,
-            output_gradients=[g for _, g in pairs],
-        )
-        is_connected[:] = [g is not None for g in found]
-        return _ensured(
-            [g for g in found if g is not None],
-            [k for g, k in zip(found, kinds, strict=True) if g is not None],
-        )
-
-    # Traced and never run: it tells what is connected.
-    specs = [tf.TensorSpec(t.shape[1:], t.dtype) for t in elements]
-    tf.function(backward, autograph=False).get_concrete_function(specs)
-    known = [k for k, has in zip(kinds, is_connected, strict=True) if has]
-    if not known:
-        return [None] * len(is_connected)
-    found = iter(tf.map_fn(backward, elements, fn_output_signature=known))
-    return [next(found) if has else None for has in is_connected]
-
-
-def _ensured(tensors, specs: Sequence[tf.TensorSpec]) -> list[tf.Tensor]:
-    """Checks the shapes that a loop says its results have."""
-    return [
-        tf.ensure_shape(tf.convert_to_tensor(tensor), spec.shape)
-        for tensor, spec in zip(tensors, specs, strict=True)
-    ]
-
-
-def _apart(tensors, count: int) -> tuple[list, list]:
-    return list(tensors[:count]), list(tensors[count:])
-
-
-def _signature(one, shared, mapped) -> list[tf.TensorSpec]:
-    """Returns shapes and types of the outputs for one example."""
-    specs = [tf.TensorSpec(t.shape, t.dtype) for t in shared]
-    specs += [tf.TensorSpec(t.shape[1:], t.dtype) for t in mapped]
-    # Traced and never run.
-    traced = tf.function(
-        lambda *tensors: one(*_apart(tensors, len(shared))), autograph=False
-    ).get_concrete_function(*specs)
-    return [tf.TensorSpec(t.shape, t.dtype) for t in traced.outputs]

@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp.keras_private import random as keras_random
-from tf_dpfp.per_example import one_by_one
+from tf_dpfp.per_example import looped
 
 _CONTROL_FLOW = frozenset(
     """
@@ -56,7 +56,7 @@ def mapped(function: Function, given: Any) -> list[tf.Tensor]:
         draws = drawn
         examples = [_seeds_of(examples), *examples]
     if branches:
-        return one_by_one.mapped(
+        return looped.mapped(
             lambda _, leaves: of_one(leaves),
             weights=[],
             has_copies=False,
