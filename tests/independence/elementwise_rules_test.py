@@ -18,7 +18,7 @@ OTHERS = (
     "StaticRegexFullMatch StaticRegexReplace StringJoin StringLength "
     "StringLower StringStrip StringToHashBucket StringToHashBucketFast "
     "StringToHashBucketStrong StringUpper Mod LeakyRelu LeakyReluGrad "
-    "IgammaGradA"
+    "IgammaGradA FakeQuantWithMinMaxVars FakeQuantWithMinMaxVarsPerChannel"
 ).split()
 
 

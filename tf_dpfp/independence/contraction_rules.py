@@ -213,6 +213,7 @@ def bias_add(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     "BiasAddGrad",
     "Conv2DBackpropFilter",
     "Conv3DBackpropFilterV2",
+    "Dilation2DBackpropFilter",
 )
 def weight_gradient(
     op: tf.Operation, values: Sequence[Value], walk: Walk

@@ -15,6 +15,7 @@ from tf_dpfp.independence import bounds as bounds_lib
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import layouts
 from tf_dpfp.independence import list_shapes
+from tf_dpfp.independence import preconditions
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import values as values_lib
@@ -27,7 +28,9 @@ _ELEMENTWISE = """
 Abs Acos Acosh Add AddV2 Angle Asin Asinh Atan Atan2 Atanh BesselI0 BesselI0e
 BesselI1 BesselI1e Betainc BitwiseAnd BitwiseOr BitwiseXor Cast Ceil
 ClipByValue Complex ComplexAbs Conj Cos Cosh Digamma Div DivNoNan Elu EluGrad
-Equal Erf Erfc Erfinv Exp Expm1 Floor FloorDiv FloorMod Greater GreaterEqual
+Equal Erf Erfc Erfinv Exp Expm1 FakeQuantWithMinMaxArgs
+FakeQuantWithMinMaxArgsGradient FakeQuantWithMinMaxVars
+FakeQuantWithMinMaxVarsPerChannel Floor FloorDiv FloorMod Greater GreaterEqual
 Igamma IgammaGradA Igammac Imag Inv InvGrad Invert IsFinite IsInf IsNan
 LeakyRelu LeakyReluGrad LeftShift Less LessEqual Lgamma Log Log1p LogicalAnd
 LogicalNot LogicalOr Maximum Minimum Mod Mul MulNoNan Ndtri Neg
@@ -112,6 +115,27 @@ def _broadcast(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
         on_batch_size=found.on_batch_size,
         ranges=ranges,
     )
+
+
+@registry.rule(
+    "FakeQuantWithMinMaxVarsGradient",
+    "FakeQuantWithMinMaxVarsPerChannelGradient",
+)
+def quantization_gradient(
+    op: tf.Operation, values: Sequence[Value], walk: Walk
+) -> list[Value]:
+    """Computes the gradient of each number, and those of the bounds."""
+    result = _broadcast(op, values, walk)
+    if not result.is_examples:
+        hangs = any(preconditions.holds_batch_size(v) for v in values)
+        return [result] + [
+            values_lib.free(walk.static(o), None, hangs) for o in op.outputs[1:]
+        ]
+    # Those of the bounds are sums over the batch.
+    return [result] + [
+        walk.refused(op, o, "It adds a gradient up over the examples.")
+        for o in op.outputs[1:]
+    ]
 
 
 @registry.rule("SelectV2", takes_numbers=True, takes_batch_size=True)

@@ -28,6 +28,7 @@ _BATCHED: dict[str, tuple[int, ...]] = {
     "Conv3D": (0,),
     "DepthToSpace": (0,),
     "Dilation2D": (0,),
+    "Dilation2DBackpropInput": (0, 2),
     "ExtractImagePatches": (0,),
     "LRN": (0,),
     "LRNGrad": (0, 1, 2),

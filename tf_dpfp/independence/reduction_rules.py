@@ -209,6 +209,7 @@ _LAST: dict[str, tuple[int, tuple[int, ...]]] = {
     "MatrixDiagV3": (1, (0,)),
     "MatrixInverse": (2, (0,)),
     "MatrixSolve": (2, (0, 1)),
+    "MatrixSquareRoot": (2, (0,)),
     "MatrixTriangularSolve": (2, (0, 1)),
     "Qr": (2, (0,)),
     "RFFT": (1, (0,)),
