@@ -254,11 +254,15 @@ def checked(value: Value, batch: Size) -> Value:
     """
     if not value.is_examples:
         return value
-    layout = value.example_layout
-    size = layout.before * batch * layout.after
-    others = [s for i, s in enumerate(value.shape) if i != layout.axis]
-    parts = [*others, layout.before, layout.after]
-    if value.shape[layout.axis] != size or sizes_lib.hang_on_batch(parts):
+    layout, size = value.example_layout, batch
+    hangs = False
+    if layout.before is not ONE or layout.after is not ONE:
+        size = layout.before * batch * layout.after
+        hangs = layout.before.hangs_on_batch or layout.after.hangs_on_batch
+    for axis, other in enumerate(value.shape):
+        if axis != layout.axis and other is not None and other.hangs_on_batch:
+            hangs = True
+    if hangs or value.shape[layout.axis] != size:
         raise findings.Refusal(
             "The batch size occurs in more than one axis of its result."
         )

@@ -5,10 +5,12 @@ must be free of data and of the batch size.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
 from tensorflow.python.ops import handle_data_util
 
 from tf_dpfp.independence import findings
@@ -37,7 +39,7 @@ _REPLICA = "replica_id_in_sync_group"
 @registry.rule("Const")
 def constant(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Reads a constant."""
-    del values
+    del values, walk
     output = op.outputs[0]
     if _numbers_replica(op):
         raise findings.Refusal(
@@ -45,11 +47,22 @@ def constant(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
             "an example is.",
             "Let the model do the same on all replicas.",
         )
-    sizes = walk.static(output)
-    if sizes is None or output.shape.num_elements() > _MOST_ELEMENTS:
+    sizes = inferred.sizes_of(output.shape)
+    count = output.shape.num_elements()
+    if sizes is None or count > _MOST_ELEMENTS:
         return values_lib.free(sizes)
+    if count == 1 and not output.dtype.is_integer and output.dtype != tf.bool:
+        return Value(Kind.UNIFORM, sizes)  # Whatever it is.
+    if count <= _MOST_NUMBERS:
+        return _described(op.get_attr("value").SerializeToString())
     array = tf.get_static_value(output)
     return values_lib.free(sizes) if array is None else describe(array)
+
+
+@functools.lru_cache(2**12)
+def _described(written: bytes) -> Value:
+    """Describes a constant of few elements; a graph repeats many."""
+    return describe(tf.make_ndarray(tensor_pb2.TensorProto.FromString(written)))
 
 
 def _numbers_replica(op: tf.Operation) -> bool:
@@ -358,9 +371,14 @@ def abort(op: tf.Operation, walk: Walk) -> findings.Finding:
 
 def has_effect(op: tf.Operation) -> bool:
     """Returns true if an operation may do more than compute its outputs."""
-    if op.type in _ABORTS or is_unruly(op):
-        return True
-    return op.op_def.is_stateful and op.type not in READS
+    known = _effects.get(op.type)
+    if known is None:
+        keeps = op.op_def.is_stateful and op.type not in READS
+        known = _effects[op.type] = keeps or op.type in _ABORTS or is_unruly(op)
+    return known
+
+
+_effects: dict[str, bool] = {}
 
 
 def is_unruly(op: tf.Operation) -> bool:
