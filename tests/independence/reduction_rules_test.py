@@ -39,6 +39,7 @@ LAST = {
         MATRIX,
     ),
     "MatrixInverse": (lambda x: R.MatrixInverse(input=x), MATRIX),
+    "MatrixSquareRoot": (lambda x: R.MatrixSquareRoot(input=x), MATRIX),
     "MatrixSolve": (lambda x: R.MatrixSolve(matrix=x, rhs=x), MATRIX),
     "MatrixTriangularSolve": (
         lambda x: R.MatrixTriangularSolve(matrix=x, rhs=x),
