@@ -41,7 +41,8 @@ def clipped_gradients(
 
     Args:
         model: A private model, compiled with a private optimizer and a loss.
-        x: Inputs of the batch.
+        x: Inputs of the batch. Each row is of one example alone: what was done
+            to the batch before can't be checked.
         y: Labels.
         sample_weight: Sample weights, or `None`.
         persons: Boolean. True for batches of `poisson_batches(users=...)`,
