@@ -20,6 +20,8 @@ from tf_dpfp.independence import Dependence
 # More elements of one row would only take time.
 _MOST_ELEMENTS = 256
 _MOST_AXES = 4
+# Batches to measure with: see `make_batch`.
+KINDS = ("plain", "ids", "wild")
 SPECS = (
     tf.TensorSpec([None, 4], tf.float32),
     tf.TensorSpec([None, 2, 3], tf.float32),
@@ -567,18 +569,24 @@ class Drawn:
     """A random graph.
 
     Attributes:
-        function: A concrete function from a batch to the result.
-        dependence: What was proved of the result.
+        function: A concrete function from a batch to the last tensor that was
+            proved; to the result if none was.
+        measured: What was proved of that tensor.
+        dependence: What was proved of the graph's result.
         operations: Types of the graph's operations.
     """
 
     function: Callable
+    measured: Dependence
     dependence: Dependence
     operations: list[str]
 
 
 def draw_graph(seed: int, steps: int = 8) -> Drawn | None:
     """Draws a graph, and proves its result.
+
+    Where the result is not proved, one on the way to it may be: a rule that
+    lets through what the next one stops is seen, too.
 
     Args:
         seed: Seed of all choices.
@@ -602,20 +610,28 @@ def draw_graph(seed: int, steps: int = 8) -> Drawn | None:
                 pool.tensors.append(result)
         if counts:
             pool.tensors.append(_counted(pool))
-        result = _result(pool)
+        results = _results(pool)
         graph = tf.compat.v1.get_default_graph()
-        released = [independence.Released(result, "result", False)]
+        released = [
+            independence.Released(result, f"result {i}", False)
+            for i, result in enumerate(results)
+        ]
         proof = independence.prove(graph, batch, released)
         found["dependence"] = proof.dependences[0]
         found["operations"] = [op.type for op in graph.get_operations()]
-        return result
+        for result, dependence in zip(results, proof.dependences, strict=True):
+            if dependence is not Dependence.UNPROVED:
+                found["measured"] = dependence
+                return result
+        found["measured"] = Dependence.UNPROVED
+        return results[0]
 
     function = tf.function(traced, autograph=False)
     try:
         concrete = function.get_concrete_function(*SPECS)
     except FAILURES:
         return None
-    return Drawn(concrete, found["dependence"], found["operations"])
+    return Drawn(concrete, **found)
 
 
 def _is_small(tensor) -> bool:
@@ -624,7 +640,8 @@ def _is_small(tensor) -> bool:
     return int(np.prod([s or 1 for s in tensor.shape])) <= _MOST_ELEMENTS
 
 
-def _result(pool: Pool):
+def _results(pool: Pool):
+    """Tensors that a graph could end in, the last one first."""
     found = [
         t
         for t in pool.tensors[len(SPECS) :]
@@ -632,7 +649,18 @@ def _result(pool: Pool):
     ]
     if not found:
         raise _Unlucky
-    return found[-1]
+    return found[::-1]
+
+
+def kinds(drawn: Drawn, seed: int) -> tuple[str, ...]:
+    """Lists the kinds of batches to measure a graph with.
+
+    All of them for a result; one in turn for a tensor on the way to one, of
+    which there are three times as many.
+    """
+    if drawn.dependence is Dependence.UNPROVED:
+        return (KINDS[seed % len(KINDS)],)
+    return KINDS
 
 
 def make_batch(draw: np.random.Generator, size: int, kind: str) -> list:

@@ -5,6 +5,7 @@ elements as there are examples along any axis, and small constants. What comes
 out is seldom meaningful; it only must not tell how many examples there are.
 """
 
+import functools
 import inspect
 import random
 from typing import Any
@@ -87,6 +88,11 @@ _ATTRIBUTES: dict[str, list[Any]] = {
 }  # fmt: skip
 _MATRICES = ("Cholesky", "Qr", "Svd", "Eig", "Inverse", "Determinant", "Solve")
 _RANDOM = ("Random", "Multinomial", "Truncated")
+# Numbers, and functions of the batch size.
+_SIZES: list[Any] = [
+    lambda rows: rows, lambda rows: rows, lambda rows: rows, 1, 1, 2, 3, 4, 5,
+    lambda rows: rows - 1, lambda rows: rows * 2, lambda rows: rows + 1,
+]  # fmt: skip
 
 
 class Unlucky(Exception):
@@ -106,14 +112,17 @@ class Call:
         self.draw = draw
         self.tensors = list(tensors)
         self.lists = list(lists)
-        self.rows = tf.shape(tensors[0])[0]
+
+    @functools.cached_property
+    def rows(self):
+        """The batch size."""
+        return tf.shape(self.tensors[0])[0]
 
     def size(self):
         """Chooses a size, often the batch size."""
-        rows = self.rows
-        return self.draw.choice(
-            [rows, rows, rows, 1, 1, 2, 3, 4, 5, rows - 1, rows * 2, rows + 1]
-        )
+        # No operation is made for a size that is not chosen.
+        chosen = self.draw.choice(_SIZES)
+        return chosen(self.rows) if callable(chosen) else chosen
 
     def uniform(self, dtype, rank=None):
         """Makes a tensor of one number, or one that counts upwards."""

@@ -158,6 +158,9 @@ class SampledRdpTest(parameterized.TestCase):
                 self.assertFalse(np.any(np.isnan(vector)))
                 self.assertTrue(np.all(vector > 0.0))
                 self.assertGreater(sums.sampled_rdp_at(0.3, noise, 2.0), 0.0)
+                quick = sums.quick_sampled_rdp(0.3, noise)
+                self.assertFalse(np.any(np.isnan(quick)))
+                self.assertTrue(np.all(quick > 0.0))
 
     def test_series_that_would_never_end_are_not_begun(self):
         for noise in (5e-324, 1e-160, 1e-155, 1e-100, 1e-7):

@@ -17,11 +17,11 @@ from tf_dpfp.independence import Dependence
 def test_no_proved_graph_mixes_examples(seed):
     drawn = random_graphs.draw_graph(seed)
     hypothesis.assume(drawn is not None)
-    if drawn.dependence is Dependence.UNPROVED:
+    if drawn.measured is Dependence.UNPROVED:
         return
-    for kind in ("plain", "ids", "wild"):
+    for kind in random_graphs.kinds(drawn, seed):
         found = random_graphs.measure(
-            drawn.function, drawn.dependence, seed, kind
+            drawn.function, drawn.measured, seed, kind
         )
         assert found is None, found
 

@@ -325,3 +325,44 @@ def test_what_is_played_back_is_what_was_given():
         with pytest.raises(recording.NotRecordedError, match="more often"):
             layer(x)
     np.testing.assert_array_equal(layer(x), ordinary)
+
+
+def test_what_is_the_same_for_all_examples_gets_a_row_for_each_position():
+    layer = _built(L.Dense(3), None, 2)
+    units = per_example.find_units(layer)
+    with (
+        per_example.record_calls(units, lambda _: False, 4) as calls,
+        recording.folded(5),
+    ):
+        outputs = layer(tf.ones([1, 2]))
+    (call,) = calls
+    assert call.is_spread
+    assert call.inputs.shape == (20, 2)
+    assert outputs.shape == (20, 3)
+
+
+class _OnItsWeights(L.Layer):
+    """Calls a layer on a weight alone, which takes the generic rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = L.Dense(2), L.Dense(2)
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(1, 2))
+        self.first.build(shape)
+        self.second.build((1, 2))
+
+    def call(self, x):
+        return self.first(x) + self.second(tf.convert_to_tensor(self.table))
+
+
+def test_calls_of_a_rule_that_gave_up_are_forgotten():
+    layer = _built(_OnItsWeights(), None, 2)
+    units = per_example.find_units(layer)
+    assert units[0].rule.holds_units
+    with per_example.record_calls(units) as calls:
+        layer(tf.ones([4, 2]))
+    (call,) = calls
+    assert call.layer is layer
+    assert isinstance(call.rule, per_example.GenericRule)
