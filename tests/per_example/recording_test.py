@@ -366,3 +366,26 @@ def test_calls_of_a_rule_that_gave_up_are_forgotten():
     (call,) = calls
     assert call.layer is layer
     assert isinstance(call.rule, per_example.GenericRule)
+
+
+def test_beside_another_thread_each_call_is_recorded_once():
+    layer = _built(_Holder(own_weight=True), None, 2)
+    units = per_example.find_units(layer)
+    begun, ends = threading.Event(), threading.Event()
+
+    def record():
+        with per_example.record_calls(units):
+            begun.set()
+            ends.wait()
+
+    other = threading.Thread(target=record)
+    other.start()
+    begun.wait()
+    try:
+        with per_example.record_calls(units) as calls:
+            layer(tf.ones([4, 2]))
+    finally:
+        ends.set()
+        other.join()
+    assert [call.layer for call in calls] == [layer.inner, layer]
+    assert "call" not in vars(layer)

@@ -224,3 +224,15 @@ def test_no_time_step_is_refused():
     with per_example.record_calls(per_example.find_units(layer)):
         with pytest.raises(ValueError, match="has no time step"):
             layer(np.zeros((2, 0, 4), np.float32))
+
+
+def test_what_it_holds_is_told_whether_it_trains():
+    held = keras.Sequential([L.Dense(9), L.Dropout(0.5)])
+    layer = L.TimeDistributed(held)
+    x = _inputs((4, 5, 3), "float32")
+    layer(x)
+    units = per_example.find_units(layer)
+    for training in (True, False):
+        with per_example.record_calls(units):
+            outputs = layer(x, training=training)
+        assert bool(np.any(outputs == 0.0)) is training

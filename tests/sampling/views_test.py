@@ -233,3 +233,9 @@ def test_a_traced_function_is_traced_anew():
     ]
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_a_batch_of_persons_says_how_many_examples_one_has():
+    batches = _batches(augment=None, users=Y // 2, max_examples_per_user=3)
+    kind = sampling.kind_of(batches.element_spec)
+    assert kind == accounting.PersonSums(3)
