@@ -345,10 +345,17 @@ def _spare(patch):
     # Keras makes a layer for each answer of this one.
     skipped = functools.cache(saving_lib.get_attr_skipset)
     patch.setattr(saving_lib, "get_attr_skipset", skipped)
-    # It has no branch on a tensor, and is rewritten in every `fit` on arrays.
+    # It traces three functions in every `fit` on the same arrays.
     adapter = array_data_adapter.ArrayDataAdapter
-    plain = tf.autograph.experimental.do_not_convert(adapter.get_tf_dataset)
-    patch.setattr(adapter, "get_tf_dataset", plain)
+    make, made = adapter.get_tf_dataset, {}
+
+    def get_tf_dataset(self):
+        kind = self._num_samples, self._batch_size, self._shuffle
+        if kind not in made:
+            made[kind] = make(self)
+        return made[kind]
+
+    patch.setattr(adapter, "get_tf_dataset", get_tf_dataset)
 
 
 @pytest.fixture(scope="module")
@@ -359,6 +366,8 @@ def machine(tmp_path_factory):
         # Traced by one thread, once.
         made.run([("custom",), ("plain",), ("on_batch",)])
         made.run([("fit", size, "end", [], False) for size in SIZES])
+        # A restore gives layers attributes, after which steps are proved anew.
+        made.run([("save",), ("restore",), ("eager",)])
         # The pass of a child is proved here, and not by each child.
         with pytest.MonkeyPatch.context() as child:
             child.setattr(forked, "is_forked", lambda: True)
