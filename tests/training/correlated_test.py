@@ -30,6 +30,7 @@ from tf_dpfp.accounting import banded
 from tf_dpfp.noise import chain as chain_lib
 from tf_dpfp.optimizers import correlation
 from tf_dpfp.sampling import registry
+from tf_dpfp.training import journal
 
 pytestmark = pytest.mark.usefixtures("without_trial")
 
@@ -379,17 +380,23 @@ def test_a_budget_stops_before_the_round_that_would_exceed_it():
     assert tf_dpfp.compute_epsilon(model, DELTA) <= epsilon
 
 
-def test_a_killed_training_counts_the_beginning_too(tmp_path):
-    """The first step is on the disk as what it counts, before it runs."""
+class _KillAt(keras.callbacks.Callback):
+    def __init__(self, steps=1):
+        super().__init__()
+        self.left = steps
 
-    class Kill(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):  # noqa: ARG002
+    def on_train_batch_end(self, batch, logs=None):  # noqa: ARG002
+        self.left -= 1
+        if not self.left:
             raise InterruptedError
 
+
+def test_a_killed_training_counts_the_beginning_too(tmp_path):
+    """The first step is on the disk as what it counts, before it runs."""
     model = _model()
     backup = tf_dpfp.BackupAndRestore(str(tmp_path / "b"))
     with pytest.raises(InterruptedError):
-        _fit(model, callbacks=[backup, Kill()])
+        _fit(model, callbacks=[backup, _KillAt()])
     counted = _only(model)
     assert counted.steps == 3 and counted.rounds == 1
     resumed = _model()
@@ -397,6 +404,24 @@ def test_a_killed_training_counts_the_beginning_too(tmp_path):
     with pytest.warns(UserWarning, match="They stay counted"):
         _fit(resumed, callbacks=[tf_dpfp.BackupAndRestore(str(tmp_path / "b"))])
     assert _only(resumed).steps >= counted.steps + 5 + 2
+
+
+def test_a_later_fit_that_is_killed_counts_its_beginning_too(tmp_path):
+    """After an interruption the journal notes the steps of any `fit`."""
+    model = _model()
+    backup = tf_dpfp.BackupAndRestore(str(tmp_path / "b"))
+    for callbacks in ([backup, _KillAt()], [_KillAt()]):
+        with pytest.raises(InterruptedError):
+            _fit(model, callbacks=callbacks)
+    assert _only(model).steps == 2 * 3
+    # As another process finds it.
+    (found,) = journal.Journal(tmp_path / "b.ledger").entries()
+    assert found == _only(model)
+    # Steps after the first count as one.
+    with pytest.raises(InterruptedError):
+        _fit(model, epochs=2, callbacks=[_KillAt(4)])
+    (found,) = journal.Journal(tmp_path / "b.ledger").entries()
+    assert found == _only(model) and found.steps == 2 * 3 + 4 + 2
 
 
 class TestRefused:

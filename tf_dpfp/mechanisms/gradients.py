@@ -56,10 +56,9 @@ class Gradients(Mechanism):
         """Lists what the optimizer has released so far."""
         return self.optimizer.ledger_entries
 
-    def committed(self) -> list[accounting.LedgerEntry]:
-        """Lists what was released, and what the next step adds to one step."""
-        pending = self.optimizer.correlation.pending
-        return accounting.merge([*self.entries(), *pending])
+    def pending(self) -> list[accounting.LedgerEntry]:
+        """Lists what the next step counts as, beside itself."""
+        return self.optimizer.correlation.pending
 
     def next_entries(self) -> list[accounting.LedgerEntry]:
         """Lists what the next step of the optimizer releases."""

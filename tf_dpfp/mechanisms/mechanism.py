@@ -70,12 +70,16 @@ class Mechanism(abc.ABC):
     def next_entries(self) -> list[accounting.LedgerEntry]:
         """Lists what the next step releases; empty if it can't be told."""
 
-    def committed(self) -> list[accounting.LedgerEntry]:
-        """Lists what was released, and what the next step adds to one step.
+    def pending(self) -> list[accounting.LedgerEntry]:
+        """Lists what the next step counts as, beside itself.
 
         The first step of a chain of correlated noise counts as several.
         """
-        return self.entries()
+        return []
+
+    def committed(self) -> list[accounting.LedgerEntry]:
+        """Lists what was released, and what the next step adds to one step."""
+        return accounting.merge([*self.entries(), *self.pending()])
 
     def ledgers(self) -> list[counting.Ledger]:
         """Lists the ledgers that count the steps of the model."""

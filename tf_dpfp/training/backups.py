@@ -154,6 +154,10 @@ class BackupAndRestore(keras.callbacks.Callback):
         if counting.announcement_of_step() is self._announcement:
             return
         steps = int(self.model.steps_per_execution)
+        if claim.parts:
+            # Of a later `fit`, whose noise begins with this step.
+            pending = mechanisms.mechanism_of(self.model).pending()
+            steps += sum(entry.steps for entry in pending)
         # Of which size its batch is can't be told.
         claim = claim.of_other_sizes()
         self._journal.note(claim.entry(claim.draws * steps))
