@@ -1,6 +1,7 @@
 """Steps of one chain of correlated noise: what they share and count."""
 
 import dataclasses
+import functools
 import types
 
 import keras
@@ -19,11 +20,16 @@ SUMS = counting.GaussianRelease(1.0, 2.0, kind=accounting.BandedSums(2))
 CLAIM = counting.Claim(SUMS, accounting.CyclicPoissonSampling(0.3, parts=PARTS))
 
 
+@functools.cache
+def _variables():
+    """Those of one model, in all of its steps."""
+    return [keras.Variable(tf.zeros([3])) for _ in range(3)]
+
+
 def _clipped(**changes):
-    variables = [keras.Variable(tf.zeros([3])) for _ in range(2)]
     clipped = optimizers.ClippedGradients(
         sums=[tf.zeros([3])] * 2,
-        variables=variables,
+        variables=_variables()[:2],
         groups=(clipping.Group("both", (0, 1), 1.0, 6),),
         regularization=[None] * 2,
     )
@@ -37,6 +43,12 @@ def test_other_clip_norms_are_another_layout():
     layout = correlation_lib._layout
     assert layout(clipped) == layout(_clipped(sums=[tf.ones([3])] * 2))
     assert layout(clipped) != layout(_clipped(groups=apart))
+
+
+def test_other_weights_of_the_same_shapes_are_another_layout():
+    layout = correlation_lib._layout
+    others = _clipped(variables=_variables()[1:])
+    assert layout(_clipped()) != layout(others)
 
 
 def test_other_draws_are_another_layout(monkeypatch):

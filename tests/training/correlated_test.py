@@ -298,6 +298,23 @@ def test_other_weights_amid_a_fit_are_refused():
         _fit(model, callbacks=[Freeze()])
 
 
+def test_other_weights_of_the_same_shape_amid_a_fit_are_refused():
+    class Swap(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):  # noqa: ARG002
+            first, second = self.model.layers[:2]
+            first.trainable, second.trainable = False, True
+
+    model = keras.Sequential(
+        [keras.Input((3,)), layers.Dense(3), layers.Dense(3), layers.Dense(1)]
+    )
+    tf_dpfp.make_private(model)
+    model.compile(_optimizer(), loss="mse", run_eagerly=True)
+    model.optimizer.build(model.trainable_variables)
+    model.layers[1].trainable = False
+    with pytest.raises(tf.errors.InvalidArgumentError, match="weights"):
+        _fit(model, callbacks=[Swap()])
+
+
 def test_an_order_that_is_not_the_schedules_is_refused():
     """Planted: the same part over and over, at the rate of one of three."""
     model, batches = _model(), _batches()

@@ -164,14 +164,22 @@ class Turned:
 def _layout(clipped: clipped_lib.ClippedGradients) -> tuple:
     """Describes which numbers share which draw, and how they are clipped.
 
-    A clip norm that adapts is a tensor: what is kept are noises of deviation 1,
-    which a step multiplies by the deviations of its own clip norms.
+    Weights are named by themselves: amid a `fit` others of the same shape may
+    be trained in their place. A clip norm that adapts is a tensor: what is kept
+    are noises of deviation 1, which a step multiplies by the deviations of its
+    own clip norms.
     """
     return (
         compilation.target(),
         compilation.has_accelerator(),
         tuple(
-            (group.device, _fixed(group.clip_norm), index, tuple(total.shape))
+            (
+                group.device,
+                _fixed(group.clip_norm),
+                index,
+                id(clipped.variables[index]),
+                tuple(total.shape),
+            )
             for group in clipped.groups
             for index in group.members
             if (total := clipped.sums[index]) is not None
