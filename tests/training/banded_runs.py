@@ -75,7 +75,7 @@ def assert_of_strategy(found, strategy, deviation):
     covariance = normals @ normals.T / normals.shape[1]
     off = 6.0 * np.sqrt(2.0 / normals.shape[1])
     np.testing.assert_allclose(covariance, np.eye(len(found)), atol=off)
-    helpers.assert_normal(normals[-1], 1.0, [0.93, 1.07])
+    helpers.assert_normal(normals, 1.0, [0.93, 1.07])
     # Independent noise would not do.
     plain = found @ found.T / found.shape[1] / deviation**2
     assert np.max(np.abs(plain - np.eye(len(found)))) > 10 * off
