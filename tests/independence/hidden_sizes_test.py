@@ -399,3 +399,23 @@ SOUND = {
 @pytest.mark.parametrize("name", sorted(SOUND))
 def test_sound_function_is_proved(name):
     graphs.proved(SOUND[name], X)
+
+
+class TestRowsOfGradients:
+    """Some kernels have the rows of one operand, whatever the other has."""
+
+    @staticmethod
+    def _gradient(image, rows):
+        return raw.ScaleAndTranslateGrad(
+            grads=tf.ones([rows, 3, 5, 2]),
+            original_image=image,
+            scale=[1.0, 1.0],
+            translation=[1.0, 1.0],
+        )
+
+    @pytest.mark.parametrize("rows", [1, 4])
+    def test_another_number_of_rows_is_refused(self, rows):
+        graphs.refused(lambda x: self._gradient(x, rows), graphs.IMAGE)
+
+    def test_as_many_rows_as_examples_are_proved(self):
+        graphs.proved(lambda x: self._gradient(x, _size(x)), graphs.IMAGE)

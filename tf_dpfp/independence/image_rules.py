@@ -133,6 +133,12 @@ def windows(
             "The number of axes of its result is not known.", is_definite=False
         )
     size = layout.before * walk.batch * layout.after
+    if any(v.shape[0] != size for v in found):
+        # Some kernels have as many rows as one operand, and don't compare.
+        raise findings.Refusal(
+            "Its operands may differ in their number of rows.",
+            is_definite=False,
+        )
     rest = kept_sizes(op, values[positions[0]], static)[1:]
     return values_lib.examples((size, *rest), layout)
 
