@@ -95,3 +95,41 @@ def test_a_stamp_is_good_for_one_step_of_its_ledger():
         with pytest.raises(ValueError, match="used already"):
             each.copy()
     assert _counts(ledger) == {POISSON: 2, UNKNOWN: 2}
+
+
+def test_a_stamp_claims_nothing_in_what_may_use_it_again():
+    ledger = _ledger()
+
+    def count_outside(stamp):
+        """Counts with a stamp in a function, of which it captures it."""
+        count = tf.function(lambda: ledger.count_step(SUMS, stamp))
+        for _ in range(2):
+            count()
+
+    @tf.function
+    def count_in_loop():
+        stamp = ledger.stamp(SUMS)
+        for _ in tf.range(2):
+            ledger.count_step(SUMS, stamp)
+
+    @tf.function
+    def count_in_branch(taken):
+        stamp = ledger.stamp(SUMS)
+        if taken:
+            ledger.count_step(SUMS, stamp)
+
+    @tf.function
+    def count_by_rounds():
+        for _ in tf.range(2):
+            ledger.count_step(SUMS, ledger.stamp(SUMS))
+
+    claim = counting.Claim(SUMS, POISSON)
+    with counting.announced(None, {ledger: claim}, drawn=True):
+        count_outside(ledger.stamp(SUMS))
+        count_in_loop()
+        assert _counts(ledger) == {UNKNOWN: 4}
+        # A branch, and a round with a stamp of its own, use one once.
+        count_in_branch(tf.constant(True))
+        count_in_branch(tf.constant(False))
+        count_by_rounds()
+    assert _counts(ledger) == {UNKNOWN: 4, POISSON: 3}

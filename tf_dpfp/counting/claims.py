@@ -237,7 +237,8 @@ class Stamp:
     """Claim of one batch, which travels with what was computed of it.
 
     It is good for one release: a second one of the same batch would not be of
-    a second draw.
+    a second draw. So it is worth nothing in a function or loop that captures
+    it, and may run often.
 
     Args:
         ledger: The ledger whose rows it names.
@@ -247,12 +248,15 @@ class Stamp:
     def __init__(self, ledger: "Ledger", rows: tf.Tensor):
         self._ledger = ledger
         self._rows: tf.Tensor | None = rows
+        self._graph = call_time.traced_graph()
 
     def copy(self) -> "Stamp":
         """Returns the stamp of another replica's piece of the batch."""
         if self._rows is None:
             raise ValueError("The stamp was used already.")
-        return Stamp(self._ledger, self._rows)
+        found = Stamp(self._ledger, self._rows)
+        found._graph = self._graph
+        return found
 
     def take(self, ledger: "Ledger") -> tf.Tensor | None:
         """Returns the rows, once.
@@ -261,9 +265,10 @@ class Stamp:
             ledger: The ledger that counts the step.
 
         Returns:
-            The rows; `None` if the stamp was used or is of another ledger.
+            The rows; `None` if the stamp was used, is of another ledger, or
+            may be used again by what is being traced.
         """
-        if ledger is not self._ledger:
+        if ledger is not self._ledger or not call_time.runs_within(self._graph):
             return None
         rows, self._rows = self._rows, None
         return rows

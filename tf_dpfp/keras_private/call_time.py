@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework import func_graph
 from tensorflow.python.framework import ops
+from tensorflow.python.ops import control_flow_v2_func_graphs
 
 
 def value(
@@ -35,6 +36,27 @@ def value(
     while isinstance(graph.outer_graph, func_graph.FuncGraph):
         graph = graph.outer_graph
     return graph.capture_call_time_value(read, spec, key=key)
+
+
+def traced_graph() -> tf.Graph | None:
+    """Returns the graph that is being traced; `None` in eager code."""
+    return None if tf.executing_eagerly() else ops.get_default_graph()
+
+
+def runs_within(graph: tf.Graph | None) -> bool:
+    """Tells if what is traced now runs at most once for each run of a graph.
+
+    A branch does; a loop's body, or a function that is called, may run often.
+
+    Args:
+        graph: Result of `traced_graph` at an earlier time.
+    """
+    current = traced_graph()
+    while current is not graph and isinstance(
+        current, control_flow_v2_func_graphs.CondBranchFuncGraph
+    ):
+        current = current.outer_graph
+    return current is graph
 
 
 def captured_by(graph: tf.Graph) -> list[tf.Tensor]:
