@@ -112,10 +112,16 @@ def gradient_of(backward):
     def same(t):
         return tf.identity(t), backward
 
+    return differentiated(same)
+
+
+def differentiated(function):
+    """The gradient of the squares of what a function returns."""
+
     def gradient(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            y = same(x) ** 2
+            y = function(x) ** 2
         return tape.gradient(y, x)
 
     return gradient

@@ -33,16 +33,6 @@ def _root(x):
     return tf.linalg.sqrtm(tf.matmul(x, x, transpose_b=True) + 9 * tf.eye(3))
 
 
-def _gradient(function):
-    def gradient(x):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = function(x) ** 2
-        return tape.gradient(y, x)
-
-    return gradient
-
-
 def _of_bounds(function, count):
     """Gradients of learned bounds, which add up over the batch."""
 
@@ -66,7 +56,7 @@ FORWARD = {
     "root": (_root, graphs.MATRIX),
 }
 SOUND = FORWARD | {
-    f"gradient of {name}": (_gradient(f), spec)
+    f"gradient of {name}": (graphs.differentiated(f), spec)
     for name, (f, spec) in FORWARD.items()
 }
 _V = tf.quantization.fake_quant_with_min_max_vars

@@ -199,16 +199,6 @@ def test_attack_is_refused(name):
     assert graphs.refused(function, *specs).reason
 
 
-def _differentiated(function):
-    def gradient(x):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = function(x) ** 2
-        return tape.gradient(y, x)
-
-    return gradient
-
-
 def _convolved(x):
     return tf.nn.conv1d(x, tf.ones([3, 3, 3]), 1, "SAME")
 
@@ -232,15 +222,17 @@ SOUND = {
         X,
     ),
     "gradient of a mean": (
-        _differentiated(lambda x: tf.reduce_mean(x, 1)),
+        graphs.differentiated(lambda x: tf.reduce_mean(x, 1)),
         tf.TensorSpec([None, None, 512]),
     ),
     "gradient of a mean of an image": (
-        _differentiated(lambda x: tf.reduce_mean(x, [1, 2])),
+        graphs.differentiated(lambda x: tf.reduce_mean(x, [1, 2])),
         tf.TensorSpec([None, None, None, 64]),
     ),
     "diagonals within": (
-        _differentiated(lambda x: raw.Einsum(inputs=[x], equation="bii->bi")),
+        graphs.differentiated(
+            lambda x: raw.Einsum(inputs=[x], equation="bii->bi")
+        ),
         MATRIX,
     ),
     "dense behind windows": (

@@ -254,25 +254,7 @@ def test_an_example_is_in_its_part_on_whichever_replica():
 
 
 def test_an_order_that_is_not_the_schedules_is_refused_on_every_replica():
-    """Planted: the same part over and over, at the rate of one of three."""
-    model, batches = _line(), runs.batches()
-    cyclic = registry.sampling_of(batches).cyclic
-    ordinary = cyclic.batches_of
-
-    def stuck(parts, *args):
-        return ordinary(parts, *args).map(lambda b: b._replace(part=b.part * 0))
-
-    object.__setattr__(cyclic, "batches_of", stuck)
-    weights = []
-    keep = keras.callbacks.LambdaCallback(
-        on_train_batch_begin=lambda *_, **__: weights.append(
-            model.get_weights()[0]
-        )
-    )
-    with pytest.raises(tf.errors.InvalidArgumentError, match="whose turn"):
-        runs.fit(model, batches, callbacks=[keep])
-    np.testing.assert_array_equal(weights[-1], model.get_weights()[0])
-    assert runs.only(model).steps in (1 + 2, 2 + 2)
+    runs.assert_one_part_over_and_over_is_refused(_line())
 
 
 def test_steps_outside_of_fit_have_independent_noise_and_no_amplification():

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from keras import layers
 from scipy import linalg
@@ -9,6 +10,7 @@ from scipy import linalg
 import tf_dpfp
 from tests import helpers
 from tf_dpfp import auditing
+from tf_dpfp.sampling import registry
 
 X = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
 Y = X.sum(axis=1, keepdims=True)
@@ -79,6 +81,29 @@ def assert_of_strategy(found, strategy, deviation):
     # Independent noise would not do.
     plain = found @ found.T / found.shape[1] / deviation**2
     assert np.max(np.abs(plain - np.eye(len(found)))) > 10 * off
+
+
+def assert_one_part_over_and_over_is_refused(model):
+    """Planted: the same part in each step, at the rate of one of three."""
+    data = batches()
+    cyclic = registry.sampling_of(data).cyclic
+    ordinary = cyclic.batches_of
+
+    def stuck(parts):
+        return ordinary(parts).map(lambda b: b._replace(part=b.part * 0))
+
+    object.__setattr__(cyclic, "batches_of", stuck)
+    weights = []
+    keep = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda *_, **__: weights.append(
+            model.get_weights()[0]
+        )
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError, match="whose turn"):
+        fit(model, data, callbacks=[keep])
+    # Its weights stayed where they were, though it may have been counted.
+    np.testing.assert_array_equal(weights[-1], model.get_weights()[0])
+    assert only(model).steps in (1 + 2, 2 + 2)
 
 
 class Deviations(keras.callbacks.Callback):

@@ -29,7 +29,6 @@ from tf_dpfp import loops
 from tf_dpfp.accounting import banded
 from tf_dpfp.noise import chain as chain_lib
 from tf_dpfp.optimizers import correlation
-from tf_dpfp.sampling import registry
 from tf_dpfp.training import journal
 
 pytestmark = pytest.mark.usefixtures("without_trial")
@@ -316,28 +315,7 @@ def test_other_weights_of_the_same_shape_amid_a_fit_are_refused():
 
 
 def test_an_order_that_is_not_the_schedules_is_refused():
-    """Planted: the same part over and over, at the rate of one of three."""
-    model, batches = _model(), _batches()
-    cyclic = registry.sampling_of(batches).cyclic
-    ordinary = cyclic.batches_of
-
-    def stuck(parts):
-        return ordinary(parts).map(lambda b: b._replace(part=b.part * 0))
-
-    object.__setattr__(cyclic, "batches_of", stuck)
-    weights = []
-    keep = keras.callbacks.LambdaCallback(
-        on_train_batch_begin=lambda *_, **__: weights.append(
-            model.get_weights()[0]
-        )
-    )
-    with pytest.raises(tf.errors.InvalidArgumentError, match="whose turn"):
-        _fit(model, batches, callbacks=[keep])
-    weights.append(model.get_weights()[0])
-    # Its weights stayed where they were, though it may have been counted.
-    (before, after) = weights[-2:]
-    np.testing.assert_array_equal(before, after)
-    assert _only(model).steps in (1 + 2, 2 + 2)
+    banded_runs.assert_one_part_over_and_over_is_refused(_model())
 
 
 @pytest.mark.parametrize("bands", ["best", 3])
