@@ -59,6 +59,22 @@ def test_known_batch_size_is_told():
     graphs.refused(lambda x: x + tf.transpose(x), square)
 
 
+def test_a_result_is_not_proved_for_want_of_users():
+    # Axes that nobody adds up over tell a batch of one; three ones that nobody
+    # adds to a batch are three for every batch.
+    def axes(x):
+        shape = [graphs.size(x)]
+        return tf.raw_ops.BroadcastGradientArgs(s0=shape, s1=[*shape, 1]).r1
+
+    def repeated(x):
+        return tf.broadcast_to(tf.ones([3]), tf.shape(x)[:1])
+
+    proof, _ = graphs.prove(
+        lambda x: [axes(x), repeated(x)], X, may_be_free=True
+    )
+    assert proof.dependences == (Dependence.UNPROVED,) * 2
+
+
 def test_batch_of_one():
     spec = tf.TensorSpec([1, 3], tf.float32)
     graphs.proved(lambda x: tf.reshape(x, [1, 3, 1]) * 2, spec)

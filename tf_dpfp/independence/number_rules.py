@@ -3,7 +3,7 @@
 They are what graphs compute shapes with. Their elements are known.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -30,7 +30,6 @@ def broadcast_gradient_axes(
     Two sizes are compared. Where one of them is not 1 for all batch sizes,
     they are equal, or the operation would have failed.
     """
-    del walk
     a, b = (v.numbers for v in values)
     if a is None or b is None:
         raise findings.Refusal(
@@ -39,7 +38,7 @@ def broadcast_gradient_axes(
     if sizes_lib.hang_on_batch((*a, *b)):
         # Of a batch of one, it lists one more axis: to add up over it changes
         # nothing, but the length of the list would tell.
-        if not all(_are_added_up(t) for t in op.outputs):
+        if not all(_are_added_up(t, walk.released) for t in op.outputs):
             raise findings.Refusal(
                 "It tells a batch of one from others.", findings.BATCH_SIZE
             )
@@ -64,27 +63,36 @@ def broadcast_gradient_axes(
     ]
 
 
-def _are_added_up(axes: tf.Tensor) -> bool:
+def _are_added_up(axes: tf.Tensor, released: Container[int]) -> bool:
     """Tells if all that happens to a list of axes is a sum over them.
 
     The number of axes that are left must not tell, either.
     """
-    if any(axes is t for t in getattr(axes.graph, "outputs", ())):
+    if _leaves(axes, released):
         return False
     for op in axes.consumers():
         if op.type == "Sum" and op.inputs[0] is not axes:
-            if op.get_attr("keep_dims") or _is_reshaped(op.outputs[0]):
+            summed = op.outputs[0]
+            if op.get_attr("keep_dims") or _is_reshaped(summed, released):
                 continue
             return False
         # `tf.vectorized_map` moves axes by one.
-        if op.type not in _MOVES_AXES or not _are_added_up(op.outputs[0]):
+        if op.type not in _MOVES_AXES:
+            return False
+        if not _are_added_up(op.outputs[0], released):
             return False
     return True
 
 
-def _is_reshaped(tensor: tf.Tensor) -> bool:
+def _leaves(tensor: tf.Tensor, released: Container[int]) -> bool:
+    """Tells if a tensor is seen by more than its consumers."""
+    outputs = getattr(tensor.graph, "outputs", ())
+    return id(tensor) in released or any(tensor is t for t in outputs)
+
+
+def _is_reshaped(tensor: tf.Tensor, released: Container[int]) -> bool:
     """Tells if a tensor is only used in another shape."""
-    if any(tensor is t for t in getattr(tensor.graph, "outputs", ())):
+    if _leaves(tensor, released):
         return False
     return all(
         op.type == "Reshape" and op.inputs[1] is not tensor

@@ -21,7 +21,6 @@ from tf_dpfp.independence.given import Given
 from tf_dpfp.independence.prover import Walk
 from tf_dpfp.independence.sizes import Size
 from tf_dpfp.independence.values import Kind
-from tf_dpfp.independence.values import Layout
 from tf_dpfp.independence.values import Value
 from tf_dpfp.keras_private import call_time as keras_call_time
 
@@ -184,6 +183,7 @@ def prove(
     walk = Walk(batch, layers, least_rows, given, follows_data)
     walk.counting = kept_handles is not None
     walk.kept = frozenset(map(id, kept_handles or ()))
+    walk.released = frozenset(id(item.tensor) for item in released)
     names = {id(v.handle): name for name, v in (variables or {}).items()}
     with _without_collections():
         captures = _begin(walk, graph, examples, names)
@@ -279,7 +279,7 @@ def _example(tensor: tf.Tensor, number: int, batch: Size) -> Value:
         Size.symbol(f"size{number}_{axis}") if size is None else Size.of(size)
         for axis, size in enumerate(inferred.made_with(tensor))
     ]
-    return values_lib.examples((batch, *sizes[1:]), Layout(0))
+    return values_lib.examples((batch, *sizes[1:]), values_lib.Layout(0))
 
 
 def _assume_captures(

@@ -56,6 +56,7 @@ class Walk:
         self.loops = 0
         self.counting = False
         self.kept: frozenset[int] = frozenset()
+        self.released: frozenset[int] = frozenset()
         self.operations = 0
         self.findings: dict[tuple[Category, str], Finding] = {}
         self.random: dict[int, tf.Operation] = {}

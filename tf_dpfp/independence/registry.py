@@ -28,6 +28,7 @@ class Walk(Protocol):
         counting: True within a loop over examples, or over batches that make
             one release.
         kept: Identities of handles that may be written to all the same.
+        released: Identities of the tensors that the proof is asked about.
     """
 
     batch: Size
@@ -35,6 +36,7 @@ class Walk(Protocol):
     loops: int
     counting: bool
     kept: frozenset[int]
+    released: frozenset[int]
 
     def value(self, tensor: tf.Tensor) -> Value:
         """Returns what is known of a tensor."""

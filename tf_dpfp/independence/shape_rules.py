@@ -276,6 +276,13 @@ def spread(value: Value, sizes: Sizes, walk: Walk) -> Value:
         if len(ranges) > 1 and sizes[-1] == value.shape[-1]:
             return values_lib.examples(sizes, own.at(axis), value.ranges)
         return values_lib.like(value, sizes, own.at(axis))
+    # Not left to TensorFlow, which takes a repeated constant for one of the
+    # shape that it had, whatever the shape that was asked for.
+    for size, wide in zip(value.shape[::-1], sizes[::-1], strict=False):
+        if size not in (None, 1, wide) and sizes_lib.hang_on_batch(
+            [size, wide]
+        ):
+            raise findings.Refusal(f"It repeats {size} to {wide}.")
     found = layouts.combined([value], sizes, walk.batch, is_uniform=True)
     return Value(
         found.kind,
