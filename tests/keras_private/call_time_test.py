@@ -105,3 +105,38 @@ def test_the_training_function_is_called_by_the_loop_of_fit():
     model.train_function = None
     model.train_on_batch(x, x)
     assert seen == [(True, 1), (True, 2), (False, 0)]
+
+
+def test_a_graph_runs_within_branches_and_in_nothing_else():
+    found = {}
+
+    @tf.function
+    def inner(graph):
+        found["function"] = call_time.runs_within(graph())
+        return tf.constant(0)
+
+    @tf.function
+    def outer(x):
+        graph = call_time.traced_graph()
+
+        def look(name):
+            found[name] = call_time.runs_within(graph)
+            return x
+
+        def in_two_branches():
+            return tf.cond(x < 5, lambda: look("branches"), lambda: x)
+
+        look("itself")
+        tf.cond(x > 0, in_two_branches, lambda: x)
+        tf.while_loop(lambda i: i < 2, lambda i: look("loop") + i, [x])
+        return inner(lambda: graph)
+
+    outer(tf.constant(1))
+    assert found == {
+        "itself": True,
+        "branches": True,
+        "loop": False,
+        "function": False,
+    }
+    assert call_time.traced_graph() is None
+    assert call_time.runs_within(None)
