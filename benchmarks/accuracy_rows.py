@@ -66,6 +66,18 @@ ROWS: Mapping[str, Row] = {
         _IMAGES,
         (_FASHION, "model=cnn", "epsilon=2.7"),
     ),
+    "fashion_ws_cnn": Row(
+        "Fashion-MNIST",
+        "CNN of standardised convolutions",
+        _IMAGES,
+        (_FASHION, "model=ws_cnn", "epsilon=2.7"),
+    ),
+    "fashion_scattering": Row(
+        "Fashion-MNIST",
+        "convolution on scattering features",
+        _IMAGES,
+        (_FASHION, "model=scattering", "epsilon=2.7"),
+    ),
     "fashion_linear": Row(
         "Fashion-MNIST",
         "linear on scattering features",

@@ -155,7 +155,7 @@ def test_each_model_has_a_recipe(name):
     [
         (dict(model="linear_scattering"), 12.0),
         (dict(model="linear_efficientnet"), 8.0),
-        (dict(model="scattering"), 30.0),
+        (dict(model="scattering"), 8.0),
         (dict(model="cnn"), 20.0),
         (dict(model="cnn", momentum=0.9, l2_norm_clip=1.0), 0.2),
         (dict(model="cnn", optimizer="adam"), 1e-3),

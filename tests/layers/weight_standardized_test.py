@@ -41,6 +41,26 @@ def test_gradients_are_exact(kwargs, modes):
     oracle.check(layer, inputs, modes=modes)
 
 
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"activation": "relu", "strides": 2, "dtype": "mixed_float16"},
+        {"groups": 2, "padding": "same", "use_bias": False},
+    ],
+)
+def test_an_ordinary_convolution_computes_the_same(kwargs):
+    layer, inputs = _layer((3, 6, 7, 2), **kwargs)
+    ordinary = layer.to_conv2d()
+    assert type(ordinary) is layers.Conv2D and ordinary.name == layer.name
+    tolerance = 1e-2 if "dtype" in kwargs else 1e-6
+    np.testing.assert_allclose(ordinary(inputs), layer(inputs), atol=tolerance)
+
+
+def test_a_layer_without_a_kernel_is_no_ordinary_one():
+    with pytest.raises(ValueError, match="Received: 'new'"):
+        tf_dpfp.recipes.WSConv2D(2, 3, name="new").to_conv2d()
+
+
 @pytest.mark.parametrize("policy", ["float64", "mixed_float16"])
 def test_other_precisions(policy):
     layer, inputs = _layer((3, 6, 7, 2), policy)

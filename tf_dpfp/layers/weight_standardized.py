@@ -75,6 +75,38 @@ class WSConv2D(keras.layers.Conv2D):
         filters, _ = _standardized(ops.cast(kernel, _dtype(self)), self.epsilon)
         return super().convolution_op(inputs, ops.cast(filters, kernel.dtype))
 
+    def to_conv2d(self) -> keras.layers.Conv2D:
+        """Returns an ordinary convolution that computes the same.
+
+        A model with it loads where `tf_dpfp` is not installed.
+
+        Returns:
+            A built `keras.layers.Conv2D` of the same name, whose kernel is the
+            standardised one.
+
+        Raises:
+            ValueError: If the layer is not built.
+        """
+        if not self.built:
+            raise ValueError(
+                "A layer has a kernel to standardise once it is built: call it "
+                f"on an input first. Received: {self.name!r}."
+            )
+        config = super().get_config() | {
+            "kernel_regularizer": None,
+            "kernel_constraint": None,
+        }
+        layer = keras.layers.Conv2D.from_config(config)
+        channels = self.kernel.shape[-2] * self.groups
+        images = [None, None, None, None]
+        images[-1 if self.data_format == "channels_last" else 1] = channels
+        layer.build(tuple(images))
+        kernel, _ = _standardized(
+            ops.cast(self.kernel, _dtype(self)), self.epsilon
+        )
+        layer.set_weights([kernel, *self.get_weights()[1:]])
+        return layer
+
     def get_config(self):
         return super().get_config() | {"epsilon": self.epsilon}
 
