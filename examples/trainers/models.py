@@ -252,7 +252,7 @@ _LINEAR_RECIPE = Recipe(8192, 60, 12.0, 0.9, 0.98)
 RECIPES: dict[str, Recipe] = {
     "cnn": Recipe(),
     "mlp": Recipe(),
-    "ws_cnn": dataclasses.replace(_LINEAR_RECIPE, step=8.0),
+    "ws_cnn": dataclasses.replace(_LINEAR_RECIPE, epochs=30, step=10.0),
     "scattering": dataclasses.replace(_LINEAR_RECIPE, step=8.0),
     "linear_scattering": _LINEAR_RECIPE,
     "linear_efficientnet": dataclasses.replace(_LINEAR_RECIPE, step=8.0),
