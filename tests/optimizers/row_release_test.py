@@ -42,11 +42,15 @@ def _release(noise_multiplier=1.2, sparse=SPARSE):
     return row_release.row_release_of(sparse, noise_multiplier)
 
 
+def _alone(rows, *table):
+    return rows.released_alone(row_release.Table(*table))
+
+
 @tf.function
 def _passed(draws):
     def draw(number):
         keys = [tf.bitcast(3 * number + i, tf.uint64) for i in range(3)]
-        found = _release().released(_total(), ROWS, 1.0, keys)
+        found = _alone(_release(), _total(), ROWS, 1.0, keys)
         ones = tf.ones_like(found.indices)
         return tf.scatter_nd(found.indices[:, None], ones, [ROWS])
 
@@ -84,12 +88,12 @@ def test_every_row_passes_by_the_law_of_its_count():
 def test_rows_come_in_ascending_order_with_their_sums():
     rows = _release(sparse=tf_dpfp.Sparse("items", threshold=-40.0))
     total = _total()
-    found = rows.released(total, ROWS, 0.0, _keys(5))
+    found = _alone(rows, total, ROWS, 0.0, _keys(5))
     np.testing.assert_array_equal(found.indices, np.arange(ROWS))
     wanted = np.zeros((ROWS, WIDTH), np.float32)
     np.add.at(wanted, total.rows.numpy(), total.values.numpy())
     np.testing.assert_allclose(found.values, wanted, rtol=1e-6)
-    some = _release().released(total, ROWS, 0.0, _keys(6))
+    some = _alone(_release(), total, ROWS, 0.0, _keys(6))
     assert np.all(np.diff(some.indices) > 0)
     np.testing.assert_allclose(
         some.values, wanted[some.indices.numpy()], rtol=1e-6
@@ -99,12 +103,12 @@ def test_rows_come_in_ascending_order_with_their_sums():
 def test_noise_is_on_every_row_that_is_released():
     rows = _release(sparse=tf_dpfp.Sparse("items", threshold=-40.0))
     num_rows = 15_000
-    found = rows.released(_total(), num_rows, 0.3, _keys(7))
+    found = _alone(rows, _total(), num_rows, 0.3, _keys(7))
     untouched = np.setdiff1d(np.arange(num_rows), [9, 40, 3, 17])
     noise = found.values.numpy()[untouched]
     helpers.assert_normal(noise, 0.3, (0.94, 1.06))
     touched = [
-        rows.released(_total(), ROWS, 0.3, _keys(n)).values.numpy()[17]
+        _alone(rows, _total(), ROWS, 0.3, _keys(n)).values.numpy()[17]
         for n in range(10, 400)
     ]
     value = _total().values.numpy()[4]
@@ -113,7 +117,7 @@ def test_noise_is_on_every_row_that_is_released():
 
 def test_without_noise_every_row_with_a_contribution_passes():
     rows = _release(noise_multiplier=0.0)
-    found = rows.released(_total(), ROWS, 0.0, _keys(8))
+    found = _alone(rows, _total(), ROWS, 0.0, _keys(8))
     assert {9, 40, 17} <= set(found.indices.numpy())
 
 
@@ -126,7 +130,7 @@ def test_numbers_of_no_row_name_none():
     )
     for threshold, expected in ((39.0, [7]), (-40.0, range(ROWS))):
         sparse = tf_dpfp.Sparse("items", threshold=threshold)
-        found = _release(1e-3, sparse).released(total, ROWS, 0.0, _keys(9))
+        found = _alone(_release(1e-3, sparse), total, ROWS, 0.0, _keys(9))
         np.testing.assert_array_equal(found.indices, list(expected))
 
 

@@ -8,7 +8,6 @@ from scipy import stats
 
 import tf_dpfp
 from tests import helpers
-from tests.replicas import common
 
 pytestmark = pytest.mark.usefixtures("without_trial")
 
@@ -339,13 +338,9 @@ def test_a_table_is_refused_if_it_is_tied():
         model.train_on_batch(X, X[:, 0])
 
 
-def test_xla_and_replicas_are_refused():
+def test_xla_is_refused():
     with pytest.raises(ValueError, match="jit_compile=False"):
         _model(_optimizer(), jit_compile=True)
-    with common.strategy(2).scope():
-        model = _model(_optimizer())
-    with pytest.raises(ValueError, match="one device"):
-        model.fit(X, Y, batch_size=8, verbose=0)
 
 
 def test_one_table_may_be_looked_up_twice_beside_another():

@@ -1,6 +1,7 @@
 """Replicas of a `tf.distribute` strategy in a private step."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 import tensorflow as tf
@@ -77,32 +78,42 @@ def assign_to_all(variable: tf.Variable, value: np.ndarray | tf.Tensor) -> None:
 
 
 def sum_over_all(
-    tensors: Sequence[tf.Tensor | None],
-) -> list[tf.Tensor | None]:
+    tensors: Sequence[tf.Tensor | tf.IndexedSlices | None],
+) -> list[tf.Tensor | tf.IndexedSlices | None]:
     """Adds up tensors over all replicas, by one all-reduce for each device.
 
     What is given leaves the replica: it must be noised before.
 
     Args:
-        tensors: Tensors of static shapes, the same on every replica; `None`
-            where there is nothing.
+        tensors: Tensors of the same shapes on every replica; `None` where there
+            is nothing. Slices must be of the same rows on every replica.
 
     Returns:
         Their sums, on every replica.
     """
     if count() == 1:
         return list(tensors)
+    sent = [t.values if _is_slices(t) else t for t in tensors]
     together: dict[str, list[int]] = {}
-    for index, tensor in enumerate(tensors):
+    for index, tensor in enumerate(sent):
         if tensor is not None:
             together.setdefault(tensor.device, []).append(index)
     context = tf.distribute.get_replica_context()
-    sums: list[tf.Tensor | None] = [None] * len(tensors)
+    sums: list[tf.Tensor | tf.IndexedSlices | None] = [None] * len(tensors)
     # Of tensors on several devices TensorFlow would reduce one by one.
     for indices in together.values():
         summed = context.all_reduce(
-            tf.distribute.ReduceOp.SUM, [tensors[i] for i in indices]
+            tf.distribute.ReduceOp.SUM, [sent[i] for i in indices]
         )
         for index, total in zip(indices, summed, strict=True):
-            sums[index] = total
+            mine = tensors[index]
+            sums[index] = (
+                tf.IndexedSlices(total, mine.indices, mine.dense_shape)
+                if _is_slices(mine)
+                else total
+            )
     return sums
+
+
+def _is_slices(tensor: Any) -> TypeGuard[tf.IndexedSlices]:
+    return isinstance(tensor, tf.IndexedSlices)

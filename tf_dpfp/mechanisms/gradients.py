@@ -111,14 +111,16 @@ class Gradients(Mechanism):
         """Returns the strategy that the model trains under, if any.
 
         Raises:
-            ValueError: If it has several replicas and tables are sparse.
+            ValueError: If tables are sparse and its replicas are not those of
+                one machine.
         """
         strategy = replicas.strategy_for(self.model, self.optimizer)
-        sparse = self.optimizer.sparse_tables
-        if sparse is not None and replicas.deals(strategy):
+        sparse, deals = self.optimizer.sparse_tables, replicas.deals(strategy)
+        if sparse is not None and deals and not replicas.are_mirrored(strategy):
             raise ValueError(
-                "Which rows of a sparse table are touched often enough is "
-                "found by one replica. Train on one device, or leave "
+                "How many rows of a sparse table are released differs from "
+                "step to step, and workers and TPUs add up tensors of one "
+                "size. Train on one machine, under MirroredStrategy, or leave "
                 f"`sparse_tables` out. Received: sparse_tables={sparse} under "
                 f"{type(strategy).__name__}"
             )

@@ -17,7 +17,7 @@ from tf_dpfp import low_rank
 from tf_dpfp import noise as noise_lib
 from tf_dpfp.distribute import replicas
 from tf_dpfp.optimizers import clipped_gradients as clipped_lib
-from tf_dpfp.optimizers.row_release import RowRelease
+from tf_dpfp.optimizers import row_release
 
 # Tensors of fewer numbers get their noise in one draw, on a CPU: each of the
 # larger ones is drawn in pieces that stay in the cache of a core.
@@ -106,7 +106,7 @@ def add_noise(
     allocation: str,
     draws: Draws,
     correlated: Correlated | None = None,
-    tables: RowRelease | None = None,
+    tables: row_release.RowRelease | None = None,
 ) -> list[Released]:
     """Adds this replica's share of the noise to its clipped sums.
 
@@ -133,12 +133,12 @@ def add_noise(
     )
     deviations = [deviation * draws.share for deviation in whole]
     members: dict[str | None, list[_Member]] = {}
+    of_tables: dict[int, row_release.Table] = {}
     for group, deviation in zip(clipped.groups, deviations, strict=True):
         for index in group.members:
             total = clipped.sums[index]
             if isinstance(total, clipping_lib.RowSums):
-                assert tables is not None
-                released[index] = tables.released(
+                of_tables[index] = row_release.Table(
                     total,
                     clipped.variables[index].shape[0],
                     deviation,
@@ -148,6 +148,10 @@ def add_noise(
                 members.setdefault(group.device, []).append(
                     (index, total, deviation)
                 )
+    if tables is not None:
+        found = tables.released(list(of_tables.values()), draws.share)
+        for index, rows in zip(of_tables, found, strict=True):
+            released[index] = rows
     fused = compilation.target() is compilation.Target.XLA
     fused |= compilation.has_accelerator()
     drawn = 0
@@ -163,7 +167,7 @@ def add_noise(
 
 
 def _keys_of_rows(draws: Draws, index: int, variables: int) -> tuple:
-    """Returns the keys of a sparse table: of its sum, and of two counts."""
+    """Returns the keys of a sparse table; see `row_release.Table`."""
     # After those of the variables, and of the counts of adaptive clip norms.
     first = variables + 1 + 2 * index
     return draws.key(index), draws.key(first), draws.key(first + 1)
