@@ -3,6 +3,7 @@
     python -m benchmarks.correlated_noise --what=time
     python -m benchmarks.correlated_noise --what=time --workloads=language \
         --tokens=words
+    python -m benchmarks.correlated_noise --what=carriers
     python -m benchmarks.correlated_noise --what=language --text=FOLDER
     python -m benchmarks.correlated_noise --what=language --text=FOLDER \
         --tokens=words --rates=6,18,54 --epsilon=8
@@ -11,6 +12,10 @@
 independent noise, and with noise of several numbers of bands. Each row is one
 JSON object with the median of the ratios of steps next to each other. The
 workload `language` is the model of `language`, on made-up windows.
+
+`carriers` trains a linear model, through low-rank carriers and without, and
+prints how much noise the sums over its steps hold, over that of independent
+noise at the same epsilon. Each row is one JSON object.
 
 `language` trains a model of characters or words on the texts of 20 Newsgroups,
 in files `20newsgroups-train.tab` and `20newsgroups-test.tab` of the folder, as
@@ -27,7 +32,8 @@ import math
 import pathlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from unittest import mock
 
 import keras
 import numpy as np
@@ -39,9 +45,13 @@ import tf_dpfp
 from benchmarks import json_lines
 from benchmarks import workloads
 from tf_dpfp import counting
+from tf_dpfp import low_rank
+from tf_dpfp import noise as noise_lib
 from tf_dpfp import sampling
 
-_WHAT = flags.DEFINE_enum("what", "time", ["time", "language"], "What to do.")
+_WHAT = flags.DEFINE_enum(
+    "what", "time", ["time", "carriers", "language"], "What to do."
+)
 _WORKLOADS = flags.DEFINE_list("workloads", ["mlp_256"], "Of `time`.")
 _BANDS = flags.DEFINE_list("bands", ["2", "8", "16"], "Of `time`.")
 _ROUNDS = flags.DEFINE_integer("rounds", 60, "Of `time`: steps of each kind.")
@@ -56,6 +66,7 @@ _EPSILON = flags.DEFINE_float("epsilon", 3.0, "Of `language`.")
 
 _DELTA, _EPOCHS, _BATCH = 1e-6, 3, 1024
 _WINDOWS = 100_000
+_COLUMNS = 48  # Of the kernel of `carriers`, with 64 rows.
 _LENGTHS = {"characters": 33, "words": 17}
 _WORDS = 1000
 
@@ -148,6 +159,76 @@ def _time(workload: workloads.Workload) -> None:
         }
         row |= {k: round(v, 3) for k, v in row.items() if type(v) is float}
         print(json.dumps(row), flush=True)
+
+
+@contextlib.contextmanager
+def _noted_noise() -> Iterator[list[np.ndarray]]:
+    """Notes the noise of eager steps, as it is in the kernel's update."""
+    found: list[np.ndarray] = []
+    drawn: list[tf.Tensor] = []
+    add, reconstruct = noise_lib.noised, low_rank.reconstruct
+
+    def noised(total: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+        drawn[:] = [noise]
+        if noise.shape.rank == 2:
+            found.append(noise.numpy())
+        return add(total, noise)
+
+    def reconstructed(total, carriers, view):
+        found.append(reconstruct(drawn[0], carriers, view).numpy())
+        return reconstruct(total, carriers, view)
+
+    with (
+        mock.patch.object(noise_lib, "noised", noised),
+        mock.patch.object(low_rank, "reconstruct", reconstructed),
+    ):
+        yield found
+
+
+def _noise_in_sums(bands: int, source: str | None) -> tuple[float, float]:
+    """Trains a linear model; returns the noise in sums, and its multiplier."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40_000, 64)).astype(np.float32)
+    kernel = rng.normal(size=(64, 3)) @ rng.normal(size=(3, _COLUMNS)) / 14.0
+    y = (x @ kernel + 0.3 * rng.normal(size=(len(x), _COLUMNS))).astype("f4")
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [keras.Input((64,)), keras.layers.Dense(_COLUMNS, use_bias=False)]
+    )
+    tf_dpfp.make_private(model)
+    if source is not None:
+        tf_dpfp.reparametrize(model, 4, carrier_source=source, warmup_steps=30)
+    optimizer = tf_dpfp.DPSGD(
+        2.0,
+        l2_norm_clip=1.0,
+        noise_multiplier="calibrate",
+        correlated_noise=tf_dpfp.Banded(bands),
+    )
+    model.compile(optimizer, "mse", run_eagerly=True)
+    with _noted_noise() as found:
+        model.fit(
+            tf_dpfp.cyclic_poisson_batches(x, y, expected_batch_size=400),
+            epochs=_EPOCHS,
+            callbacks=[tf_dpfp.PrivacyBudget(_EPSILON.value, _DELTA)],
+            verbose=0,
+        )
+    sums = np.cumsum(found, axis=0, dtype=np.float64)
+    multiplier = optimizer.noise_multiplier
+    return float(np.sqrt(np.mean(sums**2))), float(multiplier)
+
+
+def _carriers() -> None:
+    for source in (None, "history", "weight"):
+        independent, _ = _noise_in_sums(1, source)
+        for bands in map(int, _BANDS.value):
+            noise, multiplier = _noise_in_sums(bands, source)
+            row = {
+                "carriers": source,
+                "bands": bands,
+                "noise_multiplier": round(multiplier, 3),
+                "relative_noise": round(noise / independent, 3),
+            }
+            json_lines.append(_OUTPUT.value, row)
 
 
 def _text(name: str) -> str:
@@ -262,6 +343,9 @@ def main(argv: list[str]) -> None:
         if not _TEXT.value:
             raise app.UsageError("--text=FOLDER is needed")
         _language()
+        return
+    if _WHAT.value == "carriers":
+        _carriers()
         return
     for name in _WORKLOADS.value:
         _time(

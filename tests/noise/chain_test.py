@@ -61,6 +61,34 @@ def test_the_strategy_takes_noise_back_to_independent_normals(wide, compiled):
     np.testing.assert_allclose(strategy_matrix() @ found, normals, atol=2e-5)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_earlier_noise_goes_through_a_change(compiled):
+    """From the fifth step on numbers are those of the other end, halved."""
+    normals = np.random.default_rng(0).normal(size=(STEPS, 6))
+    chain = noise.NoiseChain(BANDS)
+
+    def step(row, number):
+        turn = chain.turn(BANDS, number % BANDS, "one")
+        change = noise.Change(number == 5, lambda x: 0.5 * tf.reverse(x, [0]))
+        return chain.correlated(row, turn, 0, change)
+
+    if compiled:
+        step = tf.function(step, jit_compile=True)
+    with opened(chain):
+        found = np.stack(
+            [
+                step(tf.constant(row, tf.float32), tf.constant(t))
+                for t, row in enumerate(normals)
+            ]
+        )
+    matrix = strategy_matrix()
+    expected = matrix[:5, :5] @ found[:5]
+    np.testing.assert_allclose(expected, normals[:5], atol=2e-5)
+    changed = 0.5 * found[:5, ::-1]
+    expected = matrix[5:, :5] @ changed + matrix[5:, 5:] @ found[5:]
+    np.testing.assert_allclose(expected, normals[5:], atol=2e-5)
+
+
 def test_impulses_show_a_banded_strategy_with_columns_of_norm_one():
     """C as the code has it, by what it makes of one unit of noise a step."""
     chain = noise.NoiseChain(BANDS)

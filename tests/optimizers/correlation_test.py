@@ -107,7 +107,6 @@ def test_independent_noise_has_no_chain(bands, monkeypatch):
     assert correlation.count_step(SUMS, clipped) is None
     assert ledger.counted == [(SUMS, "stamp", 7)]
     assert not ledger.before and correlation.pending == []
-    correlation.check(["carriers"])
 
 
 def test_a_chain_counts_its_first_step_as_one_of_every_part(monkeypatch):
@@ -143,10 +142,3 @@ def test_only_steps_by_parts_and_evaluations_may_run_meanwhile(monkeypatch):
             before_step(counting.Located(claim, rows))
         with pytest.raises(RuntimeError, match="no other step"):
             before_step(counting.Located(others, rows))
-
-
-def test_carriers_are_refused_with_correlated_noise(monkeypatch):
-    correlation, _ = _taken(2, monkeypatch)
-    correlation.check([None, None])
-    with pytest.raises(ValueError, match="carriers turn"):
-        correlation.check([None, "carriers"])

@@ -449,16 +449,6 @@ class TestRefused:
             with loops.sampled_steps(model, _batches()):
                 pass
 
-    def test_carriers(self):
-        model = keras.Sequential(
-            [keras.Input((3,)), layers.Dense(4), layers.Dense(1)]
-        )
-        tf_dpfp.reparametrize(model, rank=1)
-        tf_dpfp.make_private(model)
-        model.compile(_optimizer(), "mse")
-        with pytest.raises(ValueError, match="carriers turn"):
-            _fit(model)
-
     def test_representations(self):
         model = keras.Sequential(
             [

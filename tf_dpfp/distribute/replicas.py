@@ -48,6 +48,19 @@ def make_together(make: Callable[[], None]) -> None:
     context.merge_call(in_scope)
 
 
+def has_own(value: Any) -> bool:
+    """Tells if a copy of a variable is that of who asks, and no other's.
+
+    Args:
+        value: A TensorFlow variable. If replicas have copies of it, only they
+            have one of their own.
+    """
+    if not isinstance(value, tf.distribute.DistributedValues):
+        return True
+    inside = tf.distribute.get_replica_context() is not None
+    return inside and tf.distribute.has_strategy()
+
+
 def own_variable(value: np.ndarray | tf.Tensor) -> tf.Variable:
     """Makes a variable of which every replica has a copy of its own.
 

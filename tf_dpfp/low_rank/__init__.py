@@ -15,11 +15,14 @@ from tf_dpfp.low_rank.marks import marked_view
 from tf_dpfp.low_rank.marks import released_size
 from tf_dpfp.low_rank.marks import remove_carriers
 from tf_dpfp.low_rank.marks import reparametrize
+from tf_dpfp.low_rank.marks import shapes_of_carriers
 from tf_dpfp.low_rank.matrices import MatrixView
 from tf_dpfp.low_rank.projection import CarrierGradient
 from tf_dpfp.low_rank.projection import project
 from tf_dpfp.low_rank.projection import project_all
 from tf_dpfp.low_rank.projection import reconstruct
+from tf_dpfp.low_rank.turning import contraction
+from tf_dpfp.low_rank.turning import turned
 
 # Public. The other names are for the other folders of the package.
 __all__ = [

@@ -80,6 +80,23 @@ def marked_view(variable: keras.Variable) -> matrices.MatrixView:
     return mark.view
 
 
+def shapes_of_carriers(variable: keras.Variable) -> list[tuple[int, int]]:
+    """Returns the shapes of the carriers of a kernel; see `Carriers`.
+
+    Args:
+        variable: A kernel with a mark.
+
+    Raises:
+        ValueError: If the variable is trained as it is.
+    """
+    view, mark = marked_view(variable), mark_of(variable)
+    assert mark is not None
+    shapes = [(view.num_rows, mark.config.rank)]
+    if not mark.config.left_only:
+        shapes.append((view.num_columns, mark.config.rank))
+    return shapes
+
+
 def is_marked(variable: keras.Variable) -> bool:
     """Tells if a variable has a mark, of full rank or not."""
     return getattr(variable, _MARK, None) is not None

@@ -3,6 +3,7 @@
 from tf_dpfp.noise.allocation import ALLOCATIONS
 from tf_dpfp.noise.allocation import sensitivity
 from tf_dpfp.noise.allocation import standard_deviations
+from tf_dpfp.noise.chain import Change
 from tf_dpfp.noise.chain import NoiseChain
 from tf_dpfp.noise.chain import Turn
 from tf_dpfp.noise.gaussian import NoiseSource

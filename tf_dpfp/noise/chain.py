@@ -27,7 +27,7 @@ noises and its own place in the chain. The recursion is linear, so shares of
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -67,6 +67,30 @@ class Turn:
     layout: int
     begins: tf.Tensor
     guard: tf.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """Other coordinates in which a step counts the numbers of a draw.
+
+    Attributes:
+        happens: True if they are others than those of the step before.
+        apply: Takes earlier noise to the new coordinates: linear, and of norm
+            at most 1, so that no column of C gets longer.
+    """
+
+    happens: tf.Tensor
+    apply: Callable[[tf.Tensor], tf.Tensor]
+
+    def made_to(self, kept: Sequence[tf.Variable]) -> None:
+        """Makes it to the noises that are kept."""
+
+        def assign() -> tf.Tensor:
+            for variable in kept:
+                variable.assign(self.apply(tf.identity(variable)))
+            return tf.constant(0)
+
+        tf.cond(self.happens, assign, lambda: tf.constant(0))
 
 
 class NoiseChain:
@@ -253,7 +277,11 @@ class NoiseChain:
         )
 
     def correlated(
-        self, normals: tf.Tensor, turn: Turn, draw: int
+        self,
+        normals: tf.Tensor,
+        turn: Turn,
+        draw: int,
+        change: Change | None = None,
     ) -> tf.Tensor:
         """Makes a step's noise of independent normals, and keeps it.
 
@@ -261,11 +289,14 @@ class NoiseChain:
             normals: float32, `(size,)`, of deviation 1.
             turn: The turn of the step.
             draw: Number of the draw in the step.
+            change: What its numbers now stand for; `None`: the same as ever.
 
         Returns:
             The noise, of the same shape.
         """
         kept = self._kept_of(turn.layout, draw, normals.shape[0])
+        if change is not None:
+            change.made_to(kept)
         values = [tf.identity(variable) for variable in kept]
         if normals.shape[0] >= _IN_ONE_PASS:
             noise = _compiled(normals, turn.factors, turn.scale, values)

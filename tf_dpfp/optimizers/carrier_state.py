@@ -7,10 +7,14 @@ import tensorflow as tf
 
 from tf_dpfp import low_rank
 from tf_dpfp.keras_private import variables as keras_variables
+from tf_dpfp.optimizers import held_carriers
 from tf_dpfp.optimizers.clipped_gradients import ClippedGradients
 
 # Before the optimizer is built, no marks were looked at.
 _UNKNOWN = -1
+# With correlated noise: so that most of a step's noise is taken back in the
+# directions that it was in.
+_STEPS_PER_BAND = 2
 
 
 class CarrierState:
@@ -40,6 +44,7 @@ class CarrierState:
         self._marks: list[low_rank.Mark | None] = []
         self._snapshots: dict[int, keras.Variable] = {}
         self._positions: dict[int, int] = {}
+        self._held = held_carriers.HeldCarriers()
         self._watch_restores()
 
     def _watch_restores(self) -> None:
@@ -167,11 +172,36 @@ class CarrierState:
         Returns:
             One entry for each variable; `None` where there is no mark.
         """
+        marked = [(i, v) for i, v in enumerate(variables) if self._mark_of(v)]
+        kernels = [variable for _, variable in marked]
+        steps = self._steps_of_one
+        found = (
+            self._anew(kernels)
+            if steps == 1 or not kernels
+            else self._held.current(kernels, steps, lambda: self._anew(kernels))
+        )
+        carriers: list[low_rank.Carriers | None] = [None] * len(variables)
+        for (index, _), own in zip(marked, found, strict=True):
+            carriers[index] = own
+        return carriers
+
+    @property
+    def _steps_of_one(self) -> int:
+        """Number of steps that carriers stay for."""
+        bands = self._optimizer.bands or 1
+        return 1 if bands == 1 else _STEPS_PER_BAND * bands
+
+    def _mark_of(self, variable: keras.Variable) -> low_rank.Mark | None:
+        index = self._positions.get(id(variable))
+        return None if index is None else self._marks[index]
+
+    def _anew(
+        self, kernels: Sequence[keras.Variable]
+    ) -> list[low_rank.Carriers]:
+        """Computes carriers of the weights as they are."""
         step = tf.cast(self._optimizer.iterations.value, tf.int32)
         starts = self._starts(step)
-        return [
-            self._carriers_of(variable, step, starts) for variable in variables
-        ]
+        return [self._carriers_of(kernel, step, starts) for kernel in kernels]
 
     def _starts(self, step: tf.Tensor) -> dict[int, low_rank.Carriers]:
         """Random numbers for every marked kernel, by its position.
@@ -198,11 +228,9 @@ class CarrierState:
                 starts[index] = low_rank.Carriers(next(pieces), next(pieces))
         return starts
 
-    def _carriers_of(self, variable, step, starts) -> low_rank.Carriers | None:
-        index = self._positions.get(id(variable))
-        mark = None if index is None else self._marks[index]
-        if mark is None:
-            return None
+    def _carriers_of(self, variable, step, starts) -> low_rank.Carriers:
+        index, mark = self._positions[id(variable)], self._mark_of(variable)
+        assert mark is not None
         if mark.config.carrier_source == "random":
             carriers = low_rank.random_carriers(starts[index])
         else:
@@ -241,6 +269,10 @@ class CarrierState:
             variables: The trainable variables.
             carriers: The carriers of this step.
         """
+        if self._steps_of_one > 1 and any(
+            used is not None for used in carriers
+        ):
+            self._held.after_step()
         is_first = tf.equal(self._optimizer.iterations.value, 0)
         for variable, used in zip(variables, carriers, strict=True):
             if used is None:

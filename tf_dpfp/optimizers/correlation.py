@@ -14,7 +14,7 @@ are parts: see `accounting.CyclicPoissonSampling`.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -22,9 +22,11 @@ import tensorflow as tf
 from tf_dpfp import accounting
 from tf_dpfp import compilation
 from tf_dpfp import counting
+from tf_dpfp import low_rank
 from tf_dpfp import noise as noise_lib
 from tf_dpfp.accounting import banded
 from tf_dpfp.optimizers import clipped_gradients as clipped_lib
+from tf_dpfp.optimizers import held_carriers
 from tf_dpfp.optimizers import release as release_lib
 
 
@@ -40,6 +42,7 @@ class Correlation:
     def __init__(self, ledger: counting.Ledger):
         self._ledger = ledger
         self._chain: noise_lib.NoiseChain | None = None
+        self._frames = held_carriers.Frames()
         self._claim: counting.Claim | None = None
 
     def take(self, bands: int | None) -> None:
@@ -89,31 +92,18 @@ class Correlation:
         assert self._claim is not None
         return [self._claim.entry(self._claim.parts - 1)]
 
-    def check(self, carriers: Sequence[Any]) -> None:
-        """Refuses carriers, which turn in every step.
-
-        Args:
-            carriers: Carriers of each variable, or `None`.
-
-        Raises:
-            ValueError: If noise is correlated and there are any.
-        """
-        if self._chain is not None and any(c is not None for c in carriers):
-            raise ValueError(
-                "Low-rank carriers turn in every step, and correlated noise "
-                "takes back noise of earlier ones, which was in other "
-                "directions. Leave `correlated_noise` out, or take the marks "
-                "off with `tf_dpfp.low_rank.remove_carriers(layer)`."
-            )
-
     def count_step(
-        self, release: counting.Release, clipped: clipped_lib.ClippedGradients
+        self,
+        release: counting.Release,
+        clipped: clipped_lib.ClippedGradients,
+        carriers: Sequence[low_rank.Carriers | None] = (),
     ) -> "Turned | None":
         """Counts a step, and gives it its turn; part of the compiled step.
 
         Args:
             release: The release that its noise is drawn by.
             clipped: The clipped sums.
+            carriers: Carriers of each variable, or `None`; empty: of none.
 
         Returns:
             What makes the noise of its draws; `None`: noise is independent.
@@ -133,7 +123,10 @@ class Correlation:
             clipped.counted_batch_size,
             tf.where(turn.begins, parts - 1, tf.zeros_like(parts)),
         )
-        return Turned(chain, turn)
+        turning = {}
+        if any(own is not None for own in carriers):
+            turning = self._frames.turn(clipped.variables, carriers)
+        return Turned(chain, turn, turning)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,14 +136,25 @@ class Turned:
     Attributes:
         chain: The chain.
         turn: The turn of the step.
+        turning: What earlier noise of kernels with carriers goes through.
     """
 
     chain: noise_lib.NoiseChain
     turn: noise_lib.Turn
+    turning: Mapping[int, Any]
 
-    def __call__(self, normals: tf.Tensor, draw: int) -> tf.Tensor:
-        """Makes the noise of one draw; see `NoiseChain.correlated`."""
-        return self.chain.correlated(normals, self.turn, draw)
+    def __call__(
+        self, normals: tf.Tensor, sizes: Mapping[int, int]
+    ) -> tf.Tensor:
+        """Makes the noise of one draw; see `NoiseChain.correlated`.
+
+        Args:
+            normals: Independent normals.
+            sizes: How many of them each variable has, by its position.
+        """
+        change = held_carriers.change_of(self.turning, sizes)
+        first = next(iter(sizes))
+        return self.chain.correlated(normals, self.turn, first, change)
 
     def guarded(self, draws: release_lib.Draws) -> release_lib.Draws:
         """Returns draws whose every number is NaN if the step is not due.

@@ -92,8 +92,8 @@ class PrivateOptimizer(
         correlated_noise: `None` for independent noise, or a `tf_dpfp.Banded`:
             every step takes back part of the noise of earlier ones, for few
             passes over many examples. It needs batches of
-            `cyclic_poisson_batches`. On one machine; not with low-rank
-            carriers or a `DPRepresentationClip`.
+            `cyclic_poisson_batches`. On one machine; not with a
+            `DPRepresentationClip`.
         sparse_tables: `None` for noise on every row of every table, or a
             `tf_dpfp.Sparse`: of the tables that it names a step releases and
             updates the rows that enough examples touch. With `DPSGD` without
@@ -293,7 +293,6 @@ class PrivateOptimizer(
         if not self.built:
             self.build(clipped.all_variables)
         carriers = self._carrier_state.carriers_of(clipped)
-        self._correlation.check(carriers)
         divisor = self._batch_size.tensor()
         draws = release.draws_of(
             self._noise_source.next_step(self._ledger.total_steps()),
@@ -302,7 +301,7 @@ class PrivateOptimizer(
         )
         # Before anything is released: a step that fails half-way is counted.
         turn = self._correlation.count_step(
-            settings.release_of(clipped.kind), clipped
+            settings.release_of(clipped.kind), clipped, carriers
         )
         if turn is not None:
             draws = turn.guarded(draws)

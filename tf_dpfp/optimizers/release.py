@@ -5,7 +5,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -31,8 +31,9 @@ _DRAWN_EARLY = 2**22
 
 # What is released of a variable: of a sparse table, some rows.
 Released: TypeAlias = tf.Tensor | tf.IndexedSlices | None
-# Makes the noise of a draw of its independent normals and its number.
-Correlated: TypeAlias = Callable[[tf.Tensor, int], tf.Tensor]
+# Makes the noise of a draw of its independent normals, and of how many of them
+# each variable has, in their order, by the variables' positions.
+Correlated: TypeAlias = Callable[[tf.Tensor, Mapping[int, int]], tf.Tensor]
 # Index of a variable, its clipped sum, and the standard deviation of its noise.
 _Member = tuple[int, tf.Tensor, Any]
 
@@ -115,8 +116,7 @@ def add_noise(
         noise_multiplier: Standard deviation of the noise over the sensitivity.
         allocation: Split of the noise among groups; see `Clipping`.
         draws: The noise of this replica.
-        correlated: Makes the noise of a draw of independent normals and the
-            number of the draw; `None`: noise is independent.
+        correlated: Makes the noise of a draw; `None`: it is independent.
         tables: How sparse tables are released; `None`: there are none.
 
     Returns:
@@ -244,8 +244,9 @@ def _correlated_noises(
 ) -> list[tf.Tensor]:
     """Makes the noises of one draw; correlated before they get deviations."""
     normals = noise_lib.gaussian_noise([draw.size], 1.0, key)
-    noise = correlated(normals, draw.members[0][0])
     sizes = [_size(member) for member in draw.members]
+    indices = [index for index, *_ in draw.members]
+    noise = correlated(normals, dict(zip(indices, sizes, strict=True)))
     return [
         tf.reshape(part * tf.cast(deviation, tf.float32), total.shape)
         for part, (_, total, deviation) in zip(
