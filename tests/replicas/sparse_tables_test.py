@@ -268,7 +268,7 @@ def _fit(model, **kwargs):
             2,
             tf_dpfp.DPAdagrad,
             {"clipping": common.adaptive(), "microbatch_size": 2},
-            {},
+            {"jit_compile": True},
         ),
     ],
     ids=str,

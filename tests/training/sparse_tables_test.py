@@ -8,6 +8,10 @@ from scipy import stats
 
 import tf_dpfp
 from tests import helpers
+from tf_dpfp import compilation
+from tf_dpfp import loops
+from tf_dpfp.mechanisms import eager_passes
+from tf_dpfp.mechanisms import state as state_lib
 
 pytestmark = pytest.mark.usefixtures("without_trial")
 
@@ -338,9 +342,43 @@ def test_a_table_is_refused_if_it_is_tied():
         model.train_on_batch(X, X[:, 0])
 
 
-def test_xla_is_refused():
-    with pytest.raises(ValueError, match="jit_compile=False"):
-        _model(_optimizer(), jit_compile=True)
+def test_xla_compiles_all_but_the_release(monkeypatch):
+    found, compiled, ordinary = [], [], eager_passes.compiled
+
+    def noted(model):
+        compiled.append(model)
+        return ordinary(model)
+
+    monkeypatch.setattr(eager_passes, "compiled", noted)
+    for compiles in (False, True):
+        setting = tf_dpfp.Sparse("items")
+        model = _model(
+            _optimizer(
+                setting,
+                noise_multiplier=0.7,
+                expected_batch_size=8.0,
+                seed=3,
+                microbatch_size=8,
+            ),
+            jit_compile=compiles,
+        )
+        batches = tf_dpfp.poisson_batches(X, Y, sampling_rate=0.5, seed=1)
+        model.fit(batches, verbose=0, steps_per_epoch=2)
+        found.append([*_moved(model), *model.get_weights()])
+        assert bool(compiled) == compiles
+        # Not in every step of an eager loop.
+        count = len(compiled)
+        loops.clipped_gradients(model, X, Y)
+        assert len(compiled) == count
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_xla_is_off_unless_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(compilation, "has_accelerator", lambda: True)
+    model = _model(_optimizer())
+    state = state_lib.state_of(model)
+    assert not model.jit_compile and not state.compiles_pieces
 
 
 def test_one_table_may_be_looked_up_twice_beside_another():

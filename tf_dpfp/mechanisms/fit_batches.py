@@ -38,14 +38,17 @@ def built_before(
     return keras_distribution.without_symbolic_build(model)
 
 
-def needs_buckets(model: keras.Model, pipeline: pipelines.Pipeline) -> bool:
-    """Tells if XLA compiles the step, for each size of Poisson batches anew.
+def needs_buckets(
+    model: keras.Model, pipeline: pipelines.Pipeline, compiles: bool
+) -> bool:
+    """Tells if XLA compiles for each size of Poisson batches anew.
 
     Args:
         model: The model.
         pipeline: Description of the data.
+        compiles: True if XLA compiles the step, or what is clipped in it.
     """
-    compiles_sizes = bool(model.jit_compile) and not model.run_eagerly
+    compiles_sizes = compiles and not model.run_eagerly
     return compiles_sizes and isinstance(
         pipeline.sampling, accounting.PoissonSampling
     )

@@ -231,8 +231,12 @@ class Gradients(Mechanism):
             building.check_all_planned(model, plan)
             # Calls may set attributes of layers.
             state.tried_for = proved.settings(model)
-        compiles = state.compiles_pieces and state.dealt_to > 1
-        if not tf.executing_eagerly() and not compiles:
+        # A loop that runs eagerly would have it compiled anew in every step.
+        in_graph = not tf.executing_eagerly()
+        is_sparse = self.optimizer.sparse_tables is not None
+        is_piece = state.dealt_to > 1 or (is_sparse and in_graph)
+        compiles = state.compiles_pieces and is_piece
+        if in_graph and not compiles:
             return plan
         of_model = eager_passes.compiled if compiles else eager_passes.of_model
         return dataclasses.replace(
@@ -318,7 +322,8 @@ class Gradients(Mechanism):
             # Keras would warn that it can't shuffle a data set.
             kwargs.setdefault("shuffle", False)
         args, kwargs = fit_batches.weighed(ordinary, args, kwargs)
-        padded = fit_batches.needs_buckets(self.model, pipeline)
+        compiles = self.model.jit_compile or self.state.compiles_pieces
+        padded = fit_batches.needs_buckets(self.model, pipeline, compiles)
         if padded:
             args, kwargs = fit_batches.in_buckets(
                 ordinary, self.optimizer, arguments["x"], args, kwargs

@@ -53,7 +53,8 @@ class State:
             was made private.
         xla_by_default: True if XLA was not asked for in `compile`.
         compiles_pieces: True if XLA compiles what each replica computes of its
-            piece of a batch, and not the step.
+            piece of a batch, or one device with sparse tables of the whole,
+            and not the step.
         ordinary_inside: Those among them of models inside of it.
         averaging: Callback of this `fit` that averages the weights, if any.
         averages: State of averages that a backup brought, for it.

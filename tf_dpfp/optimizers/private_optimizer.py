@@ -97,8 +97,8 @@ class PrivateOptimizer(
         sparse_tables: `None` for noise on every row of every table, or a
             `tf_dpfp.Sparse`: of the tables that it names a step releases and
             updates the rows that enough examples touch. With `DPSGD` without
-            momentum, `DPAdagrad` and `DPLazyAdam`, on one machine; not under
-            XLA, with correlated noise or a `DPRepresentationClip`.
+            momentum, `DPAdagrad` and `DPLazyAdam`, on one machine; not with
+            correlated noise or a `DPRepresentationClip`.
 
     Raises:
         ValueError: If an argument is out of its range, or

@@ -71,7 +71,9 @@ def _divide_xla(model: keras.Model, by_default: bool) -> None:
     """Has XLA compile the replicas' parts of a step, and not the step.
 
     Keras would have it compile the step of all replicas, which it can't. Where
-    nobody asked for it, the step is taken without.
+    nobody asked for it, the step is taken without. On one device likewise with
+    sparse tables: how many rows are released differs from step to step, and XLA
+    compiles for one number.
 
     Args:
         model: A model that was just compiled.
@@ -80,7 +82,9 @@ def _divide_xla(model: keras.Model, by_default: bool) -> None:
     state = state_lib.state_of(model)
     state.compiles_pieces = False
     strategy = model.distribute_strategy
-    if not model.jit_compile or not replicas.compiles_pieces(strategy):
+    is_sparse = getattr(model.optimizer, "sparse_tables", None) is not None
+    divides = is_sparse or replicas.compiles_pieces(strategy)
+    if not model.jit_compile or not divides:
         return
     if by_default:
         model.jit_compile = False
@@ -142,15 +146,7 @@ def _suits_xla(optimizer: optimizers.PrivateOptimizer) -> bool:
 
 
 def _check_xla(model: keras.Model) -> None:
-    """Refuses secure noise and sparse tables in a step that XLA compiles."""
-    sparse = model.optimizer.sparse_tables
-    if sparse is not None and model.jit_compile:
-        raise ValueError(
-            "How many rows of a sparse table are released differs from step to "
-            "step, and XLA compiles for one number. Compile the model with "
-            f"jit_compile=False. Received: jit_compile={model.jit_compile}, "
-            f"sparse_tables={sparse}"
-        )
+    """Refuses secure noise in a step that XLA compiles."""
     if model.optimizer.secure and model.jit_compile:
         raise ValueError(
             "With `secure=True` Python draws the bits of the noise, and XLA "
