@@ -99,13 +99,6 @@ def test_noise_and_ledger_are_of_the_release_that_was_asked_for():
         ({"expected_batch_size": 0.0}, "expected_batch_size"),
         ({"loss_scale_factor": -1.0}, "loss_scale_factor"),
         ({"seed": 1, "secure": True}, "that nobody can repeat"),
-        (
-            {
-                "correlated_noise": BANDS,
-                "clipping": tf_dpfp.clipping.PerDevice(),
-            },
-            "kept on one device",
-        ),
         ({"correlated_noise": tf_dpfp.Banded("best")}, "on the budget"),
         ({"correlated_noise": 4}, "must be a tf_dpfp.Banded"),
         (

@@ -467,7 +467,6 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            ({"clipping": tf_dpfp.clipping.PerDevice()}, "one device"),
             ({"bands": "best"}, "calibrate"),
             ({"bands": 0}, "bands"),
             ({"bands": 65}, "bands"),

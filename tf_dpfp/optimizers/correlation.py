@@ -171,14 +171,16 @@ def _layout(clipped: clipped_lib.ClippedGradients) -> tuple:
     Weights are named by themselves: amid a `fit` others of the same shape may
     be trained in their place. A clip norm that adapts is a tensor: what is kept
     are noises of deviation 1, which a step multiplies by the deviations of its
-    own clip norms.
+    own clip norms. Devices are numbered: replicas, each with its own, must find
+    the same.
     """
+    devices = list(dict.fromkeys(group.device for group in clipped.groups))
     return (
         compilation.target(),
         compilation.has_accelerator(),
         tuple(
             (
-                group.device,
+                devices.index(group.device),
                 _fixed(group.clip_norm),
                 index,
                 id(clipped.variables[index]),

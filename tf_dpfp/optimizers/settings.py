@@ -229,11 +229,6 @@ def _check_correlated(settings: PrivacySettings) -> None:
             "number of bands. Received: noise_multiplier="
             f"{settings.sums.noise_multiplier:g}"
         )
-    if isinstance(settings.clipping, clipping_lib.PerDevice):
-        raise ValueError(
-            "Correlated noise is kept on one device. Use clipping='flat' or "
-            f"'per_layer'. Received: clipping={settings.clipping}"
-        )
 
 
 def _check_sparse(settings: PrivacySettings) -> None:
