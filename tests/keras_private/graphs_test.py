@@ -1,5 +1,6 @@
 """Operations of traced functions, by TensorFlow's registry."""
 
+import pytest
 import tensorflow as tf
 
 from tf_dpfp.keras_private import graphs
@@ -42,3 +43,22 @@ def test_code_that_is_no_graph_has_state_whatever_it_says():
         )
     (written,) = (n for n in graph.as_graph_def().node if n.op == "Assign")
     assert graphs._node(written).has_state
+
+
+def test_operations_are_made_as_tensorflow_makes_them():
+    with tf.Graph().as_default():
+        x = tf.compat.v1.placeholder(tf.float32, [None, 3])
+        stand_in = graphs.placeholder(x.dtype, x.shape)
+        there = tf.linalg.matmul(x, x, transpose_a=True).op
+        attributes = dict(there.node_def.attr)
+        made = graphs.make(
+            there.type, [stand_in, stand_in], [x.dtype], attributes
+        )
+        assert stand_in.shape.as_list() == [None, 3]
+        assert made.outputs[0].shape == there.outputs[0].shape == [3, 3]
+        assert dict(made.node_def.attr) == attributes
+        with pytest.raises(ValueError, match="must be equal"):
+            attributes["transpose_b"].b = True
+            attributes["transpose_a"].b = False
+            other = graphs.placeholder(x.dtype, tf.TensorShape([5, 4]))
+            graphs.make(there.type, [stand_in, other], [x.dtype], attributes)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from tf_dpfp.independence import bounds as bounds_lib
 from tf_dpfp.independence import sizes as sizes_lib
 from tf_dpfp.independence import values as values_lib
 from tf_dpfp.independence.sizes import ONE
@@ -99,7 +100,8 @@ def in_dtype(number: MaybeSize, dtype: tf.DType) -> MaybeSize:
         return Size.of(int(number != 0)) if number.is_number else None
     if not number.is_number:
         return number if number.may_fit(8 * dtype.size) else None
-    return number if dtype.min <= int(number) <= dtype.max else None
+    low, high = bounds_lib.limits(dtype)
+    return number if low <= int(number) <= high else None
 
 
 def _known(function: Callable[..., MaybeSize]) -> Callable[..., MaybeSize]:

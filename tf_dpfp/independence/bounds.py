@@ -1,6 +1,7 @@
 """Bounds of whole numbers that are not known."""
 
 import dataclasses
+import functools
 import itertools
 import operator
 from collections.abc import Callable, Sequence
@@ -15,6 +16,16 @@ from tf_dpfp.independence.sizes import Size
 from tf_dpfp.independence.values import Kind
 from tf_dpfp.independence.values import Range
 from tf_dpfp.independence.values import Value
+
+
+@functools.cache
+def limits(dtype: tf.DType) -> tuple[int, int]:
+    """Returns the least and the greatest number of a type; TensorFlow is slow.
+
+    Args:
+        dtype: A type of whole numbers.
+    """
+    return dtype.min, dtype.max
 
 
 def of(value: Value, dtype: tf.DType) -> Range:
@@ -34,7 +45,7 @@ def of(value: Value, dtype: tf.DType) -> Range:
     if dtype == tf.bool:
         return Range(sizes_lib.ZERO, sizes_lib.ONE)
     if dtype in (tf.uint8, tf.int8, tf.uint16, tf.int16):
-        return Range(Size.of(dtype.min), Size.of(dtype.max))
+        return Range(*map(Size.of, limits(dtype)))
     return UNBOUNDED
 
 
@@ -62,10 +73,8 @@ def of_result(op: tf.Operation, values: Sequence[Value]) -> Range:
     """
     function = _BOUNDS.get(op.type)
     dtype = op.outputs[0].dtype
-    whole = all(t.dtype.is_integer or t.dtype == tf.bool for t in op.inputs)
     numbered = any(v.numbers_examples for v in values)
-    counts = dtype.is_integer or dtype == tf.bool
-    if function is None or not counts or not whole:
+    if function is None or not all(map(_is_whole, (*op.outputs, *op.inputs))):
         if numbered:
             raise findings.Refusal(
                 "It computes with the number of the row.", findings.ROW_NUMBER
@@ -90,6 +99,10 @@ def of_result(op: tf.Operation, values: Sequence[Value]) -> Range:
     if op.type in _MAY_WRAP and not fits(found, dtype):
         return Range(None, None, found.step)
     return found
+
+
+def _is_whole(tensor: tf.Tensor) -> bool:
+    return tensor.dtype.is_integer or tensor.dtype == tf.bool
 
 
 def _check_widened(value: Value, dtype: tf.DType, wider: tf.DType) -> None:
@@ -141,7 +154,8 @@ def fits(found: Range, dtype: tf.DType) -> bool:
 
 def _fits(number: Size, dtype: tf.DType) -> bool:
     if number.is_number:
-        return dtype.min <= int(number) <= dtype.max
+        low, high = limits(dtype)
+        return low <= int(number) <= high
     if dtype.is_unsigned and not values_lib.at_least(number, sizes_lib.ZERO):
         return False
     return number.surely_fits(8 * dtype.size)
@@ -169,6 +183,8 @@ def held_by(value: Value, dtype: tf.DType) -> Value:
         else Range(None, None, r.step)
         for r in value.ranges
     )
+    if ranges == value.ranges:
+        return value
     return dataclasses.replace(value, ranges=ranges)
 
 

@@ -38,9 +38,10 @@ def matrix_product(
     rank = max(left.rank, right.rank)
     front = [f"front{i}" for i in range(rank - 2)]
     first, second = ["row", "inner"], ["inner", "column"]
-    if op.get_attr(turned[0]):
+    attributes = op.node_def.attr  # Read once: each read makes a copy.
+    if attributes[turned[0]].b:
         first.reverse()
-    if op.get_attr(turned[1]):
+    if attributes[turned[1]].b:
         second.reverse()
     specs = [
         front[rank - left.rank :] + first,

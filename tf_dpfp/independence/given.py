@@ -30,14 +30,15 @@ class Given:
         self._public = {id(t): t for t in public}
         self._of_weights = {id(t): t for t in of_weights}
         self._noises = {id(noise): (noise, to) for noise, to in noises}
+        self._known = {*self._public, *self._of_weights, *self._noises}
 
     def needs(self, tensor: tf.Tensor) -> Sequence[tf.Tensor] | None:
         """Lists what must be known before; `None` if nothing is given."""
+        if id(tensor) not in self._known:
+            return None  # Of nearly all that are asked for.
         if id(tensor) in self._public or id(tensor) in self._of_weights:
             return ()
-        if id(tensor) in self._noises:
-            return self._noises[id(tensor)][1:]
-        return None
+        return self._noises[id(tensor)][1:]
 
     def value(
         self, tensor: tf.Tensor, known: Mapping[int, Value], batch: Size

@@ -79,8 +79,13 @@ def input_gradient(
     op: tf.Operation, values: Sequence[Value], walk: Walk
 ) -> Value:
     """Computes the gradient of each index of the first axis alone."""
-    found = windows(op, values, walk, (len(values) - 1,))
     wanted = values[0].numbers
+    # If all are known, there is nothing to infer: its kernel makes a tensor of
+    # these sizes.
+    given = None if wanted is None or None in wanted else wanted
+    if given is not None and len(given) != values[-1].rank:
+        given = None
+    found = windows(op, values, walk, (len(values) - 1,), given)
     if not found.is_examples or wanted is None:
         return found
     sizes = tuple(
@@ -94,6 +99,7 @@ def windows(
     values: Sequence[Value],
     walk: Walk,
     positions: tuple[int, ...],
+    given: Sizes | None = None,
 ) -> Value:
     """Describes what works on every index of the first axis alone.
 
@@ -102,6 +108,7 @@ def windows(
         values: Its inputs.
         walk: The walk.
         positions: The inputs that have the batch in front.
+        given: Sizes of its result, if one of its inputs says them.
 
     Returns:
         Value of its first output.
@@ -122,7 +129,7 @@ def windows(
             )
     found = [values[i] for i in positions]
     layout = in_front(found) or _equal_in_front(found, walk.batch)
-    static = walk.static(op.outputs[0])
+    static = given or walk.static(op.outputs[0])
     if layout is None:
         hangs = any(
             v.hangs_on_batch or sizes_lib.hang_on_batch(v.shape) for v in found

@@ -6,17 +6,20 @@ inputs of which no more is known than what is proved.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import handle_data_util
 
+from tf_dpfp.independence import bounds as bounds_lib
 from tf_dpfp.independence import functions
 from tf_dpfp.independence.sizes import MaybeSize
 from tf_dpfp.independence.sizes import Size
 from tf_dpfp.independence.sizes import Sizes
 from tf_dpfp.independence.values import Kind
 from tf_dpfp.independence.values import Value
+from tf_dpfp.keras_private import graphs
 
 # Nobody infers anything through functions here; and what these say of the
 # shape of an argument is checked by no kernel.
@@ -37,7 +40,7 @@ UNPROVED_SHAPE = (
     "Don't use `set_shape`, nor shapes in the signature of a function: "
     "`tf.ensure_shape` checks what it says.",
 )
-_Key = tuple[int, tuple[object, ...]]
+_Key = tuple[object, ...]
 
 CLAIMS = frozenset(
     """
@@ -92,7 +95,8 @@ class Inference:
     def __init__(self):
         self._graph = tf.Graph()
         self._found: dict[_Key, list[Sizes | None]] = {}
-        self._unknown: dict[tuple[object, ...], tf.Tensor] = {}
+        self._alike: dict[_Key, list[Sizes | None]] = {}
+        self._stand_ins: dict[_Key, tf.Tensor] = {}
         # Operations are known by their identity, and so must live on.
         self._kept: list[tf.Operation] = []
 
@@ -127,25 +131,40 @@ class Inference:
     def _infer(
         self, op: tf.Operation, values: Sequence[Value]
     ) -> list[Sizes | None]:
-        unknown: list[Sizes | None] = [None] * len(op.outputs)
         attributes = {
             name: value
             for name, value in op.node_def.attr.items()
             if not name.startswith("_")
         }
+        if any(t.dtype.base_dtype == tf.resource for t in op.inputs):
+            # What is known of a handle is no part of its value.
+            return self._made(op, values, attributes)
+        # Layers that are alike have operations that are: one is made of each.
+        key = (
+            op.type,
+            tuple(map(_looks, op.inputs, values)),
+            *sorted((n, a.SerializeToString()) for n, a in attributes.items()),
+        )
+        if key not in self._alike:
+            self._alike[key] = self._made(op, values, attributes)
+        return self._alike[key]
+
+    def _made(
+        self,
+        op: tf.Operation,
+        values: Sequence[Value],
+        attributes: dict[str, Any],
+    ) -> list[Sizes | None]:
+        """Makes an operation of stand-ins, and reads off the sizes."""
+        unknown: list[Sizes | None] = [None] * len(op.outputs)
         with self._graph.as_default():
             try:
                 inputs = [
                     self._stand_in(tensor, value)
                     for tensor, value in zip(op.inputs, values, strict=True)
                 ]
-                made = self._graph.create_op(
-                    op.type,
-                    inputs,
-                    [t.dtype for t in op.outputs],
-                    attrs=attributes,
-                    name="made",
-                )
+                dtypes = [t.dtype for t in op.outputs]
+                made = graphs.make(op.type, inputs, dtypes, attributes)
             except (RuntimeError, TypeError, ValueError, tf.errors.OpError):
                 # Shapes that do not fit, as its kernel will say; or a function
                 # that is called by its name.
@@ -156,26 +175,34 @@ class Inference:
         """Makes a tensor of which as much is known as is proved."""
         dtype = tensor.dtype.base_dtype
         if dtype == tf.resource:
-            made = tf.raw_ops.Placeholder(dtype=dtype, shape=[])
+            made = graphs.placeholder(dtype, tf.TensorShape([]))
             handle_data_util.copy_handle_data(tensor, made)
             return made
-        if value.numbers is not None and dtype.is_integer:
-            known = _known(value, dtype)
-            if known is not None:
-                return known
-        kind = (dtype, _shape_of(value).rank, value.sizes)
-        if kind not in self._unknown:
-            self._unknown[kind] = tf.raw_ops.Placeholder(
-                dtype=dtype, shape=_shape_of(value)
-            )
-        return self._unknown[kind]
+        key = _looks(tensor, value)
+        if key not in self._stand_ins:
+            known = _known(value, dtype) if dtype.is_integer else None
+            if known is None:
+                known = graphs.placeholder(dtype, _shape_of(value))
+            self._stand_ins[key] = known
+        return self._stand_ins[key]
+
+
+def _looks(tensor: tf.Tensor, value: Value) -> _Key:
+    """Returns all that a stand-in of a tensor, but a handle, is made of."""
+    is_list = value.kind in (Kind.LIST, Kind.RESOURCE)
+    return tensor.dtype.base_dtype, is_list, value.sizes, value.numbers
 
 
 def _says_shapes(op: tf.Operation) -> bool:
     """Tells if an operation has an attribute with shapes nobody checks."""
-    if op.type in _CHECKED:
-        return False
-    return any("shape" in a.type for a in op.op_def.attr)
+    known = _says.get(op.type)
+    if known is None:
+        says = any("shape" in a.type for a in op.op_def.attr)
+        known = _says[op.type] = says and op.type not in _CHECKED
+    return known
+
+
+_says: dict[str, bool] = {}
 
 
 def _of_variable(handle: tf.Tensor) -> Sizes | None:
@@ -188,11 +215,12 @@ def _of_variable(handle: tf.Tensor) -> Sizes | None:
 
 def _known(value: Value, dtype: tf.DType) -> tf.Tensor | None:
     """Makes a shape, or another list of numbers, of which some are known."""
-    numbers, shape = value.numbers or (), _shape_of(value)
-    if not shape.is_fully_defined() or shape.num_elements() != len(numbers):
+    numbers, shape = value.numbers, _shape_of(value)
+    if numbers is None or shape.num_elements() != len(numbers):
         return None
     plain = [_number(n) for n in numbers]
-    if any(n is not None and not dtype.min <= n <= dtype.max for n in plain):
+    low, high = bounds_lib.limits(dtype)
+    if any(n is not None and not low <= n <= high for n in plain):
         return None
     if None not in plain:
         array = np.array(plain, dtype.as_numpy_dtype)
@@ -201,7 +229,7 @@ def _known(value: Value, dtype: tf.DType) -> tf.Tensor | None:
         return None
     return tf.stack(
         [
-            tf.raw_ops.Placeholder(dtype=dtype, shape=[])
+            graphs.placeholder(dtype, tf.TensorShape([]))
             if n is None
             else tf.constant(n, dtype)
             for n in plain

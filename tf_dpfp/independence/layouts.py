@@ -20,6 +20,8 @@ def broadcast(shapes: Sequence[Sizes]) -> Sizes:
     Raises:
         Refusal: If the batch size meets another size.
     """
+    if all(shape == shapes[0] for shape in shapes):
+        return shapes[0]
     rank = max(len(shape) for shape in shapes)
     padded = [(ONE,) * (rank - len(shape)) + shape for shape in shapes]
     return tuple(_wider(column) for column in zip(*padded, strict=True))
@@ -96,6 +98,8 @@ def check_lost_sizes(shapes: Sequence[Sizes]) -> None:
     Args:
         shapes: Sizes of tensors that are broadcast against each other.
     """
+    if not any(None in shape for shape in shapes):
+        return
     for axis in range(1, 1 + max(map(len, shapes))):
         sizes = [shape[-axis] for shape in shapes if len(shape) >= axis]
         if None in sizes and sizes_lib.hang_on_batch(sizes):

@@ -72,9 +72,6 @@ def while_loop(
     )
     try:
         state, goes_on = _settled(loop, values, walk)
-        # Once more, to judge what is written in it.
-        walk.call(op, condition, state)
-        walk.call(op, body, state)
     finally:
         walk.loops -= 1
         walk.counting = before
@@ -144,22 +141,32 @@ def _settled(
     """
     state = [_at_start(loop, i, v) for i, v in enumerate(values)]
     for _ in range(_MOST_ROUNDS):
-        with walk.unjudged():
+        # What it writes is judged by what holds of every round.
+        with walk.tentatively() as notes:
             (goes_on,) = walk.call(loop.op, loop.condition, state)
             _check_condition(loop, goes_on, walk)
             new = walk.call(loop.op, loop.body, state)
-        joined = []
-        for i, (a, b) in enumerate(zip(state, new, strict=True)):
-            if i in loop.counters or i in loop.fixed:
-                joined.append(a)
-            else:
-                joined.append(walk.join(loop.op, a, _next_round(loop, b)))
-        if joined == state:
-            if loop.is_over_examples:
-                _check_nothing_carried(loop, state)
-            return state, goes_on
+            joined = _joined(loop, state, new, walk)
+            if joined == state:
+                if loop.is_over_examples:
+                    _check_nothing_carried(loop, state)
+                notes.keep()
+                return state, goes_on
         state = joined
     raise findings.Refusal("It is a loop that does not settle.")
+
+
+def _joined(
+    loop: _Loop, state: Sequence[Value], new: Sequence[Value], walk: Walk
+) -> list[Value]:
+    """Returns what holds of the variables before and after a round."""
+    joined = []
+    for i, (a, b) in enumerate(zip(state, new, strict=True)):
+        if i in loop.counters or i in loop.fixed:
+            joined.append(a)
+        else:
+            joined.append(walk.join(loop.op, a, _next_round(loop, b)))
+    return joined
 
 
 def _at_start(loop: _Loop, index: int, value: Value) -> Value:

@@ -52,15 +52,8 @@ def check(rule: registry.Rule, values: Sequence[Value]) -> bool:
             raise findings.Refusal("The data decide a shape.")
         if value.hangs_on_batch and (i not in shapes or value.numbers is None):
             hangs = True
-    # One axis of a number that is the same everywhere may meet the examples;
-    # what comes of a second one would tell how many there are.
-    if per_example and not rule.takes_lists:
-        _check_known(values)
-    if per_example and any(map(_repeats_batch, values)):
-        raise findings.Refusal(
-            "The batch size occurs in more than one axis of an operand.",
-            findings.BATCH_SIZE,
-        )
+    if per_example:
+        _check_equal(rule, [v for v in values if v.kind is Kind.UNIFORM])
     if hangs and per_example and not rule.takes_batch_size:
         raise findings.Refusal(
             "It computes with the batch size.", findings.BATCH_SIZE
@@ -85,7 +78,7 @@ def check_sizes(
     Raises:
         findings.Refusal: If a size may be another one than the graph computes.
     """
-    if op.type in _COMPARED:
+    if not rule.shapes or op.type in _COMPARED:
         return
     for i in rule.shapes:
         if not -len(values) <= i < len(values):
@@ -102,12 +95,26 @@ def check_sizes(
                 )
 
 
-def _check_known(values: Sequence[Value]) -> None:
-    """Refuses numbers that may be as many as examples along any axis."""
+def _check_equal(rule: registry.Rule, values: Sequence[Value]) -> None:
+    """Refuses numbers that may be as many as examples along some axes.
+
+    One axis of a number that is the same everywhere may meet the examples; what
+    comes of a second one would tell how many there are.
+
+    Args:
+        rule: Rule of the operation, with an operand that is per example.
+        values: Its operands that are one number everywhere.
+    """
     for value in values:
-        if value.kind is Kind.UNIFORM and value.sizes is None:
+        if value.sizes is None and not rule.takes_lists:
             raise findings.Refusal(
                 "The sizes of an operand are not known.", is_definite=False
+            )
+        sizes = value.sizes or ()
+        if sum(s is not None and s.hangs_on_batch for s in sizes) > 1:
+            raise findings.Refusal(
+                "The batch size occurs in more than one axis of an operand.",
+                findings.BATCH_SIZE,
             )
 
 
@@ -143,15 +150,22 @@ def finish(
             raise findings.Refusal(
                 "It computes with the batch size.", findings.BATCH_SIZE
             )
-    counts = not rule.takes_lists and any(map(holds_batch_size, values))
-    return [_marked(v, hangs, counts) for v in results]
+    marks = [_is_unmarked(v) and (hangs or _is_unsure(v)) for v in results]
+    if not hangs and any(marks):
+        counts = not rule.takes_lists and any(map(holds_batch_size, values))
+        marks = [counts and mark for mark in marks]
+    return [
+        dataclasses.replace(value, on_batch_size=True) if mark else value
+        for value, mark in zip(results, marks, strict=True)
+    ]
 
 
-def _marked(value: Value, hangs: bool, counts: bool) -> Value:
-    unsure = value.sizes is None or None in value.sizes
-    if value.is_free and (hangs or (counts and unsure)):
-        return dataclasses.replace(value, on_batch_size=True)
-    return value
+def _is_unmarked(value: Value) -> bool:
+    return value.is_free and not value.on_batch_size
+
+
+def _is_unsure(value: Value) -> bool:
+    return value.sizes is None or None in value.sizes
 
 
 def without_claims(op: tf.Operation, results: Sequence[Value]) -> list[Value]:
@@ -192,9 +206,3 @@ def holds_batch_size(value: Value) -> bool:
         return True
     # Of unknown sizes, a number that is the same everywhere says nothing.
     return value.sizes is None and value.kind is Kind.UNIFORM
-
-
-def _repeats_batch(value: Value) -> bool:
-    sizes = value.sizes or ()
-    count = sum(s is not None and s.hangs_on_batch for s in sizes)
-    return value.kind is Kind.UNIFORM and count > 1

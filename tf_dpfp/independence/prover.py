@@ -65,6 +65,7 @@ class Walk:
         self._judges = True
         self._inference = inferred.Inference()
         self._bodies: dict[str, tf.Graph] = {}
+        self._constants: dict[int, list[Value]] = {}
         # Tensors are known by their identity, and so must live on.
         self._kept: list[tf.Tensor] = []
         # Sizes of axes of examples, which did not wrap around.
@@ -108,10 +109,14 @@ class Walk:
         return known[id(tensor)]
 
     def _interpret(self, op: tf.Operation) -> None:
-        values = [self._values[id(i)] for i in op.inputs]
-        for output, value in zip(
-            op.outputs, self._outputs(op, values), strict=True
-        ):
+        # Constants are the same in every round of a loop, and in every call.
+        found = self._constants.get(id(op))
+        if found is None:
+            values = [self._values[id(i)] for i in op.inputs]
+            found = self._outputs(op, values)
+            if not values and op.type == "Const":
+                self._constants[id(op)] = found
+        for output, value in zip(op.outputs, found, strict=True):
             self.assume(output, value)
         if self.flow is not None:
             self.flow.note(op, self._values)
@@ -142,16 +147,17 @@ class Walk:
     def _apply(self, op: tf.Operation, values: list[Value]) -> list[Value]:
         rule = rule_table.find(op.type)
         if rule is None or not rule.takes_mixed:
+            is_one = False
             for value in values:
                 if value.kind is Kind.MIXED and value.finding is not None:
                     return self._after_mixed(op, values, value.finding)
-        if any(v.kind is Kind.SINGLE for v in values):
-            if rule is None or not (rule.takes_mixed or rule.takes_single):
+                is_one = is_one or value.kind is Kind.SINGLE
+            if is_one and (rule is None or not rule.takes_single):
                 return without_rules.of_one(op, values, self)
         if rule is None:
             return without_rules.of_free(op, values, self)
         results = self._by_rule(rule, op, values)
-        if not any(layouts.hangs_with_rows(v) for v in results):
+        if not any(map(layouts.hangs_with_rows, results)):
             return results
         # Rows of one number are per example, and stay so where the number
         # changes along other axes.
@@ -261,6 +267,17 @@ class Walk:
             yield
         finally:
             self._judges = before
+
+    @contextlib.contextmanager
+    def tentatively(self) -> Iterator[registry.Notes]:
+        """Interprets, and forgets what was noted, unless it is kept."""
+        notes = registry.Notes()
+        before = dict(self.findings), dict(self.random)
+        try:
+            yield notes
+        finally:
+            if not notes.are_kept:
+                self.findings, self.random = before
 
     def body(self, op: tf.Operation, name: str) -> tf.Graph:
         """Returns the graph of a function."""

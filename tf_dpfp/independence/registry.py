@@ -18,6 +18,21 @@ from tf_dpfp.independence.sizes import Sizes
 from tf_dpfp.independence.values import Value
 
 
+class Notes:
+    """What is noted of writes and draws while something is tried.
+
+    Attributes:
+        are_kept: True if they hold.
+    """
+
+    def __init__(self) -> None:
+        self.are_kept = False
+
+    def keep(self) -> None:
+        """Says that they hold."""
+        self.are_kept = True
+
+
 class Walk(Protocol):
     """The part of a proof's walk that rules use.
 
@@ -60,6 +75,9 @@ class Walk(Protocol):
         self, op: tf.Operation, name: str, arguments: Sequence[Value]
     ) -> list[Value]:
         """Interprets a function of the graph."""
+
+    def tentatively(self) -> AbstractContextManager[Notes]:
+        """Interprets, and forgets what was noted, unless it is kept."""
 
     def unjudged(self) -> AbstractContextManager[None]:
         """Interprets without noting what is written."""

@@ -161,6 +161,8 @@ class Size:
 
     def __mul__(self, other: SizeLike) -> "Size":
         other = Size.of(other)
+        if self is ONE or other is ONE:
+            return other if self is ONE else self
         if self.is_number and other.is_number:
             return Size.of(self.terms.get((), 0) * other.terms.get((), 0))
         terms: dict[Monomial, int] = {}

@@ -43,7 +43,8 @@ class _Part:
 def _parts(op: tf.Operation, values: Sequence[Value], rank: int) -> list[_Part]:
     """Reads begins, ends, strides and masks of a strided slice."""
     names = ("begin", "end", "ellipsis", "new_axis", "shrink_axis")
-    masks = {name: op.get_attr(f"{name}_mask") for name in names}
+    attributes = op.node_def.attr  # Read once: each read makes a copy.
+    masks = {name: attributes[f"{name}_mask"].i for name in names}
     count = _count(values)
 
     def has(name: str, i: int) -> bool:

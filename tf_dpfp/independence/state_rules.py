@@ -47,14 +47,12 @@ def constant(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
             "an example is.",
             "Let the model do the same on all replicas.",
         )
-    sizes = inferred.sizes_of(output.shape)
     count = output.shape.num_elements()
+    if count is not None and count <= _MOST_NUMBERS:
+        return _described(op.get_attr("value").SerializeToString())
+    sizes = inferred.sizes_of(output.shape)
     if sizes is None or count > _MOST_ELEMENTS:
         return values_lib.free(sizes)
-    if count == 1 and not output.dtype.is_integer and output.dtype != tf.bool:
-        return Value(Kind.UNIFORM, sizes)  # Whatever it is.
-    if count <= _MOST_NUMBERS:
-        return _described(op.get_attr("value").SerializeToString())
     array = tf.get_static_value(output)
     return values_lib.free(sizes) if array is None else describe(array)
 

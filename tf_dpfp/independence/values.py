@@ -60,6 +60,8 @@ class Layout:
 
     def at(self, axis: int) -> "Layout":
         """Returns the same layout along another axis."""
+        if axis == self.axis:
+            return self
         return Layout(axis, self.before, self.after)
 
 
