@@ -7,8 +7,6 @@ however wide they are. Every model gets a mean over positions and a `Dense`
 layer. BatchNormalization is frozen, its statistics with it.
 """
 
-import dataclasses
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +14,10 @@ from typing import Any
 import keras
 import keras_hub
 import numpy as np
-import tensorflow as tf
 from absl import app
 from absl import logging
 
-from tf_dpfp import optimizers
-from tf_dpfp import step as step_lib
-from tf_dpfp.independence import step_proof
-from tf_dpfp.mechanisms import proved
+from benchmarks import proof_models
 
 _DEPTH = 12
 _LENGTH = 16
@@ -164,37 +158,13 @@ def row(name: str, build: Callable[[], keras.Model]) -> str:
     """Proves a private step, and returns a row of the table."""
     model = classifier(build())
     x, y = batch(model)
-    optimizer = optimizers.DPSGD(
-        1.0, l2_norm_clip=1.0, noise_multiplier=1.0, expected_batch_size=4
-    )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    plan = step_lib.make_plan(
-        model, optimizer, step_lib.losses.per_example(loss)
-    )
-    plan = proved.with_proof(model, plan)
-    proofs, findings = [], []
-
-    def judge(traced):
-        proofs.append(step_proof.prove_step(traced))
-        findings.extend(proofs[-1].refusals(step_proof.ALLOWED))
-
-    plan = dataclasses.replace(plan, on_traced=judge)
-    specs = proved.specs_of((x, y))
-
-    def traced(x, y):
-        step_lib.clipped_batch(model, plan, x, y, None, None, lambda *_: None)
-
-    started = time.process_time()
-    tf.function(traced, autograph=False).get_concrete_function(*specs)
-    seconds = time.process_time() - started
-    (proof,) = proofs
-    verdict = "proved"
-    if findings:
-        first = findings[0]
-        verdict = f"refused: `{first.operation}`. {first.reason}"
+    traced = proof_models.trace_step(model, loss, (x, y))
+    proof = traced.proof
     return (
-        f"| {name} | {proof.operations} | {seconds - proof.seconds:.1f} "
-        f"| {proof.seconds:.1f} | {verdict} |"
+        f"| {name} | {proof.operations} | {traced.seconds:.1f} "
+        f"| {proof.seconds:.2f} | {proof.seconds / traced.seconds:.3f} "
+        f"| {traced.verdict} |"
     )
 
 
@@ -202,8 +172,8 @@ def main(argv):
     del argv
     logging.set_verbosity(logging.ERROR)
     warnings.simplefilter("ignore")
-    print("| Model | Operations | Tracing, s | Proof, s | Verdict |")
-    print("| --- | ---: | ---: | ---: | --- |")
+    print("| Model | Operations | Tracing, s | Proof, s | Share | Verdict |")
+    print("| --- | ---: | ---: | ---: | ---: | --- |")
     for name, build in MODELS.items():
         print(row(name, build), flush=True)
 

@@ -1,6 +1,9 @@
 """Models and losses whose private steps are proved, and the proof of a step."""
 
+import dataclasses
+import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -12,6 +15,8 @@ from tf_dpfp import independence
 from tf_dpfp import optimizers
 from tf_dpfp import per_example
 from tf_dpfp import step as step_lib
+from tf_dpfp.independence import step_proof
+from tf_dpfp.mechanisms import proved
 
 Case = tuple[
     Callable[[], keras.Model], Callable[[int], tuple], keras.losses.Loss
@@ -80,6 +85,61 @@ def prove_step(model, loss, batch, batch_size=None) -> independence.Proof:
     function = tf.function(traced, autograph=False)
     function.get_concrete_function(*tree.flatten(specs))
     return found[0]
+
+
+class TracedStep(NamedTuple):
+    """A private step that was traced and proved.
+
+    Attributes:
+        proof: The proof.
+        findings: What is not proved.
+        seconds: CPU time of the tracing, without the proof.
+    """
+
+    proof: independence.Proof
+    findings: tuple[independence.Finding, ...]
+    seconds: float
+
+    @property
+    def verdict(self) -> str:
+        """What was found, in Markdown."""
+        if not self.findings:
+            return "proved"
+        first = self.findings[0]
+        return f"refused: `{first.operation}`. {first.reason}"
+
+
+def trace_step(model, loss, batch) -> TracedStep:
+    """Traces a whole private step for batches of unknown size.
+
+    Args:
+        model: A built model.
+        loss: A Keras loss.
+        batch: `(x, y)` or `(x, y, sample_weight)`; shapes and types are used.
+    """
+    optimizer = optimizers.DPSGD(
+        1.0, l2_norm_clip=1.0, noise_multiplier=1.0, expected_batch_size=4
+    )
+    plan = step_lib.make_plan(
+        model, optimizer, step_lib.losses.per_example(loss)
+    )
+    plan = proved.with_proof(model, plan)
+    proofs = []
+    plan = dataclasses.replace(
+        plan, on_traced=lambda t: proofs.append(step_proof.prove_step(t))
+    )
+
+    def traced(x, y, weight=None):
+        step_lib.clipped_batch(model, plan, x, y, weight, None, lambda *_: None)
+
+    function = tf.function(traced, autograph=False)
+    started = time.process_time()
+    function.get_concrete_function(*proved.specs_of(tuple(batch)))
+    seconds = time.process_time() - started
+    (proof,) = proofs
+    return TracedStep(
+        proof, proof.refusals(step_proof.ALLOWED), seconds - proof.seconds
+    )
 
 
 def _floats(*shape):

@@ -3,14 +3,12 @@
 python -m benchmarks.proof_table
 """
 
-import time
 import warnings
 
 from absl import app
 from absl import logging
 
 from benchmarks import proof_models
-from tf_dpfp.independence import Category
 
 
 def row(name: str, case: proof_models.Case) -> str:
@@ -27,16 +25,12 @@ def row(name: str, case: proof_models.Case) -> str:
     model, batch = build(), data(4)
     if not model.built:
         model(batch[0])
-    started = time.process_time()
-    proof = proof_models.prove_step(model, loss, batch)
-    traced = time.process_time() - started - proof.seconds
-    refusals = proof.refusals([Category.ABORT])
-    verdict = "proved"
-    if refusals:
-        verdict = f"refused: `{refusals[0].operation}`. {refusals[0].reason}"
+    traced = proof_models.trace_step(model, loss, batch)
+    proof = traced.proof
     return (
-        f"| {name} | {proof.operations} | {traced:.2f} | {proof.seconds:.2f} "
-        f"| {verdict} |"
+        f"| {name} | {proof.operations} | {traced.seconds * 1000:.0f} "
+        f"| {proof.seconds * 1000:.1f} | {proof.seconds / traced.seconds:.3f} "
+        f"| {traced.verdict} |"
     )
 
 
@@ -44,8 +38,8 @@ def main(argv):
     del argv
     logging.set_verbosity(logging.ERROR)
     warnings.simplefilter("ignore")
-    print("| Model | Operations | Tracing, s | Proof, s | Verdict |")
-    print("| --- | ---: | ---: | ---: | --- |")
+    print("| Model | Operations | Tracing, ms | Proof, ms | Share | Verdict |")
+    print("| --- | ---: | ---: | ---: | ---: | --- |")
     cases = (
         proof_models.layer_cases()
         | proof_models.loss_cases()

@@ -331,6 +331,32 @@ def test_attack_is_refused(name):
     assert graphs.refused(REFUSED[name], X).reason
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: tf.fill([n, 2], 1.0),
+        lambda n: tf.broadcast_to([1.0], tf.stack([n])),
+        lambda n: tf.tile([1.0], tf.stack([n])),
+        lambda n: tf.tile(_unknown(), tf.stack([n])),
+    ],
+)
+@pytest.mark.parametrize(
+    "number",
+    [
+        lambda x: tf.maximum(_size(x), 3),
+        lambda x: tf.size(tf.unique(_ones(x) + x[0, 0] * 0.0).y),
+        lambda x: tf.shape(tf.broadcast_to(_ones(x), [_size(x)]) + _unknown())[
+            0
+        ],
+        lambda x: tf.shape(tf.concat([_ones(x), _unknown()], 0))[0],
+    ],
+)
+def test_sizes_that_are_listed_hide_no_batch_size(make, number):
+    assert graphs.refused(
+        lambda x: x * tf.reduce_sum(tf.ones_like(make(number(x)))), X
+    ).reason
+
+
 def _doubled_list(x):
     """Looks up an example's own place, which is told wrongly by a list."""
     rows = raw.TensorListFromTensor(

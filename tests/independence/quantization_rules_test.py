@@ -1,5 +1,6 @@
-"""Fake quantisation, roots of matrices and dilations: each example alone."""
+"""Quantisation, functions of matrices and of images: each example alone."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -30,7 +31,7 @@ def _dilated(x):
 
 
 def _root(x):
-    return tf.linalg.sqrtm(tf.matmul(x, x, transpose_b=True) + 9 * tf.eye(3))
+    return tf.linalg.sqrtm(_symmetric(x))
 
 
 def _of_bounds(function, count):
@@ -48,7 +49,47 @@ def _of_bounds(function, count):
     return gradient
 
 
+def _rounded(x, **arguments):
+    return tf.quantization.quantize_and_dequantize_v2(
+        x,
+        **{"input_min": -1.0, "input_max": 1.0, "range_given": True}
+        | arguments,
+    )
+
+
+def _symmetric(x):
+    return tf.matmul(x, x, transpose_b=True) + 9 * tf.eye(3)
+
+
+def _bands(x):
+    """Three bands of a matrix of each example, times a matrix."""
+    bands = x + [[0.0], [9.0], [0.0]]
+    solved = tf.linalg.tridiagonal_solve(bands, x)
+    return tf.linalg.tridiagonal_matmul(bands, solved)
+
+
+def _real(x):
+    return tf.math.real(tf.linalg.eigvals(_symmetric(x)))
+
+
+def _logarithm(x):
+    matrices = tf.cast(_symmetric(x), tf.complex64)
+    lu, order = tf.linalg.lu(_symmetric(x))
+    return (
+        tf.math.real(tf.linalg.logm(matrices))
+        + lu
+        + tf.cast(order, tf.float32)[:, None]
+    )
+
+
+def _dotted(function):
+    """Works on matrices that have the examples in their rows."""
+    return lambda x: tf.transpose(function(tf.transpose(x, [1, 0, 2])))
+
+
 FORWARD = {
+    "rounded": (_rounded, graphs.X),
+    "bands": (_bands, graphs.MATRIX),
     "args": (_args, graphs.X),
     "vars": (_vars, graphs.X),
     "channels": (_channels, graphs.X),
@@ -59,9 +100,48 @@ SOUND = FORWARD | {
     f"gradient of {name}": (graphs.differentiated(f), spec)
     for name, (f, spec) in FORWARD.items()
 }
+SOUND |= {
+    "eigenvalues": (_real, graphs.MATRIX),
+    "logarithm and decomposition": (_logarithm, graphs.MATRIX),
+    "median": (lambda x: keras.ops.median(x, axis=1), graphs.MATRIX),
+    "blurred": (keras.ops.image.gaussian_blur, graphs.IMAGE),
+    "gradient of a Cholesky decomposition": (
+        graphs.differentiated(lambda x: tf.linalg.logdet(_symmetric(x))),
+        graphs.MATRIX,
+    ),
+}
 _V = tf.quantization.fake_quant_with_min_max_vars
 _C = tf.quantization.fake_quant_with_min_max_vars_per_channel
 REFUSED = {
+    "rounded by the range of the batch": (
+        lambda x: _rounded(x, range_given=False),
+        graphs.X,
+    ),
+    "rounded by data": (lambda x: _rounded(x, input_max=x[0, 0]), graphs.X),
+    "rounded by rows": (
+        lambda x: _rounded(
+            tf.ensure_shape(x, [3, 3]), input_min=LOW, input_max=HIGH, axis=0
+        ),
+        tf.TensorSpec([3, 3]),
+    ),
+    "gradient rounded by data": (
+        lambda x: tf.raw_ops.QuantizeAndDequantizeV4Grad(
+            gradients=x, input=x, input_min=x[0, 0], input_max=1.0
+        )[0],
+        graphs.X,
+    ),
+    "gradient of a range": (
+        lambda x: (
+            x
+            * tf.raw_ops.QuantizeAndDequantizeV4Grad(
+                gradients=x, input=x, input_min=-1.0, input_max=1.0
+            )[1]
+        ),
+        graphs.X,
+    ),
+    "bands of others": (_dotted(_bands), graphs.MATRIX),
+    "eigenvalues of others": (_dotted(_real), graphs.MATRIX),
+    "logarithm of others": (_dotted(_logarithm), graphs.MATRIX),
     "bounds of data": (lambda x: _V(x, x[0, 0], x[1, 1]), graphs.X),
     "bounds of others": (
         lambda x: tf.transpose(

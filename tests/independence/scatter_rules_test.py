@@ -41,6 +41,23 @@ REFUSED = {
         TWO,
         "ScatterNd",
     ),
+    "rows of sorted places": (
+        lambda x: tf.math.segment_sum(x, [0, 1]),
+        TWO,
+        "SegmentSum",
+    ),
+    "rows at sorted places of the data": (
+        lambda x: tf.math.segment_max(x, tf.cast(x[:, 0], tf.int32)),
+        X,
+        "SegmentMax",
+    ),
+    "as many sorted places as examples": (
+        lambda x: tf.math.segment_sum(
+            tf.transpose(x), tf.zeros([graphs.size(x)], tf.int32)
+        ),
+        X,
+        "SegmentSum",
+    ),
     "rows between those of two blocks": (
         lambda x: _copies_beside(x, lambda x: tf.concat([x, -x], 0)),
         X,
@@ -62,6 +79,12 @@ SOUND = {
     ),
     "rows between the own ones": lambda x: _copies_beside(
         x, lambda x: tf.repeat(x, 2, 0)
+    ),
+    "sorted places of each": graphs.differentiated(
+        lambda x: tf.transpose(tf.math.segment_sum(tf.transpose(x), [0, 0, 1]))
+    ),
+    "sorted places without a number for all": lambda x: tf.transpose(
+        tf.math.segment_mean(tf.transpose(x), [0, 2, 2])
     ),
 }
 

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tests.independence import graphs
+from tf_dpfp.independence import proof
 
 R = tf.raw_ops
 X = graphs.X
@@ -136,6 +137,42 @@ SOUND = {
     "put at a place": (lambda x: _placed(x, 2), X),
     "place of a table": (lambda x: x * tf.constant(TABLE)[2, 0], X),
 }
+
+
+def test_slices_are_as_long_as_another_batch_says():
+    """The kernel of `tf.slice` checks it; that of `x[:, :n]` cuts less."""
+    long, wide = (tf.TensorSpec([None, None, 3]) for _ in range(2))
+
+    def other(x, y):
+        part = tf.slice(x, [0, 0, 0], [-1, tf.shape(y)[1], -1])
+        return tf.reduce_sum(part * y, [1, 2])
+
+    def gradient(x, y):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            part = tf.slice(x, [0, 0, 0], [-1, tf.shape(y)[1], -1])
+            squares = part**2
+        return tape.gradient(squares, x)
+
+    abort = [graphs.Category.ABORT]
+    graphs.proved(other, long, wide, allowed=abort)
+    graphs.proved(gradient, long, wide, allowed=abort)
+    # It is the rest if it is -1, so its length is not known.
+    with tf.Graph().as_default() as graph:
+        x, y = (
+            tf.compat.v1.placeholder(tf.float32, s.shape) for s in (long, wide)
+        )
+        part = tf.slice(x, [0, 0, 0], [-1, tf.shape(y)[1] - 2, -1])
+        assert proof.walk_of(graph, [x, y]).value(part).shape[1] is None
+    # As many columns as examples, or all but as many.
+    for length in (graphs.size, lambda y: tf.shape(y)[1] - graphs.size(y)):
+        graphs.refused(
+            lambda x, y, f=length: tf.reduce_sum(
+                tf.slice(x, [0, 0, 0], [-1, f(y), -1]), [1, 2]
+            ),
+            long,
+            wide,
+        )
 
 
 @pytest.mark.parametrize("name", SOUND)

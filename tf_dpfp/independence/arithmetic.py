@@ -62,6 +62,35 @@ def calculate(op: tf.Operation, values: Sequence[Value]) -> Value | None:
     return values_lib.numbers_of(result.reshape(wide[0].shape), hangs)
 
 
+def padded(op: tf.Operation, values: Sequence[Value]) -> Value | None:
+    """Returns known numbers with a border of a known one.
+
+    Args:
+        op: An operation that pads.
+        values: Its inputs.
+
+    Returns:
+        A `Value` with `numbers`, or `None` if nothing is known.
+    """
+    value, widths, *border = values
+    array, around = value.array(), widths.array()
+    number = border[0].numbers if border else (ZERO,)
+    if array is None or around is None or number is None:
+        return None
+    if op.type not in ("Pad", "PadV2") or not all(
+        n is not None and n.is_number for n in around.ravel()
+    ):
+        return None
+    before, after = around.astype(int).T
+    sizes = before + array.shape + after
+    if min((*before, *after), default=0) < 0 or sizes.prod() > MOST_NUMBERS:
+        return None
+    wide = np.full(sizes, number[0], object)
+    inner = zip(before, array.shape, strict=True)
+    wide[tuple(slice(b, b + n) for b, n in inner)] = array
+    return values_lib.numbers_of(wide, any(v.on_batch_size for v in values))
+
+
 def _may_be_wrapped(op: tf.Operation) -> bool:
     """Tells if numbers that wrapped around give the result, wrapped around."""
     if op.type in ("Cast", "Select", "SelectV2"):

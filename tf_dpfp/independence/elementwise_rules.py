@@ -26,22 +26,23 @@ from tf_dpfp.independence.values import Value
 
 _ELEMENTWISE = """
 Abs Acos Acosh Add AddV2 Angle Asin Asinh Atan Atan2 Atanh BesselI0 BesselI0e
-BesselI1 BesselI1e Betainc BitwiseAnd BitwiseOr BitwiseXor Cast Ceil
-ClipByValue Complex ComplexAbs Conj Cos Cosh Digamma Div DivNoNan Elu EluGrad
-Equal Erf Erfc Erfinv Exp Expm1 FakeQuantWithMinMaxArgs
+BesselI1 BesselI1e BesselJ0 BesselJ1 BesselK0 BesselK0e BesselK1 BesselK1e
+BesselY0 BesselY1 Betainc BitwiseAnd BitwiseOr BitwiseXor Cast Ceil ClipByValue
+Complex ComplexAbs Conj Cos Cosh Dawsn Digamma Div DivNoNan Elu EluGrad Equal
+Erf Erfc Erfinv Exp Expint Expm1 FakeQuantWithMinMaxArgs
 FakeQuantWithMinMaxArgsGradient FakeQuantWithMinMaxVars
-FakeQuantWithMinMaxVarsPerChannel Floor FloorDiv FloorMod Greater GreaterEqual
-Igamma IgammaGradA Igammac Imag Inv InvGrad Invert IsFinite IsInf IsNan
-LeakyRelu LeakyReluGrad LeftShift Less LessEqual Lgamma Log Log1p LogicalAnd
-LogicalNot LogicalOr Maximum Minimum Mod Mul MulNoNan Ndtri Neg
+FakeQuantWithMinMaxVarsPerChannel Floor FloorDiv FloorMod FresnelCos FresnelSin
+Greater GreaterEqual Igamma IgammaGradA Igammac Imag Inv InvGrad Invert IsFinite
+IsInf IsNan LeakyRelu LeakyReluGrad LeftShift Less LessEqual Lgamma Log Log1p
+LogicalAnd LogicalNot LogicalOr Maximum Minimum Mod Mul MulNoNan Ndtri Neg
 NextAfter NotEqual Polygamma PopulationCount Pow Real RealDiv Reciprocal
 ReciprocalGrad Relu Relu6 Relu6Grad ReluGrad RightShift Rint Round Rsqrt
-RsqrtGrad Selu SeluGrad Sigmoid SigmoidGrad Sign Sin Sinh Softplus
-SoftplusGrad Softsign SoftsignGrad Sqrt SqrtGrad Square SquaredDifference Sub
-Tan Tanh TanhGrad TruncateDiv TruncateMod Xdivy Xlog1py Xlogy Zeta
-AsString Bucketize RegexReplace StaticRegexFullMatch RegexFullMatch
-StaticRegexReplace StringJoin StringLength StringLower StringStrip
-StringToHashBucket StringToHashBucketFast StringToHashBucketStrong StringUpper
+RsqrtGrad Selu SeluGrad Sigmoid SigmoidGrad Sign Sin Sinh Softplus SoftplusGrad
+Softsign SoftsignGrad Spence Sqrt SqrtGrad Square SquaredDifference Sub Tan Tanh
+TanhGrad TruncateDiv TruncateMod Xdivy Xlog1py Xlogy Zeta AsString Bucketize
+RegexReplace StaticRegexFullMatch RegexFullMatch StaticRegexReplace StringJoin
+StringLength StringLower StringStrip StringToHashBucket StringToHashBucketFast
+StringToHashBucketStrong StringToNumber StringUpper Substr
 """.split()
 
 # Their number is 1 where the operand is read, and elsewhere: equal operands
@@ -136,6 +137,60 @@ def quantization_gradient(
         walk.refused(op, o, "It adds a gradient up over the examples.")
         for o in op.outputs[1:]
     ]
+
+
+@registry.rule(
+    "QuantizeAndDequantizeV2",
+    "QuantizeAndDequantizeV3",
+    "QuantizeAndDequantizeV4",
+)
+def quantized(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
+    """Rounds numbers within a range that it is given."""
+    value, *rest = values
+    if not op.get_attr("range_given"):
+        raise findings.Refusal(
+            "It rounds to parts of the range of the whole batch.",
+            "Give it a range: `range_given=True`.",
+        )
+    _check_range(op, rest)
+    if value.is_examples:
+        return values_lib.examples(value.shape, value.example_layout)
+    hangs = any(map(preconditions.holds_batch_size, values))
+    return values_lib.free(walk.static(op.outputs[0]), None, hangs)
+
+
+@registry.rule("QuantizeAndDequantizeV4Grad")
+def gradient_of_quantized(
+    op: tf.Operation, values: Sequence[Value], walk: Walk
+) -> list[Value]:
+    """Hands on the gradient of each number that is within the range."""
+    pair, rest = values[:2], values[2:]
+    _check_range(op, rest)
+    if not any(v.is_examples for v in pair):
+        hangs = any(map(preconditions.holds_batch_size, values))
+        return [
+            values_lib.free(walk.static(o), None, hangs) for o in op.outputs
+        ]
+    result = _broadcast(op, pair, walk)
+    return [dataclasses.replace(result, ranges=None)] + [
+        walk.refused(op, o, "It adds a gradient up over the examples.")
+        for o in op.outputs[1:]
+    ]
+
+
+def _check_range(op: tf.Operation, rest: Sequence[Value]) -> None:
+    """Checks that all numbers have the same range."""
+    if any(v.is_examples for v in rest):
+        raise findings.Refusal("The data decide its range.")
+    if any(sizes_lib.hang_on_batch(v.shape) for v in rest):
+        raise findings.Refusal(
+            "The batch size is a size of its range.", findings.BATCH_SIZE
+        )
+    if op.get_attr("axis") != -1:
+        raise findings.Refusal(
+            "It has several ranges, one for each index of an axis.",
+            is_definite=False,
+        )
 
 
 @registry.rule("SelectV2", takes_numbers=True, takes_batch_size=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from tf_dpfp.independence import arithmetic
 from tf_dpfp.independence import findings
 from tf_dpfp.independence import layouts
 from tf_dpfp.independence import registry
@@ -341,6 +342,9 @@ def pad(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     if any(v.is_examples for v in values[1:]):
         raise findings.Refusal("The data decide how it pads.")
     array = widths.array()
+    known = arithmetic.padded(op, values)
+    if known is not None:
+        return known
     if not value.is_examples:
         hangs = value.hangs_on_batch or sizes_lib.hang_on_batch(value.shape)
         equal = value.kind is Kind.UNIFORM and op.type.startswith("Mirror")

@@ -152,7 +152,13 @@ def finish(
             )
     marks = [_is_unmarked(v) and (hangs or _is_unsure(v)) for v in results]
     if not hangs and any(marks):
-        counts = not rule.takes_lists and any(map(holds_batch_size, values))
+        # What is not known of numbers is free of the batch size.
+        listed = rule.lists_sizes and all(
+            values[i].numbers is not None for i in rule.shapes
+        )
+        counts = not (listed or rule.takes_lists) and any(
+            map(holds_batch_size, values)
+        )
         marks = [counts and mark for mark in marks]
     return [
         dataclasses.replace(value, on_batch_size=True) if mark else value

@@ -3,6 +3,7 @@
 None of them may run along the axis of the examples.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -10,7 +11,6 @@ import tensorflow as tf
 from tf_dpfp.independence import arithmetic
 from tf_dpfp.independence import bounds as bounds_lib
 from tf_dpfp.independence import findings
-from tf_dpfp.independence import image_rules
 from tf_dpfp.independence import layouts
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import shape_rules
@@ -189,6 +189,7 @@ _LAST: dict[str, tuple[int, tuple[int, ...]]] = {
     "Cholesky": (2, (0,)),
     "CholeskyGrad": (2, (0, 1)),
     "Cross": (1, (0, 1)),
+    "Eig": (2, (0,)),
     "FFT": (1, (0,)),
     "FFT2D": (2, (0,)),
     "FFT3D": (3, (0,)),
@@ -201,6 +202,7 @@ _LAST: dict[str, tuple[int, tuple[int, ...]]] = {
     "IRFFT3D": (3, (0,)),
     "LogMatrixDeterminant": (2, (0,)),
     "LogSoftmax": (1, (0,)),
+    "Lu": (2, (0,)),
     "MatrixBandPart": (2, (0,)),
     "MatrixDeterminant": (2, (0,)),
     "MatrixDiag": (1, (0,)),
@@ -208,6 +210,7 @@ _LAST: dict[str, tuple[int, tuple[int, ...]]] = {
     "MatrixDiagPartV3": (2, (0,)),
     "MatrixDiagV3": (1, (0,)),
     "MatrixInverse": (2, (0,)),
+    "MatrixLogarithm": (2, (0,)),
     "MatrixSolve": (2, (0, 1)),
     "MatrixSquareRoot": (2, (0,)),
     "MatrixTriangularSolve": (2, (0, 1)),
@@ -219,6 +222,8 @@ _LAST: dict[str, tuple[int, tuple[int, ...]]] = {
     "SelfAdjointEigV2": (2, (0,)),
     "Softmax": (1, (0,)),
     "Svd": (2, (0,)),
+    "TridiagonalMatMul": (2, (0, 1, 2, 3)),
+    "TridiagonalSolve": (2, (0, 1)),
 }
 _SAME_SIZES = ("Softmax", "LogSoftmax", "MatrixBandPart", "Cholesky")
 
@@ -248,7 +253,10 @@ def along_last(
     if len(own) > 1:
         raise findings.Refusal("Its operands hold the examples differently.")
     if not own:
-        return _free_of_data(op, values, walk)
+        found = _free_of_data(op, values, walk)
+        one = len(positions) == 1
+        front = values[0].shape[: values[0].rank - count] if one else ()
+        return [_with_front(v, front) for v in found]
     for i in positions:
         if not values[i].is_examples and values[i].kind is not Kind.UNIFORM:
             raise findings.Refusal(
@@ -297,6 +305,14 @@ def _outer(
         )
     sizes = (*front, *static[len(front) :])
     return values_lib.examples(sizes, main.example_layout)
+
+
+def _with_front(value: Value, front: Sizes) -> Value:
+    """Fills in the sizes of axes that it works on every index of."""
+    if value.sizes is None or len(value.sizes) < len(front):
+        return value
+    sizes = (*front, *value.sizes[len(front) :])
+    return dataclasses.replace(value, sizes=sizes)
 
 
 def _free_of_data(
@@ -370,16 +386,3 @@ def reverse_sequence(
     if not apart:
         raise findings.Refusal(OVER)
     return values_lib.examples(value.shape, value.example_layout)
-
-
-@registry.rule("InTopK", "InTopKV2")
-def in_greatest(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
-    """Tests each row's label against its greatest numbers."""
-    del op, walk
-    rows, labels = values[:2]
-    if any(v.is_examples for v in values[2:]):
-        raise findings.Refusal("The data decide how many are compared.")
-    layout = image_rules.in_front([rows, labels])
-    if layout is None:
-        return values_lib.free(labels.sizes, None, True)
-    return values_lib.examples(labels.shape, layout)

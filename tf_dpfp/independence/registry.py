@@ -123,6 +123,8 @@ class Rule:
             raises `Refusal`.
         shapes: Positions of inputs that only shape the output, and so may
             hold the batch size; from the end, if negative.
+        lists_sizes: True if the numbers of these inputs are all that may make
+            a size of the output unknown, beside unknown sizes of the others.
         takes_mixed: True for a rule that reads sizes alone.
         takes_numbers: True for a rule that knows about numbers of examples.
         takes_lists: True for a rule that knows about lists and loops.
@@ -134,6 +136,7 @@ class Rule:
 
     apply: Apply
     shapes: tuple[int, ...] = ()
+    lists_sizes: bool = False
     takes_mixed: bool = False
     takes_numbers: bool = False
     takes_lists: bool = False
@@ -147,6 +150,7 @@ RULES: dict[str, Rule] = {}
 def rule(
     *types: str,
     shapes: tuple[int, ...] = (),
+    lists_sizes: bool = False,
     takes_mixed: bool = False,
     takes_numbers: bool = False,
     takes_lists: bool = False,
@@ -158,6 +162,7 @@ def rule(
     Args:
         *types: Types of operations, such as `"MatMul"`.
         shapes: See `Rule`, as for the others.
+        lists_sizes: See `Rule`.
         takes_mixed: See `Rule`.
         takes_numbers: See `Rule`.
         takes_lists: See `Rule`.
@@ -174,6 +179,7 @@ def rule(
             RULES[name] = Rule(
                 apply,
                 shapes,
+                lists_sizes,
                 takes_mixed,
                 takes_numbers,
                 takes_lists,

@@ -3,6 +3,7 @@
 from tf_dpfp.independence import channel_rules
 from tf_dpfp.independence import contraction_rules
 from tf_dpfp.independence import control_flow_rules
+from tf_dpfp.independence import crop_rules
 from tf_dpfp.independence import diagonal_rules
 from tf_dpfp.independence import elementwise_rules
 from tf_dpfp.independence import image_rules
@@ -15,6 +16,7 @@ from tf_dpfp.independence import random_rules
 from tf_dpfp.independence import reduction_rules
 from tf_dpfp.independence import registry
 from tf_dpfp.independence import scatter_rules
+from tf_dpfp.independence import search_rules
 from tf_dpfp.independence import shape_rules
 from tf_dpfp.independence import slice_rules
 from tf_dpfp.independence import state_rules
@@ -25,6 +27,7 @@ MODULES = (
     channel_rules,
     contraction_rules,
     control_flow_rules,
+    crop_rules,
     diagonal_rules,
     elementwise_rules,
     image_rules,
@@ -36,6 +39,7 @@ MODULES = (
     random_rules,
     reduction_rules,
     scatter_rules,
+    search_rules,
     shape_rules,
     slice_rules,
     state_rules,

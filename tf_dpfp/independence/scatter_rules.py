@@ -74,6 +74,28 @@ def _segments_alike(rows: Value, index: Value, sizes: Sizes) -> Value:
     return values_lib.examples(sizes, own.at(own.axis - index.rank + 1))
 
 
+@registry.rule(
+    "SegmentMax", "SegmentMean", "SegmentMin", "SegmentProd", "SegmentSum"
+)
+def sorted_segments(
+    op: tf.Operation, values: Sequence[Value], walk: Walk
+) -> Value:
+    """Adds up rows of the same index; the last one says how many there are."""
+    rows, index = values
+    if index.is_examples:
+        raise findings.Refusal("The data decide which rows are added up.")
+    if not rows.is_examples:
+        hangs = any(
+            v.hangs_on_batch or sizes_lib.hang_on_batch(v.shape) for v in values
+        )
+        return values_lib.free(walk.static(op.outputs[0]), None, hangs)
+    if sizes_lib.hang_on_batch(index.shape):
+        raise findings.Refusal(OTHERS, findings.ROW_NUMBER)
+    last = index.numbers[-1] if index.numbers else None
+    sizes = (None if last is None else last + 1, *rows.shape[1:])
+    return _segments_alike(rows, index, sizes)
+
+
 @registry.rule("ScatterNd", shapes=(2,), takes_numbers=True)
 def scatter(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Adds rows to zeros, at the places that indices name."""

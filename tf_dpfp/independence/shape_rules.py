@@ -104,7 +104,7 @@ def constant_like(
     return values_lib.uniform(sizes, number=number if whole else None)
 
 
-@registry.rule("Fill", shapes=(0,))
+@registry.rule("Fill", shapes=(0,), lists_sizes=True)
 def fill(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Fills a new tensor with one number."""
     dims, number = values
@@ -241,7 +241,7 @@ def drop_axes(value: Value, axes: set[int], what: str) -> Value:
     return values_lib.like(value, sizes, moved)
 
 
-@registry.rule("BroadcastTo", shapes=(1,), takes_numbers=True)
+@registry.rule("BroadcastTo", shapes=(1,), takes_numbers=True, lists_sizes=True)
 def broadcast_to(
     op: tf.Operation, values: Sequence[Value], walk: Walk
 ) -> Value:
@@ -293,7 +293,7 @@ def spread(value: Value, sizes: Sizes, walk: Walk) -> Value:
     )
 
 
-@registry.rule("Tile", shapes=(1,), takes_numbers=True)
+@registry.rule("Tile", shapes=(1,), takes_numbers=True, lists_sizes=True)
 def tile(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     """Puts copies of a tensor side by side."""
     del op

@@ -359,4 +359,10 @@ def cut(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     if parts and takes_own_row(value, parts[0].begin):
         return _own_row(value, parts, op, walk)
     sizes, layout = _sliced(value, parts, walk, op.outputs[0])
+    # Its kernel checks that the part is within the tensor.
+    whole = values_lib.at_least
+    sizes = tuple(
+        n if s is None and n is not None and whole(n, sizes_lib.ZERO) else s
+        for s, n in zip(sizes, length, strict=True)
+    )
     return values_lib.like(value, sizes, layout)
