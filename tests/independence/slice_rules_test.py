@@ -33,6 +33,13 @@ def _placed(x, column):
     )
 
 
+def _columns_from(x, count):
+    """Counts columns that begin at a place of which nothing is known."""
+    begin = tf.size(tf.unique(tf.constant([1, 1])).y) - 1
+    part = tf.slice(x, tf.stack([0, begin, 0]), tf.stack([-1, count, -1]))
+    return tf.reduce_sum(tf.ones_like(part), [1, 2])
+
+
 REFUSED = {
     "begins at what two examples say": (
         lambda x: x + tf.reduce_sum(_cut(TABLE, _own(x), [9, 9])),
@@ -100,6 +107,16 @@ REFUSED = {
         lambda x: x * x[:, tf.minimum(graphs.size(x), 2)][:, None],
         X,
         "StridedSlice",
+    ),
+    "as many columns as examples, from one that is not known on": (
+        lambda x: _columns_from(x, graphs.size(x)),
+        graphs.XT,
+        "Slice",
+    ),
+    "two less than examples, from one that is not known on": (
+        lambda x: _columns_from(x, graphs.size(x) - 2),
+        graphs.XT,
+        "Slice",
     ),
     "place of a table by the batch size": (
         lambda x: x * tf.constant(TABLE)[graphs.size(x) % 9, 0],

@@ -350,6 +350,9 @@ def cut(op: tf.Operation, values: Sequence[Value], walk: Walk) -> Value:
     length = lengths.numbers or (None,) * rank
     parts = []
     for size, b, n in zip(value.shape, begin, length, strict=True):
+        if b is None and sizes_lib.hang_on_batch([n]):
+            # The end, of which nothing is known, would hide it.
+            raise findings.Refusal(BY_NUMBER, findings.BATCH_SIZE)
         open_end = n == -1 or (n is not None and b == 0 and n == size)
         end = None if b is None or n is None else b + n
         parts.append(_Part("range", b, end, ONE, bool(open_end)))
