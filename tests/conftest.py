@@ -26,7 +26,7 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     # Nor at what a graph is made of after every 700 objects.
-    gc.set_threshold(50_000, 10, 10)
+    gc.set_threshold(400_000, 10, 10)
 
 
 def pytest_configure(config):
@@ -60,10 +60,25 @@ def _split_cpu():
     )
 
 
+@functools.cache
+def _note_no_stacks():
+    """Has TensorFlow make operations without the stack that they come from.
+
+    Its only use is in messages, "defined at ...", and below pytest stacks are
+    so deep that noting them takes a tenth of the time of tracing.
+    """
+    from tensorflow.python.framework import ops
+
+    ops._create_c_op = functools.partial(
+        ops._create_c_op, extract_traceback=False
+    )
+
+
 def pytest_pycollect_makemodule():
     # Before any test module, for TensorFlow starts with the first tensor of
     # one; and here, for pytest-xdist's own process collects nothing.
     _split_cpu()
+    _note_no_stacks()
 
 
 @pytest.fixture
