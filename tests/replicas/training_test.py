@@ -14,6 +14,8 @@ from tests.oracles import reference
 from tests.replicas import common
 from tf_dpfp.independence import gradients as trial_lib
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 WAYS = {
     "flat": (2, {"microbatch_size": 2}),
     "adaptive": (

@@ -87,6 +87,12 @@ def _averaged(seen, decay, warm_up=True, first=0):
 
 
 @pytest.fixture(scope="module")
+def pair():
+    """Two models that are traced once, wherever their weights are by now."""
+    return _model(), _model()
+
+
+@pytest.fixture(scope="module")
 def plain():
     """Two epochs without an average, and the weights of every step."""
     model, recorder = _model(), Recorder()
@@ -130,7 +136,9 @@ def test_averages_are_those_of_the_steps(settings, expected, plain):
         _assert_weights(model.get_weights(), recorder.seen[-1])
 
 
-def test_evaluations_see_the_averages_wherever_they_stand():
+def test_evaluations_see_the_averages_wherever_they_stand(pair):
+    model, copy = pair
+    model.set_weights(_model().get_weights())
     recorder = Recorder()
     private = tf_dpfp.PrivateEvaluation(
         (X, Y), 1e-5, loss_bound=9.0, num_examples=24
@@ -140,7 +148,6 @@ def test_evaluations_see_the_averages_wherever_they_stand():
             after=float(np.mean((model.predict(X, verbose=0) - Y) ** 2))
         )
     )
-    model = _model()
     averaging = tf_dpfp.recipes.WeightAveraging(0.9, warm_up=False)
     callbacks = [recorder, private, averaging, after]
     history = _fit(model, callbacks, 2, validation_data=(X, Y)).history
@@ -149,7 +156,6 @@ def test_evaluations_see_the_averages_wherever_they_stand():
         seen = recorder.seen[: epoch * STEPS + 1]
         losses = []
         for weights in (_averaged(seen, 0.9, warm_up=False), seen[-1]):
-            copy = _model()
             copy.set_weights(weights)
             losses.append(float(np.mean((copy.predict(X, verbose=0) - Y) ** 2)))
         expected, other = losses
@@ -185,11 +191,13 @@ class Breaks(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("same_model", [False, True])
-def test_nothing_of_a_training_that_broke_off_reaches_the_next(same_model):
-    averaging, first = tf_dpfp.recipes.WeightAveraging(0.6), _model()
+def test_nothing_of_a_training_that_broke_off_reaches_the_next(
+    same_model, pair
+):
+    averaging, (first, second) = tf_dpfp.recipes.WeightAveraging(0.6), pair
     with pytest.raises(Stopped):
         _fit(first, [averaging, Breaks()])
-    model = first if same_model else _model()
+    model = first if same_model else second
     # What is released here must come from these weights and its own steps.
     model.set_weights([0 * w for w in model.get_weights()])
     recorder = Recorder()
@@ -198,10 +206,10 @@ def test_nothing_of_a_training_that_broke_off_reaches_the_next(same_model):
     _assert_weights(model.get_weights(), _averaged(recorder.seen, 0.6))
 
 
-def test_a_copy_with_the_averages_begins_anew():
-    averaging, first = tf_dpfp.recipes.WeightAveraging(0.6), _model()
+def test_a_copy_with_the_averages_begins_anew(pair):
+    averaging, recorder = tf_dpfp.recipes.WeightAveraging(0.6), Recorder()
+    first, model = pair
     _fit(first, [averaging])
-    model, recorder = _model(), Recorder()
     model.set_weights(first.get_weights())
     _fit(model, [averaging, recorder])
     _assert_weights(recorder.seen[0], first.get_weights())
@@ -221,8 +229,16 @@ def test_layers_frozen_in_between_keep_the_weights_of_the_training():
     _assert_weights(model.get_weights(), _averaged(recorder.seen, 0.6))
 
 
+@pytest.fixture(scope="module")
+def whole():
+    """The averages of three epochs in one."""
+    model = _model()
+    _fit(model, [tf_dpfp.recipes.WeightAveraging(0.8)], 3)
+    return model.get_weights()
+
+
 @pytest.mark.parametrize("is_last", [False, True])
-def test_a_backup_brings_the_averages_back(tmp_path, is_last):
+def test_a_backup_brings_the_averages_back(tmp_path, is_last, whole):
     def callbacks(*others):
         found = [
             tf_dpfp.BackupAndRestore(str(tmp_path / "backup")),
@@ -230,13 +246,12 @@ def test_a_backup_brings_the_averages_back(tmp_path, is_last):
         ]
         return [*(found if is_last else found[::-1]), *others]
 
-    whole, broken, resumed = (_model() for _ in range(3))
-    _fit(whole, [tf_dpfp.recipes.WeightAveraging(0.8)], 3)
+    broken, resumed = _model(), _model()
     with pytest.raises(Stopped):
         _fit(broken, callbacks(Recorder(stop_after=2)), 3)
     again = callbacks()
     _fit(resumed, again, 3)
-    _assert_weights(resumed.get_weights(), whole.get_weights())
+    _assert_weights(resumed.get_weights(), whole)
     assert sum(e.steps for e in tf_dpfp.ledger(resumed)) == 3 * STEPS
 
 
@@ -260,10 +275,10 @@ def test_two_replicas_average_as_one():
     common.assert_equal_weights(*models)
 
 
-def test_state_goes_into_checkpoints_of_your_own():
-    first, model = tf_dpfp.recipes.WeightAveraging(0.6), _model()
+def test_state_goes_into_checkpoints_of_your_own(pair):
+    model, copy = pair
+    first, second = (tf_dpfp.recipes.WeightAveraging(0.6) for _ in range(2))
     _fit(model, [first])
-    second, copy = tf_dpfp.recipes.WeightAveraging(0.6), _model()
     with first.live():
         copy.set_weights(model.get_weights())
     second.set_state(first.get_state())
@@ -273,10 +288,10 @@ def test_state_goes_into_checkpoints_of_your_own():
     wrong = tf_dpfp.recipes.WeightAveraging(0.6)
     wrong.set_state({"steps": np.int64(1), "0": np.zeros(3, np.float32)})
     with pytest.raises(ValueError, match="do not fit the trainable weights"):
-        _fit(_model(), [wrong])
+        _fit(model, [wrong])
 
 
-def test_refusals():
+def test_refusals(pair):
     with pytest.raises(ValueError, match="decay=1"):
         tf_dpfp.recipes.WeightAveraging(1.0)
     with pytest.raises(ValueError, match="start_epoch=-1"):
@@ -285,7 +300,7 @@ def test_refusals():
     model.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0, use_ema=True), "mse")
     with pytest.raises(ValueError, match="averages the weights itself"):
         _fit(model, [tf_dpfp.recipes.WeightAveraging()])
-    model = _model()
+    model, _ = pair
     with pytest.raises(ValueError, match="Two WeightAveraging callbacks"):
         _fit(
             model,
