@@ -119,6 +119,7 @@ def _in_a_loop(model):
     step(*common.data())
 
 
+@pytest.mark.usefixtures("with_trial")
 @pytest.mark.parametrize("train", [_in_a_loop, common.fit])
 def test_a_model_that_is_not_built_is_built_before_the_first_step(train):
     def unbuilt():
