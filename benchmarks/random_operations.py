@@ -40,7 +40,9 @@ _RANKS = {
     "images": 4, "filter": 4, "out_backprop": 4, "orig_input": 4,
     "orig_output": 4, "original_image": 4, "grads": 4, "logits": 2,
     "predictions": 2, "matrix": 3, "y_backprop": 4, "size": 1,
-    "input_image": 4, "output_image": 4, "transforms": 2, "labels": 2,
+    "image": 4, "boxes": 2, "box_ind": 1, "input_min": 0, "input_max": 0,
+    "num_bits": 0, "input_image": 4, "output_image": 4, "transforms": 2,
+    "labels": 2,
 }  # fmt: skip
 # Names that `tf.raw_ops` has for inputs.
 _RENAMED = {
@@ -206,6 +208,11 @@ class Call:
         if name in ("input_sizes", "filter_sizes", "orig_input_shape"):
             count = 5 if "3D" in operation else 4
             return tf.stack([self.size() for _ in range(count)])
+        if name in ("crop_size", "image_size"):
+            count = 2 if name == "crop_size" else 4
+            return tf.stack([self.size() for _ in range(count)])
+        if name == "num_bits":
+            return tf.constant(8)
         if name == "size_splits":
             return tf.stack([self.size(), self.draw.choice([-1, 1])])
         if name == "seed":

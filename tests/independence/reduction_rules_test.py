@@ -50,6 +50,26 @@ LAST = {
     "RFFT3D": (lambda x: R.RFFT3D(input=x, fft_length=THREE), REAL_VOLUME),
     "SelfAdjointEigV2": (lambda x: R.SelfAdjointEigV2(input=x)[1], MATRIX),
     "Svd": (lambda x: R.Svd(input=x)[0], MATRIX),
+    "Eig": (lambda x: R.Eig(input=x, Tout=tf.complex64)[1], MATRIX),
+    "Lu": (lambda x: R.Lu(input=x)[0], MATRIX),
+    "MatrixLogarithm": (
+        lambda x: R.MatrixLogarithm(input=tf.cast(x, tf.complex64)),
+        MATRIX,
+    ),
+    "TridiagonalMatMul": (
+        lambda x: R.TridiagonalMatMul(
+            rhs=x,
+            **dict.fromkeys(
+                ("superdiag", "maindiag", "subdiag"),
+                tf.ones([tf.shape(x)[0], 1, 3]),
+            ),
+        ),
+        MATRIX,
+    ),
+    "TridiagonalSolve": (
+        lambda x: R.TridiagonalSolve(diagonals=x, rhs=x),
+        MATRIX,
+    ),
 }
 
 
