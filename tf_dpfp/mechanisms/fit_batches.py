@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tf_dpfp import accounting
 from tf_dpfp import optimizers
+from tf_dpfp import replicas
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp.keras_private import distribution as keras_distribution
 from tf_dpfp.mechanisms import state as state_lib
@@ -36,6 +37,29 @@ def built_before(
         return contextlib.nullcontext()
     keras_distribution.symbolic_build(model, batch)
     return keras_distribution.without_symbolic_build(model)
+
+
+def check_sparse(
+    sparse: optimizers.Sparse | None, strategy: tf.distribute.Strategy | None
+) -> None:
+    """Refuses sparse tables on workers and TPUs.
+
+    Args:
+        sparse: The sparse tables, if any.
+        strategy: The strategy that the model trains under, if any.
+
+    Raises:
+        ValueError: If its replicas are not those of one machine.
+    """
+    deals = replicas.deals(strategy) and not replicas.are_mirrored(strategy)
+    if sparse is not None and deals:
+        raise ValueError(
+            "How many rows of a sparse table are released differs from step to "
+            "step, and workers and TPUs add up tensors of one size. Train on "
+            "one machine, under MirroredStrategy, or leave `sparse_tables` "
+            f"out. Received: sparse_tables={sparse} under "
+            f"{type(strategy).__name__}"
+        )
 
 
 def needs_buckets(

@@ -115,15 +115,7 @@ class Gradients(Mechanism):
                 one machine.
         """
         strategy = replicas.strategy_for(self.model, self.optimizer)
-        sparse, deals = self.optimizer.sparse_tables, replicas.deals(strategy)
-        if sparse is not None and deals and not replicas.are_mirrored(strategy):
-            raise ValueError(
-                "How many rows of a sparse table are released differs from "
-                "step to step, and workers and TPUs add up tensors of one "
-                "size. Train on one machine, under MirroredStrategy, or leave "
-                f"`sparse_tables` out. Received: sparse_tables={sparse} under "
-                f"{type(strategy).__name__}"
-            )
+        fit_batches.check_sparse(self.optimizer.sparse_tables, strategy)
         return strategy
 
     def below(self, x: Any) -> step_lib.Below | None:  # noqa: ARG002
