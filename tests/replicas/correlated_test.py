@@ -123,8 +123,8 @@ def _independent_elsewhere(monkeypatch):
     """Only the first replica takes anything back."""
     ordinary = chain_lib.NoiseChain.correlated
 
-    def correlated(self, normals, turn, draw):
-        found = ordinary(self, normals, turn, draw)
+    def correlated(self, normals, turn, draw, change=None):
+        found = ordinary(self, normals, turn, draw, change)
         return tf.where(replicas.index() == 0, found, normals)
 
     monkeypatch.setattr(chain_lib.NoiseChain, "correlated", correlated)
