@@ -93,6 +93,9 @@ class HeldCarriers(_Kept):
             return tf.constant(0)
 
         is_due = tf.equal(self._made_age() % steps, 0)
+        # A kernel that was frozen until now has none yet.
+        for kernel in kernels:
+            is_due |= tf.reduce_all(tf.equal(self.read(kernel).left, 0.0))
         tf.cond(is_due, anew, lambda: tf.constant(0))
         return [self.read(kernel) for kernel in kernels]
 

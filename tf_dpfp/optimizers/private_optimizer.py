@@ -225,6 +225,9 @@ class PrivateOptimizer(
     ) -> list[low_rank.Carriers | None]:
         """Returns the carriers of reparametrised kernels in the next step.
 
+        With correlated noise carriers stay for some steps. Outside of replicas
+        that keep them, these are those of the weights as they are.
+
         Args:
             variables: The trainable variables.
 
