@@ -133,6 +133,16 @@ REFUSED = {
         ),
         "Cast",
     ),
+    "images that are the same for every batch": (
+        lambda x, b: _crop(
+            tf.reshape(tf.range(1440.0), [20, 6, 6, 2]), b, graphs.rows(x)
+        ),
+        "CropAndResize",
+    ),
+    "boxes for another number of images": (
+        lambda x, b: _crop(x, tf.ones([3, 4]), graphs.rows(x)),
+        "CropAndResize",
+    ),
     "a size of the batch size": (
         lambda x, b: tf.image.crop_and_resize(
             x, b, graphs.rows(x), tf.stack([graphs.size(x), 5])
@@ -172,7 +182,32 @@ def test_other_images_are_refused(name):
 
 
 FOUR = tf.TensorSpec([4, 4])
+
+
+def test_boxes_of_other_images_are_refused():
+    """First the first boxes of all images, then the second ones."""
+
+    def mixed(x, boxes):
+        boxes = tf.reshape(tf.transpose(boxes, [1, 0, 2]), [-1, 4])
+        return _crop(x, boxes, tf.repeat(graphs.rows(x), 2))
+
+    finding = graphs.refused(mixed, IMAGE, TWO_EACH)
+    assert "hold the examples differently" in finding.reason
+
+
 SEARCHES = {
+    "examples among the numbers of one": (
+        lambda x, v: tf.transpose(
+            R.LowerBound(sorted_inputs=x, values=tf.transpose(v))
+        ),
+        FOUR,
+        FOUR,
+    ),
+    "in another number of rows": (
+        lambda x, v: R.LowerBound(sorted_inputs=tf.ones([3, 2]), values=v),
+        X,
+        VALUES,
+    ),
     "among other examples": (
         lambda x, v: R.LowerBound(sorted_inputs=tf.transpose(x), values=v),
         tf.TensorSpec([4, 4]),
