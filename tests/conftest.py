@@ -74,11 +74,32 @@ def _note_no_stacks():
     )
 
 
+@functools.cache
+def _leave_pipelines_as_they_are():
+    """Has tf.data look for no better buffers and numbers of threads.
+
+    The thread that looks wakes up after longer and longer times, up to a
+    minute, and an iterator is deleted only once it did, where the signal to end
+    comes just as it falls asleep: about one of two hundred iterators. Until then
+    the whole process waits.
+    """
+    import tensorflow as tf
+    from tensorflow.python.data.ops import dataset_ops
+
+    def without(dataset):
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return dataset.with_options(options)
+
+    dataset_ops.DatasetV2._apply_debug_options = without
+
+
 def pytest_pycollect_makemodule():
     # Before any test module, for TensorFlow starts with the first tensor of
     # one; and here, for pytest-xdist's own process collects nothing.
     _split_cpu()
     _note_no_stacks()
+    _leave_pipelines_as_they_are()
 
 
 @pytest.fixture
