@@ -79,9 +79,9 @@ def _leave_pipelines_as_they_are():
     """Has tf.data look for no better buffers and numbers of threads.
 
     The thread that looks wakes up after longer and longer times, up to a
-    minute, and an iterator is deleted only once it did, where the signal to end
-    comes just as it falls asleep: about one of two hundred iterators. Until then
-    the whole process waits.
+    minute. An iterator is deleted only once it did, where the signal to end
+    comes just as it falls asleep: about one of two hundred. Until then the
+    whole process waits.
     """
     import tensorflow as tf
     from tensorflow.python.data.ops import dataset_ops
