@@ -133,3 +133,59 @@ def test_a_stamp_claims_nothing_in_what_may_use_it_again():
         count_in_branch(tf.constant(False))
         count_by_rounds()
     assert _counts(ledger) == {UNKNOWN: 4, POISSON: 3}
+
+
+class _Told:
+    """Counts what Python is told of before steps."""
+
+    def __init__(self):
+        self.claims = []
+
+    def __call__(self, located):
+        self.claims.append(located.claim.sampling)
+
+    def since(self):
+        found, self.claims = self.claims, []
+        return found
+
+
+def test_each_step_is_told_once_whenever_its_batch_was_stamped():
+    ledger, told = _ledger(), _Told()
+    early = ledger.stamp(SUMS)
+    ledger.call_before(told)
+    stamp = ledger.stamp(SUMS)
+    assert told.since() == [UNKNOWN]
+    ledger.count_step(SUMS, stamp)
+    assert told.since() == []
+    # Stamped before anybody asked, and in pieces: one step, on two replicas.
+    piece = early.copy()
+    ledger.rows_of(SUMS, early)
+    assert told.since() == [UNKNOWN]
+    ledger.rows_of(SUMS, piece)
+    assert told.since() == []
+    # A second step on what was stamped for one, and one on no stamp at all.
+    for again in (stamp, None):
+        ledger.count_step(SUMS, again)
+        assert told.since() == [UNKNOWN]
+
+
+def test_each_call_of_a_compiled_step_is_told():
+    ledger, told = _ledger(), _Told()
+    ledger.call_before(told)
+    ledger.ensure_open(SUMS)
+    outside = ledger.stamp(SUMS)
+    assert told.since() == [UNKNOWN]
+
+    @tf.function
+    def whole():
+        ledger.count_step(SUMS, ledger.stamp(SUMS))
+
+    @tf.function
+    def on_what_was_stamped_outside():
+        ledger.count_step(SUMS, outside)
+
+    for step in (whole, on_what_was_stamped_outside):
+        for _ in range(3):
+            step()
+            assert told.since() == [UNKNOWN]
+    assert _counts(ledger) == {UNKNOWN: 6}

@@ -12,7 +12,7 @@ A compiled step asks for the claim of its thread at each call.
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -243,19 +243,35 @@ class Stamp:
     Args:
         ledger: The ledger whose rows it names.
         rows: Rows of the ledger; see `Located`.
+        told: Who was told of the step when the batch was stamped; see
+            `Ledger.call_before`.
     """
 
-    def __init__(self, ledger: "Ledger", rows: tf.Tensor):
+    def __init__(
+        self, ledger: "Ledger", rows: tf.Tensor, told: Iterable[Any] = ()
+    ):
         self._ledger = ledger
         self._rows: tf.Tensor | None = rows
         self._graph = call_time.traced_graph()
+        # One list for all copies: pieces of a batch are of one step.
+        self._told = list(told)
+
+    def tell(self, functions: Iterable[Any]) -> list[Any]:
+        """Returns who has yet to be told of the step; they count as told.
+
+        Args:
+            functions: Those who want to know of each step.
+        """
+        new = [function for function in functions if function not in self._told]
+        self._told += new
+        return new
 
     def copy(self) -> "Stamp":
         """Returns the stamp of another replica's piece of the batch."""
         if self._rows is None:
             raise ValueError("The stamp was used already.")
         found = Stamp(self._ledger, self._rows)
-        found._graph = self._graph
+        found._graph, found._told = self._graph, self._told
         return found
 
     def take(self, ledger: "Ledger") -> tf.Tensor | None:

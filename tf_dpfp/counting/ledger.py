@@ -152,9 +152,7 @@ class Ledger:
         Raises:
             ValueError: If the table is full; nothing is counted then.
         """
-        located = self._located(claim)
-        for function in tuple(self._called_before):
-            function(located)
+        self._tell(self._located(claim))
         self.absorb([claim.entry(claim.draws)])
 
     def total_steps(self) -> tf.Tensor:
@@ -216,18 +214,24 @@ class Ledger:
             compilation.keep_float32_products()
             located = claims.of_thread(self) or self._unclaimed[release]
             agreement.require_same_unit(release, located.claim.release)
-            for function in tuple(self._called_before):
-                function(located)
+            self._tell(located)
             return located.rows
 
+        told = tuple(self._called_before)
         return claims.Stamp(
-            self, call_time.value(rows, _ROWS, key=(self, release))
+            self, call_time.value(rows, _ROWS, key=(self, release)), told
         )
+
+    def _tell(self, located: claims.Located) -> None:
+        for function in tuple(self._called_before):
+            function(located)
 
     def call_before(self, function: BeforeStep) -> Callable[[], None]:
         """Has Python called before each step, a compiled one included.
 
-        A compiled function is taken for one step, though it may take several.
+        When its batch is stamped; or when the step is taken, if that was
+        before, or another step was taken on that stamp. A compiled function is
+        taken for one step, though it may take several.
 
         Args:
             function: Called with the claim of the step, in its thread.
@@ -286,12 +290,25 @@ class Ledger:
         self.ensure_open(release)
         self._drawn = release
         rows = None if stamp is None else stamp.take(self)
-        unclaimed = self._unclaimed[release].rows
-        if rows is None:
-            return unclaimed
+        if stamp is None or rows is None:
+            return self._without_claim(release)
+        if tf.executing_eagerly():
+            for function in stamp.tell(tuple(self._called_before)):
+                function(self._unclaimed[release])
         if has_part:
             return rows
+        unclaimed = self._unclaimed[release].rows
         return tf.where(claims.parts_of(rows) > 0, unclaimed, rows)
+
+    def _without_claim(self, release: Release) -> tf.Tensor:
+        """Returns the rows of a step whose batch has no stamp that is good."""
+
+        def rows() -> tf.Tensor:
+            located = self._unclaimed[release]
+            self._tell(located)
+            return located.rows
+
+        return call_time.value(rows, _ROWS, key=(self, release, "unclaimed"))
 
     def count_in(
         self,
