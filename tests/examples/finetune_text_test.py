@@ -14,7 +14,6 @@ from examples.trainers import finetuning
 from examples.trainers import minilm
 from examples.trainers import text_datasets
 from examples.trainers import text_encoders
-from tests import programs
 from tf_dpfp import accounting
 
 keras_hub = pytest.importorskip(
@@ -44,11 +43,21 @@ def _reviews():
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory):
     """A tiny encoder and its tokenizer in a folder."""
+    return _write_preset(tmp_path_factory, num_layers=2)
+
+
+@pytest.fixture(scope="module")
+def low_preset(tmp_path_factory):
+    """The same of one block, for what does not tell blocks apart."""
+    return _write_preset(tmp_path_factory, num_layers=1)
+
+
+def _write_preset(tmp_path_factory, num_layers):
     keras.utils.set_random_seed(0)
     folder = str(tmp_path_factory.mktemp("presets") / "tiny")
     backbone = keras_hub.models.BertBackbone(
         vocabulary_size=len(VOCABULARY),
-        num_layers=2,
+        num_layers=num_layers,
         num_heads=2,
         hidden_dim=8,
         intermediate_dim=12,
@@ -122,9 +131,9 @@ def test_the_blocks_above_look_at_a_prefix(preset):
         "padding_mask": np.array([[1, 1, 1, 1, 0, 0, 0, 0]]),
         "segment_ids": np.zeros((1, 8), int),
     }
-    states = lower.predict(x, verbose=0)
-    with_prefix = upper.predict(states, verbose=0)
-    without = expected.predict(states, verbose=0)
+    states = lower(x)
+    with_prefix = upper(states).numpy()
+    without = expected(states).numpy()
     assert with_prefix.shape == without.shape
     # The frozen level is the same; the one above looks at the prefix too.
     np.testing.assert_array_equal(with_prefix[:, :8], without[:, :8])
@@ -143,25 +152,23 @@ def test_a_start_with_a_prefix_is_refused(preset, tmp_path):
 
 
 def _assert_loads_as_an_ordinary_encoder(prepared, folder):
+    # What names nothing of this package loads without it.
+    for file in (folder / "backbone").rglob("*.json"):
+        assert "tf_dpfp" not in file.read_text()
     # LoRA is merged into the kernels that it stood beside.
-    script = (
-        "import sys, numpy as np, keras_hub\n"
-        "x = dict(np.load('tokens.npz'))\n"
-        "b = keras_hub.models.Backbone.from_preset('backbone', dropout=0.0)\n"
-        "np.save('out.npy', b.predict(x, verbose=0)['sequence_output'])\n"
-        "assert 'tf_dpfp' not in sys.modules\n"
+    encoder = keras_hub.models.Backbone.from_preset(
+        str(folder / "backbone"), dropout=0.0
     )
+    assert not any("lora" in v.path for v in encoder.variables)
     x, _ = prepared.test
-    np.savez(folder / "tokens.npz", **x)
-    programs.run(["-c", script], folder, cwd=folder, check=True)
-    out = np.load(folder / "out.npy")
-    expected = prepared.backbone.predict(x, verbose=0)["sequence_output"]
+    out = encoder(x)["sequence_output"]
+    expected = prepared.backbone(x)["sequence_output"]
     np.testing.assert_allclose(out, expected, atol=1e-5)
     vectors = minilm.mean_over_tokens(out, x["padding_mask"])
     head = np.load(folder / "head.npz")
     np.testing.assert_allclose(
-        vectors @ head["kernel"] + head["bias"],
-        prepared.model.predict(x, verbose=0),
+        np.array(vectors) @ head["kernel"] + head["bias"],
+        prepared.model(x),
         atol=1e-4,
     )
 
@@ -173,13 +180,15 @@ def _weights(model):
 BY_GRADIENTS = [m for m in finetune_config.METHODS if m != "dpfp"]
 
 
-@pytest.mark.usefixtures("with_trial")
 @pytest.mark.parametrize("method", BY_GRADIENTS)
 def test_each_method_trains_what_it_says_within_the_budget(
-    preset, method, tmp_path
+    low_preset, method, tmp_path, request
 ):
+    # The other methods train less of the same layers.
+    if method in ("full", "rgp", "prefix", "lora"):
+        request.getfixturevalue("with_trial")
     config = _config(
-        preset,
+        low_preset,
         method=method,
         clipping="per_layer",
         microbatch_size=8 if method == "full" else None,
@@ -224,8 +233,8 @@ def test_more_blocks_than_there_are_are_refused(preset, changes):
         finetuning.prepare(_config(preset, method="head", **changes))
 
 
-def test_vectors_of_held_out_sentences_are_computed_once(preset, tmp_path):
-    config = _config(preset, method="head", held_out=20)
+def test_vectors_of_held_out_sentences_are_computed_once(low_preset, tmp_path):
+    config = _config(low_preset, method="head", held_out=20)
     data = finetuning.load(config)
     # The test set stays unseen; of 60 sentences 40 are left to train with.
     assert (len(data.train[0]), len(data.test[0])) == (40, 20)
@@ -239,14 +248,7 @@ def test_vectors_of_held_out_sentences_are_computed_once(preset, tmp_path):
     assert sorted((tmp_path / "cache" / "features").iterdir()) == kept
 
 
-@pytest.mark.parametrize(
-    ("method", "levels"), [("full", 2), ("bias", 1), ("lora", 1)]
-)
-def test_below_the_top_block_nothing_moves(preset, method, levels):
-    config = _config(preset, method=method, blocks=1, levels=levels, ema=0.5)
-    prepared = finetuning.prepare(config)
-    before = _weights(prepared.model)
-    finetuning.run(prepared)
+def _assert_nothing_moved_below_the_top_block(prepared, before):
     after = _weights(prepared.model)
     moved = {path for path in before if np.any(before[path] != after[path])}
     trained = {v.path for v in prepared.trained.trainable_variables}
@@ -254,6 +256,16 @@ def test_below_the_top_block_nothing_moves(preset, method, levels):
     assert all(
         "logits" in path or "transformer_layer_1" in path for path in moved
     )
+
+
+# "bias" is trained below, where the head goes first.
+@pytest.mark.parametrize(("method", "levels"), [("full", 2), ("lora", 1)])
+def test_below_the_top_block_nothing_moves(preset, method, levels):
+    config = _config(preset, method=method, blocks=1, levels=levels, ema=0.5)
+    prepared = finetuning.prepare(config)
+    before = _weights(prepared.model)
+    finetuning.run(prepared)
+    _assert_nothing_moved_below_the_top_block(prepared, before)
     # The average is what is kept.
     optimizer = prepared.trained.optimizer
     for variable, average in zip(
@@ -263,35 +275,45 @@ def test_below_the_top_block_nothing_moves(preset, method, levels):
     ):
         np.testing.assert_array_equal(variable, average)
     # What was computed once is what the whole encoder computes.
-    tokens = text_encoders.tokens_of(
-        text_encoders.load_encoder(config)[1],
-        text_datasets.LOADERS["movie_reviews"]()[1][0],
-    )
     np.testing.assert_allclose(
-        prepared.model.predict(tokens, verbose=0),
-        prepared.trained.predict(prepared.test[0], verbose=0),
+        prepared.model(_tokens(preset)),
+        prepared.trained(prepared.test[0]),
         atol=5e-3,
     )
 
 
-def test_what_trains_the_head_first_is_in_the_same_ledger(preset):
-    config = _config(
-        preset, method="bias", blocks=1, head_epsilon=3.0, head_epochs=4
-    )
+def test_what_trains_the_head_first_is_in_the_same_ledger(preset, monkeypatch):
     # Streams of seeded noise are keyed by the count of steps.
-    prepared = finetuning.prepare(dataclasses.replace(config, seed=1))
-    rest = {v.path: v.numpy() for v in prepared.upper.trainable_variables}
-    head = prepared.head.get_weights()
-    finetuning._train_head(prepared)
-    # It trains the head and nothing else.
-    for variable in prepared.upper.trainable_variables:
-        np.testing.assert_array_equal(variable, rest[variable.path])
-    assert np.any(prepared.head.get_weights()[0] != head[0])
-    (first,) = tf_dpfp.ledger(prepared.trained)
-    assert first.steps == 12
-    alone = accounting.compute_epsilon([first], config.delta)
-    assert 2.9 < alone <= 3.0
-    result = finetuning.run(finetuning.prepare(config))
+    config = _config(
+        preset,
+        method="bias",
+        blocks=1,
+        head_epsilon=3.0,
+        head_epochs=4,
+        seed=1,
+    )
+    train_head, seen = finetuning._train_head, []
+
+    def checked(prepared):
+        rest = {v.path: v.numpy() for v in prepared.upper.trainable_variables}
+        head = prepared.head.get_weights()
+        train_head(prepared)
+        # It trains the head and nothing else.
+        for variable in prepared.upper.trainable_variables:
+            np.testing.assert_array_equal(variable, rest[variable.path])
+        assert np.any(prepared.head.get_weights()[0] != head[0])
+        (first,) = tf_dpfp.ledger(prepared.trained)
+        assert first.steps == 12
+        alone = accounting.compute_epsilon([first], config.delta)
+        assert 2.9 < alone <= 3.0
+        seen.append(prepared)
+
+    monkeypatch.setattr(finetuning, "_train_head", checked)
+    prepared = finetuning.prepare(config)
+    before = _weights(prepared.model)
+    result = finetuning.run(prepared)
+    assert seen == [prepared]
+    _assert_nothing_moved_below_the_top_block(prepared, before)
     assert 7.9 < result.epsilon <= 8.0
     assert "18 steps" in result.statement
     assert "12 steps" in result.statement and "6 steps" in result.statement
@@ -334,21 +356,19 @@ def test_a_training_starts_where_a_public_one_ended(preset, tmp_path):
     assert not tf_dpfp.loops.is_private(public.trained)
     config = _config(preset, method="full", start=folder, blocks=1)
     tokens = public.test[0]
-    expected = public.model.predict(tokens, verbose=0)
+    expected = public.model(tokens)
     for levels in (1, 2):
         again = dataclasses.replace(config, levels=levels)
         prepared = finetuning.prepare(again)
-        np.testing.assert_allclose(
-            prepared.model.predict(tokens, verbose=0), expected, atol=1e-5
-        )
+        np.testing.assert_allclose(prepared.model(tokens), expected, atol=1e-5)
         assert tf_dpfp.loops.is_private(prepared.trained)
 
 
-def test_several_starts_are_one_of_mean_weights(preset, tmp_path):
+def test_several_starts_are_one_of_mean_weights(low_preset, tmp_path):
     folders = [tmp_path / "one", tmp_path / "two"]
     for scale, folder in enumerate(folders):
         config = _config(
-            preset,
+            low_preset,
             method="full",
             dataset="public_snippets",
             epsilon=math.inf,
@@ -360,7 +380,7 @@ def test_several_starts_are_one_of_mean_weights(preset, tmp_path):
         head = text_encoders.head_weights(prepared.head)
         finetune_starts.write(config, prepared.backbone, head, "")
     one, two, both = (
-        finetuning.prepare(_config(preset, method="full", start=start))
+        finetuning.prepare(_config(low_preset, method="full", start=start))
         for start in [*map(str, folders), ",".join(map(str, folders))]
     )
     for a, b, mean in zip(
@@ -373,11 +393,11 @@ def test_several_starts_are_one_of_mean_weights(preset, tmp_path):
     )
 
 
-def test_a_start_that_saw_the_same_data_is_refused(preset, tmp_path):
+def test_a_start_that_saw_the_same_data_is_refused(low_preset, tmp_path):
     folder = str(tmp_path)
-    config = _config(preset, method="head", output_dir=folder, steps=1)
+    config = _config(low_preset, method="head", output_dir=folder, steps=1)
     finetuning.run(finetuning.prepare(config))
-    again = _config(preset, method="head", start=folder)
+    again = _config(low_preset, method="head", start=folder)
     with pytest.raises(ValueError, match="would leave out the first"):
         finetuning.prepare(again)
     # Whatever lies between: what was seen stays seen.
@@ -403,21 +423,16 @@ def test_a_head_from_prompts_tells_praise_from_blame(preset, monkeypatch):
     config = _config(preset, method="full", start="prompts")
     prepared = finetuning.prepare(config)
     means = [
-        prepared.model.predict(
-            text_encoders.tokens_of(
-                text_encoders.load_encoder(config)[1], np.array(texts)
-            ),
-            verbose=0,
-        ).mean(axis=0)
+        np.mean(prepared.model(_tokens(preset, texts)), axis=0)
         for texts in (text_datasets.PRAISE, text_datasets.BLAME)
     ]
     differences = [logits[1] - logits[0] for logits in means]
     np.testing.assert_allclose(differences, [1.0, -1.0], atol=1e-3)
 
 
-def test_noised_vectors_train_the_head_within_the_budget(preset, tmp_path):
+def test_noised_vectors_train_the_head_within_the_budget(low_preset, tmp_path):
     config = _config(
-        preset,
+        low_preset,
         method="dpfp",
         microbatches=4,
         public_labels=True,
@@ -449,27 +464,28 @@ def test_noised_vectors_train_the_head_within_the_budget(preset, tmp_path):
     assert moved == head and len(head) == 3
     # The head that is written works on vectors of length 1.
     head = np.load(tmp_path / "head.npz")
-    tokens = _tokens(preset)
+    tokens = _tokens(low_preset)
     encoder = keras_hub.models.Backbone.from_preset(
         str(tmp_path / "backbone"), dropout=0.0
     )
     vectors = minilm.mean_over_tokens(
-        encoder.predict(tokens, verbose=0)["sequence_output"],
+        encoder(tokens)["sequence_output"],
         tokens["padding_mask"],
     )
     np.testing.assert_allclose(
         keras.utils.normalize(np.array(vectors)) @ head["kernel"]
         + head["bias"],
-        prepared.model.predict(tokens, verbose=0),
+        prepared.model(tokens),
         atol=1e-4,
     )
 
 
-def _tokens(preset):
+def _tokens(preset, texts=None):
     preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(
         preset, sequence_length=8
     )
-    _, (texts, _) = _reviews()
+    if texts is None:
+        _, (texts, _) = _reviews()
     return {k: np.array(v) for k, v in preprocessor(list(texts)).items()}
 
 
