@@ -8,9 +8,14 @@ import json
 import pathlib
 import sys
 
-PROMPT = "good film"
+PROMPTS = ["good film", "bad"]
 # The folder of this name holds a language model, the others classifiers.
 LANGUAGE_MODEL = "language_model"
+
+
+def generated(task) -> list[str]:
+    """The prompts and what a language model adds to them, up to its length."""
+    return task.generate(PROMPTS, stop_token_ids=None)
 
 
 def _found(preset: pathlib.Path, texts: list[str]) -> dict:
@@ -21,8 +26,9 @@ def _found(preset: pathlib.Path, texts: list[str]) -> dict:
     task = getattr(keras_hub.models, kind).from_preset(str(preset))
     found = {"class": type(task).__name__}
     if is_language:
-        task.compile(sampler="greedy")
-        found["text"] = task.generate(PROMPT)
+        # Outside of graphs: to trace one for one call takes longer.
+        task.compile(sampler="greedy", run_eagerly=True)
+        found["texts"] = generated(task)
         inputs, _, _ = task.preprocessor(texts)
     else:
         inputs = task.preprocessor(texts)
