@@ -277,7 +277,8 @@ class NeuralDecisionForest(keras.Model):
         return sum(outputs) / len(outputs)
 
 
-def test_deep_neural_decision_forest():
+# Weights of layers' own are tried in tests/per_example/own_weights_test.py.
+def test_deep_neural_decision_forest(without_trial):
     def build():
         inputs = _inputs()
         features = layers.concatenate(_embedded(inputs, 4))

@@ -46,7 +46,8 @@ class TransformerBlock(layers.Layer):
         return self.norms[1](x + self.feed(x))
 
 
-def test_text_classification_with_a_transformer():
+# The trial of such a model is a part of tests/examples/tutorials_test.py.
+def test_text_classification_with_a_transformer(without_trial):
     def build():
         inputs = keras.Input((LENGTH,), dtype="int32")
         x = TransformerBlock(8)(TokenAndPosition(8)(inputs))
@@ -184,7 +185,9 @@ def _switch(wrap):
     return keras.Model(inputs, layers.Dense(2)(x))
 
 
-def test_a_switch_transformer_balances_each_example_alone_or_not_at_all():
+def test_a_switch_transformer_balances_each_example_alone_or_not_at_all(
+    request,
+):
     x = _texts()
     y = (x[:, 0] > WORDS // 2).astype("int32")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -197,6 +200,8 @@ def test_a_switch_transformer_balances_each_example_alone_or_not_at_all():
     # The balance of a batch is made of all of its examples.
     with pytest.raises(ValueError, match="'router'.*PerExample"):
         models[0].fit(x, y, batch_size=8, verbose=0)
+    # What it refused is what the trial was for.
+    request.getfixturevalue("without_trial")
     history = models[1].fit(x, y, batch_size=8, verbose=0).history
     assert np.isfinite(history["loss"]).all()
 

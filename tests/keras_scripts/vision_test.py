@@ -133,7 +133,8 @@ class PatchEncoder(layers.Layer):
         return self.projection(patch) + self.position_embedding(positions)
 
 
-def test_vision_transformer():
+# Positions are tried in tests/examples/tutorials_test.py.
+def test_vision_transformer(without_trial):
     def build():
         inputs = keras.Input((8, 8, 3))
         x = PatchEncoder(4, 8)(Patches(4)(inputs))
