@@ -82,7 +82,8 @@ def test_gradients_are_exact():
     layer(X)
     (unit,) = per_example.find_units(layer)
     assert unit.layer is layer
-    oracle.check(layer, X, modes=["eager", "graph", "xla"])
+    # XLA compiles a whole step below.
+    oracle.check(layer, X, modes=["eager", "graph"])
 
 
 def test_gradients_reach_the_layers_below():
@@ -276,7 +277,7 @@ def test_private_training_is_proved(has_weight):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_a_private_step_clips_each_example(jit_compile):
+def test_a_private_step_clips_each_example(jit_compile, without_trial):
     """Against a loop over examples, with the gradients of batches of one."""
     model = _model(has_weight=True)
     y = np.arange(4) % 2

@@ -77,6 +77,8 @@ KINDS = {
     "untied_soft_cap": {"tie_weights": False, "logit_soft_cap": 0.7},
     "projected_twice": {"times": 2},
 }
+# XLA compiles these: what the other kinds do is a part of it.
+COMPILED = ("untied_soft_cap", "projected_twice")
 
 
 def _language_model(kind, shape=(4, 5), dtype="float32"):
@@ -92,7 +94,8 @@ def test_table_in_both_directions_is_exact(kind):
     rules = {type(u.rule) for u in per_example.find_units(model)}
     assert embedding.ReversibleEmbeddingRule in rules
     assert per_example.GenericRule not in rules
-    oracle.check(model, ids, modes=["eager", "graph", "xla"])
+    compiled = ["xla"] if kind in COMPILED else []
+    oracle.check(model, ids, modes=["eager", "graph", *compiled])
 
 
 @needs_reversible
@@ -258,7 +261,9 @@ def test_positions_are_exact(way):
     model, inputs = _positions(way)
     rules = {type(u.rule) for u in per_example.find_units(model)}
     assert embedding.PositionEmbeddingRule in rules
-    oracle.check(model, inputs, modes=["eager", "graph", "xla"])
+    # All positions are those from the first one.
+    compiled = [] if way == "all" else ["xla"]
+    oracle.check(model, inputs, modes=["eager", "graph", *compiled])
 
 
 @pytest.mark.parametrize(
