@@ -190,7 +190,7 @@ def test_what_is_not_vectorised_draws_its_dropout_once():
     inputs = _inputs(3, *shape)
     layer(inputs)
 
-    @tf.function
+    @tf.function(autograph=False)
     def run():
         with tf.GradientTape() as tape:
             outputs, call = generic.GENERIC_RULE.record(

@@ -301,7 +301,7 @@ def test_other_precisions(make, shape, kind, rule, policy):
     [
         c
         for c in COMPILED
-        if c.id in ("dense-gram", "conv2d-groups", "layernorm")
+        if c.id in ("dense-gram", "conv2d-same-strided", "layernorm")
     ],
 )
 def test_bfloat16(make, shape, kind, rule):
