@@ -136,13 +136,13 @@ def test_the_history_begins_at_the_first_step_not_before(monkeypatch):
 def test_carriers_are_found_anew_in_every_step(source):
     model = _model(carrier_source=source, warmup_steps=1)
     seen = []
-    for _ in range(7):
+    for _ in range(4):
         seen.append(_carriers(model))
         # Asking changes nothing.
         assert _same(seen[-1], _carriers(model))
         _step(model)
     changes = [not _same(a, b) for a, b in zip(seen, seen[1:], strict=False)]
-    assert changes == [True] * 6
+    assert changes == [True] * 3
 
 
 def test_every_kernel_and_seed_has_random_carriers_of_its_own():
@@ -188,8 +188,8 @@ def test_carriers_depend_on_noised_values_only(source):
     assert not np.array_equal(one.get_weights()[0], other.get_weights()[0])
 
 
-def _train_and_save(model, path):
-    for _ in range(3):
+def _train_and_save(model, path, steps=3):
+    for _ in range(steps):
         _step(model)
     if path.suffix == ".ckpt":
         return tf.train.Checkpoint(model=model).save(str(path))
@@ -207,8 +207,16 @@ def _load(model, path):
 KINDS = ["state.weights.h5", "state.ckpt"]
 
 
-@pytest.mark.parametrize("source", low_rank.configuration.CARRIER_SOURCES)
-@pytest.mark.parametrize("kind", KINDS)
+# Of the history there is more to keep than of the others.
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("history", KINDS[0]),
+        ("history", KINDS[1]),
+        ("weight", KINDS[0]),
+        ("random", KINDS[1]),
+    ],
+)
 def test_a_resumed_run_goes_on_with_the_same_carriers(source, kind, tmp_path):
     settings = dict(carrier_source=source, warmup_steps=2)
     through = _model(tf_dpfp.DPAdam, **settings)
@@ -240,7 +248,7 @@ def test_a_resumed_run_goes_on_with_the_same_carriers(source, kind, tmp_path):
 def test_state_of_other_marks_is_refused(saved, loadings, tmp_path):
     trained = _model(**saved)
     for kind in KINDS:
-        path = _train_and_save(trained, tmp_path / kind)
+        path = _train_and_save(trained, tmp_path / kind, steps=1)
         for loading in loadings:
             model = _model(**loading)
             with pytest.raises(
