@@ -10,6 +10,9 @@ from benchmarks import audit_cases
 from benchmarks import planted_bugs
 from tests.cards import rates
 
+# Models of one layer, which no bug is in.
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 RUNS = 200
 # Twice the signal over noise: at so many runs it shows whatever the seed. No
 # noise, or the same in four steps, shows at once.

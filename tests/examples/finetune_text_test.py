@@ -350,6 +350,8 @@ def test_a_training_starts_where_a_public_one_ended(preset, tmp_path):
             output_dir=folder,
         )
     )
+    # Or its variables come with a first trace, and a second one is the step.
+    public.trained.optimizer.build(public.trained.trainable_variables)
     result = finetuning.run(public)
     assert result.accuracy > 0.9 and math.isinf(result.epsilon)
     assert "without privacy" in result.statement
