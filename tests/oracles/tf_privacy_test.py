@@ -6,6 +6,8 @@ import tf_dpfp
 from tests.oracles import comparison
 from tests.oracles import problems
 
+pytestmark = pytest.mark.usefixtures("without_trial")
+
 
 @pytest.fixture(scope="module")
 def tf_privacy(tmp_path_factory):
