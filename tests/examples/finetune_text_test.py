@@ -314,6 +314,13 @@ def test_what_trains_the_head_first_is_in_the_same_ledger(preset, monkeypatch):
     result = finetuning.run(prepared)
     assert seen == [prepared]
     _assert_nothing_moved_below_the_top_block(prepared, before)
+    # Biases, and one matrix: that of the head.
+    matrices = [
+        v.path
+        for v in prepared.trained.trainable_variables
+        if len(v.shape) > 1 and "bias" not in v.path
+    ]
+    assert matrices == ["logits/kernel"]
     assert 7.9 < result.epsilon <= 8.0
     assert "18 steps" in result.statement
     assert "12 steps" in result.statement and "6 steps" in result.statement
