@@ -11,6 +11,8 @@ from tf_dpfp.per_example import recurrent
 
 L = keras.layers
 SHAPE = (4, 5, 3)
+# For many cases: outside of a graph each step of each example takes its time.
+SMALL = (3, 4, 2)
 
 
 def of(layer_type, *args, **kwargs):
@@ -101,7 +103,7 @@ def _has_own_rule(layer):
 
 @pytest.mark.parametrize("make", CASES)
 def test_exact_in_double_precision(make):
-    layer, double, inputs = _pair(make, "float64")
+    layer, double, inputs = _pair(make, "float64", SMALL)
     assert _has_own_rule(layer)
     oracle.check(layer, inputs, policy="float64", double=double)
     _assert_same_outputs(layer, inputs)
@@ -122,7 +124,8 @@ def _assert_same_outputs(layer, inputs):
     ("make", "modes"),
     [
         pytest.param(SHORT[0].values[0], ["graph", "xla"], id="lstm"),
-        pytest.param(SHORT[1].values[0], ["graph", "xla"], id="gru"),
+        # In a graph below, of unknown length, and beside it.
+        pytest.param(SHORT[1].values[0], ["xla"], id="gru"),
         pytest.param(SHORT[2].values[0], ["graph"], id="gru-reset-before"),
     ],
 )
@@ -134,7 +137,7 @@ def test_unknown_batch_size_and_compiled(make, modes):
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("make", SHORT[:2])
 def test_half_precision(make, policy):
-    layer, double, inputs = _pair(make, policy)
+    layer, double, inputs = _pair(make, policy, SMALL)
     oracle.check(layer, inputs, policy=policy, double=double)
 
 
