@@ -206,11 +206,9 @@ def test_what_was_found_is_warned_of():
 
 
 def test_seeds_themselves_are_on_no_card():
-    model = common.sums(fit=False, seed=987_654_321)
-    model.fit(common.X, common.Y, batch_size=20, verbose=0)
-    card = tf_dpfp.privacy_card(model, DELTA)
+    card = _card(common.seeded)
     assert card.fields["seeds"]["seeded"]
-    assert "987654321" not in card.to_json()
+    assert str(common.SEED) not in card.to_json()
 
 
 def test_an_infinite_epsilon_has_a_reason_and_no_attack_is_stopped():

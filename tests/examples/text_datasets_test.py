@@ -274,9 +274,10 @@ def test_names_that_no_loader_has(name):
         text_datasets.load(name)
 
 
-@pytest.fixture
-def glue(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def prepared_glue(tmp_path_factory):
     """Has TFDS prepare data sets with the features and splits of GLUE's."""
+    folder = tmp_path_factory.mktemp("glue")
     tfds = pytest.importorskip("tensorflow_datasets")
     text = tfds.features.Text()
     rows = {
@@ -329,12 +330,20 @@ def glue(tmp_path, monkeypatch):
                 )
 
     for config in configs:
-        LittleGlue(data_dir=tmp_path, config=config).download_and_prepare()
+        LittleGlue(data_dir=folder, config=config).download_and_prepare()
+    return folder, rows
+
+
+@pytest.fixture
+def glue(prepared_glue, monkeypatch):
+    """Their rows; TFDS finds them."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    folder, rows = prepared_glue
     builder = tfds.builder
     monkeypatch.setattr(
         tfds,
         "builder",
-        lambda name, data_dir=None: builder(name, data_dir=tmp_path),
+        lambda name, data_dir=None: builder(name, data_dir=folder),
     )
     return rows
 
@@ -409,18 +418,16 @@ def test_the_real_reviews_and_encoder():
     pytest.importorskip("keras_hub")
     try:
         (texts, labels), (test_texts, _) = text_datasets.load_movie_reviews()
-        vectors = minilm.sentence_vectors(texts[:64], sequence_length=32)
+        pair = "a funny film", "an amusing movie", "the sum of two numbers"
+        vectors = minilm.sentence_vectors([*texts[:16], *pair], 32)
     except datasets.DatasetUnavailableError as error:
         assert "damaged or altered" not in str(error)
         pytest.skip(f"could not be fetched: {error}")
     assert (len(texts), len(test_texts)) == (8000, 2072)
     assert labels.mean() == pytest.approx(0.494, abs=5e-4)
-    assert vectors.shape == (64, 384)
+    assert vectors.shape == (16 + 3, 384)
     # A sentence is nearer to its own paraphrase than to another sentence.
-    pair = minilm.sentence_vectors(
-        ["a funny film", "an amusing movie", "the sum of two numbers"], 32
-    )
-    pair = keras.utils.normalize(pair)
+    pair = keras.utils.normalize(vectors[16:])
     assert pair[0] @ pair[1] > 0.5 > pair[0] @ pair[2]
 
 
