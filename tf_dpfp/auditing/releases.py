@@ -6,6 +6,8 @@ rate, is the noised mean gradient of the step. The recorder here reads it in
 the same way, and nothing that is private.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -50,7 +52,7 @@ class ReleaseRecorder(keras.callbacks.Callback):
                 "restart_every", restart_every
             )
         self._restart_every = restart_every
-        self._start: list[tuple[keras.Variable, np.ndarray]] = []
+        self._start: list[tuple[keras.Variable, Any]] = []
         self._sums: list[np.ndarray] = []
         self._before: np.ndarray | None = None
         self._factor = 0.0
@@ -72,8 +74,10 @@ class ReleaseRecorder(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):  # noqa: ARG002
         _check_plain(self.model)
         self._sums = []
+        # As tensors, which are assigned sooner than arrays, thousands of times.
         self._start = [
-            (variable, variable.numpy()) for variable in _state_of(self.model)
+            (variable, keras.ops.convert_to_tensor(variable.numpy()))
+            for variable in _state_of(self.model)
         ]
 
     def on_train_batch_begin(self, batch, logs=None):  # noqa: ARG002
