@@ -20,6 +20,7 @@ from keras import tree
 
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.keras_private import random as keras_random
+from tf_dpfp.keras_private import vectorized
 from tf_dpfp.per_example import batched
 from tf_dpfp.per_example import gradients
 from tf_dpfp.per_example import looped
@@ -179,7 +180,7 @@ def _mapped(
         return call_one(tree.pack_sequence_as(elements, leaves))
 
     if not may_loop or not looped.needs_loop(of_one, flat):
-        return tf.vectorized_map(call_one, elements)
+        return vectorized.mapped(call_one, elements)
     return looped.mapped(
         lambda _, leaves: of_one(leaves),
         weights=[],

@@ -21,6 +21,7 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.keras_private import vectorized
 from tf_dpfp.per_example import batched
 from tf_dpfp.per_example import generic
 from tf_dpfp.per_example import gradients
@@ -335,7 +336,7 @@ def _results(
             ]
 
     leaves = [f for f, has_rows in zip(flat, rows, strict=True) if has_rows]
-    return tf.vectorized_map(one, (list(copies), leaves))
+    return vectorized.mapped(one, (list(copies), leaves))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras import tree
 
 from tf_dpfp.keras_private import random as keras_random
+from tf_dpfp.keras_private import vectorized
 from tf_dpfp.per_example import looped
 
 _CONTROL_FLOW = frozenset(
@@ -62,7 +63,7 @@ def mapped(function: Function, given: Any) -> list[tf.Tensor]:
             has_copies=False,
             examples=examples,
         )
-    return tf.vectorized_map(of_one, [_densely(t) for t in examples])
+    return vectorized.mapped(of_one, [_densely(t) for t in examples])
 
 
 def _seeds_of(examples: list[tf.Tensor]) -> tf.Tensor:
