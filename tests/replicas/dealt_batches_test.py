@@ -145,25 +145,26 @@ def test_batches_that_fail_leave_no_step_half_done():
     assert entry.steps == len(seen) == 2
 
 
-def test_class_weights_of_single_batches_are_those_of_labels():
-    model = common.private(2, expected_batch_size=5)
-    x, y = (column[:4] for column in common.data())
-    for labels, weights in ((None, {0: 1.0}), (y, {"a": 1.0}), ([y], {0: 1.0})):
-        with pytest.raises(ValueError, match="one label for each example"):
-            model.train_on_batch(x, labels, class_weight=weights)
-    assert tf_dpfp.ledger(model) == []
-    for weights in ({}, {-1: 3.0}):
-        model.train_on_batch(x, y, class_weight=weights)
-    (entry,) = tf_dpfp.ledger(model)
-    assert entry.steps == 2
-
-
 def test_single_batches_are_dealt_too():
     models = [common.private(n, expected_batch_size=6) for n in (1, 2)]
     x, y = common.data()
-    for first, last in ((0, 7), (7, 8), (8, 16)):
+    for labels, weights in (
+        (None, {0: 1.0}),
+        (y[:4], {"a": 1.0}),
+        ([y[:4]], {0: 1.0}),
+    ):
+        with pytest.raises(ValueError, match="one label for each example"):
+            models[1].train_on_batch(x[:4], labels, class_weight=weights)
+    assert tf_dpfp.ledger(models[1]) == []
+    for first, last, weights in (
+        (0, 7, None),
+        (7, 8, CLASS_WEIGHT),
+        (8, 16, CLASS_WEIGHT),
+        # Of no class that there is.
+        (16, 20, {}),
+        (20, 24, {-1: 3.0}),
+    ):
         rows = slice(first, last)
-        weights = CLASS_WEIGHT if first else None
         logs = [
             m.train_on_batch(
                 x[rows], y[rows], class_weight=weights, return_dict=True

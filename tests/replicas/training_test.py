@@ -36,7 +36,7 @@ WAYS = {
         },
     ),
     "random carriers": (
-        4,
+        2,
         {
             "marks": {"rank": 2, "carrier_source": "random"},
             "use_ema": True,

@@ -122,7 +122,7 @@ def test_one_band_trains_the_same_weights_as_no_bands():
 
 
 @pytest.mark.parametrize(
-    "compiled", [{}, {"run_eagerly": True}, {"steps_per_execution": 2}], ids=str
+    "compiled", [{"run_eagerly": True}, {"steps_per_execution": 2}], ids=str
 )
 def test_steps_are_counted_with_the_beginning_of_each_fit(compiled):
     model = _model(**compiled)

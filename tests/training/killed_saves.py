@@ -138,10 +138,20 @@ def make_model(**kwargs):
     return model
 
 
-def train(folder, kill=None, epochs=1000, callbacks=(), strict=False, **kwargs):
+def train(
+    folder,
+    kill=None,
+    epochs=1000,
+    callbacks=(),
+    strict=False,
+    run_eagerly=True,
+    **kwargs,
+):
     """Trains with a backup in a folder; returns model and truth."""
     folder = pathlib.Path(folder)
-    model, truth = make_model(), Truth(folder / "truth", strict)
+    # A handful of eager steps takes less time than to trace one.
+    model = make_model(run_eagerly=run_eagerly)
+    truth = Truth(folder / "truth", strict)
     backup = tf_dpfp.BackupAndRestore(folder / "backup", **kwargs)
     batches = tf_dpfp.poisson_batches(
         X, Y, expected_batch_size=8, steps_per_epoch=STEPS
@@ -168,7 +178,7 @@ def main(folder, kills):
         if not child:
             kill = KillInSave(killed % POINTS, killed % 2, kill_process)
             try:
-                train(folder, kill, strict=True)
+                train(folder, kill, strict=True, run_eagerly=False)
             except BaseException as error:
                 print(repr(error), flush=True)
             os._exit(1)
@@ -177,7 +187,7 @@ def main(folder, kills):
             break
         killed += 1
     # The last one resumes, too, and ends.
-    model, truth = train(folder, epochs=1)
+    model, truth = train(folder, epochs=1, run_eagerly=False)
     print(
         json.dumps(
             {"kills": killed, "at start": truth.at_start, "status": status}

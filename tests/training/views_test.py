@@ -207,7 +207,7 @@ def test_every_way_of_fitting_gives_the_same(fitted, fitted_by_default):
 def test_the_number_of_views_may_change_from_fit_to_fit():
     model = _model("dense", **NOISY)
     kinds = []
-    for views in (VIEWS, 2, 1, VIEWS + 1):
+    for views in (2, 1, VIEWS):
         model.fit(_batches(multiplicity=views, steps_per_epoch=1), verbose=0)
         kinds.append(tf_dpfp.ledger(model)[-1].release)
     users = {"users": np.arange(40) // 4, "max_examples_per_user": 3}
@@ -215,8 +215,9 @@ def test_the_number_of_views_may_change_from_fit_to_fit():
     model.fit(batches, verbose=0)
     kinds.append(tf_dpfp.ledger(model)[-1].release)
     assert kinds == [
-        *(accounting.ViewSums(VIEWS), accounting.ViewSums(2)),
-        *(accounting.Sums(), accounting.ViewSums(VIEWS + 1)),
+        accounting.ViewSums(2),
+        accounting.Sums(),
+        accounting.ViewSums(VIEWS),
         accounting.PersonSums(3),
     ]
 

@@ -1,7 +1,7 @@
 """`tf.vectorized_map` in the graph of the caller, which XLA compiles once.
 
-Where XLA compiles, TensorFlow makes a function of its own of it. The gradient of
-that function takes axes of sums from what it returned. XLA must know axes as
+Where XLA compiles, TensorFlow makes a function of its own of it. The gradient
+of that function takes axes of sums from what it returned. XLA must know axes as
 constants, and so takes everything that the function is given for constants, the
 examples, too: it compiles the step anew for every batch.
 """
