@@ -50,8 +50,8 @@ def silent(optimizer, width=260, **kwargs):
             keras.Input((3,)),
             layers.Dense(width, kernel_initializer="zeros", name="first"),
             layers.Dense(width, kernel_initializer="zeros", name="second"),
-            # Of a loss that Keras knows: a function is called on each example,
-            # which XLA compiles anew in every step.
+            # For a loss that Keras knows: a function is called on each example,
+            # which takes longer to trace.
             layers.Rescaling(0.0),
         ],
         name="silent",
