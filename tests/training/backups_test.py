@@ -148,6 +148,115 @@ def test_steps_of_callbacks_and_threads_are_counted_after_a_kill(tmp_path):
     assert kinds == {"PoissonSampling": 1, "UnknownSampling": 4}
 
 
+def _on_disk(folder):
+    journal = journal_lib.Journal(folder / "backup.ledger")
+    return sum(entry.steps for entry in journal.entries())
+
+
+def _clipped(model):
+    x, y = killed_saves.X[:4], killed_saves.Y[:4]
+    return tf_dpfp.loops.clipped_gradients(model, x, y)
+
+
+def test_sums_that_are_applied_after_a_reservation_are_noted_anew(tmp_path):
+    class Late(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            # One would do for what may be running.
+            self.held = [_clipped(self.model) for _ in range(3)]
+
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                for clipped in self.held:
+                    self.model.optimizer.apply(clipped)
+                raise killed_saves.Killed
+
+    with pytest.raises(killed_saves.Killed):
+        killed_saves.train(tmp_path, callbacks=[Late()])
+    assert _on_disk(tmp_path) == 2 * STEPS + 3
+
+
+@pytest.mark.parametrize("tells_of_batches", [False, True])
+@pytest.mark.parametrize("steps_of_batch", [1, 2])
+def test_steps_of_a_loop_are_on_the_disk_before_they_run(
+    tmp_path, tells_of_batches, steps_of_batch
+):
+    model = killed_saves.make_model()
+    optimizer = model.optimizer
+    optimizer.set_expected_batch_size(4, "the loop")
+    callbacks = keras.callbacks.CallbackList(
+        [tf_dpfp.BackupAndRestore(tmp_path / "backup")], model=model, steps=2
+    )
+    callbacks.on_train_begin()
+    taken = 0
+    for epoch in range(2):
+        callbacks.on_epoch_begin(epoch)
+        for batch in range(2):
+            if tells_of_batches:
+                callbacks.on_train_batch_begin(batch)
+            for _ in range(steps_of_batch):
+                optimizer.apply(_clipped(model))
+                taken += 1
+                assert _on_disk(tmp_path) == taken
+            if tells_of_batches:
+                callbacks.on_train_batch_end(batch)
+        callbacks.on_epoch_end(epoch)
+    assert _on_disk(tmp_path) == taken == killed_saves.counted(model)
+
+
+@pytest.mark.parametrize("with_backup", [False, True])
+def test_steps_before_are_added_to_those_of_a_killed_process(
+    tmp_path, with_backup
+):
+    """A script of two phases runs its first one again."""
+    batches = tf_dpfp.poisson_batches(
+        killed_saves.X, killed_saves.Y, expected_batch_size=8
+    )
+
+    def run(*callbacks):
+        model = killed_saves.make_model()
+        model.fit(batches, epochs=1, steps_per_epoch=5, verbose=0)
+        given = [tf_dpfp.BackupAndRestore(tmp_path / "backup"), *callbacks]
+        model.fit(
+            batches, epochs=2, steps_per_epoch=2, verbose=0, callbacks=given
+        )
+        return killed_saves.counted(model)
+
+    with pytest.raises(killed_saves.Killed):
+        run(_Stop(1 if with_backup else 0, 0))
+    taken = 5 + (3 if with_backup else 1)
+    assert _on_disk(tmp_path) == taken
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        assert run() == taken + 5 + (2 if with_backup else 4)
+
+
+def test_steps_of_this_process_are_in_its_journal_once(tmp_path):
+    model = killed_saves.make_model()
+    batches = tf_dpfp.poisson_batches(
+        killed_saves.X, killed_saves.Y, expected_batch_size=8
+    )
+
+    def fit(*callbacks, epochs=2):
+        model.fit(
+            batches,
+            epochs=epochs,
+            steps_per_epoch=2,
+            verbose=0,
+            callbacks=[
+                tf_dpfp.BackupAndRestore(tmp_path / "backup"),
+                *callbacks,
+            ],
+        )
+
+    model.fit(batches, epochs=1, steps_per_epoch=5, verbose=0)
+    with pytest.raises(killed_saves.Killed):
+        fit(_Stop(1, 0))
+    # With another optimizer, too, whose ledger goes on.
+    model.compile(killed_saves.make_model().optimizer, "mse")
+    fit()
+    assert killed_saves.counted(model) == 5 + 3 + 2
+
+
 def test_every_step_is_on_the_disk_before_it_runs(tmp_path):
     model = helpers.private_line(
         tf_dpfp.DPSGD(0.1, noise_multiplier=1.0, expected_batch_size=4)

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tf_dpfp
 
@@ -45,6 +46,63 @@ def test_an_optimizer_that_was_replaced_stays_counted(compiled_first):
     assert "Epsilon of a person with up to 3 examples" in (
         tf_dpfp.privacy_statement(model, DELTA, examples_per_user=3)
     )
+
+
+def _compiled_step(model):
+    optimizer = model.optimizer
+
+    @tf.function
+    def step():
+        optimizer.apply(tf_dpfp.loops.clipped_gradients(model, X[:8], Y[:8]))
+
+    step()
+    return step
+
+
+def test_steps_that_were_compiled_with_another_optimizer_are_refused():
+    """They update the same weights, and count in a ledger of the past."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    tf_dpfp.make_private(model)
+    first, second = (
+        tf_dpfp.DPSGD(0.1, noise_multiplier=1.0, expected_batch_size=8)
+        for _ in range(2)
+    )
+    model.compile(first, LOSS)
+    step = _compiled_step(model)
+    clipped = tf_dpfp.loops.clipped_gradients(model, X[:8], Y[:8])
+    # Of a `compile` that fails nothing stays.
+    with pytest.raises(ValueError, match="jit_compile"):
+        model.compile(
+            tf_dpfp.DPSGD(0.1, noise_multiplier=1.0, secure=True),
+            LOSS,
+            jit_compile=True,
+        )
+    step()
+    model.compile(second, LOSS)
+    before = model.get_weights()
+    for stale in (step, lambda: first.apply(clipped)):
+        with pytest.raises(RuntimeError, match="compiled with another"):
+            stale()
+    np.testing.assert_array_equal(model.get_weights()[0], before[0])
+    _compiled_step(model)
+    assert [e.steps for e in tf_dpfp.ledger(model)] == [3]
+    # Compiled again it counts on; what both counted is counted twice.
+    model.compile(first, LOSS)
+    step()
+    assert [e.steps for e in tf_dpfp.ledger(model)] == [2 + 3 + 1]
+
+
+def test_an_optimizer_that_took_no_step_may_go_to_another_model():
+    optimizer = _optimizer(1.0)
+    models = []
+    for _ in range(2):
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        models.append(tf_dpfp.make_private(model))
+        model.compile(optimizer, LOSS)
+    models[0].compile(_optimizer(1.0), LOSS)
+    for model in models:
+        model.train_on_batch(X[:8], Y[:8])
+        assert [e.steps for e in tf_dpfp.ledger(model)] == [1]
 
 
 def _clip():

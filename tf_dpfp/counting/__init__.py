@@ -4,7 +4,7 @@ from tf_dpfp.counting.claims import Claim
 from tf_dpfp.counting.claims import Located
 from tf_dpfp.counting.claims import Stamp
 from tf_dpfp.counting.claims import announced
-from tf_dpfp.counting.claims import announcement
+from tf_dpfp.counting.claims import announcement_of_fit
 from tf_dpfp.counting.claims import announcement_of_step
 from tf_dpfp.counting.claims import on_drawn_batch
 from tf_dpfp.counting.claims import parts_of
@@ -28,7 +28,7 @@ __all__ = [
     "Release",
     "Stamp",
     "announced",
-    "announcement",
+    "announcement_of_fit",
     "announcement_of_step",
     "on_drawn_batch",
     "parts_of",

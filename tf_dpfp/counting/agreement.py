@@ -21,6 +21,25 @@ def require_same(drawn: Release | None, counted: Release) -> None:
         )
 
 
+def require_open(is_closed: bool) -> None:
+    """Refuses a step that only a ledger of the past would count.
+
+    Args:
+        is_closed: True if another ledger goes on with its counts.
+
+    Raises:
+        RuntimeError: If so.
+    """
+    if is_closed:
+        raise RuntimeError(
+            "The model of this step was compiled with another optimizer since, "
+            "whose ledger would not count it: a compiled function keeps the "
+            "optimizer that it was traced with, and gradients that they were "
+            "clipped for. Make the gradients, and the function, anew after "
+            "`compile`."
+        )
+
+
 def require_same_unit(released: Release, claimed: Release) -> None:
     """Refuses to count a step of rows that are joined as of others.
 

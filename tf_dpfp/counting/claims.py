@@ -193,9 +193,14 @@ def _last(ledger: "Ledger") -> tuple[Located | None, bool]:
     return None, False
 
 
-def announcement() -> object:
-    """Returns what this thread announced last; `None` if nothing."""
-    return _THREAD.announced[-1] if _THREAD.announced else None
+def announcement_of_fit() -> object:
+    """Returns the announcement of the `fit` that this thread is in.
+
+    Returns:
+        `None` in a loop of the user's, whose steps say nothing of batches.
+    """
+    last = _THREAD.announced[-1] if _THREAD.announced else None
+    return None if last is None or last.drawn else last
 
 
 def announcement_of_step() -> object:

@@ -18,7 +18,7 @@ known, and a row stays where it is.
 """
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -27,9 +27,9 @@ import tensorflow as tf
 
 from tf_dpfp import accounting
 from tf_dpfp import compilation
-from tf_dpfp.accounting import table
 from tf_dpfp.counting import agreement
 from tf_dpfp.counting import claims
+from tf_dpfp.counting import origin as origin_lib
 from tf_dpfp.counting import restores
 from tf_dpfp.counting import rows as rows_lib
 from tf_dpfp.counting.release import Release
@@ -39,6 +39,7 @@ from tf_dpfp.keras_private import variables as keras_variables
 # Name under which files hold a ledger once more, whatever they restore.
 MARKER = "tf_dpfp_ledger"
 _ROWS = tf.TensorSpec([6], tf.int64)
+Entry: TypeAlias = accounting.LedgerEntry
 # Called with the claim of the step that follows.
 BeforeStep: TypeAlias = Callable[[claims.Located], None]
 
@@ -52,6 +53,8 @@ class Ledger:
 
     def __init__(self, variable: keras.Variable):
         self._table = variable
+        self.origin = origin_lib.Origin()
+        self._is_closed = False  # Another ledger goes on with its counts.
         # Of writing rows; steps don't wait for it.
         self._lock = threading.RLock()
         # By release: where steps of which nothing is claimed are counted.
@@ -77,7 +80,7 @@ class Ledger:
     def _values(self) -> np.ndarray:
         return self._table.numpy().astype(np.float64)
 
-    def entries(self) -> list[accounting.LedgerEntry]:
+    def entries(self) -> list[Entry]:
         """Reads what ran so far; takes the counts from the device."""
         return rows_lib.decoded(self._values())
 
@@ -86,7 +89,7 @@ class Ledger:
         """True if a step was traced: its noise can't change any more."""
         return self._drawn is not None
 
-    def next_entry(self, release: Release) -> accounting.LedgerEntry:
+    def next_entry(self, release: Release) -> Entry:
         """Returns the entry that the next step adds to.
 
         Args:
@@ -133,7 +136,7 @@ class Ledger:
         rows.append(claim.parts)
         return claims.Located(claim, tf.constant(rows, tf.int64))
 
-    def add(self, entry: accounting.LedgerEntry) -> None:
+    def add(self, entry: Entry) -> None:
         """Counts a release outside of a step.
 
         Args:
@@ -223,6 +226,7 @@ class Ledger:
         )
 
     def _tell(self, located: claims.Located) -> None:
+        agreement.require_open(self._is_closed)
         for function in tuple(self._called_before):
             function(located)
 
@@ -282,6 +286,7 @@ class Ledger:
             RuntimeError: If the ledger counts another noise, or the claim is
                 for examples where the step is for persons.
         """
+        agreement.require_open(self._is_closed)
         agreement.require_same(self._drawn, release)
         located = claims.of_thread(self)
         if located is not None:
@@ -336,19 +341,25 @@ class Ledger:
             tf.cast(count, tf.float64),
         )
 
-    def absorb(self, earlier: Iterable[accounting.LedgerEntry]) -> None:
+    def close(self, closed: bool = True) -> None:
+        """Refuses further steps, if any was begun: another ledger counts."""
+        self._is_closed = closed and bool(self._unclaimed)
+
+    def absorb(self, earlier: Sequence[Entry], elsewhere: bool = False) -> None:
         """Adds the ledger of another optimizer on the same model.
 
         Args:
             earlier: The other ledger's entries.
+            elsewhere: True if they were not counted in this process.
         """
+        if elsewhere:
+            self.origin.add_elsewhere(earlier)
         with self._lock:
             values = self._values()
-            self._write(
-                values, table.merge([*earlier, *rows_lib.decoded(values)])
-            )
+            counted = rows_lib.decoded(values)
+            self._write(values, accounting.merge([*earlier, *counted]))
 
-    def keep_greater(self, known: Iterable[accounting.LedgerEntry]) -> None:
+    def keep_greater(self, known: Iterable[Entry]) -> None:
         """Raises counts to those that are known otherwise.
 
         Loading an older checkpoint takes weights back in time; what was
@@ -359,19 +370,12 @@ class Ledger:
         """
         with self._lock:
             values = self._values()
-            counts = {
-                rows_lib.kind(e): e
-                for e in table.merge(rows_lib.decoded(values))
-            }
-            for entry in table.merge(known):
-                key = rows_lib.kind(entry)
-                if key not in counts or counts[key].steps < entry.steps:
-                    counts[key] = entry
-            self._write(values, counts.values())
+            counted = rows_lib.decoded(values)
+            lacking = accounting.missing(known, counted)
+            self._write(values, accounting.merge([*counted, *lacking]))
+            self.origin.add_elsewhere(lacking)
 
-    def _write(
-        self, values: np.ndarray, entries: Iterable[accounting.LedgerEntry]
-    ) -> None:
+    def _write(self, values: np.ndarray, entries: Iterable[Entry]) -> None:
         """Brings counts to those of the entries; never takes a row away.
 
         Args:

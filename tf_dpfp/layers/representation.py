@@ -356,9 +356,9 @@ class DPRepresentationClip(keras.layers.Layer):
         if info.labels is not None:
             self._built_ledger.add(info.labels)
 
-    def absorb_ledger(self, entries: list[accounting.LedgerEntry]) -> None:
-        """Takes over the ledger of a private optimizer of the same model."""
-        self._built_ledger.absorb(entries)
+    def absorb_ledger(self, entries: list, elsewhere: bool = False) -> None:
+        """Takes over a ledger of the same model; see `Ledger.absorb`."""
+        self._built_ledger.absorb(entries, elsewhere)
 
     def compute_output_shape(self, input_shape):
         """Returns the shape of the input."""

@@ -38,6 +38,7 @@ from tf_dpfp.mechanisms import proved
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.mechanisms import train_step
 from tf_dpfp.mechanisms.mechanism import Calibrate
+from tf_dpfp.mechanisms.mechanism import Entry
 from tf_dpfp.mechanisms.mechanism import Mechanism
 from tf_dpfp.sampling import pipelines
 from tf_dpfp.step import losses as losses_lib
@@ -52,15 +53,15 @@ class Gradients(Mechanism):
     # The public sampler whose batches this mechanism amplifies.
     sampler = "poisson_batches"
 
-    def entries(self) -> list[accounting.LedgerEntry]:
+    def entries(self) -> list[Entry]:
         """Lists what the optimizer has released so far."""
         return self.optimizer.ledger_entries
 
-    def pending(self) -> list[accounting.LedgerEntry]:
+    def pending(self) -> list[Entry]:
         """Lists what the next step counts as, beside itself."""
         return self.optimizer.correlation.pending
 
-    def next_entries(self) -> list[accounting.LedgerEntry]:
+    def next_entries(self) -> list[Entry]:
         """Lists what the next step of the optimizer releases."""
         return [self.optimizer.next_entry]
 
@@ -68,9 +69,7 @@ class Gradients(Mechanism):
         """Lists the ledgers of the optimizer and of the layers."""
         return [self.optimizer.ledger, *super().ledgers()]
 
-    def planned(
-        self, arguments: dict[str, Any], steps: int
-    ) -> list[accounting.LedgerEntry]:
+    def planned(self, arguments: dict[str, Any], steps: int) -> list[Entry]:
         """Lists what the steps of a `fit` will release."""
         self.optimizer.check_calibrated()
         pipeline = self.describe(
@@ -85,14 +84,15 @@ class Gradients(Mechanism):
         """Counts a release outside of a step with those of the optimizer."""
         self.optimizer.ledger.count_now(claim)
 
-    def absorb(self, entries: Sequence[accounting.LedgerEntry]) -> None:
+    def absorb(self, entries: Sequence[Entry], elsewhere: bool = False) -> None:
         """Adds entries to the ledger of the optimizer."""
-        self.optimizer.absorb_ledger(entries)
+        self.optimizer.absorb_ledger(entries, elsewhere)
 
     def take_over(self, before: Any) -> None:
         """Adds the ledger of an earlier private optimizer to this one's."""
         private = isinstance(before, optimizers.PrivateOptimizer)
         if private and before is not self.optimizer:
+            self.optimizer.ledger.origin.go_on_with(before.ledger.origin)
             self.absorb(before.ledger_entries)
 
     def check_compiled(self) -> None:

@@ -101,7 +101,7 @@ def absorb_loaded(mechanism: Mechanism) -> None:
         lacking = accounting.missing(wanted, mechanism.entries())
         if lacking:
             _require_built(model)
-            mechanism.absorb(lacking)
+            mechanism.absorb(lacking, elsewhere=True)
     for part in holders:
         object.__setattr__(part, _LOADED, ())
 

@@ -25,6 +25,7 @@ from tf_dpfp import validation
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.sampling import pipelines
 
+Entry: TypeAlias = accounting.LedgerEntry
 # Called with the mechanism, the description of the data and the arguments of
 # `fit`, before anything is traced.
 Calibrate: TypeAlias = Callable[[Any, pipelines.Pipeline, dict[str, Any]], None]
@@ -128,12 +129,30 @@ class Mechanism(abc.ABC):
     def keep_uncounted(self) -> None:  # noqa: B027
         """Keeps in mind steps that no ledger counted, before `compile`."""
 
+    def names(self) -> frozenset[str]:
+        """Returns the names of its ledgers, other ones in each process."""
+        names = [ledger.origin.names for ledger in self.ledgers()]
+        return frozenset().union(*names)
+
+    def counted_here(self) -> list[accounting.LedgerEntry]:
+        """Lists what was released in this process, and came from no file."""
+        return accounting.merge(
+            entry
+            for ledger in self.ledgers()
+            for entry in ledger.origin.here(ledger.entries())
+        )
+
     @abc.abstractmethod
-    def absorb(self, entries: Sequence[accounting.LedgerEntry]) -> None:
+    def absorb(
+        self,
+        entries: Sequence[accounting.LedgerEntry],
+        elsewhere: bool = False,
+    ) -> None:
         """Adds entries of an earlier ledger of the model to its ledger.
 
         Args:
             entries: The entries.
+            elsewhere: True if they were not counted in this process.
         """
 
     @abc.abstractmethod

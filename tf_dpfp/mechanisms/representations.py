@@ -129,15 +129,20 @@ class Representations(Mechanism):
         """Counts a release outside of a step with those of the first layer."""
         self.layers[0].ledger.count_now(claim)
 
-    def absorb(self, entries: Sequence[accounting.LedgerEntry]) -> None:
+    def absorb(
+        self,
+        entries: Sequence[accounting.LedgerEntry],
+        elsewhere: bool = False,
+    ) -> None:
         """Adds entries to the ledger of the first layer."""
-        self.layers[0].absorb_ledger(list(entries))
+        self.layers[0].absorb_ledger(list(entries), elsewhere)
 
     def take_over(self, before: Any) -> None:
         """Keeps counted what a private optimizer released before."""
         if isinstance(before, optimizers.PrivateOptimizer):
             earlier = before.ledger_entries
             if earlier:
+                self.layers[0].ledger.origin.go_on_with(before.ledger.origin)
                 self.absorb(earlier)
 
     def check_compiled(self) -> None:

@@ -38,9 +38,18 @@ class Counted(read_only.ReadOnlySettings):
         """Entry that the next step adds to the ledger."""
         return self._ledger.next_entry(self.release())
 
-    def absorb_ledger(self, entries: Sequence[accounting.LedgerEntry]) -> None:
-        """Takes over the ledger of an earlier optimizer of the same model."""
-        self._ledger.absorb(entries)
+    def absorb_ledger(
+        self,
+        entries: Sequence[accounting.LedgerEntry],
+        elsewhere: bool = False,
+    ) -> None:
+        """Takes over the ledger of an earlier optimizer of the same model.
+
+        Args:
+            entries: Its entries.
+            elsewhere: True if they were not counted in this process.
+        """
+        self._ledger.absorb(entries, elsewhere)
 
     def claims(
         self,

@@ -112,12 +112,18 @@ class BackupAndRestore(keras.callbacks.Callback):
                 "restored into it. Call it on a batch, or "
                 "`model.build(input_shape)`, first."
             )
+        mechanism = mechanisms.mechanism_of(self.model)
+        before, here = mechanism.entries(), mechanism.counted_here()
         found = self._restore()
         counted = self._journal.entries()
-        mechanism = mechanisms.mechanism_of(self.model)
+        if not self._journal.is_of(mechanism.names()):
+            # Another process's: what this one did before is not among them.
+            files = accounting.missing(before, here)
+            others = accounting.greater(counted, files)
+            counted = accounting.merge([*others, *here]) if counted else []
         lacking = accounting.missing(counted, mechanism.entries())
         if lacking:
-            mechanism.absorb(lacking)
+            mechanism.absorb(lacking, elsewhere=True)
         if lacking and not found:
             user_warnings.warn(
                 f"There is no backup in '{self._folder}', and the journal "
@@ -126,16 +132,17 @@ class BackupAndRestore(keras.callbacks.Callback):
                 UserWarning,
             )
         self._unsaved = self._batch = 0
+        self._announcement = counting.announcement_of_fit()
         self._reserve(self._ahead())
-        self._watch()
 
     def _watch(self) -> None:
         """Notes steps that are not those of this `fit`, from now on.
 
-        Also after an exception has ended it: the journal is still there.
+        Also after an exception has ended it: the journal is still there. What
+        was clipped before is told to whoever began to watch since: a step that
+        was noted, and is not taken yet, is noted again.
         """
-        self._end_watching()
-        self._announcement = counting.announcement()
+        earlier, self._stop_watching = self._stop_watching, []
         note = weakref.WeakMethod(self._note)
 
         def before_step(located: counting.Located) -> None:
@@ -145,13 +152,16 @@ class BackupAndRestore(keras.callbacks.Callback):
 
         for ledger in mechanisms.mechanism_of(self.model).ledgers():
             self._stop_watching.append(ledger.call_before(before_step))
+        for stop in earlier:
+            stop()
 
     def _end_watching(self) -> None:
         while self._stop_watching:
             self._stop_watching.pop()()
 
     def _note(self, claim: counting.Claim) -> None:
-        if counting.announcement_of_step() is self._announcement:
+        step_of = counting.announcement_of_step()
+        if step_of is not None and step_of is self._announcement:
             return
         steps = int(self.model.steps_per_execution)
         if claim.parts:
@@ -193,6 +203,8 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def _ahead(self) -> int:
         """Returns how many steps to reserve at once."""
+        if self._announcement is None:
+            return 0  # In a loop of the user's: each step is noted.
         steps = (self.params or {}).get("steps")
         in_call = int(self.model.steps_per_execution)
         return max(in_call, min(_AHEAD, steps or _AHEAD))
@@ -200,15 +212,22 @@ class BackupAndRestore(keras.callbacks.Callback):
     def _reserve(self, steps: int) -> None:
         """Writes the ledger to the journal, and the steps that may follow."""
         self._others = False
+        # The journal forgets what was noted, for the ledger has it: but what
+        # was clipped and not applied.
+        self._watch()
         mechanism = mechanisms.mechanism_of(self.model)
         one_step = mechanism.next_entries()
-        self._journal.reserve(mechanism.committed, one_step, steps)
+        self._journal.reserve(
+            mechanism.committed, one_step, steps, mechanism.names()
+        )
 
     def on_epoch_begin(self, epoch, logs=None):  # noqa: ARG002
         self._epoch = epoch
         self._batch = 0
 
     def on_train_batch_begin(self, batch, logs=None):  # noqa: ARG002
+        if self._announcement is None:
+            return
         steps = int(self.model.steps_per_execution)
         if self._others or not self._journal.begin(steps):
             self._reserve(self._ahead())
@@ -255,9 +274,10 @@ class BackupAndRestore(keras.callbacks.Callback):
                     file[f"{_AVERAGES}/{name}"] = value
 
     def on_train_end(self, logs: Any = None):  # noqa: ARG002
-        self._end_watching()
         if not self.delete_checkpoint:
             self._reserve(0)
+        self._end_watching()
+        if not self.delete_checkpoint:
             self._journal.close(ended=False)
             return
         # The count last: a kill in between must not lose it.

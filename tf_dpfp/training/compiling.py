@@ -47,6 +47,9 @@ def compile_private(model: keras.Model, args: tuple, kwargs: dict) -> None:
         raise _adds_no_noise(model, given)
     if before is not None and clip_layers.layers_of(model):
         mechanisms.choose(model, before).keep_uncounted()
+    others = [before]
+    if state.mechanism is not None:
+        others.append(state.mechanism.optimizer)
     try:
         ordinary(*args, **kwargs)
         # A model's own `compile` may have put another optimizer in its place.
@@ -54,10 +57,13 @@ def compile_private(model: keras.Model, args: tuple, kwargs: dict) -> None:
             building.check_same_model(model, model.optimizer)
             _check_xla(model)
         mechanism = mechanisms.choose(model, model.optimizer)
+        # First, so that none of their steps is between the two ledgers.
+        _close_ledgers(others, model.optimizer)
         _take_over(mechanism, state.mechanism, before)
     except BaseException:
         # The ledger of the earlier optimizer must be there for the next try.
         model.optimizer = before
+        _close_ledgers(others, None)
         raise
     state.mechanism = mechanism
     _divide_xla(model, by_default)
@@ -93,6 +99,22 @@ def _divide_xla(model: keras.Model, by_default: bool) -> None:
         per_device = isinstance(model.optimizer.clipping, clipping.PerDevice)
         state.compiles_pieces = not per_device
         model.jit_compile = per_device
+
+
+def _close_ledgers(optimizers_before: list[Any], optimizer: Any) -> None:
+    """Has only the ledger of the compiled optimizer count steps.
+
+    Steps that were compiled with an earlier optimizer go on updating the same
+    weights, and would be counted where nobody looks.
+
+    Args:
+        optimizers_before: Optimizers before.
+        optimizer: The optimizer that the model is compiled with; `None`: all
+            of those before are as they were.
+    """
+    for each in (*optimizers_before, optimizer):
+        if isinstance(each, optimizers.PrivateOptimizer):
+            each.ledger.close(optimizer is not None and each is not optimizer)
 
 
 def _take_over(

@@ -48,6 +48,8 @@ class Journal:
         self._path = folder / "journal.json"
         self._begun_path = folder / "steps"
         self._others_path = folder / "others"
+        # Names of the ledgers that what was read is of.
+        self._names: frozenset[str] = frozenset()
         self._number = 0
         self._reserved = 0
         self._begun = 0
@@ -74,6 +76,7 @@ class Journal:
             one_step = _decoded(record["one_step"])
             reserved, self._number = record["reserved"], record["number"]
             boot = record["boot"]
+            self._names = frozenset(record.get("ledgers", ()))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"The ledger's journal '{self._path}' can't be read, and with "
@@ -87,6 +90,14 @@ class Journal:
             for entry in one_step
         ]
         return accounting.greater([], _sum(ledger, run, self._read_others()))
+
+    def is_of(self, names: frozenset[str]) -> bool:
+        """Tells if what was read was written for ledgers of this process.
+
+        Args:
+            names: Their names.
+        """
+        return bool(self._names) and self._names <= names
 
     def _read_others(self) -> list[accounting.LedgerEntry]:
         """Reads the steps beside those that were reserved."""
@@ -119,6 +130,7 @@ class Journal:
         ledger: Callable[[], Iterable[accounting.LedgerEntry]],
         one_step: Sequence[accounting.LedgerEntry],
         steps: int,
+        names: Iterable[str] = (),
     ) -> None:
         """Reserves steps; returns when they are on the disk.
 
@@ -126,17 +138,19 @@ class Journal:
             ledger: Reads the entries of the ledger from the model.
             one_step: Entries that one step adds.
             steps: Number of steps that may follow.
+            names: Names of the ledgers; see `is_of`.
         """
         with self._lock:
             # No step is noted meanwhile, so that each one is in what is read
             # here, or may still run.
-            self._reserve(ledger(), one_step, steps)
+            self._reserve(ledger(), one_step, steps, sorted(names))
 
     def _reserve(
         self,
         ledger: Iterable[accounting.LedgerEntry],
         one_step: Sequence[accounting.LedgerEntry],
         steps: int,
+        names: list[str],
     ) -> None:
         durable_files.make_folder(self._path.parent)
         running = self._of_other_threads(self._number + 1)
@@ -154,6 +168,7 @@ class Journal:
             "ledger": _encoded(ledger),
             "one_step": _encoded(one_step),
             "reserved": steps,
+            "ledgers": names,
         }
         text = json.dumps(record)
         durable_files.replace(self._path, lambda path: path.write_text(text))

@@ -1,0 +1,50 @@
+"""What of a ledger was counted in this process, and what came from elsewhere.
+
+A training that is resumed in a new process has taken the steps of the earlier
+one over, from files. Steps that it took before it was told of them are others,
+and are added: greater counts alone would take one for the other.
+"""
+
+import secrets
+from collections.abc import Iterable
+
+from tf_dpfp import accounting
+
+
+class Origin:
+    """Origin of the counts of one ledger; never saved.
+
+    Attributes:
+        names: Names of this ledger and of those whose counts it goes on with,
+            other ones in each process.
+    """
+
+    def __init__(self) -> None:
+        self.names = frozenset([secrets.token_hex(8)])
+        self._elsewhere: list[accounting.LedgerEntry] = []
+
+    def add_elsewhere(self, entries: Iterable[accounting.LedgerEntry]) -> None:
+        """Keeps in mind counts that files brought.
+
+        Args:
+            entries: What they raised the counts by.
+        """
+        self._elsewhere = accounting.merge([*self._elsewhere, *entries])
+
+    def here(
+        self, entries: Iterable[accounting.LedgerEntry]
+    ) -> list[accounting.LedgerEntry]:
+        """Returns what was counted in this process.
+
+        Args:
+            entries: What the ledger holds.
+
+        Returns:
+            What no file brought.
+        """
+        return accounting.missing(entries, self._elsewhere)
+
+    def go_on_with(self, earlier: "Origin") -> None:
+        """Takes over the origin of a ledger whose counts are taken over."""
+        self.names |= earlier.names
+        self.add_elsewhere(earlier._elsewhere)
