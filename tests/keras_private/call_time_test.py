@@ -71,6 +71,11 @@ def test_a_data_set_knows_what_it_was_made_of():
     assert found is data
     assert datasets.made_of(data) == []
     assert len(datasets.made_of(data.concatenate(data.take(1)))) == 2
+    far = data.map(lambda x: x).prefetch(1)
+    assert datasets.is_derived_from(far, data)
+    assert datasets.is_derived_from(data, data)
+    assert not datasets.is_derived_from(data, far)
+    assert not datasets.is_derived_from(iter([1]), data)
 
 
 def test_the_training_function_is_called_by_the_loop_of_fit():
@@ -86,6 +91,8 @@ def test_the_training_function_is_called_by_the_loop_of_fit():
 
             def noting(iterator):
                 frame = sys._getframe(1)
+                if trainer.is_fit_loop(frame):
+                    assert trainer.data_of_loop(frame) is x
                 seen.append(
                     (trainer.is_fit_loop(frame), trainer.fit_loops(frame))
                 )

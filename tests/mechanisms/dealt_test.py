@@ -67,7 +67,7 @@ def mechanism(monkeypatch):
         return noted
 
     @contextlib.contextmanager
-    def announced(state, claims):
+    def announced(state, claims, pieces):
         assert state is found.state
         events.append(f"{claims} announced")
         yield

@@ -1,6 +1,7 @@
 """A claim of sampling is for the batches that were drawn, and for no others."""
 
 import threading
+import warnings
 
 import keras
 import numpy as np
@@ -386,3 +387,73 @@ def test_steps_of_an_optimizer_elsewhere_are_not_those_of_a_model():
     model.compile(optimizer, _loss())
     model.compile("sgd", _loss())
     assert tf_dpfp.compute_epsilon(model, 1e-5) == 0.0
+
+
+class _HandsOn(keras.Sequential):
+    """Hands on what its `fit` is given, twice."""
+
+    def fit(self, x=None, **kwargs):
+        for _ in range(2):
+            found = super().fit(self.changed(x), **kwargs)
+        return found
+
+    def changed(self, x):
+        return x
+
+
+class _Repeats(_HandsOn):
+    def changed(self, x):
+        return x.map(lambda a, b: (tf.repeat(a, 3, 0), tf.repeat(b, 3, 0)))
+
+
+class _Keeps(_HandsOn):
+    """Draws once, and trains on that again and again."""
+
+    def changed(self, x):
+        if not hasattr(self, "kept"):
+            self.kept = [*x]
+        return (batch for batch in self.kept)
+
+
+@pytest.mark.parametrize("kind", [_HandsOn, _Repeats, _Keeps])
+@pytest.mark.parametrize("given", ["drawn", "arrays"])
+def test_a_fit_of_its_own_hands_on_what_was_drawn_or_is_refused(kind, given):
+    model = kind([keras.Input((3,)), layers.Dense(2)])
+    tf_dpfp.make_private(model)
+    optimizer = tf_dpfp.DPSGD(0.1, noise_multiplier=1.0, expected_batch_size=8)
+    model.compile(optimizer, _loss())
+    data = _batches()
+    if given == "arrays":
+        data = data.take(STEPS)
+    if given == "drawn" and kind is not _HandsOn:
+        with pytest.raises(ValueError, match="hands on other data than"):
+            model.fit(data, verbose=0)
+        assert _counts(model) == {}
+        # A loop inside of it is another, of which nothing is claimed.
+        nested = _At("on_train_begin", lambda m: keras.Model.fit(m, X, Y, 8))
+        with pytest.raises(ValueError, match="hands on other data than"):
+            model.fit(data, verbose=0, callbacks=[nested])
+        assert _counts(model) == {None: N // 8}
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model.fit(data, verbose=0)
+    # The call that finds a generator at its end counts, too.
+    ends = 2 if kind is _Keeps else 0
+    rate = 8 / N if given == "drawn" else None
+    assert _counts(model) == {rate: 2 * STEPS + ends}
+
+
+def test_what_a_task_of_keras_hub_makes_of_each_batch_is_taken():
+    class Task(_Repeats):
+        __module__ = "keras_hub.src"
+
+        def fit(self, x=None, **kwargs):
+            return super().fit(x, **kwargs)
+
+    model = Task([keras.Input((3,)), layers.Dense(2)])
+    tf_dpfp.make_private(model)
+    optimizer = tf_dpfp.DPSGD(0.1, noise_multiplier=1.0, expected_batch_size=8)
+    model.compile(optimizer, _loss())
+    model.fit(_batches(), verbose=0)
+    assert _counts(model) == {8 / N: 2 * STEPS}

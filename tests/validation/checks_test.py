@@ -319,3 +319,19 @@ def test_reports_refuse_models_that_are_not_private():
             tf_dpfp.errors.NotPrivateError, match="make_private"
         ):
             report(model)
+
+
+def test_a_training_function_of_its_own_is_refused():
+    class Twice(keras.Model):
+        def make_train_function(self, force=False):
+            def twice(iterator):
+                data = next(iterator)
+                self.train_step(data)
+                return self.train_step(data)
+
+            self.train_function = twice
+
+    inputs = keras.Input((5,))
+    model = Twice(inputs, keras.layers.Dense(2)(inputs))
+    with pytest.raises(ValueError, match="make_train_function of its own"):
+        tf_dpfp.make_private(model)

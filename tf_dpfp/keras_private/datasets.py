@@ -5,6 +5,20 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 
+def is_derived_from(dataset: object, origin: object) -> bool:
+    """Tells if a data set was made of another, in any number of steps.
+
+    Args:
+        dataset: What may have been.
+        origin: The other one, or what is no data set.
+    """
+    if dataset is origin:
+        return True
+    if not isinstance(dataset, tf.data.Dataset):
+        return False
+    return any(is_derived_from(each, origin) for each in made_of(dataset))
+
+
 def made_of(dataset: tf.data.Dataset) -> Sequence[tf.data.Dataset]:
     """Returns the data sets that one was directly made of."""
     return dataset._inputs()

@@ -76,6 +76,23 @@ def is_fit_loop(frame: types.FrameType) -> bool:
     return frame.f_code is _LOOP
 
 
+def data_of_loop(frame: types.FrameType) -> Any:
+    """Returns the data that Keras's own loop takes its batches of.
+
+    Args:
+        frame: Its frame.
+    """
+    return frame.f_locals["x"]
+
+
+def preprocesses(model: keras.Model) -> bool:
+    """Tells a task of KerasHub, whose `fit` maps each batch on its way."""
+    return any(
+        "fit" in vars(cls) and cls.__module__.startswith("keras_hub.")
+        for cls in type(model).__mro__
+    )
+
+
 def fit_loops(frame: types.FrameType | None) -> int:
     """Counts the loops of `fit` that a frame is in, itself included."""
     found = 0

@@ -73,16 +73,15 @@ def fit(
     arguments["callbacks"] = replicas.with_check(
         arguments["callbacks"], strategy
     )
+    pieces = replicas.dealt(strategy, batches, weigh, mechanism.pads)
+    claims = mechanism.claims(pipeline)
     with (
         _dealing(mechanism.state, strategy, 1, may_end),
-        fit_steps.announced(mechanism.state, mechanism.claims(pipeline)),
+        fit_steps.announced(mechanism.state, claims, pieces),
         correlated.opened(optimizer, pipeline, arguments, strategy),
         replicas.fitting(strategy, model),
     ):
-        return state_lib.ordinary(model, "fit")(
-            replicas.dealt(strategy, batches, weigh, mechanism.pads),
-            **arguments,
-        )
+        return state_lib.ordinary(model, "fit")(pieces, **arguments)
 
 
 def train_on_batch(

@@ -107,6 +107,22 @@ def in_buckets(
     return state_lib.replaced(ordinary, args, kwargs, x=padded)
 
 
+def handed_on(
+    ordinary: Any, args: tuple, kwargs: dict, pipeline: pipelines.Pipeline
+) -> Any:
+    """Returns what Keras's `fit` must be handed; `None`: anything.
+
+    Args:
+        ordinary: The model's own `fit`.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        pipeline: Description of the data.
+    """
+    if not pipeline.is_dataset:
+        return None
+    return state_lib.bound(ordinary, args, kwargs)["x"]
+
+
 def weighed(ordinary: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Makes sample weights of the class weights of a data set.
 

@@ -330,9 +330,10 @@ class Gradients(Mechanism):
                 self.optimizer, pipeline, batches, padded
             )
             args, kwargs = state_lib.replaced(ordinary, args, kwargs, x=batches)
+        drawn = fit_batches.handed_on(ordinary, args, kwargs, pipeline)
         with (
             fit_batches.built_before(self.model, batches),
-            fit_steps.announced(self.state, self.claims(pipeline)),
+            fit_steps.announced(self.state, self.claims(pipeline), drawn),
             correlated.opened(self.optimizer, pipeline, arguments),
         ):
             return ordinary(*args, **kwargs)

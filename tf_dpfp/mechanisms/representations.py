@@ -200,9 +200,10 @@ class Representations(Mechanism):
         if strategy is not None:
             pipeline = replicas.pipeline_of(strategy, x, pipeline)
             return dealt.fit(self, strategy, pipeline, arguments)
+        drawn = fit_batches.handed_on(ordinary, args, kwargs, pipeline)
         with (
             fit_batches.built_before(self.model, x),
-            fit_steps.announced(self.state, self.claims(pipeline)),
+            fit_steps.announced(self.state, self.claims(pipeline), drawn),
         ):
             return ordinary(*args, **kwargs)
 

@@ -48,6 +48,8 @@ class State:
         fit_deals_to: The number for steps of the loop of `fit`.
         fit_deals_in: Thread of that loop, and number of loops that it is in,
             itself included.
+        handed: What the `fit` that runs was given to draw from, with thread and
+            number of loops as above.
         data_may_end: True while `fit` deals batches that Python makes.
         ordinary_steps: Number of ordinary steps that the model showed when it
             was made private.
@@ -79,6 +81,7 @@ class State:
         self.dealt_to = 1
         self.fit_deals_to = 1
         self.fit_deals_in: tuple[int, int] | None = None
+        self.handed: tuple[int, int, Any] | None = None
         self.data_may_end = False
         self.ordinary_steps = 0
         self.xla_by_default = False

@@ -151,6 +151,14 @@ def _model_problems(model: keras.Model) -> Iterator[Problem]:
             "Write a custom loop with `tf_dpfp.loops.clipped_gradients`, or "
             "leave train_step to Keras and pass the loss to `compile`.",
         )
+    if cls.make_train_function is not keras.Model.make_train_function:
+        yield Problem(
+            model.name,
+            f"{cls.__name__} has a make_train_function of its own, which may "
+            "take several steps on one batch.",
+            "Write a custom loop with `tf_dpfp.loops.clipped_gradients`, or "
+            "leave make_train_function to Keras.",
+        )
     noised = _releases_representations(model)
     if noised and cls.compute_loss is not keras.Model.compute_loss:
         yield Problem(
