@@ -177,6 +177,15 @@ class StatementTest(parameterized.TestCase):
                 "No training step has been recorded: epsilon is 0.\n",
             )
 
+    def test_other_trainings_are_told_where_nothing_ran(self):
+        text = statement_lib.statement(
+            [], 1e-5, ordinary_steps=2, trained_apart=["another took 3 steps"]
+        )
+        self.assertIn("epsilon is 0", text)
+        self.assertIn("TRAINED BEFORE: the model took 2 ordinary", text)
+        self.assertIn("TRAINED APART", text)
+        self.assertIn("another took 3 steps", text)
+
     def test_delta_of_one_over_the_examples_is_warned_about(self):
         for arguments in (
             {"entries": [_poisson()], "population": 1000},

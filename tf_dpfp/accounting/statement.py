@@ -139,7 +139,11 @@ def paragraphs_of(
     examples_per_user = persons.check_examples(examples_per_user)
     ran = record.entries
     if not ran and not record.objections:
-        return [text.Paragraph("training", _NOTHING)]
+        return [
+            text.Paragraph("training", _NOTHING),
+            *text.trained_before(record.ordinary_steps),
+            *text.trained_apart(record.trained_apart),
+        ]
     adjacency = entries_lib.adjacency_of(ran)
     if (examples_per_user or 1) > 1:
         persons.check_entries(ran, adjacency)
