@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -228,6 +229,37 @@ def test_steps_before_are_added_to_those_of_a_killed_process(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         assert run() == taken + 5 + (2 if with_backup else 4)
+
+
+def test_steps_after_a_fit_that_was_interrupted_are_noted(tmp_path):
+    """Also where nobody holds the callback, and with another optimizer."""
+    model, other = killed_saves.make_model(), killed_saves.make_model()
+    batches = tf_dpfp.poisson_batches(
+        killed_saves.X, killed_saves.Y, expected_batch_size=8
+    )
+
+    def fit(*callbacks):
+        model.fit(
+            batches,
+            epochs=2,
+            steps_per_epoch=2,
+            verbose=0,
+            callbacks=list(callbacks),
+        )
+
+    for taken in (3, 8):
+        with pytest.raises(killed_saves.Killed):
+            fit(tf_dpfp.BackupAndRestore(tmp_path / "backup"), _Stop(1, 0))
+        gc.collect()
+        assert _on_disk(tmp_path) == taken == killed_saves.counted(model)
+        if taken > 3:
+            model.compile(other.optimizer, "mse")
+        fit()
+        assert _on_disk(tmp_path) == killed_saves.counted(model) > taken
+    # The one that ends takes the journal along.
+    fit(tf_dpfp.BackupAndRestore(tmp_path / "backup"))
+    fit()
+    assert os.listdir(tmp_path) == []
 
 
 def test_steps_of_this_process_are_in_its_journal_once(tmp_path):

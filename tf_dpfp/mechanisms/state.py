@@ -60,6 +60,8 @@ class State:
         ordinary_inside: Those among them of models inside of it.
         averaging: Callback of this `fit` that averages the weights, if any.
         averages: State of averages that a backup brought, for it.
+        backups: Callbacks that note steps in a journal, by its place; those of
+            a `fit` that an exception ended, too, whoever else forgets them.
         traced_releases: Steps of the replicas that are being traced, until all
             of them are.
         joined_for: Sums of persons or of views that the last `fit` was for.
@@ -89,6 +91,7 @@ class State:
         self.ordinary_inside = 0
         self.averaging: Any = None
         self.averages: Any = None
+        self.backups: dict[Hashable, Any] = {}
         self.traced_releases: list[Any] = []
         self.joined_for: Any = None
 

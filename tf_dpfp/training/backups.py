@@ -3,7 +3,6 @@
 import json
 import pathlib
 import shutil
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -133,22 +132,25 @@ class BackupAndRestore(keras.callbacks.Callback):
             )
         self._unsaved = self._batch = 0
         self._announcement = counting.announcement_of_fit()
+        known = state_lib.state_of(self.model).backups
+        earlier = known.get(self._folder, self)
+        if earlier is not self:
+            earlier._end_watching()
+        known[self._folder] = self
         self._reserve(self._ahead())
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
         """Notes steps that are not those of this `fit`, from now on.
 
-        Also after an exception has ended it: the journal is still there. What
+        Also after an exception has ended it: the journal is still there; and
+        after a `compile`, which calls it, for the ledger is another one. What
         was clipped before is told to whoever began to watch since: a step that
         was noted, and is not taken yet, is noted again.
         """
         earlier, self._stop_watching = self._stop_watching, []
-        note = weakref.WeakMethod(self._note)
 
         def before_step(located: counting.Located) -> None:
-            noted = note()
-            if noted is not None:
-                noted(located.claim)
+            self._note(located.claim)
 
         for ledger in mechanisms.mechanism_of(self.model).ledgers():
             self._stop_watching.append(ledger.call_before(before_step))
@@ -214,7 +216,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._others = False
         # The journal forgets what was noted, for the ledger has it: but what
         # was clipped and not applied.
-        self._watch()
+        self.watch()
         mechanism = mechanisms.mechanism_of(self.model)
         one_step = mechanism.next_entries()
         self._journal.reserve(
@@ -277,6 +279,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         if not self.delete_checkpoint:
             self._reserve(0)
         self._end_watching()
+        state_lib.state_of(self.model).backups.pop(self._folder, None)
         if not self.delete_checkpoint:
             self._journal.close(ended=False)
             return

@@ -70,6 +70,8 @@ def compile_private(model: keras.Model, args: tuple, kwargs: dict) -> None:
     state.eager_passes = {}  # Of the loss and the metrics before.
     state.xla_by_default = by_default
     clip_layers.begin_with(model, before)
+    for backup in state.backups.values():
+        backup.watch()
     mechanism.check_compiled()
 
 
