@@ -20,6 +20,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tf_dpfp")
 
 
+def pytest_collection_modifyitems(items):
+    # A long file at the end would leave the other processes without work.
+    items.sort(key=lambda item: "tuning" not in item.path.parts)
+
+
 def pytest_collection_finish():
     # What is imported stays: the collector need not look at it while graphs
     # are traced, which makes much rubbish.
