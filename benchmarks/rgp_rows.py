@@ -32,6 +32,36 @@ def summary(rows: list[dict]) -> Iterator[str]:
         yield "| " + " | ".join([kind, *cells]) + " |"
 
 
+def best_rates(rows: list[dict]) -> dict[tuple, float]:
+    """Chooses the learning rate of each method on held-out examples.
+
+    Args:
+        rows: What trainings printed that held examples out, at any budgets.
+
+    Returns:
+        By task, method or source of carriers, and rank: the rate of the best
+        mean accuracy.
+
+    Raises:
+        ValueError: If a row was tested on the test set.
+    """
+    found: dict[tuple, dict[float, list[float]]] = {}
+    for row in rows:
+        if not row["held_out"]:
+            raise ValueError(
+                "Learning rates are chosen on examples that are held out. "
+                f"Received: a row of task {row['task']!r}, method "
+                f"{row['method']!r}, with held_out=0."
+            )
+        key = row["task"], row["source"] or row["method"], row["rank"]
+        rates = found.setdefault(key, {})
+        rates.setdefault(row["learning_rate"], []).append(row["accuracy"])
+    return {
+        key: max(rates, key=lambda rate: statistics.mean(rates[rate]))
+        for key, rates in found.items()
+    }
+
+
 def _kind(row: dict) -> str:
     words = [row["method"].replace("_", " ")]
     if row["rank"] is not None:

@@ -12,7 +12,14 @@ done. Trainings that `--output` has already, with the same settings, are left
 out, so that a run that was ended can go on.
 
 The learning rate is one for flat and per-layer clipping and one for all
-carriers, see `benchmarks.rgp_tasks`. A step's time and memory are measured by
+carriers, see `benchmarks.rgp_tasks`; or each method gets its own, the best of
+the same few on training examples that are held out:
+
+    python -m benchmarks.rgp_table --output=trials.jsonl --held_out=1500 \
+        --learning_rates=0.003,0.01,0.03,0.1 --seeds=1 --epsilons=3
+    python -m benchmarks.rgp_table --output=rows.jsonl --choices=trials.jsonl
+
+A step's time and memory are measured by
 `benchmarks.step_time`.
 """
 
@@ -34,13 +41,14 @@ from benchmarks import rgp_training
 
 _SOURCES = ("history", "weight", "random")
 _PLAIN = ("flat", "per_layer")
+_METHODS_OF_ALL = (*_PLAIN, "adaptive", rgp_training.HEAD_ONLY, *_SOURCES)
 
 _TASKS = flags.DEFINE_list("tasks", list(rgp_tasks.TASKS), "What to train.")
 _METHODS = flags.DEFINE_list(
     "methods",
     [*_PLAIN, *_SOURCES],
-    f"How: {', '.join(_PLAIN)}, {rgp_training.HEAD_ONLY} (text), or a source "
-    f"of carriers: {', '.join(_SOURCES)}.",
+    f"How: {', '.join(_PLAIN)}, adaptive, {rgp_training.HEAD_ONLY} (text), or "
+    f"a source of carriers: {', '.join(_SOURCES)}.",
 )
 _RANKS = flags.DEFINE_list("ranks", ["1", "4", "16"], "Of the carriers.")
 _EPSILONS = flags.DEFINE_list("epsilons", ["3", "8"], "The budgets.")
@@ -63,6 +71,18 @@ _KERNELS_ONLY = flags.DEFINE_bool(
     False,
     "Freeze biases and scales below the head, as the method's authors do.",
 )
+_HELD_OUT = flags.DEFINE_integer(
+    "held_out",
+    0,
+    "Training examples to test on, in place of the test set, and not to train "
+    "with: for choosing learning rates.",
+)
+_CHOICES = flags.DEFINE_string(
+    "choices",
+    None,
+    "File of rows with --held_out: each method gets the learning rate that was "
+    "best for it there.",
+)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "File to append the rows to, besides printing them."
 )
@@ -73,12 +93,15 @@ _SUMMARY = flags.DEFINE_string(
 
 def _settings(task_name: str) -> Iterator[rgp_training.Settings]:
     task = rgp_tasks.TASKS[task_name]
+    chosen = rgp_rows.best_rates(json_lines.read(_CHOICES.value))
     seeds = range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value)
     for seed, epsilon, (method, rank) in itertools.product(
         seeds, map(float, _EPSILONS.value), list(_kinds())
     ):
         carried = rank is not None
         rate = task.rgp_learning_rate if carried else task.learning_rate
+        if _CHOICES.value:
+            rate = chosen[task_name, method, rank]
         for learning_rate in map(float, _LEARNING_RATES.value or [rate]):
             yield rgp_training.Settings(
                 task=task_name,
@@ -93,6 +116,7 @@ def _settings(task_name: str) -> Iterator[rgp_training.Settings]:
                 warmup=_WARMUP.value if method == "history" else None,
                 left_only=carried and _LEFT_ONLY.value,
                 kernels_only=_KERNELS_ONLY.value,
+                held_out=_HELD_OUT.value,
             )
 
 
@@ -110,6 +134,7 @@ def _kinds() -> Iterator[tuple[str, int | None]]:
 def _train(settings: rgp_training.Settings, data) -> dict:
     """Trains once."""
     keras.backend.clear_session()
+    data = rgp_training.split(settings, data)
     training = rgp_training.prepare(settings, data[0], _DELTA.value)
     start = time.perf_counter()
     training.fit(settings.epochs)
@@ -134,7 +159,7 @@ def _train(settings: rgp_training.Settings, data) -> dict:
 
 def _key(row: dict) -> tuple:
     fields = dataclasses.fields(rgp_training.Settings)
-    return tuple(row[field.name] for field in fields)
+    return tuple(row.get(field.name, field.default) for field in fields)
 
 
 def main(argv: list[str]) -> None:
@@ -144,11 +169,10 @@ def main(argv: list[str]) -> None:
     if _SUMMARY.value:
         print("\n".join(rgp_rows.summary(json_lines.read(_SUMMARY.value))))
         return
-    methods = {*_PLAIN, *_SOURCES, rgp_training.HEAD_ONLY}
-    unknown = sorted(set(_METHODS.value) - methods)
+    unknown = sorted(set(_METHODS.value) - set(_METHODS_OF_ALL))
     if unknown:
         raise app.UsageError(
-            f"--methods are of {sorted(methods)}, not {unknown}"
+            f"--methods are of {sorted(_METHODS_OF_ALL)}, not {unknown}"
         )
     done = json_lines.read(_OUTPUT.value)
     known = set(map(_key, done))

@@ -13,6 +13,9 @@ from benchmarks import rgp_tasks
 
 # Of the text task: the pretrained block stays as it is.
 HEAD_ONLY = "head_only"
+_CLIPPING = {"per_layer": "per_layer", "adaptive": "adaptive"}
+
+Arrays = tuple[Any, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Settings:
 
     Attributes:
         task: A key of `rgp_tasks.TASKS`.
-        method: `flat`, `per_layer`, `head_only` or `rgp`.
+        method: `flat`, `per_layer`, `adaptive` (per layer), `head_only` or
+            `rgp`.
         source: Of the carriers, `None` without.
         rank: Of the carriers, `None` without.
         epsilon: The budget.
@@ -32,6 +36,8 @@ class Settings:
         warmup: Part of the steps before `history` follows the history.
         left_only: Whether one carrier is released.
         kernels_only: Whether biases and scales below the head are frozen.
+        held_out: Number of training examples, the last ones, that are tested
+            in place of the test set, and not trained with.
     """
 
     task: str
@@ -46,6 +52,7 @@ class Settings:
     warmup: float | None
     left_only: bool
     kernels_only: bool
+    held_out: int = 0
 
 
 @dataclasses.dataclass
@@ -67,6 +74,29 @@ class Training:
     def fit(self, epochs: int) -> None:
         """Trains for a number of epochs more."""
         self.model.fit(self.batches, epochs=epochs, verbose=0)
+
+
+def split(
+    settings: Settings, data: tuple[Arrays, Arrays]
+) -> tuple[Arrays, Arrays]:
+    """Tells what to train with from what to test.
+
+    Args:
+        settings: Of the training.
+        data: Of the task: `((x, y), (x_test, y_test))`.
+
+    Returns:
+        The same, or two parts of the training examples.
+    """
+    if not settings.held_out:
+        return data
+    x, y = data[0]
+    count = len(y) - settings.held_out
+
+    def part(where: slice) -> Arrays:
+        return keras.tree.map_structure(lambda a: a[where], x), y[where]
+
+    return part(slice(None, count)), part(slice(count, None))
 
 
 def prepare(
@@ -98,7 +128,7 @@ def prepare(
             settings.learning_rate,
             l2_norm_clip=settings.l2_norm_clip,
             noise_multiplier=noise_multiplier,
-            clipping="per_layer" if settings.method == "per_layer" else "flat",
+            clipping=_CLIPPING.get(settings.method, "flat"),
             expected_batch_size=batch_size,
             seed=settings.seed,
         ),

@@ -1,5 +1,7 @@
 """What the tables and studies of low-rank carriers compute."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -7,6 +9,7 @@ import tensorflow as tf
 from benchmarks import carrier_energy
 from benchmarks import rgp_rows
 from benchmarks import rgp_tasks
+from benchmarks import rgp_training
 from tf_dpfp import low_rank
 from tf_dpfp import per_example
 
@@ -81,6 +84,41 @@ def test_the_summary_has_mean_and_spread_by_kind_task_and_epsilon():
         "| flat | 80.00 |  |",
         "| history, rank 4 | 71.00 ± 1.41 | 90.00 |",
     ]
+
+
+def _trial(rate, accuracy, **changes):
+    return _row(accuracy, learning_rate=rate, held_out=500, **changes)
+
+
+def test_each_method_gets_the_rate_that_is_best_for_it():
+    flat = dict(method="flat", source=None, rank=None)
+    rows = [
+        _trial(0.01, 0.7),
+        _trial(0.1, 0.8),
+        _trial(0.1, 0.4, epsilon=8.0),
+        _trial(0.01, 0.6, **flat),
+        _trial(0.1, 0.9, **flat),
+    ]
+    assert rgp_rows.best_rates(rows) == {
+        ("mlp", "history", 4): 0.01,
+        ("mlp", "flat", None): 0.1,
+    }
+    with pytest.raises(ValueError, match="held out"):
+        rgp_rows.best_rates([{**rows[0], "held_out": 0}])
+
+
+def test_what_is_held_out_is_tested_and_not_trained_with():
+    x = {"a": np.arange(5), "b": np.arange(10).reshape(5, 2)}
+    data = (x, np.arange(5)), (x, np.arange(5))
+    settings = rgp_training.Settings(
+        *("text", "flat", None, None, 3.0, 1, 1, 0.1, 0.1, None, False, False)
+    )
+    assert rgp_training.split(settings, data) is data
+    held_out = dataclasses.replace(settings, held_out=2)
+    (_, y), (x_test, y_test) = rgp_training.split(held_out, data)
+    np.testing.assert_array_equal(y, [0, 1, 2])
+    np.testing.assert_array_equal(y_test, [3, 4])
+    np.testing.assert_array_equal(x_test["b"], [[6, 7], [8, 9]])
 
 
 def test_only_kernels_and_the_head_are_left_to_train():
