@@ -170,8 +170,8 @@ ROWS: Mapping[str, Row] = {
         "linear on the last level of frozen MiniLM",
         _LINEAR,
         (
-            *(*_NEWS_READ, "l2_norm_clip=0.1", "batch_size=2000"),
-            *("epochs=40", "learning_rate=8"),
+            *(*_NEWS_READ, "l2_norm_clip=0.5", "batch_size=2000"),
+            *("epochs=40", "learning_rate=4"),
             "epsilon=3",
         ),
     ),
@@ -180,8 +180,8 @@ ROWS: Mapping[str, Row] = {
         "the same, without privacy",
         _LINEAR,
         (
-            *(*_NEWS_READ, "batch_size=750", "epochs=15"),
-            *("learning_rate=0.3", "weight_averaging=0.95"),
+            *(*_NEWS_READ, "batch_size=750", "epochs=40"),
+            *("learning_rate=1", "weight_averaging=0.95"),
             "epsilon=inf",
         ),
     ),
