@@ -101,7 +101,7 @@ def _settings(task_name: str) -> Iterator[rgp_training.Settings]:
         carried = rank is not None
         rate = task.rgp_learning_rate if carried else task.learning_rate
         if _CHOICES.value:
-            rate = chosen[task_name, method, rank]
+            rate = _chosen(chosen, task_name, method, rank)
         for learning_rate in map(float, _LEARNING_RATES.value or [rate]):
             yield rgp_training.Settings(
                 task=task_name,
@@ -118,6 +118,17 @@ def _settings(task_name: str) -> Iterator[rgp_training.Settings]:
                 kernels_only=_KERNELS_ONLY.value,
                 held_out=_HELD_OUT.value,
             )
+
+
+def _chosen(
+    rates: dict[tuple, float], task: str, method: str, rank: int | None
+) -> float:
+    if (task, method, rank) not in rates:
+        raise app.UsageError(
+            f"--choices={_CHOICES.value} has no trial of task {task}, method "
+            f"{method}, rank {rank}"
+        )
+    return rates[task, method, rank]
 
 
 def _kinds() -> Iterator[tuple[str, int | None]]:

@@ -13,7 +13,10 @@ from benchmarks import rgp_tasks
 
 # Of the text task: the pretrained block stays as it is.
 HEAD_ONLY = "head_only"
-_CLIPPING = {"per_layer": "per_layer", "adaptive": "adaptive"}
+_CLIPPING = {
+    "per_layer": tf_dpfp.PerLayer(),
+    "adaptive": tf_dpfp.PerLayer(thresholds=tf_dpfp.clipping.Adaptive()),
+}
 
 Arrays = tuple[Any, np.ndarray]
 
