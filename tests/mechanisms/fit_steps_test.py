@@ -457,3 +457,39 @@ def test_what_a_task_of_keras_hub_makes_of_each_batch_is_taken():
     model.compile(optimizer, _loss())
     model.fit(_batches(), verbose=0)
     assert _counts(model) == {8 / N: 2 * STEPS}
+
+
+def _examples_of_fit(model):
+    """Trains on a new data set with a seed; returns who was in its steps."""
+    seen = set()
+
+    def see(x, y):
+        def note(rows):
+            seen.add(tuple(rows.tolist()))
+            return rows
+
+        row = tf.numpy_function(note, [x[:, 0]], tf.float32)
+        return tf.concat([row[:, None], x[:, 1:]], axis=1), y
+
+    data = tf_dpfp.poisson_batches(
+        *(X, Y),
+        expected_batch_size=8,
+        steps_per_epoch=STEPS,
+        seed=3,
+        map_fn=lambda x, y: (tf.ensure_shape(see(x, y)[0], x.shape), y),
+    )
+    model.fit(data, verbose=0)
+    return seen
+
+
+def test_a_seed_draws_other_batches_where_a_training_goes_on(tmp_path):
+    """Those that it drew before would be no draws that are independent."""
+    first, again, other = (_model() for _ in range(3))
+    begun = _examples_of_fit(first)
+    assert begun == _examples_of_fit(again)
+    first.save_weights(tmp_path / "m.weights.h5")
+    gone_on = _examples_of_fit(first)
+    assert len(begun) == len(gone_on) == STEPS and not begun & gone_on
+    # In another process, which knows of the steps from a file.
+    other.load_weights(tmp_path / "m.weights.h5")
+    assert _examples_of_fit(other) == gone_on

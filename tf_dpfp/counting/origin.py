@@ -31,6 +31,10 @@ class Origin:
         """
         self._elsewhere = accounting.merge([*self._elsewhere, *entries])
 
+    def steps_elsewhere(self) -> int:
+        """Returns how many steps files brought."""
+        return sum(entry.steps for entry in self._elsewhere)
+
     def here(
         self, entries: Iterable[accounting.LedgerEntry]
     ) -> list[accounting.LedgerEntry]:

@@ -304,6 +304,7 @@ class Gradients(Mechanism):
         if replicas.deals(strategy):
             pipeline = replicas.pipeline_of(strategy, arguments["x"], pipeline)
         self._take_sizes(pipeline)
+        self.draw_on(arguments["x"])
         self._trace_anew_for(pipeline)
         self.check_draws(arguments["x"], pipeline)
         self.warn_of_labels(pipeline)
@@ -388,12 +389,12 @@ class Gradients(Mechanism):
         if isinstance(pipeline.sampling, accounting.UnknownSampling):
             raise ValueError(
                 f"`sampled_steps` takes the data set that {self.sampler} "
-                "returned, itself: another proves nothing. Received: "
-                f"batches={batches!r}"
+                f"returned; another proves nothing. Received: {batches!r}"
             )
         self.optimizer.check_calibrated()
         correlated.refuse_loop(self.optimizer)
         self.check_draws(batches, pipeline)
         self._take_sizes(pipeline)
+        self.draw_on(batches)
         with counting.announced(None, self.claims(pipeline), drawn=True):
             yield

@@ -20,6 +20,7 @@ import tensorflow as tf
 from tf_dpfp import accounting
 from tf_dpfp import counting
 from tf_dpfp import layers as layers_lib
+from tf_dpfp import sampling as sampling_lib
 from tf_dpfp import user_warnings
 from tf_dpfp import validation
 from tf_dpfp.mechanisms import state as state_lib
@@ -81,6 +82,21 @@ class Mechanism(abc.ABC):
     def committed(self) -> list[accounting.LedgerEntry]:
         """Lists what was released, and what the next step adds to one step."""
         return accounting.merge([*self.entries(), *self.pending()])
+
+    def draw_on(self, batches: Any) -> None:
+        """Has a seed of batches draw others than for the steps before.
+
+        Args:
+            batches: The data of steps to come.
+        """
+        origins = [ledger.origin for ledger in self.ledgers()]
+
+        def brought() -> int:
+            return sum(origin.steps_elsewhere() for origin in origins)
+
+        before = sum(entry.steps for entry in self.entries()) - brought()
+        # And what a callback restores as the training begins.
+        sampling_lib.draw_after(batches, lambda: before + brought())
 
     def ledgers(self) -> list[counting.Ledger]:
         """Lists the ledgers that count the steps of the model."""

@@ -193,6 +193,7 @@ class Representations(Mechanism):
             fit_batches.weighed(ordinary, args, kwargs)  # Refuses weights.
         self._check_drawn(x, pipeline)
         self.warn_of_labels(pipeline)
+        self.draw_on(x)
         self._trace_anew_for(pipeline)
         if pipeline.is_dataset:
             # Keras would warn that it can't shuffle a data set.
@@ -270,6 +271,7 @@ class Representations(Mechanism):
         self._check_draws(batches.element_spec[0], info.population)
         if not any(layer.end_to_end for layer in self.layers):
             proved_releases.check(self.model, batches.element_spec[0])
+        self.draw_on(batches)
         claims = self._claims(info)
         announced = counting.announced(None, claims, drawn=True)
         with announced, self._secret_seeds():

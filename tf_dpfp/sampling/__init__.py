@@ -20,6 +20,7 @@ from tf_dpfp.sampling.persons import flat
 from tf_dpfp.sampling.persons import max_examples_of
 from tf_dpfp.sampling.poisson import poisson_batches
 from tf_dpfp.sampling.registry import SamplingInfo
+from tf_dpfp.sampling.registry import draw_after
 from tf_dpfp.sampling.registry import draws_of
 from tf_dpfp.sampling.registry import examples_digest
 from tf_dpfp.sampling.registry import sampled_shard
@@ -39,6 +40,7 @@ __all__ = [
     "calibrate_representation",
     "cyclic_poisson_batches",
     "deal",
+    "draw_after",
     "draws_of",
     "examples_digest",
     "flat",

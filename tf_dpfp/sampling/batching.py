@@ -19,6 +19,8 @@ from tf_dpfp.sampling.source import Source
 
 # Tells the seed of views from that of the draws.
 _OF_VIEWS = 1
+# Tells the seeds of a training that goes on from those of its beginning.
+_AFTER_STEPS = 2
 
 
 def batches(
@@ -254,20 +256,52 @@ def secret_seeds(rng: np.random.Generator, count: int) -> np.ndarray:
     return rng.integers(0, 2**62, (count, 2), np.int64)
 
 
-def seeds(seed: int | None, shard: int = 0) -> Iterator[Any]:
+class Earlier:
+    """Number of steps that a training took before the draws that follow.
+
+    A seed would draw the same batches in every process that resumes a training,
+    and from every data set that it is given to. Steps on the same draws are not
+    those of independent ones, which are counted.
+
+    Attributes:
+        steps: Returns the number when an iteration begins.
+    """
+
+    def __init__(self) -> None:
+        self.steps: Callable[[], int] = int
+
+    def ask(self, steps: Callable[[], int]) -> None:
+        """Has the iterations that follow ask for the number.
+
+        They ask anew: a callback may restore a training as it begins.
+
+        Args:
+            steps: Function that returns the number.
+        """
+        self.steps = steps
+
+
+def seeds(
+    seed: int | None, shard: int = 0, earlier: Earlier | None = None
+) -> Iterator[Any]:
     """Returns one seed per iteration over a data set.
 
     Args:
         seed: Integer, or `None` for seeds from the operating system.
         shard: Index of the worker that draws.
+        earlier: Steps before the iterations; `None`: there are none.
 
     Returns:
         An infinite iterator over seeds of `np.random.default_rng`.
     """
     if seed is None:
         return itertools.repeat(None)
-    # `zip` rather than a generator: iterators may start in several threads.
-    # Trailing zeros are no part of a seed: shard 0 draws as the whole would.
-    return zip(
-        itertools.repeat(seed), itertools.count(), itertools.repeat(shard)
-    )
+
+    def seed_of(number: int) -> tuple[int, ...]:
+        steps = 0 if earlier is None else earlier.steps()
+        # Trailing zeros are no part of a seed: shard 0 draws as the whole.
+        after = (_AFTER_STEPS, steps) if steps else ()
+        return (seed, number, shard, *after)
+
+    # `map` rather than a generator: iterators may start in several threads.
+    return map(seed_of, itertools.count())

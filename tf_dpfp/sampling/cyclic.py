@@ -109,7 +109,7 @@ def cyclic_poisson_batches(
         _sampling(sampler, bands)
     dataset, info = sampler.shard(0, 1)
     # Of all trainings: with a seed a second one would draw as the first did.
-    entropy = batching.seeds(sampler.seed, _OF_DRAWS)
+    entropy = batching.seeds(sampler.seed, _OF_DRAWS, sampler.earlier)
     cyclic = registry.Cyclic(
         parts=bands,
         most_parts=int(1.0 / sampler.rate * (1.0 + 1e-12)),

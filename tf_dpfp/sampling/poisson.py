@@ -123,10 +123,10 @@ def poisson_batches(
             once and keep it in memory, which makes drawing fast. Other kinds
             are in memory already.
         seed: Integer from 0 to 2^63 - 1 that makes the draws reproducible;
-            iterations still differ from each other. Anyone who has the seed
-            can tell which examples were drawn. `None` takes the randomness of
-            each iteration from the operating system, whatever global seeds are
-            set.
+            iterations differ from each other, and those of a training that goes
+            on from those of its beginning. Anyone who has the seed can tell
+            which examples were drawn. `None` takes the randomness of each
+            iteration from the operating system, whatever global seeds are set.
         users: One id for each example, in order, that says whose it is:
             integers, strings or other values to compare. Or a function of a
             batch of examples (`x`, `(x, y)` or `(x, y, sample_weight)`, as
@@ -259,6 +259,9 @@ class Sampler:
     map_fn: Callable[..., Any] | None
     seed: int | None
     views: views_lib.Views | None
+    earlier: batching.Earlier = dataclasses.field(
+        default_factory=batching.Earlier
+    )
 
     @property
     def size(self) -> int:
@@ -297,6 +300,7 @@ class Sampler:
                 None if self.persons is None else self.persons.max_examples
             ),
             multiplicity=1 if self.views is None else self.views.count,
+            ask_earlier=self.earlier.ask,
         )
         return self._batches(index, count, capacity), info
 
@@ -311,7 +315,7 @@ class Sampler:
         else:
             grouped = grouped.every_nth(index, count)
             size, places = grouped.size, grouped.max_examples
-        entropy = batching.seeds(self.seed, index)
+        entropy = batching.seeds(self.seed, index, self.earlier)
         counts = BinomialCounts(size, self.rate)
 
         def draws() -> Iterator[Any]:

@@ -53,6 +53,8 @@ class SamplingInfo:
         cyclic: Functions that draw from one part of the data after the other;
             `None` if it can't be drawn so.
         multiplicity: Number of views of each example in a batch.
+        ask_earlier: Called with a function that counts the steps of a training,
+            before iterations for it; `None` if draws hang on no steps.
     """
 
     sampling: PoissonSampling | WithoutReplacement
@@ -66,6 +68,9 @@ class SamplingInfo:
     max_examples_per_user: int | None = None
     cyclic: Cyclic | None = None
     multiplicity: int = 1
+    ask_earlier: Callable[[Callable[[], int]], None] | None = dataclasses.field(
+        default=None, compare=False
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +129,19 @@ def sampling_of(dataset: Any) -> SamplingInfo | None:
     if not isinstance(dataset, tf.data.Dataset):
         return None
     return _KNOWN.get(dataset, (None, None))[0]
+
+
+def draw_after(dataset: Any, count: Callable[[], int]) -> None:
+    """Has a seed draw other batches than it drew for earlier steps.
+
+    Args:
+        dataset: Data that steps are to be taken on.
+        count: Function that returns the number of steps of the training so
+            far; asked whenever an iteration begins.
+    """
+    info = sampling_of(dataset)
+    if info is not None and info.ask_earlier is not None:
+        info.ask_earlier(count)
 
 
 def draws_of(dataset: Any) -> int:

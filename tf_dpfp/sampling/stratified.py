@@ -92,7 +92,8 @@ def stratified_batches(
     strata, counts = _strata(labels_lib.class_labels(y), draw_size)
     batch_size = draws * draw_size
     steps = steps_per_epoch or max(1, round(source.size / batch_size))
-    entropy = batching.seeds(seed)
+    earlier = batching.Earlier()
+    entropy = batching.seeds(seed, earlier=earlier)
 
     def draw_batches() -> Iterator[np.ndarray]:
         rng = np.random.default_rng(next(entropy))
@@ -120,6 +121,7 @@ def stratified_batches(
             seeded=seed is not None,
             draws=draws,
             labels=None if randomized is None else randomized.entry,
+            ask_earlier=earlier.ask,
         ),
     )
 
