@@ -388,8 +388,8 @@ class Gradients(Mechanism):
         pipeline = self.describe({"x": batches}, need_batch_size=False)
         if isinstance(pipeline.sampling, accounting.UnknownSampling):
             raise ValueError(
-                f"`sampled_steps` takes the data set that {self.sampler} "
-                f"returned; another proves nothing. Received: {batches!r}"
+                f"`sampled_steps` takes what {self.sampler} returned, itself: "
+                f"other data prove nothing. Received: batches={batches!r}"
             )
         self.optimizer.check_calibrated()
         correlated.refuse_loop(self.optimizer)
