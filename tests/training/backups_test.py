@@ -114,6 +114,14 @@ def test_a_lost_backup_loses_no_step(tmp_path):
     assert killed_saves.counted(model) == truth.steps() == 3 + STEPS
 
 
+def test_a_backup_without_its_journal_is_said(tmp_path):
+    """As where the folder alone was copied to another machine."""
+    _killed(tmp_path, 1, 0)
+    shutil.rmtree(tmp_path / "backup.ledger")
+    with pytest.warns(UserWarning, match="steps after the backup are"):
+        killed_saves.train(tmp_path, epochs=1)
+
+
 def test_steps_of_callbacks_and_threads_are_counted_after_a_kill(tmp_path):
     """They are on the disk before they run, though no save follows."""
     x, y = killed_saves.X[:4], killed_saves.Y[:4]

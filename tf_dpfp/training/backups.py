@@ -114,6 +114,14 @@ class BackupAndRestore(keras.callbacks.Callback):
         mechanism = mechanisms.mechanism_of(self.model)
         before, here = mechanism.entries(), mechanism.counted_here()
         found = self._restore()
+        if found and not self._journal.exists():
+            user_warnings.warn(
+                f"There is a backup in '{self._folder}', and no journal beside "
+                f"it, in '{self._journal.folder}': steps after the backup are "
+                "not counted. If anything of them was seen, put the journal "
+                "there, or add them.",
+                UserWarning,
+            )
         counted = self._journal.entries()
         if not self._journal.is_of(mechanism.names()):
             # Another process's: what this one did before is not among them.

@@ -42,9 +42,13 @@ class Journal:
 
     Args:
         folder: Path of the folder.
+
+    Attributes:
+        folder: The same.
     """
 
     def __init__(self, folder: pathlib.Path):
+        self.folder = folder
         self._path = folder / "journal.json"
         self._begun_path = folder / "steps"
         self._others_path = folder / "others"
@@ -58,6 +62,10 @@ class Journal:
         self._lock = threading.Lock()
         # Rows of the last step that each of them noted: it may still run.
         self._last: dict[int, list] = {}
+
+    def exists(self) -> bool:
+        """Tells if there is a journal."""
+        return self._path.exists()
 
     def entries(self) -> list[accounting.LedgerEntry]:
         """Reads what a training that did not end has counted, at most.
