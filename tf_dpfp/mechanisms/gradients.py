@@ -389,7 +389,7 @@ class Gradients(Mechanism):
         if isinstance(pipeline.sampling, accounting.UnknownSampling):
             raise ValueError(
                 f"`sampled_steps` takes what {self.sampler} returned, itself: "
-                f"other data prove nothing. Received: batches={batches!r}"
+                f"another proves nothing. Received: batches={batches!r}"
             )
         self.optimizer.check_calibrated()
         correlated.refuse_loop(self.optimizer)
