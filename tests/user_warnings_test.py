@@ -38,6 +38,20 @@ def test_a_warning_of_an_argument_points_at_the_script():
     ]
 
 
+def test_a_warning_of_the_trial_points_at_the_script():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    tf_dpfp.make_private(model)
+    model.compile(
+        tf_dpfp.DPSGD(0.1, noise_multiplier=1.0),
+        loss=lambda y_true, y_pred: 0.0 * keras.ops.sum(y_pred, axis=-1),
+    )
+    with pytest.warns(UserWarning, match="noise alone") as caught:
+        model.train_on_batch(np.ones((4, 2)), np.ones(4))
+    (told,) = [w for w in caught if "noise alone" in str(w.message)]
+    assert told.filename == __file__
+    assert "from_logits=True" in str(told.message)
+
+
 def test_a_thread_of_the_library_warns_all_the_same():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -64,6 +64,27 @@ def test_weights_of_the_first_call_are_in_the_first_step():
     assert len(gradients.sums) == len(model.trainable_variables) == 4
 
 
+def test_layers_that_a_graph_does_not_call_make_no_weights():
+    class Task(keras.Model):
+        def __init__(self, layer):
+            inputs = keras.Input((3,))
+            super().__init__(inputs, layer(inputs))
+            # As KerasHub hangs a preprocessor on a task.
+            self.reads_texts = keras.layers.Dense(3)
+
+    class CallsIt(Task):
+        def call(self, inputs, training=None, mask=None):
+            return self.reads_texts(super().call(inputs))
+
+    task = Task(keras.layers.Dense(2))
+    assert not task.reads_texts.built
+    assert not keras_layers.has_unbuilt(task)
+    nested = keras.Sequential([keras.Input((3,)), task])
+    assert not keras_layers.has_unbuilt(nested)
+    assert keras_layers.has_unbuilt(Task(Late()))
+    assert keras_layers.has_unbuilt(CallsIt(keras.layers.Dense(2)))
+
+
 def test_fit_trains_weights_of_the_first_call():
     model = _model(Late())
     model.fit(*_data(), batch_size=8, epochs=1, verbose=0)

@@ -264,9 +264,16 @@ def test_a_file_of_the_whole_model_is_refused_without_its_marks(tmp_path):
     _step(model)
     model.save(tmp_path / "model.keras")
     # Loaded, the model is ordinary and its optimizer private.
-    with pytest.raises(ValueError, match="reparametrised otherwise"):
+    with pytest.raises(ValueError, match="reparametrised otherwise") as error:
         keras.models.load_model(tmp_path / "model.keras")
-    # The way out.
+    assert "load_model(path, compile=False)" in str(error.value)
+    # One way out.
+    plain = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    tf_dpfp.reparametrize(plain, 2, include="hidden", carrier_source="weight")
+    tf_dpfp.make_private(plain)
+    plain.compile(tf_dpfp.DPSGD(0.1, noise_multiplier=1.0), "mse")
+    assert tf_dpfp.ledger(plain) == tf_dpfp.ledger(model)
+    # The other.
     again = _model(carrier_source="weight")
     again.load_weights(tmp_path / "model.keras")
     assert _same(_carriers(model), _carriers(again))

@@ -143,9 +143,16 @@ def test_keras_must_not_add_up_batches_or_scale_losses():
         ("noise_mutliplier", "noise_multiplier"),
         ("l2_norm_clp", "l2_norm_clip"),
         ("expected_batchsize", "expected_batch_size"),
+        # What others call it: TensorFlow Privacy, Opacus, and guesses.
+        ("max_grad_norm", "l2_norm_clip"),
+        ("clip_norm", "l2_norm_clip"),
+        ("noise_mult", "noise_multiplier"),
+        ("batch_size", "expected_batch_size"),
     ):
         with pytest.raises(ValueError, match=f"spelt `{name}`. .*{misspelt}=1"):
             settings_lib.keras_arguments((), {misspelt: 1})
+    with pytest.raises(ValueError, match="every example is clipped by itself"):
+        settings_lib.keras_arguments((), {"num_microbatches": 8})
     # None of Keras's own is taken for one of these.
     for base in vars(keras.optimizers).values():
         if isinstance(base, type):

@@ -396,3 +396,30 @@ def test_every_example_is_in_one_of_the_shards():
     assert sorted(np.concatenate(taken)) == list(range(11))
     assert taken[1].tolist() == [1, 5, 9]
     assert source_lib.every_nth(whole, 0, 1) is whole
+
+
+SECRET = 4711.25
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        [SECRET] * 3,
+        np.float64(SECRET),
+        np.array([SECRET, "b", None], object),
+        np.array([np.zeros(1) + SECRET, np.zeros(2)], object),
+        (np.array([[SECRET]]), None, np.array([1.0])),
+        np.array([4711], "M8[s]"),
+    ],
+    ids=["list", "scalar", "objects", "ragged", "none", "dates"],
+)
+def test_refusals_show_no_example(x):
+    with pytest.raises((TypeError, ValueError)) as error:
+        poisson_batches(x, expected_batch_size=1)
+    assert "4711" not in str(error.value)
+
+
+def test_a_table_of_several_types_is_told_to_come_by_columns():
+    table = np.array([["a", 1.5], ["b", 2.5]], object)
+    with pytest.raises(ValueError, match="dict of its columns.*float, str"):
+        poisson_batches(table, expected_batch_size=1)

@@ -267,3 +267,47 @@ def test_labels_in_words_are_refused():
     loss = losses.PerExampleLoss(keras.losses.SparseCategoricalCrossentropy())
     with pytest.raises(ValueError, match="needs targets that are numbers"):
         loss(tf.constant(["yes", "no"]), tf.ones((2, 2)))
+
+
+@pytest.mark.parametrize("labels", ["int64", "int32", "uint8", "bool"])
+@pytest.mark.parametrize("predictions", ["float32", "bfloat16"])
+def test_functions_of_users_get_the_numbers_that_keras_gives(
+    labels, predictions
+):
+    seen = []
+
+    def loss(y_true, y_pred):
+        seen.append((y_true.dtype, y_pred.dtype))
+        return keras.ops.square(y_true - y_pred[:, 0])
+
+    y_true = np.array([0, 1, 1, 0]).astype(labels)
+    y_pred = tf.cast(np.array([[0.5], [2.0], [0.0], [1.0]]), predictions)
+    found = losses.PerExampleLoss(loss)(tf.constant(y_true), y_pred)
+    np.testing.assert_allclose(found, [0.25, 1.0, 1.0, 1.0])
+    # Of a functional form Keras makes a loss, which casts both.
+    assert set(seen) == {(tf.float32, tf.float32)}
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        keras.losses.SparseCategoricalCrossentropy(),
+        keras.losses.sparse_categorical_crossentropy,
+        keras.losses.mean_squared_error,
+        keras.losses.BinaryCrossentropy(),
+    ],
+)
+def test_labels_may_be_true_and_false(loss):
+    y_true = np.array([False, True, True, False])
+    y_pred = np.random.default_rng(0).dirichlet(np.ones(2), 4)
+    if loss is not keras.losses.sparse_categorical_crossentropy and (
+        not isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+    ):
+        y_true, y_pred = y_true[:, None], y_pred[:, :1]
+    found, expected = (
+        losses.PerExampleLoss(loss)(
+            tf.constant(y), tf.constant(y_pred, tf.float32)
+        )
+        for y in (y_true, y_true.astype("int32"))
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

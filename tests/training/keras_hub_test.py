@@ -344,6 +344,32 @@ def test_a_loaded_task_keeps_its_ledger(tmp_path):
     _assert_same_weights(resumed, task, atol=0.0)
 
 
+def test_a_loaded_task_keeps_the_moments_of_its_optimizer(tmp_path):
+    data = _sentences(8)
+    task = tf_dpfp.make_private(_classifier())
+    task.compile(
+        tf_dpfp.DPAdam(noise_multiplier=0.7, expected_batch_size=4),
+        **_compile_arguments(),
+    )
+    task.fit(*data, batch_size=4, shuffle=False, verbose=0)
+    task.save(tmp_path / "task.keras")
+
+    # Its tokenizer was never called, and makes no weights.
+    loaded = keras.saving.load_model(tmp_path / "task.keras")
+    tf_dpfp.make_private(loaded)
+    assert tf_dpfp.ledger(loaded) == tf_dpfp.ledger(task)
+    moments, expected = (
+        [v for v in each.optimizer.variables if "_velocity" in v.path]
+        for each in (loaded, task)
+    )
+    assert len(moments) == len(task.trainable_variables)
+    for mine, saved in zip(moments, expected, strict=True):
+        assert np.any(saved)
+        np.testing.assert_array_equal(mine, saved)
+    loaded.fit(*data, batch_size=4, shuffle=False, verbose=0)
+    assert _steps(loaded) == 4
+
+
 def test_an_ordinary_task_loads_as_ever(tmp_path):
     task = _classifier()
     task.save(tmp_path / "task.keras")

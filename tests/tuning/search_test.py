@@ -538,7 +538,7 @@ REFUSED = {
     ),
     "budget_in_a_run": (
         {"fit": _fit(callbacks=[tf_dpfp.PrivacyBudget(3.0, DELTA)])},
-        "may keep nothing of a run",
+        "budget=tf_dpfp.PrivacyBudget",
     ),
     "stopping": (
         {"fit": _fit(callbacks=[keras.callbacks.EarlyStopping("loss")])},

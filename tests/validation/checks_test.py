@@ -335,3 +335,13 @@ def test_a_training_function_of_its_own_is_refused():
     model = Twice(inputs, keras.layers.Dense(2)(inputs))
     with pytest.raises(ValueError, match="make_train_function of its own"):
         tf_dpfp.make_private(model)
+
+
+def test_layers_of_one_fault_share_a_line():
+    norms = [layers.BatchNormalization(name=f"bn_{i}") for i in range(3)]
+    with pytest.raises(ValueError, match="privately") as error:
+        tf_dpfp.make_private(_sequential(*norms))
+    _, *lines = str(error.value).splitlines()
+    assert len(lines) == 1
+    assert all(f"bn_{i}" in lines[0] for i in range(3))
+    assert lines[0].count("mixes the examples") == 1

@@ -288,12 +288,15 @@ def _warn_of_silence(model: keras.Model) -> None:
     """Warns that nothing but noise would train the model."""
     user_warnings.warn(
         f"Model '{model.name}': on made-up inputs, no example has a finite "
-        "gradient other than zero, so that noise alone would train it. A loss "
-        "that compares the examples of a batch (contrastive or triplet losses, "
-        "scores over the batch) is constant, or not a number, on one example "
-        "alone, and a private step takes the loss of each example alone. "
-        "Give each example what it is compared with, as further inputs, or "
-        "use a loss that is defined on one example.",
+        "gradient other than zero, so that noise alone would train it. A "
+        "crossentropy of outputs without softmax or sigmoid needs "
+        "from_logits=True: where it takes them for probabilities it is "
+        "constant beyond 0 and 1. A loss that compares the examples of a "
+        "batch (contrastive or triplet losses, scores over the batch) is "
+        "constant, or not a number, on one example alone, and a private step "
+        "takes the loss of each example alone. Give each example what it is "
+        "compared with, as further inputs, or use a loss that is defined on "
+        "one example.",
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from tf_dpfp import user_warnings
 from tf_dpfp.keras_private import layers as keras_layers
 
 # Examples in a made-up batch.
@@ -124,5 +125,11 @@ def outside_of_graphs(function, *args) -> Any:
     # A thread of its own is in eager mode whatever is traced in this one.
     # (`tf.init_scope` would leave the graph too, but tapes record nothing in
     # it.)
+    frame = user_warnings.script_frame()
+
+    def for_the_script() -> Any:
+        with user_warnings.on_behalf_of(frame):
+            return function(*args)
+
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as executor:
-        return executor.submit(function, *args).result()
+        return executor.submit(for_the_script).result()

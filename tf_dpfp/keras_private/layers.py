@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import keras
 import tensorflow as tf
+from keras.src.models import functional
 
 
 def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
@@ -43,12 +44,23 @@ def has_unbuilt(layer: keras.layers.Layer) -> bool:
     """Tells if a layer or a sublayer may still make weights when called.
 
     A layer with a `build` and a `compute_output_shape` of its own counts as
-    built before its `call` ever ran.
+    built before its `call` ever ran. What a functional model holds beside the
+    layers of its graph is not called with it: the preprocessor of a KerasHub
+    task.
 
     Args:
         layer: A layer or a model.
     """
-    return not all(each.built for each in all_layers(layer))
+    left, seen = [layer], {id(layer)}
+    while left:
+        each = left.pop()
+        if not each.built:
+            return True
+        graph = type(each).call is functional.Functional.call
+        below = each.layers if graph else sublayers(each)
+        left += [sub for sub in below if id(sub) not in seen]
+        seen.update(map(id, below))
+    return False
 
 
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:

@@ -113,7 +113,9 @@ class CarrierState:
                 "were reparametrised otherwise. Call "
                 "tf_dpfp.reparametrize(...) as before saving, or "
                 "tf_dpfp.low_rank.remove_carriers(model) if it was not called, "
-                "then compile and load."
+                "then compile and load. `load_model` makes a model without "
+                "marks: use load_model(path, compile=False) and compile it "
+                "anew, which keeps the ledger, or load_weights(path)."
             )
 
     def check_marks(self, variables: Sequence[keras.Variable]) -> None:

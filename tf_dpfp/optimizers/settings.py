@@ -20,6 +20,17 @@ from tf_dpfp.optimizers.banded import Banded
 _LEAST_CLIP = 1e-10
 # Noise multiplier that `fit` finds.
 CALIBRATE = "calibrate"
+# What other libraries call a setting, or what they need and this one does not.
+_ELSEWHERE = {
+    "clip_norm": "l2_norm_clip",
+    "max_grad_norm": "l2_norm_clip",
+    "max_norm": "l2_norm_clip",
+    "l2_clip": "l2_norm_clip",
+    "noise_mult": "noise_multiplier",
+    "batch_size": "expected_batch_size",
+    "micro_batch_size": "microbatch_size",
+    "max_physical_batch_size": "microbatch_size",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,11 +311,19 @@ def keras_arguments(
     """
     own = list(inspect.signature(checked_settings).parameters)
     for name in kwargs:
+        if name == "num_microbatches":
+            raise ValueError(
+                "`num_microbatches` is no argument of a private optimizer: "
+                "every example is clipped by itself. Leave it out, or bound "
+                "memory by `microbatch_size`, a number of examples. Received: "
+                f"num_microbatches={kwargs[name]!r}"
+            )
         near = difflib.get_close_matches(name, own, 1, 0.85)
-        if near and name not in own:
+        here = _ELSEWHERE.get(name) or (near[0] if near else None)
+        if here and name not in own:
             raise ValueError(
                 f"`{name}` is no argument of a private optimizer: it is spelt "
-                f"`{near[0]}`. Received: {name}={kwargs[name]!r}"
+                f"`{here}`. Received: {name}={kwargs[name]!r}"
             )
     if kwargs.get("gradient_accumulation_steps"):
         raise ValueError(

@@ -312,7 +312,7 @@ def _element_leaves(element: Any) -> tuple[tuple[Any, ...], Leaves]:
         if leaf is None:
             raise ValueError(
                 "A component of the examples is None. Leave it out. "
-                f"Received: {components!r:.50}"
+                f"Received: {len(components)} components"
             )
         if isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
             leaf = source_lib.to_array(leaf)

@@ -129,15 +129,15 @@ def to_array(leaf: Any) -> np.ndarray:
     if not is_array(leaf):
         raise TypeError(
             "Every leaf of `x`, `y` and `sample_weight` must be an array. "
-            "Convert lists with `np.asarray`. Received: "
-            f"{leaf!r:.50} of type {type(leaf).__name__}"
+            "Convert lists with `np.asarray`. Received: a leaf of type "
+            f"{type(leaf).__name__}"
         )
     array = leaf.numpy() if isinstance(leaf, tf.Tensor) else np.asarray(leaf)
     if array.ndim < 1:
         raise ValueError(
             "Every array needs a first axis over examples. Convert lists, "
             "whose items count as arrays, with `np.asarray`. "
-            f"Received: the scalar {array!r:.50}"
+            f"Received: a scalar of type {type(leaf).__name__}"
         )
     return tf_compatible(array)
 
@@ -147,10 +147,13 @@ def tf_compatible(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind in "OUS":
         flat = array.ravel().tolist()
         if not all(isinstance(item, (str, bytes)) for item in flat):
+            kinds = sorted({type(item).__name__ for item in flat})
             raise ValueError(
                 "An array of Python objects must hold strings only. Pad "
-                "sequences of different lengths to one shape first. "
-                f"Received: {array!r:.50}"
+                "sequences of different lengths to one shape first, and pass "
+                "a table whose columns are of several types as a dict of its "
+                f"columns. Received: shape {array.shape}, items of type "
+                f"{', '.join(kinds)}"
             )
         encoded = [i.encode() if isinstance(i, str) else i for i in flat]
         result = np.empty(len(encoded), object)
@@ -161,7 +164,7 @@ def tf_compatible(array: np.ndarray) -> np.ndarray:
     except TypeError:
         raise ValueError(
             f"TensorFlow has no dtype for an array of {array.dtype}. Convert "
-            f"it to numbers or strings first. Received: {array!r:.50}"
+            f"it to numbers or strings first. Received: shape {array.shape}"
         ) from None
     return array
 

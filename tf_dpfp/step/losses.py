@@ -155,6 +155,9 @@ class PerExampleLoss(keras.losses.Loss):
         mask = keras_layers.mask_of(y_pred)
         y_pred = keras.ops.convert_to_tensor(y_pred)
         y_true = keras.ops.convert_to_tensor(y_true)
+        if y_true.dtype == tf.bool:
+            # As Keras does, which casts all labels.
+            y_true = keras.ops.cast(y_true, y_pred.dtype)
         if y_true.dtype == tf.string:
             raise ValueError(
                 f"The loss '{self.name}' needs targets that are numbers. "
@@ -209,9 +212,14 @@ class PerExampleLoss(keras.losses.Loss):
             if self._is_loss:
                 value = self._loss(example["y_true"], prediction, weight)
             else:
+                # Of a function Keras makes a loss, which casts both.
                 value = reduce_examples(
                     _at_least_examples(
-                        self._loss(example["y_true"], prediction)
+                        self._loss(
+                            *tree.map_structure(
+                                _in_floats, (example["y_true"], prediction)
+                            )
+                        )
                     ),
                     weight,
                     example.get("mask"),
@@ -233,6 +241,13 @@ def _is_example_wise(loss: Any) -> bool:
     if any(loss is function for function in _EXAMPLE_WISE_FUNCTIONS):
         return True
     return type(loss) in _EXAMPLE_WISE_CLASSES
+
+
+def _in_floats(values: tf.Tensor) -> tf.Tensor:
+    if values.dtype == tf.string:
+        return values
+    floats = keras.ops.cast(values, keras.config.floatx())
+    return keras_layers.with_mask(floats, keras_layers.mask_of(values))
 
 
 def _at_least_examples(values: tf.Tensor) -> tf.Tensor:

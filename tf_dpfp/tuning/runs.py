@@ -330,6 +330,12 @@ def _checked(callbacks: Any) -> list[keras.callbacks.Callback]:
     """Refuses callbacks that could keep or tell something of a run."""
     found = keras.tree.flatten(callbacks) if callbacks else []
     for each in found:
+        if isinstance(each, training.PrivacyBudget):
+            raise ValueError(
+                "A search has one budget for all of its runs. Give it "
+                "budget=tf_dpfp.PrivacyBudget(...), and leave the callback "
+                "out of `fit`. Received: a PrivacyBudget in `callbacks`"
+            )
         if type(each) not in _ALLOWED:
             raise ValueError(
                 "Callbacks of a search may keep nothing of a run, and look at "

@@ -245,7 +245,15 @@ def raise_if_invalid(
         {id(layer) for layer in apart_from},
     )
     if problems:
-        listed = "\n".join(f"  - {problem}" for problem in problems)
+        # One line for all layers of one fault: a ResNet has fifty of them.
+        alike: dict[tuple[str, str], list[str]] = {}
+        for problem in problems:
+            faults = alike.setdefault((problem.reason, problem.fix), [])
+            faults.append(problem.where)
+        listed = "\n".join(
+            f"  - {', '.join(places)}: {reason} {fix}"
+            for (reason, fix), places in alike.items()
+        )
         raise ValueError(
             f"Model '{model.name}' can't be trained privately:\n{listed}"
         )
