@@ -2,6 +2,7 @@
 
 import copy
 import types
+import warnings
 
 import keras
 import numpy as np
@@ -298,10 +299,21 @@ def test_an_ordinary_training_of_a_part_is_told(model):
     assert "models inside of it took 1 steps" in statement
 
 
+def test_a_private_model_inside_of_another_is_told_of_at_once(model):
+    nested = [keras.Input((3,)), model, layers.Dense(1)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tf_dpfp.make_private(keras.Sequential(nested))
+    model.train_on_batch(X, Y)
+    with pytest.warns(UserWarning, match="which its own ledger counts"):
+        tf_dpfp.make_private(keras.Sequential(nested))
+
+
 def test_private_models_that_share_weights_tell_of_each_other(model):
     model.train_on_batch(X, Y)
     other = keras.Sequential([keras.Input((3,)), *model.layers])
-    tf_dpfp.make_private(other)
+    with pytest.warns(UserWarning, match="took 1 steps.* epsilons add up"):
+        tf_dpfp.make_private(other)
     other.compile(_optimizer(), "mse", run_eagerly=True)
     other.train_on_batch(X, Y)
     for one, two in (model, other), (other, model):

@@ -44,13 +44,18 @@ def _batches(*data):
             r"can't take these targets, of shape \(None, 3\)",
         ),
         (
+            lambda: (_batches(X, np.ones((24, 3))),),
+            "mse",
+            r"can't take these targets, of shape \(None, 3\)",
+        ),
+        (
             lambda: (_batches(X, Y),),
             "binary_crossentropy",
             r"can't take these targets, of shape \(None,\)",
         ),
         (lambda: (scipy.sparse.csr_matrix(X), Y), LOSS, r"\.toarray\(\)"),
     ],
-    ids=["batches", "arrays", "text", "one-hot", "flat", "sparse"],
+    ids=["batches", "arrays", "text", "one-hot", "width", "flat", "sparse"],
 )
 def test_what_fit_was_given_names_the_way_out(data, loss, message):
     model = _model(loss)

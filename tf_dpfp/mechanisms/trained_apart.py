@@ -8,6 +8,7 @@ import weakref
 
 import keras
 
+from tf_dpfp import user_warnings
 from tf_dpfp.keras_private import layers as keras_layers
 from tf_dpfp.mechanisms import ordinary_steps
 from tf_dpfp.mechanisms import state as state_lib
@@ -53,6 +54,21 @@ def found(model: keras.Model) -> list[str]:
                 f"weights, took {steps} steps, which its own ledger counts"
             )
     return said
+
+
+def warn_of(model: keras.Model) -> None:
+    """Warns of private training of the same weights, under another ledger.
+
+    Args:
+        model: A model that was just made private.
+    """
+    for said in found(model):
+        user_warnings.warn(
+            f"Of the weights of '{model.name}' a part was trained before: "
+            f"{said}, and the epsilon of '{model.name}' does not. On the same "
+            "data the two epsilons add up, and so do the deltas: train with "
+            "one model, or add them yourself."
+        )
 
 
 def _ordinary_inside(model: keras.Model) -> int:

@@ -88,6 +88,8 @@ def _said(
         )
     if y is not None and (
         any(words in text for words in _OF_SHAPES)
+        # Of the loss, for what a graph of the model says sounds the same.
+        or ("Dimensions must be equal" in text and "compile_loss" in text)
         or (
             all(words in text for words in _OF_BROADCAST)
             and _is_loss_of_keras(model.loss)

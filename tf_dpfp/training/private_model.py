@@ -190,6 +190,7 @@ def make_private(model: keras.Model) -> keras.Model:
     state.ordinary_steps = ordinary_steps.ordinary_steps(model)
     ordinary_steps.warn_of(model, state.ordinary_steps)
     trained_apart.remember(model)
+    trained_apart.warn_of(model)
     state.tried_with = clip_layers.trained_layers(model)
     for name, function in _METHODS.items():
         object.__setattr__(model, name, types.MethodType(function, model))
