@@ -142,6 +142,7 @@ def test_map_fn_keeps_the_claim():
         ({"labels": np.array("public")}, "Declare them public"),
         ({"y": Y[:-1]}, "`x` has 60 examples and `y` 59"),
         ({"y": Y.astype(float)}, "Labels must be integers"),
+        ({"y": Y.astype(str)}, "Labels must be integers.*np.unique"),
         ({"y": np.eye(3)[Y]}, "argmax"),
         ({"x": tf.data.Dataset.from_tensor_slices((X, Y))}, "inputs only"),
         ({"map_fn": lambda x, y: (x, y, y)}, r"must return \(x, y\)"),

@@ -128,7 +128,8 @@ def class_labels(y: Any) -> np.ndarray:
         raise ValueError(
             "Labels must be integers of shape (n,) or (n, 1), one class for "
             "each example. Convert one-hot labels with "
-            f"`np.argmax(y, axis=-1)`. Received: {labels.dtype} of shape "
-            f"{labels.shape}"
+            "`np.argmax(y, axis=-1)`, and names with `names, y = np.unique(y, "
+            "return_inverse=True)`, where names are public. Received: "
+            f"{labels.dtype} of shape {labels.shape}"
         )
     return labels.reshape(-1)
