@@ -324,6 +324,29 @@ def test_private_models_that_share_weights_tell_of_each_other(model):
     assert "TRAINED APART" not in tf_dpfp.privacy_statement(apart, DELTA)
 
 
+def test_a_private_model_is_told_of_that_is_frozen_inside_of_another(model):
+    model.train_on_batch(X, Y)
+    model.trainable = False
+    nested = keras.Sequential([keras.Input((3,)), model, layers.Dense(1)])
+    with pytest.warns(UserWarning, match="took 1 steps"):
+        tf_dpfp.make_private(nested)
+    # Weights that were frozen from the first were trained by nobody.
+    encoder = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    encoder.trainable = False
+    heads = []
+    for _ in range(2):
+        added = keras.Sequential([keras.Input((3,)), encoder, layers.Dense(1)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            tf_dpfp.make_private(added)
+        added.compile(_optimizer(), "mse", run_eagerly=True)
+        added.train_on_batch(X, Y)
+        heads.append(added)
+    for head in heads:
+        statement = tf_dpfp.privacy_statement(head, DELTA)
+        assert "TRAINED APART" not in statement
+
+
 @pytest.fixture
 def noised():
     clip = tf_dpfp.DPRepresentationClip(1.0, 2.0, labels="public")

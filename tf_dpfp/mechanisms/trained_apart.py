@@ -10,6 +10,7 @@ import keras
 
 from tf_dpfp import user_warnings
 from tf_dpfp.keras_private import layers as keras_layers
+from tf_dpfp.keras_private import optimizers as keras_optimizers
 from tf_dpfp.mechanisms import ordinary_steps
 from tf_dpfp.mechanisms import state as state_lib
 
@@ -42,9 +43,10 @@ def found(model: keras.Model) -> list[str]:
         said.append(
             f"ordinary optimizers of models inside of it took {steps} steps"
         )
-    mine = _trainable(model)
+    # Frozen ones, too: what another model learned is in them.
+    mine = set(map(id, model.variables))
     for other in sorted(_PRIVATE, key=lambda m: m.name):
-        if other is model or not mine & _trainable(other):
+        if other is model or not mine & _trained(other):
             continue
         mechanism = state_lib.state_of(other).mechanism
         steps = sum(e.steps for e in mechanism.entries()) if mechanism else 0
@@ -75,5 +77,10 @@ def _ordinary_inside(model: keras.Model) -> int:
     return sum(ordinary_steps.by_optimizer(model, itself=False).values())
 
 
-def _trainable(model: keras.Model) -> set[int]:
-    return {id(v) for v in keras_layers.trainable_variables(model)}
+def _trained(model: keras.Model) -> set[int]:
+    """Weights that a model trains, or trained before they were frozen."""
+    weights = keras_layers.trainable_variables(model)
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None and optimizer.built:
+        weights = weights + keras_optimizers.updated_variables(optimizer)
+    return set(map(id, weights))
