@@ -57,7 +57,7 @@ def _batch_normalization(layer) -> Problem | None:
     else:
         way_out = f"`tf_dpfp.fix` can't replace it, for it {obstacle}"
     return Problem(
-        layer.path,
+        layer.path or layer.name,
         "BatchNormalization mixes the examples of a batch and keeps "
         "statistics of the data without noise.",
         way_out,
@@ -69,7 +69,7 @@ def _mixing_layer(layer) -> Problem | None:
     if not isinstance(layer, _MIX_EXAMPLES):
         return None
     return Problem(
-        layer.path,
+        layer.path or layer.name,
         f"{type(layer).__name__} mixes the examples of a batch.",
         "Remove it: an example's gradient must depend on that example alone.",
     )
@@ -79,7 +79,7 @@ def _rewriting_layer(layer) -> Problem | None:
     if not isinstance(layer, _REWRITE_WEIGHTS) or not layer.trainable:
         return None
     return Problem(
-        layer.path,
+        layer.path or layer.name,
         f"{type(layer).__name__} writes to its weights during the forward "
         "pass, beside the optimizer.",
         "Use the wrapped layer by itself.",
@@ -92,7 +92,7 @@ def _stateful(layer) -> Problem | None:
     if not isinstance(layer, keras.layers.RNN | keras.layers.Bidirectional):
         return None
     return Problem(
-        layer.path,
+        layer.path or layer.name,
         "it hands its states from one batch to the next (stateful=True): "
         "examples of several batches would meet, and what it keeps would "
         "leave without noise.",
@@ -106,7 +106,7 @@ def _quantized(layer) -> Problem | None:
     if not any(v.trainable for v in keras_layers.own_variables(layer)):
         return None
     return Problem(
-        layer.path,
+        layer.path or layer.name,
         "it is quantized and has trainable weights.",
         "Train in floating point and quantize afterwards, or set "
         "`layer.trainable = False`.",
@@ -118,7 +118,7 @@ def _reparametrized(layer) -> Problem | None:
     if reason is None:
         return None
     return Problem(
-        layer.path,
+        layer.path or layer.name,
         f"it is reparametrised, and {reason}.",
         "Take the marks off with `tf_dpfp.low_rank.remove_carriers(layer)`, or "
         "undo that.",
