@@ -105,10 +105,13 @@ def test_rows_are_written_beside_the_steps_of_other_threads():
 
 
 @WAYS
-def test_no_two_steps_draw_by_the_same_key(way):
-    source = noise.NoiseSource()
+@pytest.mark.parametrize("seed", [None, 5])
+def test_no_two_steps_draw_by_the_same_key(way, seed):
+    source = noise.NoiseSource(seed)
     source.build()
-    next_step = _compiled(lambda: source.next_step(), way)
+    # With a seed steps that run at the same time say the same number.
+    before = None if seed is None else tf.constant(0, tf.int64)
+    next_step = _compiled(lambda: source.next_step(before), way)
     keys = []
 
     def steps():

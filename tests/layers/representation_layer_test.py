@@ -257,6 +257,25 @@ def test_a_seed_repeats_the_noise_of_a_layer_and_of_no_other():
     assert np.all(one != noise("b")[0])
 
 
+def test_layers_of_one_name_and_one_seed_are_refused_in_one_model():
+    """Both would draw the same noise, and the difference would have none."""
+
+    def model(name, other, seed=5):
+        inputs = [keras.Input((3,)), keras.Input((3,))]
+        parts = [
+            keras.Sequential([keras.Input((3,)), _layer(seed=seed, name=each)])
+            for each in (name, other)
+        ]
+        rows = [part(x) for part, x in zip(parts, inputs, strict=True)]
+        found = keras.Model(inputs, keras.layers.Dense(1)(rows[0] - rows[1]))
+        return tf_dpfp.make_private(found)
+
+    with pytest.raises(ValueError, match="differ by no noise at all"):
+        model("a", "a").compile("sgd", loss="mse")
+    model("a", "b").compile("sgd", loss="mse")
+    model("a", "a", seed=None).compile("sgd", loss="mse")
+
+
 def test_refusals():
     for bad in (
         {"clip_norm": 0.0},

@@ -22,9 +22,12 @@ def _loss():
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def _batches(count=N):
+def _batches(count=N, **kwargs):
     return tf_dpfp.poisson_batches(
-        X[:count], Y[:count], expected_batch_size=8, steps_per_epoch=STEPS
+        *(X[:count], Y[:count]),
+        expected_batch_size=8,
+        steps_per_epoch=STEPS,
+        **kwargs,
     )
 
 
@@ -459,7 +462,7 @@ def test_what_a_task_of_keras_hub_makes_of_each_batch_is_taken():
     assert _counts(model) == {8 / N: 2 * STEPS}
 
 
-def _examples_of_fit(model):
+def _examples_of_fit(model, **kwargs):
     """Trains on a new data set with a seed; returns who was in its steps."""
     seen = set()
 
@@ -478,7 +481,7 @@ def _examples_of_fit(model):
         seed=3,
         map_fn=lambda x, y: (tf.ensure_shape(see(x, y)[0], x.shape), y),
     )
-    model.fit(data, verbose=0)
+    model.fit(data, verbose=0, **kwargs)
     return seen
 
 
@@ -493,3 +496,38 @@ def test_a_seed_draws_other_batches_where_a_training_goes_on(tmp_path):
     # In another process, which knows of the steps from a file.
     other.load_weights(tmp_path / "m.weights.h5")
     assert _examples_of_fit(other) == gone_on
+
+
+class _First(keras.callbacks.Callback):
+    """Trains on other batches of the same seed as a training begins."""
+
+    def __init__(self, where, train):
+        super().__init__()
+        self._train = train
+        setattr(self, where, self._begin)
+
+    def _begin(self, *_, **__):
+        if self._train is not None:
+            train, self._train = self._train, None
+            train(self.model)
+
+
+@pytest.mark.parametrize(
+    "where", ["on_train_begin", "on_epoch_begin", "on_train_batch_begin"]
+)
+def test_a_seed_draws_other_batches_in_a_fit_that_a_callback_begins(where):
+    """Both begin after as many steps: none."""
+    inner = []
+    callback = _First(where, lambda m: inner.append(_examples_of_fit(m)))
+    outer = _examples_of_fit(_model(), callbacks=[callback])
+    assert len(outer) == len(inner[0]) == STEPS and not outer & inner[0]
+
+
+def test_a_seed_draws_other_batches_for_a_loop_around_another():
+    model = _model()
+    first, second = (_batches(seed=3) for _ in range(2))
+    with tf_dpfp.loops.sampled_steps(model, first):
+        with tf_dpfp.loops.sampled_steps(model, second):
+            inner = [x.numpy()[:, 0].tolist() for x, _ in second]
+        outer = [x.numpy()[:, 0].tolist() for x, _ in first]
+    assert not any(each in inner for each in outer)

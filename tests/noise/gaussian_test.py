@@ -156,6 +156,11 @@ def test_a_seed_reproduces_each_step():
             found.append(int(source.next_step(step).numpy()))
     assert keys[0] == keys[1]
     assert len(set(keys[0] + keys[2])) == 8
+    # The noise of a step that is resumed, and of no other one.
+    resumed = noise.NoiseSource(seed=7)
+    assert int(resumed.next_step(tf.constant(2, tf.int64))) == keys[0][2]
+    assert int(a.next_step(tf.constant(3, tf.int64))) not in keys[0]
+    assert int(resumed.next_step(tf.constant(9, tf.int64))) not in keys[0]
 
 
 def test_the_key_is_fresh_inside_a_compiled_step():

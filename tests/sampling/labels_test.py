@@ -6,6 +6,8 @@ from scipy import stats
 
 import tf_dpfp
 from tf_dpfp import accounting
+from tf_dpfp.sampling import batching
+from tf_dpfp.sampling import stratified
 
 
 @pytest.mark.parametrize("epsilon", [0.3, 2.0])
@@ -113,3 +115,22 @@ def test_every_class_has_a_number_in_labels_of_a_small_type(dtype):
     values = noised.values
     assert values.min() == 0 and values.max() == 999
     assert (values.dtype == dtype) == (np.iinfo(dtype).max >= 999)
+
+
+def test_labels_and_batches_of_one_seed_draw_by_other_coins():
+    """Who sees the labels, and knows the true ones, knows their coins."""
+    size, share, found = 2000, 0.05, []
+    labels = np.repeat([0, 1], size // 2)
+    for seed in range(200):
+        noised = tf_dpfp.representations.randomize_labels(
+            labels, 1.0, 2, seed=seed
+        )
+        strata = [np.flatnonzero(noised.values == each) for each in (0, 1)]
+        rng = np.random.default_rng(next(batching.seeds(seed)))
+        drawn = stratified.draw(rng, strata, [int(share * size), 1])
+        # Coins of labels that were changed are low, and so were the places of
+        # those who were drawn by the same coins.
+        first = strata[0][: len(strata[0]) // 4]
+        changed = noised.values[:50] != labels[:50]
+        found.append((changed.sum(), np.isin(first, drawn).sum()))
+    assert abs(np.corrcoef(np.transpose(found))[0, 1]) < 0.3

@@ -6,6 +6,8 @@ and are added: greater counts alone would take one for the other.
 """
 
 import secrets
+import threading
+import weakref
 from collections.abc import Iterable
 
 from tf_dpfp import accounting
@@ -22,6 +24,9 @@ class Origin:
     def __init__(self) -> None:
         self.names = frozenset([secrets.token_hex(8)])
         self._elsewhere: list[accounting.LedgerEntry] = []
+        # Samplers by the number of steps after which they drew, in order.
+        self._samplers: dict[int, list[weakref.ref[object]]] = {}
+        self._lock = threading.Lock()
 
     def add_elsewhere(self, entries: Iterable[accounting.LedgerEntry]) -> None:
         """Keeps in mind counts that files brought.
@@ -52,3 +57,29 @@ class Origin:
         """Takes over the origin of a ledger whose counts are taken over."""
         self.names |= earlier.names
         self.add_elsewhere(earlier._elsewhere)
+        for steps, found in list(earlier._samplers.items()):
+            for sampler in filter(None, (each() for each in found)):
+                self.number_of(sampler, steps)
+        # A `fit` that began before goes on asking the earlier one.
+        earlier._samplers, earlier._lock = self._samplers, self._lock
+
+    def number_of(self, sampler: object, steps: int) -> int:
+        """Numbers the samplers that draw after equally many steps.
+
+        A `fit` that a callback begins before the first step of the `fit` around
+        it draws after as many steps as that one will.
+
+        Args:
+            sampler: What draws.
+            steps: Number of steps that it draws after.
+
+        Returns:
+            The number, the same whenever it is asked; the first has 0.
+        """
+        with self._lock:
+            found = self._samplers.setdefault(steps, [])
+            for number, known in enumerate(found):
+                if known() is sampler:
+                    return number
+            found.append(weakref.ref(sampler))
+            return len(found) - 1

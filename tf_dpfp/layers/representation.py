@@ -118,10 +118,11 @@ class DPRepresentationClip(keras.layers.Layer):
             kind=self._kind(self._labels_public, self._labels),
         )
         self.supports_masking = True
-        # Two layers of one seed must not draw the same noise.
+        # Two layers of one seed must not draw the same noise; two of one name
+        # as well are refused where a model holds both.
         seed = None
         if self.seed is not None:
-            seed = noise_lib.mixed_seed(self.seed, self.name)
+            seed = noise_lib.mixed_seed(self.seed, f"layer {self.name}")
         self._noise_source = noise_lib.NoiseSource(seed)
         self._layer_seeds = noise_lib.LayerSeeds(seed)
         self._ledger: counting.Ledger | None = None

@@ -32,8 +32,10 @@ def choose(model: keras.Model, optimizer: Any) -> Mechanism:
 
     Raises:
         NotPrivateError: If neither a layer nor the optimizer adds noise.
+        ValueError: If two layers would draw the same noise.
     """
     layers = clip_layers.layers_of(model)
+    clip_layers.check_seeds(layers)
     if not isinstance(optimizer, optimizers.PrivateOptimizer):
         if layers:
             return Representations(model, optimizer, layers)

@@ -24,6 +24,30 @@ def layers_of(
     )
 
 
+def check_seeds(layers: Sequence[layers_lib.DPRepresentationClip]) -> None:
+    """Refuses layers of one model that would draw the same noise.
+
+    Parts of a model may hold layers of the same name.
+
+    Args:
+        layers: The layers of the model.
+
+    Raises:
+        ValueError: If two of them have the same seed and the same name.
+    """
+    seeded = [
+        (each.seed, each.name) for each in layers if each.seed is not None
+    ]
+    for seed, name in seeded:
+        if seeded.count((seed, name)) > 1:
+            raise ValueError(
+                f"Two DPRepresentationClip layers of the name '{name}' have "
+                "the same seed, so both would draw the same noise, and what "
+                "they release would differ by no noise at all. Give them other "
+                f"names, or leave `seed` out. Received: seed={seed} in both"
+            )
+
+
 def left_out(
     before: Sequence[layers_lib.DPRepresentationClip],
     now: Sequence[layers_lib.DPRepresentationClip],

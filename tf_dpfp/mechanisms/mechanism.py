@@ -95,8 +95,13 @@ class Mechanism(abc.ABC):
             return sum(origin.steps_elsewhere() for origin in origins)
 
         before = sum(entry.steps for entry in self.entries()) - brought()
-        # And what a callback restores as the training begins.
-        sampling_lib.draw_after(batches, lambda: before + brought())
+
+        def after(sampler: object) -> tuple[int, ...]:
+            # And what a callback restores as the training begins.
+            steps = before + brought()
+            return steps, *(o.number_of(sampler, steps) for o in origins)
+
+        sampling_lib.draw_after(batches, after)
 
     def ledgers(self) -> list[counting.Ledger]:
         """Lists the ledgers that count the steps of the model."""

@@ -201,14 +201,21 @@ _PIECE = 2**16
 _STRIDE = 256
 
 
-def _read_and_skip(state: tf.Variable) -> tf.Tensor:
-    """Returns a state and moves its counter on, as one operation.
+def _read_and_skip(
+    state: tf.Variable, least: tf.Tensor | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns a number and the key; moves the counter on, as one operation.
 
     `assign_add` and a read are two, and of two threads both may read the later
     count: two steps with the same noise.
 
     Args:
         state: int64 of shape `(3,)`: two words of a counter, and a key.
+        least: The number that is wanted; `None`: the next one.
+
+    Returns:
+        A number that no other call returns: the one that is wanted unless it,
+        or a greater one, was returned before. And the key.
     """
     copies = getattr(state, "values", None)
     if copies is not None and tf.distribute.in_cross_replica_context():
@@ -218,9 +225,15 @@ def _read_and_skip(state: tf.Variable) -> tf.Tensor:
                 f"`strategy.run`. Received: {len(copies)} replicas."
             )
         (state,) = copies
-    return tf.raw_ops.RngReadAndSkip(
-        resource=state.handle, alg=_PHILOX, delta=tf.constant(1, tf.uint64)
+    skipped = tf.constant(1, tf.int64)
+    if least is not None:
+        # Another thread may move the counter on meanwhile. All numbers that
+        # are skipped are of this call, which takes the last of them.
+        skipped = tf.maximum(skipped, least + 1 - state[0] // _STRIDE)
+    before = tf.raw_ops.RngReadAndSkip(
+        resource=state.handle, alg=_PHILOX, delta=tf.cast(skipped, tf.uint64)
     )
+    return before[0] // _STRIDE + skipped - 1, before[2]
 
 
 class _Process:
@@ -252,10 +265,13 @@ class NoiseSource:
         seed: `None` draws the key from the operating system. An integer makes
             the noise reproducible, and worthless to anyone who must be kept
             from subtracting it: for reproducing a run only.
+        may_repeat: With a seed, whether steps that say the same number of steps
+            before are one: masks, and no noise.
     """
 
-    def __init__(self, seed: int | None = None):
+    def __init__(self, seed: int | None = None, may_repeat: bool = False):
         self.seed = seed
+        self._may_repeat = may_repeat
         # None until it is built: two words of a counter, and the key.
         self._state: tf.Variable = None
         self._process: object = None
@@ -319,19 +335,21 @@ class NoiseSource:
         Args:
             steps_before: With a seed, number of steps released before:
                 the noise of step `n` is then the same in a resumed run, and
-                never that of another step. Without a seed it is ignored, for
-                a restored count would repeat keys.
+                never that of another step: of two that run at the same time,
+                and say the same number, one gets a greater one. Without a
+                seed it is ignored, for a restored count would repeat keys.
 
         Returns:
             int64 scalar to pass to `key_of`.
         """
         self.build()
         self.renew_after_fork()
-        if self.seed is not None and steps_before is not None:
-            step, key = tf.cast(steps_before, tf.int64), self._key
+        if self.seed is None or steps_before is None:
+            step, key = _read_and_skip(self._state)
         else:
-            count, _, key = tf.unstack(_read_and_skip(self._state))
-            step = count // _STRIDE
+            step, key = tf.cast(steps_before, tf.int64), self._key
+            if not self._may_repeat:
+                step, key = _read_and_skip(self._state, step)
         return key + step * 2 ** (_TENSOR_BITS + _REPLICA_BITS)
 
     @staticmethod

@@ -94,7 +94,8 @@ class LayerSeeds:
 
     def __init__(self, seed: int | None = None):
         self._source = NoiseSource(
-            None if seed is None else mixed(seed, "random layers")
+            None if seed is None else mixed(seed, "random layers"),
+            may_repeat=True,
         )
 
     def build(self) -> None:

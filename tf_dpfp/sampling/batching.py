@@ -12,6 +12,7 @@ from tf_dpfp.keras_private import autograph
 from tf_dpfp.sampling import padding
 from tf_dpfp.sampling import parts
 from tf_dpfp.sampling import persons
+from tf_dpfp.sampling import registry
 from tf_dpfp.sampling import source as source_lib
 from tf_dpfp.sampling import views as views_lib
 from tf_dpfp.sampling.source import Leaves
@@ -262,23 +263,29 @@ class Earlier:
     A seed would draw the same batches in every process that resumes a training,
     and from every data set that it is given to. Steps on the same draws are not
     those of independent ones, which are counted.
-
-    Attributes:
-        steps: Returns the number when an iteration begins.
     """
 
     def __init__(self) -> None:
-        self.steps: Callable[[], int] = int
+        self._after: registry.DrawAfter | None = None
 
-    def ask(self, steps: Callable[[], int]) -> None:
+    def ask(self, after: registry.DrawAfter) -> None:
         """Has the iterations that follow ask for the number.
 
         They ask anew: a callback may restore a training as it begins.
 
         Args:
-            steps: Function that returns the number.
+            after: See `registry.draw_after`.
         """
-        self.steps = steps
+        self._after = after
+
+    def words(self) -> tuple[int, ...]:
+        """Returns what the seed of an iteration that begins has besides."""
+        if self._after is None:
+            return ()
+        steps, *others = self._after(self)
+        if any(others):
+            return _AFTER_STEPS, steps, *others
+        return (_AFTER_STEPS, steps) if steps else ()
 
 
 def seeds(
@@ -298,9 +305,8 @@ def seeds(
         return itertools.repeat(None)
 
     def seed_of(number: int) -> tuple[int, ...]:
-        steps = 0 if earlier is None else earlier.steps()
+        after = () if earlier is None else earlier.words()
         # Trailing zeros are no part of a seed: shard 0 draws as the whole.
-        after = (_AFTER_STEPS, steps) if steps else ()
         return (seed, number, shard, *after)
 
     # `map` rather than a generator: iterators may start in several threads.

@@ -12,6 +12,9 @@ from tf_dpfp.accounting import EveryLabel
 from tf_dpfp.accounting import Labels
 from tf_dpfp.accounting import LedgerEntry
 
+# Tells these coins from the draws of batches by the same seed.
+_OF_LABELS = 3
+
 
 @dataclasses.dataclass(frozen=True)
 class RandomizedLabels:
@@ -84,7 +87,8 @@ def randomize_labels(
             "that range first. Received: labels from "
             f"{labels.min()} to {labels.max()}"
         )
-    rng = np.random.default_rng(seed)
+    entropy = None if seed is None else (seed, 0, 0, _OF_LABELS)
+    rng = np.random.default_rng(entropy)
     # By the probability of a change, not by its complement: that would be
     # rounded to 1 for an epsilon above 37, and no label would ever change.
     # `random` is a multiple of 2^-53, so the comparison rounds up.

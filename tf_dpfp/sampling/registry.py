@@ -3,7 +3,7 @@
 import dataclasses
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
@@ -12,6 +12,8 @@ from tf_dpfp.accounting import LedgerEntry
 from tf_dpfp.accounting import PoissonSampling
 from tf_dpfp.accounting import WithoutReplacement
 from tf_dpfp.keras_private import datasets
+
+DrawAfter: TypeAlias = Callable[[object], tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +55,8 @@ class SamplingInfo:
         cyclic: Functions that draw from one part of the data after the other;
             `None` if it can't be drawn so.
         multiplicity: Number of views of each example in a batch.
-        ask_earlier: Called with a function that counts the steps of a training,
-            before iterations for it; `None` if draws hang on no steps.
+        ask_earlier: Called with the function of `draw_after`, before iterations
+            for a training; `None` if draws hang on no steps.
     """
 
     sampling: PoissonSampling | WithoutReplacement
@@ -68,7 +70,7 @@ class SamplingInfo:
     max_examples_per_user: int | None = None
     cyclic: Cyclic | None = None
     multiplicity: int = 1
-    ask_earlier: Callable[[Callable[[], int]], None] | None = dataclasses.field(
+    ask_earlier: Callable[[DrawAfter], None] | None = dataclasses.field(
         default=None, compare=False
     )
 
@@ -131,17 +133,18 @@ def sampling_of(dataset: Any) -> SamplingInfo | None:
     return _KNOWN.get(dataset, (None, None))[0]
 
 
-def draw_after(dataset: Any, count: Callable[[], int]) -> None:
+def draw_after(dataset: Any, after: DrawAfter) -> None:
     """Has a seed draw other batches than it drew for earlier steps.
 
     Args:
         dataset: Data that steps are to be taken on.
-        count: Function that returns the number of steps of the training so
-            far; asked whenever an iteration begins.
+        after: From the sampler of the data to the number of steps of the
+            training so far, and numbers that tell it from other samplers that
+            draw after as many; asked whenever an iteration begins.
     """
     info = sampling_of(dataset)
     if info is not None and info.ask_earlier is not None:
-        info.ask_earlier(count)
+        info.ask_earlier(after)
 
 
 def draws_of(dataset: Any) -> int:
