@@ -1,5 +1,8 @@
 """Private evaluations: what they release, and what ledgers count."""
 
+import contextlib
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -322,6 +325,33 @@ def test_what_is_refused_counts_nothing():
     ordinary = keras.Sequential([keras.Input((5,)), layers.Dense(2)])
     with pytest.raises(tf_dpfp.errors.NotPrivateError):
         tf_dpfp.evaluate_privately(ordinary, (X, Y), **good)
+
+
+def test_two_threads_evaluate_with_other_noise_of_one_seed(monkeypatch):
+    model, both, found = _model(), threading.Barrier(2), []
+    mechanism = type(mechanisms.mechanism_of(model))
+    entries = mechanism.entries
+
+    def slow(self):
+        before = entries(self)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(1.0)  # Until the other one knows its number as well.
+        return before
+
+    def evaluate():
+        data = data_lib.read((X, Y), None, None, settings)
+        found.append(evaluate_lib.evaluate(model, data, settings).accuracy)
+
+    settings = settings_lib.checked(noise_multiplier=3.0, seed=5)
+    evaluate()
+    monkeypatch.setattr(mechanism, "entries", slow)
+    threads = [threading.Thread(target=evaluate) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    # Of the same data and weights, so that only the noise differs.
+    assert len({each.value for each in found}) == 3
 
 
 def test_a_seed_repeats_a_run_and_never_another_release_of_it():

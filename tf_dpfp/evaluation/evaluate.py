@@ -6,6 +6,7 @@ computed, the ledger counts, and only then is the sum released with noise.
 """
 
 import math
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ from tf_dpfp.evaluation import statistics
 from tf_dpfp.evaluation import values as values_lib
 from tf_dpfp.independence import inputs
 from tf_dpfp.keras_private import trainer as keras_trainer
+
+_COUNTING = threading.RLock()
 
 
 def evaluate_privately(
@@ -155,10 +158,13 @@ def evaluate(
         else noise_lib.mixed_seed(settings.seed, "evaluation")
     )
     total = _private_sum(function, data, layout, settings.batch_size)
-    before = sum(entry.steps for entry in mechanism.entries())
     mechanism.state.has_released = True
-    # Before anything is released: an evaluation that fails here is counted.
-    mechanism.count_now(counting.Claim(release, accounting.EveryExample()))
+    claim = counting.Claim(release, accounting.EveryExample())
+    # Two threads must not find the same number: a seed makes noise of it.
+    with _COUNTING:
+        before = sum(entry.steps for entry in mechanism.entries())
+        # Before anything is released: what fails here is counted.
+        mechanism.count_now(claim)
     noise = _noise(mechanism, source, before, layout, release)
     return _result(
         layout.estimates(
