@@ -184,6 +184,15 @@ def _assigned(model):
         variable.assign(tf.zeros(variable.shape, variable.dtype))
 
 
+def _assigned_by_function(model):
+    tf.function(_assigned, autograph=False)(model)
+
+
+def _assigned_past_keras(model):
+    for variable in _variables(model):
+        variable.value.assign(tf.zeros(variable.shape, variable.dtype))
+
+
 def _built_again(model):
     model.optimizer.build(model.trainable_variables)
     model.build((None, 3))
@@ -203,6 +212,8 @@ def _failed_compile(model):
 FORGETTING = {
     "set_weights": _with_zeros,
     "assign": _assigned,
+    "assign in a function": _assigned_by_function,
+    "assign past Keras": _assigned_past_keras,
     "iterations": lambda m: m.optimizer.iterations.assign(0),
     "load_own_variables": lambda m: m.optimizer.load_own_variables(
         {str(i): np.zeros(v.shape) for i, v in enumerate(_variables(m))}
@@ -371,6 +382,30 @@ def test_a_layer_that_is_built_again_forgets_nothing(noised):
     clip.build((None, 3))
     model.train_on_batch(X, Y)
     assert _steps(model) == 2 and len(clip.weights) == 1
+
+
+@pytest.mark.parametrize("past_keras", [False, True])
+def test_a_layer_forgets_nothing_that_a_function_writes(noised, past_keras):
+    model, clip = noised
+    model.train_on_batch(X, Y)
+    (table,) = clip.weights
+
+    @tf.function(autograph=False)
+    def write(value):
+        (table.value if past_keras else table).assign(value)
+
+    write(tf.zeros(table.shape, tf.float64))
+    assert _steps(model) == 1
+    # What it lacks is taken over, as from a file.
+    more = table.numpy()
+    more[more[:, -1] > 0.0, -1] += 2.0
+    write(tf.constant(more))
+    assert _steps(model) == 3
+    other = tf_dpfp.DPRepresentationClip(1.0, 2.0, labels="public")
+    other(X)
+    write_to = tf.function(other.weights[0].assign, autograph=False)
+    write_to(tf.constant(more))
+    assert other.ledger_entries == clip.ledger_entries
 
 
 @pytest.mark.parametrize("way", ["deleted", "replaced", "Keras's", "inference"])

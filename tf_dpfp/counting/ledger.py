@@ -62,7 +62,7 @@ class Ledger:
         # Of the steps that were traced; a compiled one draws by it for good.
         self._drawn: Release | None = None
         self._called_before: list[BeforeStep] = []
-        restores.watch(variable, self._restore)
+        restores.watch(variable, self._restore, self._restore_in_graph)
 
     def _restore(self, value: Any) -> None:
         """Adds what a saved table has beyond what is known.
@@ -76,6 +76,11 @@ class Ledger:
         if keras.ops.is_tensor(value) or isinstance(value, keras.Variable):
             value = keras.ops.convert_to_numpy(value)
         self.keep_greater(rows_lib.decoded(np.asarray(value, np.float64)))
+
+    def _restore_in_graph(self, value: Any) -> None:
+        now = tf.convert_to_tensor(self._table.value)
+        lacking = rows_lib.lacking(now, tf.cast(value, now.dtype))
+        keras_variables.add_atomically(self._table, lacking)
 
     def _values(self) -> np.ndarray:
         return self._table.numpy().astype(np.float64)

@@ -13,21 +13,28 @@ import tensorflow as tf
 from tf_dpfp.keras_private import variables as keras_variables
 
 
-def watch(variable: keras.Variable, restore: Callable[[Any], None]) -> None:
+def watch(
+    variable: keras.Variable,
+    restore: Callable[[Any], None],
+    in_graph: Callable[[Any], None],
+) -> None:
     """Replaces what writes to a variable from outside.
 
     Args:
         variable: The variable of the ledger.
         restore: Called with what would be written, in its place; writes what
-            it keeps of it in other ways. Compiled functions write as before.
+            it keeps of it in other ways.
+        in_graph: The same for what a compiled function, or TensorFlow past
+            Keras, would write; part of a graph.
     """
-    write = variable.assign
 
     def assign(value):
-        if not tf.executing_eagerly():
-            return write(value)
-        restore(value)
+        (restore if tf.executing_eagerly() else in_graph)(value)
         return value
+
+    def assign_past_keras(value, *_, **__):
+        in_graph(value)
+        return variable.value
 
     def wrap(of_checkpoints: Callable[..., Any]) -> Callable[..., Any]:
         def restore_from_tensors(restored_tensors):
@@ -40,4 +47,5 @@ def watch(variable: keras.Variable, restore: Callable[[Any], None]) -> None:
         return restore_from_tensors
 
     variable.assign = assign
+    keras_variables.replace_raw_assign(variable, assign_past_keras)
     keras_variables.wrap_restores(variable, wrap)

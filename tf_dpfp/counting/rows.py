@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import tensorflow as tf
 
 from tf_dpfp import accounting
 from tf_dpfp.accounting import table
@@ -43,6 +44,26 @@ def row_of(values: np.ndarray, entry: accounting.LedgerEntry) -> int:
         )
     values[found[0], :COUNT] = wanted
     return int(found[0])
+
+
+def lacking(table: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+    """Returns what a table lacks of another one, row by row; for a graph.
+
+    Args:
+        table: The table, of `TABLE_SHAPE`.
+        other: The other one, of the same type.
+
+    Returns:
+        What to add to it. A row of another kind of step stays as it is.
+    """
+    kinds = table[:, :COUNT]
+    same = tf.reduce_all(kinds == other[:, :COUNT], axis=1, keepdims=True)
+    free = tf.reduce_all(kinds == 0.0, axis=1, keepdims=True)
+    missing = other - table
+    missing = tf.where(tf.math.is_finite(missing), missing, 0.0)
+    return tf.where(
+        same, tf.maximum(missing, 0.0), tf.where(free, missing, 0.0)
+    )
 
 
 def decoded(values: np.ndarray) -> list[accounting.LedgerEntry]:

@@ -201,6 +201,18 @@ def wrap_restores(
     setattr(variable, _RESTORE, wrap(restore))
 
 
+def replace_raw_assign(
+    variable: keras.Variable, assign: Callable[..., Any]
+) -> None:
+    """Replaces the `assign` of TensorFlow's variable, inside of Keras's one.
+
+    Args:
+        variable: The variable.
+        assign: What to call in its place, with the same arguments.
+    """
+    variable.value.assign = assign
+
+
 def add_atomically(variable: keras.Variable, value: tf.Tensor | np.ndarray):
     """Adds to a variable, so that no addition of another thread is lost.
 
