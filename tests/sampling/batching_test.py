@@ -58,3 +58,17 @@ def test_iterations_and_shards_have_seeds_of_their_own():
     }
     assert len(states) == 6
     assert next(batching.seeds(None)) is None
+
+
+def test_whoever_draws_after_steps_has_seeds_of_its_own():
+    """With views and without, after steps and others that drew after them."""
+    numbers = [(0,), (1,), (2,), (0, 1), (1, 0), (1, 1)]
+    found = []
+    for steps in range(3):
+        for others in numbers:
+            earlier = batching.Earlier()
+            earlier.ask(lambda _, words=(steps, *others): words)
+            seed = next(batching.seeds(4, earlier=earlier))
+            found += batching.generators(seed)
+    states = {str(rng.bit_generator.state) for rng in found}
+    assert len(states) == len(found) == 2 * 3 * len(numbers)

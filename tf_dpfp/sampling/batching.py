@@ -20,8 +20,9 @@ from tf_dpfp.sampling.source import Source
 
 # Tells the seed of views from that of the draws.
 _OF_VIEWS = 1
-# Tells the seeds of a training that goes on from those of its beginning.
-_AFTER_STEPS = 2
+# Tell the seeds of a training that goes on from those of its beginning, and
+# those of samplers that draw after as many steps from those of the first one.
+_AFTER_STEPS, _AFTER_OTHERS = 2, 4
 
 
 def batches(
@@ -284,7 +285,7 @@ class Earlier:
             return ()
         steps, *others = self._after(self)
         if any(others):
-            return _AFTER_STEPS, steps, *others
+            return _AFTER_OTHERS, steps, len(others), *others
         return (_AFTER_STEPS, steps) if steps else ()
 
 
