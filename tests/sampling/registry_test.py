@@ -35,7 +35,9 @@ def test_a_derived_data_set_inherits_no_claim_and_the_most_draws():
         assert registry.sampling_of(derived) is None
         assert registry.draws_of(derived) == 4
         assert registry.multiplicity_of(derived) == 5
-        registry.refuse_drawn(derived)
+        assert registry.is_of_draws(derived)
+        with pytest.raises(ValueError, match="was made of drawn batches"):
+            registry.refuse_drawn(derived)
         with pytest.raises(ValueError, match="itself, can be drawn from"):
             registry.sampled_shard(derived, 0, 1)
         with pytest.raises(ValueError, match="itself, can be drawn from"):

@@ -42,11 +42,12 @@ def read(data: Any, groups: Any, users: Any, settings: Settings) -> Data:
         ValueError: If they can't be evaluated privately.
         TypeError: If ids of persons can't be compared.
     """
-    if sampling_lib.sampling_of(data) is not None:
+    if sampling_lib.is_of_draws(data):
         raise ValueError(
-            "`data` are batches that were drawn at random, in which an example "
-            "may be any number of times. Give the arrays or the data set that "
-            f"they were drawn from. Received: data={data!r}"
+            "`data` are batches that were drawn at random, or made of such, in "
+            "which an example may be any number of times. Give the arrays or "
+            "the data set that they were drawn from. "
+            f"Received: data={data!r}"
         )
     are_arrays = isinstance(data, (tuple, list))
     if not are_arrays and (groups is not None or users is not None):

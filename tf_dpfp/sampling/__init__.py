@@ -23,6 +23,7 @@ from tf_dpfp.sampling.registry import SamplingInfo
 from tf_dpfp.sampling.registry import draw_after
 from tf_dpfp.sampling.registry import draws_of
 from tf_dpfp.sampling.registry import examples_digest
+from tf_dpfp.sampling.registry import is_of_draws
 from tf_dpfp.sampling.registry import sampled_shard
 from tf_dpfp.sampling.registry import sampling_of
 from tf_dpfp.sampling.shuffled import shuffled_batches
@@ -45,6 +46,7 @@ __all__ = [
     "examples_digest",
     "flat",
     "in_buckets",
+    "is_of_draws",
     "keep_probability",
     "kind_of",
     "max_examples_of",

@@ -253,7 +253,24 @@ def refuse_views(x: Any, reason: str) -> None:
 
 
 def _warn_of_derived(x: Any) -> None:
-    """Warns of batches that were drawn at random, and changed afterwards."""
+    """Warns of batches that were drawn at random, and changed afterwards.
+
+    Args:
+        x: A data set.
+
+    Raises:
+        ValueError: If batches were laid together: whatever the sampling, an
+            example may be in a batch once at most.
+    """
+    if registry.is_cut_anew(x):
+        raise ValueError(
+            "The data set cuts batches that this package drew into other ones, "
+            "by `unbatch`, `batch`, `rebatch`, `flat_map` or the like. Each "
+            "was drawn by itself, so an example may be several times in one of "
+            "these, and move a step by as many clip norms. Draw batches of the "
+            "size that you want (`expected_batch_size`), and change them by "
+            "`map_fn`."
+        )
     if registry.is_derived(x):
         user_warnings.warn(
             "The data set was made of batches that this package drew, by "

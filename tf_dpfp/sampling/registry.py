@@ -198,8 +198,33 @@ def _origins(dataset: Any) -> list[SamplingInfo]:
     return [i for d in datasets.made_of(dataset) for i in _origins(d)]
 
 
+def is_cut_anew(dataset: Any) -> bool:
+    """Tells if an example may be several times in a batch of a data set.
+
+    It may, if batches were drawn, each by itself, and cut into other ones.
+
+    Args:
+        dataset: Anything that `fit` takes.
+    """
+    if not is_derived(dataset):
+        return False
+    if datasets.cuts_anew(dataset):
+        return True
+    return any(is_cut_anew(each) for each in datasets.made_of(dataset))
+
+
+def is_of_draws(x: Any) -> bool:
+    """Tells if `x` is a data set of drawn batches, or was made of one."""
+    return bool(_origins(x))
+
+
 def refuse_drawn(x: Any) -> None:
-    """Raises `ValueError` if `x` is a data set of drawn batches."""
+    """Raises `ValueError` if `x` is made of drawn batches."""
+    if is_derived(x):
+        raise ValueError(
+            "`x` was made of drawn batches, in which an example may be any "
+            f"number of times. Pass the examples. Received: x={x!r}"
+        )
     if sampling_of(x) is not None:
         raise ValueError(
             "`x` already consists of drawn batches. Pass the examples. "
