@@ -110,6 +110,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "noise/box_muller.py": ("noise/gaussian_test.py",),
     "noise/chain.py": ("noise/chain_test.py",),
     "noise/gaussian.py": ("noise/gaussian_test.py",),
+    "noise/keys.py": ("noise/keys_test.py", "noise/fork_test.py"),
     "noise/passing.py": ("noise/passing_test.py",),
     "noise/secure.py": ("noise/secure_test.py",),
     "noise/seeds.py": ("noise/seeds_test.py",),

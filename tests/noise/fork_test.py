@@ -15,7 +15,7 @@ import tensorflow as tf
 import tf_dpfp
 from tests import helpers
 from tests import programs
-from tf_dpfp.noise import gaussian
+from tf_dpfp.noise import keys
 
 _FORKED = """
 import gc, json, os, signal, sys
@@ -138,7 +138,7 @@ def test_a_compiled_loop_takes_a_key_of_its_own(monkeypatch, without_trial):
         step()
         assert [int(source._key) for source in sources] == before
         # As `os.fork` does in the child.
-        monkeypatch.setattr(gaussian._Process, "token", object())
+        monkeypatch.setattr(keys._Process, "token", object())
         step()
         after = [int(source._key) for source in sources]
         assert len({*before, *after}) == 4

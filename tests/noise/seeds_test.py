@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tf_dpfp import noise
-from tf_dpfp.noise import gaussian
+from tf_dpfp.noise import keys
 
 
 def _distinct(seeds):
@@ -87,6 +87,6 @@ def test_a_forked_process_takes_another_key_unless_there_is_a_seed(
     draw = source.of_pass(0, tf.constant(0, tf.int64))
     draw()
     key = source._source._key.numpy()
-    monkeypatch.setattr(gaussian._Process, "token", object())  # As by a fork.
+    monkeypatch.setattr(keys._Process, "token", object())  # As by a fork.
     source.renew_after_fork()
     assert (source._source._key.numpy() == key) == (seed is not None)

@@ -6,12 +6,12 @@ from tf_dpfp.noise.allocation import standard_deviations
 from tf_dpfp.noise.chain import Change
 from tf_dpfp.noise.chain import NoiseChain
 from tf_dpfp.noise.chain import Turn
-from tf_dpfp.noise.gaussian import NoiseSource
-from tf_dpfp.noise.gaussian import SecureKey
+from tf_dpfp.noise.gaussian import add_gaussians
 from tf_dpfp.noise.gaussian import gaussian as gaussian_noise
 from tf_dpfp.noise.gaussian import gaussian_like as gaussian_noise_like
-from tf_dpfp.noise.gaussian import gaussians as gaussian_noises
 from tf_dpfp.noise.gaussian import noised
+from tf_dpfp.noise.keys import NoiseSource
+from tf_dpfp.noise.keys import SecureKey
 from tf_dpfp.noise.passing import passes
 from tf_dpfp.noise.passing import passing_of
 from tf_dpfp.noise.passing import probability as passing_probability
@@ -28,10 +28,10 @@ __all__ = [
     "PassSeeds",
     "SecureKey",
     "Turn",
+    "add_gaussians",
     "check_secure",
     "gaussian_noise",
     "gaussian_noise_like",
-    "gaussian_noises",
     "mixed_seed",
     "noised",
     "passes",

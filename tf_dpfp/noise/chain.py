@@ -14,7 +14,7 @@ turn it is fails, or, where XLA compiles it, releases NaN alone, and the chain
 fails at its end. A chain begins with no earlier noise; the
 same noises in two chains would be noise that two releases share, so nothing
 but the process that drew them has them: they are plain variables, like the key
-of the noise (`noise.gaussian`), which no file, checkpoint or copy holds. In a
+of the noise (`noise.keys`), which no file, checkpoint or copy holds. In a
 process that was forked a chain begins anew.
 
 A step that claims no part has independent noise, and leaves the chain as it is.
@@ -34,7 +34,7 @@ import tensorflow as tf
 
 from tf_dpfp.distribute import replicas
 from tf_dpfp.keras_private import variables as keras_variables
-from tf_dpfp.noise.gaussian import this_process
+from tf_dpfp.noise.keys import this_process
 
 # Larger draws are computed in one pass over the earlier noises, by XLA.
 _IN_ONE_PASS = 2**16

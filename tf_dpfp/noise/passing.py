@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_dpfp.noise import secure
-from tf_dpfp.noise.gaussian import SecureKey
+from tf_dpfp.noise.keys import SecureKey
 
 _PHILOX = 1
 _BITS = 53

@@ -10,7 +10,7 @@ import hashlib
 
 import tensorflow as tf
 
-from tf_dpfp.noise.gaussian import NoiseSource
+from tf_dpfp.noise.keys import NoiseSource
 
 _PHILOX = 1
 

@@ -220,35 +220,31 @@ def _noised(
     Yields:
         The index and the noised sum of each.
     """
-    first, total, deviation = draw.members[0]
-    key = draws.key(first)
-    with tf.control_dependencies([] if early else [total]):
-        if correlated is not None:
-            noises = _correlated_noises(draw, key, correlated)
-        elif draw.together:
-            noises = noise_lib.gaussian_noises(
-                [member[1].shape for member in draw.members],
-                [member[2] for member in draw.members],
-                key,
-            )
+    indices, totals, deviations = zip(*draw.members, strict=True)
+    key = draws.key(indices[0])
+    with tf.control_dependencies([] if early else totals[:1]):
+        if correlated is None:
+            sums = noise_lib.add_gaussians(totals, deviations, key)
         else:
-            noises = [noise_lib.gaussian_noise(total.shape, deviation, key)]
-    for (index, total, _), noise in zip(draw.members, noises, strict=True):
-        yield index, noise_lib.noised(total, noise)
+            sums = _with_correlated_noise(draw, key, correlated)
+    yield from zip(indices, sums, strict=True)
 
 
-def _correlated_noises(
+def _with_correlated_noise(
     draw: _Draw,
     key: tf.Tensor | noise_lib.SecureKey,
     correlated: Correlated,
 ) -> list[tf.Tensor]:
-    """Makes the noises of one draw; correlated before they get deviations."""
+    """Adds noise to one draw; correlated before it gets deviations."""
     normals = noise_lib.gaussian_noise([draw.size], 1.0, key)
     sizes = [_size(member) for member in draw.members]
     indices = [index for index, *_ in draw.members]
     noise = correlated(normals, dict(zip(indices, sizes, strict=True)))
     return [
-        tf.reshape(part * tf.cast(deviation, tf.float32), total.shape)
+        noise_lib.noised(
+            total,
+            tf.reshape(part * tf.cast(deviation, tf.float32), total.shape),
+        )
         for part, (_, total, deviation) in zip(
             tf.split(noise, sizes), draw.members, strict=True
         )

@@ -21,7 +21,7 @@ the sum by 1024 clip norms.
 
 Squares below 2^-126 are flushed to zero in float32, and a product with the
 square of something huge would hide them: wherever sums of squares are
-multiplied, what may have been flushed is added first.
+multiplied, what may have been flushed is added first (`squares.py`).
 
 An example with a factor of exactly zero contributes exactly zero, whatever
 its numbers are (NaN and infinity included).
@@ -39,10 +39,9 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tf_dpfp import compilation
+from tf_dpfp.per_example import squares
 
 SLACK = 2.0**-20
-_LEAST_NORMAL = 2.0**-126
-_LONG_ROW = 2**14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,41 +90,6 @@ def scale_examples(values: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
     return tf.math.multiply_no_nan(values, factors)
 
 
-def _flat(values: tf.Tensor) -> tf.Tensor:
-    """`(batch, size)`; a reduction of one axis is faster than of several."""
-    size = values.shape[1:].num_elements()
-    if size:
-        # One operation; to ask for the number of rows takes six.
-        return tf.reshape(values, [-1, size])
-    if size is None:
-        size = tf.reduce_prod(tf.shape(values)[1:])
-    return tf.reshape(values, tf.stack([tf.shape(values)[0], size]))
-
-
-def _sum_squares(values: tf.Tensor) -> tf.Tensor:
-    """Squared norms of the rows; overflow gives infinity, never a wrap."""
-    flat = _flat(values)
-    if compilation.target() is compilation.Target.KERNELS:
-        # One pass over the numbers, where squaring and summing take two.
-        return tf.square(tf.math.reduce_euclidean_norm(flat, axis=1))
-    if _loses_addends(flat):
-        doubled = tf.cast(flat, tf.float64)
-        total = tf.reduce_sum(tf.square(doubled), axis=1)
-        return tf.cast(total, flat.dtype)
-    return tf.reduce_sum(tf.square(flat), axis=1)
-
-
-def _loses_addends(flat: tf.Tensor) -> bool:
-    """Tells rows so long that XLA's sums of them on CPUs lose what they add.
-
-    It adds one number after the other, where kernels and other devices add up
-    in a tree: at 2^24 numbers, 4e-4 of a squared norm were missing.
-    """
-    if compilation.has_accelerator():
-        return False
-    return flat.shape[1] is None or flat.shape[1] >= _LONG_ROW
-
-
 def _present_rows(values: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
     """The rows, with zeros for those whose factor is zero."""
     present = tf.not_equal(factors, 0.0)
@@ -139,17 +103,9 @@ def _zero(like: tf.Tensor) -> tf.Tensor:
     return tf.zeros([], like.dtype)
 
 
-def _not_flushed(
-    squares: tf.Tensor, of: tf.Tensor, times: float = 1.0
-) -> tf.Tensor:
-    """Adds what sums of squares over the last axis may have lost to zero."""
-    size = of.shape[-1] if of.shape[-1] is not None else tf.shape(of)[-1]
-    return squares + tf.cast(size, squares.dtype) * (times * _LEAST_NORMAL)
-
-
 def _weighted_rows(values: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
     """`sum_i factors[i] * values[i]`, without rows whose factor is zero."""
-    flat = _present_rows(_flat(values), factors)
+    flat = _present_rows(squares.flattened(values), factors)
     total = tf.matmul(tf.cast(factors, flat.dtype)[None], flat)
     shape = values.shape[1:]
     return tf.reshape(
@@ -189,7 +145,7 @@ class PerExampleTensor(PerExampleGradient):
         self.values = tf.cast(values, accumulation_dtype(values))
 
     def squared_norms(self) -> tf.Tensor:
-        return _sum_squares(self.values)
+        return squares.sum_squares(self.values)
 
     def weighted_sum(self, factors: tf.Tensor) -> tf.Tensor:
         return _weighted_rows(self.values, factors)
@@ -292,18 +248,20 @@ class OuterProduct(PerExampleGradient):
 
     def squared_norms(self) -> tf.Tensor:
         if self._is_rank_one():
-            return _not_flushed(
-                _sum_squares(self.left), self.left
-            ) * _not_flushed(_sum_squares(self.right), self.right)
+            return squares.not_flushed(
+                squares.sum_squares(self.left), self.left
+            ) * squares.not_flushed(squares.sum_squares(self.right), self.right)
         if self._prefers_matrix():
-            return _sum_squares(self._products())
+            return squares.sum_squares(self._products())
         left = tf.matmul(self.left, self.left, transpose_b=True)
         right = tf.matmul(self.right, self.right, transpose_b=True)
         norms = tf.reduce_sum(left * right, axis=(1, 2))
         # Over the slack, for what flushing loses must survive it whole.
-        lengths = _not_flushed(
+        lengths = squares.not_flushed(
             tf.linalg.diag_part(left), self.left, 1.0 / SLACK
-        ) * _not_flushed(tf.linalg.diag_part(right), self.right, 1.0 / SLACK)
+        ) * squares.not_flushed(
+            tf.linalg.diag_part(right), self.right, 1.0 / SLACK
+        )
         bound = tf.reduce_sum(tf.sqrt(lengths), axis=1)
         return tf.maximum(norms, 0.0) + SLACK * tf.square(bound)
 
@@ -375,7 +333,7 @@ class EmbeddingRows(PerExampleGradient):
 
     def squared_norms(self) -> tf.Tensor:
         _, values = self.distinct()
-        return _sum_squares(values)
+        return squares.sum_squares(values)
 
     def clipped_rows(self, factors: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The rows as in `distinct`, each example's times its factor."""
