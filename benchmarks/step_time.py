@@ -47,7 +47,7 @@ from examples.trainers import clippings
 
 _WORKLOADS = flags.DEFINE_list(
     "workloads",
-    [n for n in workloads.WORKLOADS if n not in (*workloads.HUB, "frozen")],
+    [n for n in workloads.WORKLOADS if n not in workloads.ASKED_FOR],
     f"Which workloads to run, of {', '.join(workloads.WORKLOADS)}.",
 )
 _MODES = flags.DEFINE_list(

@@ -84,6 +84,7 @@ def transformer(
     length: int = 128,
     vocabulary: int = 8000,
     num_classes: int = 10,
+    dropout: float = 0.0,
 ) -> keras.Model:
     """A pre-norm transformer encoder with mean pooling."""
     tokens = keras.Input((length,), dtype="int32")
@@ -92,15 +93,20 @@ def transformer(
     x += keras.layers.Embedding(length, width)(positions)
     for _ in range(num_layers):
         h = keras.layers.LayerNormalization()(x)
-        x += keras.layers.MultiHeadAttention(num_heads, width // num_heads)(
-            h, h
-        )
+        h = keras.layers.MultiHeadAttention(num_heads, width // num_heads)(h, h)
+        x += keras.layers.Dropout(dropout)(h) if dropout else h
         h = keras.layers.LayerNormalization()(x)
         h = keras.layers.Dense(4 * width, activation="gelu")(h)
-        x += keras.layers.Dense(width)(h)
+        h = keras.layers.Dense(width)(h)
+        x += keras.layers.Dropout(dropout)(h) if dropout else h
     x = keras.layers.LayerNormalization()(x)
     x = keras.layers.GlobalAveragePooling1D()(x)
     return keras.Model(tokens, keras.layers.Dense(num_classes)(x))
+
+
+def small_transformer(length: int = 128) -> keras.Model:
+    """Two layers of width 128, with dropout."""
+    return transformer(2, 128, 4, length, dropout=0.1)
 
 
 def frozen_transformer(length: int = 128) -> keras.Model:
@@ -118,7 +124,7 @@ def bert_base(length: int = 128) -> keras.Model:
     pretraining.
     """
     del length
-    import keras_hub  # Only the workloads of `HUB` need it.
+    import keras_hub  # Only workloads of BERTs need it.
 
     backbone = keras_hub.models.BertBackbone(
         vocabulary_size=_BERT_VOCABULARY,
@@ -215,6 +221,7 @@ WORKLOADS = {
     workload.name: workload
     for workload in (
         Workload("transformer", transformer, _tokens(8000), 16, 128),
+        Workload("dropout", small_transformer, _tokens(8000), 16, 128),
         Workload("frozen", frozen_transformer, _tokens(8000), 16, 128),
         Workload("mlp_256", mlp, _images(784), 256),
         Workload("mlp_2048", mlp, _images(784), 2048),
@@ -229,4 +236,4 @@ WORKLOADS = {
     )
 }
 # Run only when asked for.
-HUB = ("bert_base", "minilm", "minilm_lora")
+ASKED_FOR = ("bert_base", "minilm", "minilm_lora", "frozen", "dropout")

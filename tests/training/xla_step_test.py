@@ -2,7 +2,8 @@
 
 There is no accelerator where the tests run, and TensorFlow tells of no
 operation whether a TPU has it. What can be told: whether XLA has a kernel for
-every operation of the step, whether every shape is known, and whether the
+every operation of the step and for its types, on CPUs and, of a TensorFlow
+that is built for them, on GPUs, whether every shape is known, and whether the
 program that XLA is given, before it is fitted to a processor, calls anything
 that is not XLA's own.
 """
@@ -79,6 +80,28 @@ def _operations(function, data):
         yield from inner.node_def
 
 
+def _compilers():
+    """The kinds of device that this TensorFlow's XLA compiles for."""
+    tf.function(lambda: tf.zeros([]), jit_compile=True)()  # Registers them.
+    found = kernels.get_registered_kernels_for_op("MatMul").kernel
+    known = {kernel.device_type for kernel in found}
+    return {"XLA_CPU_JIT"} | (known & {"XLA_GPU_JIT"})
+
+
+def _compiles(node, device):
+    """Whether XLA has a kernel for an operation and its types."""
+    return any(
+        all(
+            node.attr[constraint.name].type
+            in constraint.allowed_values.list.type
+            for constraint in kernel.constraint
+            if node.attr[constraint.name].type
+        )
+        for kernel in kernels.get_registered_kernels_for_op(node.op).kernel
+        if kernel.device_type == device
+    )
+
+
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -90,16 +113,11 @@ def _operations(function, data):
 )
 def test_the_step_is_xlas_own_from_end_to_end(kwargs):
     function, data = _step(**kwargs)
-    lacking = {
-        op
-        for op in {node.op for node in _operations(function, data)}
-        if "XLA_CPU_JIT"
-        not in {
-            kernel.device_type
-            for kernel in kernels.get_registered_kernels_for_op(op).kernel
-        }
-    }
-    assert lacking <= {"Placeholder"}  # Where the batch comes in.
+    operations = list(_operations(function, data))
+    devices = _compilers()
+    for device in devices:
+        lacking = {n.op for n in operations if not _compiles(n, device)}
+        assert lacking <= {"Placeholder"}, device  # Where the batch comes in.
     program = function.experimental_get_compiler_ir(*data)(stage="hlo")
     called = set(re.findall(r'custom_call_target="([^"]+)"', program))
     assert called == (EXPANDED if "rank" in kwargs else set())
@@ -107,9 +125,18 @@ def test_the_step_is_xlas_own_from_end_to_end(kwargs):
     assert not re.search(r"\[[^\]]*<=\d", program)
 
 
-def test_an_operation_that_xla_lacks_would_be_seen():
-    function = tf.function(lambda x: tf.strings.as_string(x))
-    data = (tf.ones([2]),)
-    assert "AsString" in {node.op for node in _operations(function, data)}
-    registered = kernels.get_registered_kernels_for_op("AsString").kernel
-    assert "XLA_CPU_JIT" not in {kernel.device_type for kernel in registered}
+@pytest.mark.parametrize(
+    ("operation", "argument"),
+    [
+        (tf.strings.as_string, tf.ones([2])),
+        # There is a kernel, but for no numbers of this type.
+        (tf.linalg.inv, tf.eye(2, dtype=tf.complex128)),
+    ],
+)
+def test_an_operation_that_xla_lacks_would_be_seen(operation, argument):
+    function = tf.function(lambda x: operation(x))
+    nodes = list(_operations(function, (argument,)))
+    for device in _compilers():
+        assert any(
+            not _compiles(n, device) for n in nodes if n.op != "Placeholder"
+        )
