@@ -34,6 +34,43 @@ def test_few_sizes_hold_all_draws_with_little_padding(expected, count):
     assert expected < mean <= 1.15 * expected
 
 
+@pytest.mark.parametrize("steps", [1, 30, 200, 10**6])
+@pytest.mark.parametrize("expected", [32, 256, 2048])
+def test_a_size_is_worth_its_compilation(expected, steps):
+    rate = expected / POPULATION
+    sizes = sampling.bucket_sizes(POPULATION, rate, steps=steps)
+    assert stats.binom.sf(sizes[-1], POPULATION, rate) <= 1e-6
+
+    def cost(sizes):
+        """Mean cost by simulated trainings, in steps of the expected size."""
+        rng = np.random.default_rng(0)
+        total = 0.0
+        for _ in range(60):
+            drawn = rng.binomial(POPULATION, rate, min(steps, 2000))
+            places = np.searchsorted(sizes, drawn)
+            used = np.asarray([*sizes, 2 * sizes[-1]])[places]
+            compiled = len(sizes) if steps > 2000 else len(set(places))
+            total += steps * np.mean(used) / expected
+            total += buckets._COMPILATION_ON_CPUS * compiled
+        return total / 60
+
+    # Against one size, and against those of unknown lengths.
+    for others in (sizes[-1:], sampling.bucket_sizes(POPULATION, rate)):
+        assert cost(sizes) <= 1.01 * cost(others)
+    if steps == 10**6:
+        assert _mean_size(sizes, POPULATION, rate) <= 1.15 * expected
+
+
+def test_compilations_cost_more_steps_of_a_faster_device(monkeypatch):
+    rate = 32 / POPULATION
+    on_cpu = sampling.bucket_sizes(POPULATION, rate, steps=400)
+    monkeypatch.setattr(buckets.compilation, "has_accelerator", lambda: True)
+    faster = sampling.bucket_sizes(POPULATION, rate, steps=400)
+    assert len(faster) <= len(on_cpu)
+    means = [_mean_size(s, POPULATION, rate) for s in (on_cpu, faster)]
+    assert means[0] < means[1]
+
+
 @pytest.mark.parametrize(
     ("population", "rate"), [(1, 1.0), (5, 0.1), (20, 1.0), (10**7, 1e-7)]
 )

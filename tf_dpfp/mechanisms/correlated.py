@@ -15,6 +15,7 @@ from tf_dpfp import accounting
 from tf_dpfp import optimizers
 from tf_dpfp import replicas
 from tf_dpfp import sampling as sampling_lib
+from tf_dpfp.sampling import lengths
 from tf_dpfp.sampling import pipelines
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def released(bands: int, pipeline: pipelines.Pipeline) -> accounting.BandedSums:
 def batches(
     optimizer: optimizers.PrivateOptimizer,
     pipeline: pipelines.Pipeline,
-    dataset: tf.data.Dataset,
+    arguments: dict[str, Any],
     padded: bool,
     pieces: int = 1,
 ) -> tf.data.Dataset:
@@ -85,7 +86,8 @@ def batches(
     Args:
         optimizer: The optimizer.
         pipeline: Description of cyclic batches.
-        dataset: The data set that `cyclic_poisson_batches` returned.
+        arguments: The bound arguments of `fit`, whose `x` is the data set that
+            `cyclic_poisson_batches` returned.
         padded: True to pad them to few sizes, for XLA.
         pieces: Number of pieces of one size that each is cut into.
     """
@@ -95,10 +97,13 @@ def batches(
         return found
     # Whatever the parts are, a step draws as many as one of all the data: each
     # example is in the part whose turn it is, and drawn, at that rate.
-    info = sampling_lib.sampling_of(dataset)
+    info = sampling_lib.sampling_of(arguments["x"])
     assert info is not None
     return sampling_lib.in_buckets(
-        found, info, pieces * (optimizer.microbatch_size or 1)
+        found,
+        info,
+        pieces * (optimizer.microbatch_size or 1),
+        lengths.steps_of(arguments),
     )
 
 

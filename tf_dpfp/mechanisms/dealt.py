@@ -22,6 +22,7 @@ from tf_dpfp.mechanisms import correlated
 from tf_dpfp.mechanisms import fit_batches
 from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import state as state_lib
+from tf_dpfp.sampling import lengths
 from tf_dpfp.sampling import pipelines
 
 if TYPE_CHECKING:
@@ -56,9 +57,12 @@ def fit(
     compiles = mechanism.state.compiles_pieces
     if correlated.applies(optimizer, pipeline):
         count = strategy.num_replicas_in_sync
-        batches = correlated.batches(optimizer, pipeline, x, compiles, count)
+        batches = correlated.batches(
+            optimizer, pipeline, arguments, compiles, count
+        )
     elif compiles:
-        weigh = fit_batches.sizer(optimizer, batches, weigh)
+        steps = lengths.steps_of(arguments)
+        weigh = fit_batches.sizer(optimizer, batches, weigh, steps)
     del arguments["x"]
     if pipeline.batch_size is not None:  # Arrays, all of which are in it.
         arguments |= {"y": None, "sample_weight": None, "batch_size": None}

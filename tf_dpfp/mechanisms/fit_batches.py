@@ -13,6 +13,7 @@ from tf_dpfp import replicas
 from tf_dpfp import sampling as sampling_lib
 from tf_dpfp.keras_private import distribution as keras_distribution
 from tf_dpfp.mechanisms import state as state_lib
+from tf_dpfp.sampling import lengths
 from tf_dpfp.sampling import pipelines
 
 
@@ -102,7 +103,10 @@ def in_buckets(
     if info is None or arguments.get("class_weight"):
         return args, kwargs
     padded = sampling_lib.in_buckets(
-        arguments["x"], info, optimizer.microbatch_size or 1
+        arguments["x"],
+        info,
+        optimizer.microbatch_size or 1,
+        lengths.steps_of(arguments),
     )
     return state_lib.replaced(ordinary, args, kwargs, x=padded)
 
@@ -181,6 +185,7 @@ def sizer(
     optimizer: optimizers.PrivateOptimizer,
     batches: tf.data.Dataset,
     weigh: Callable[[tf.data.Dataset], tf.data.Dataset],
+    steps: int | None,
 ) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
     """Returns what pads Poisson batches to few sizes, for equal pieces.
 
@@ -188,6 +193,7 @@ def sizer(
         optimizer: The optimizer, made under a strategy of several replicas.
         batches: The data of `fit`, in batches.
         weigh: What is done to batches before.
+        steps: Number of steps that are planned, if it is known.
 
     Returns:
         Function of `batches`.
@@ -197,7 +203,9 @@ def sizer(
         return weigh
     count = optimizer.iterations.value.distribute_strategy.num_replicas_in_sync
     multiple = count * (optimizer.microbatch_size or 1)
-    return lambda part: sampling_lib.in_buckets(weigh(part), info, multiple)
+    return lambda part: sampling_lib.in_buckets(
+        weigh(part), info, multiple, steps
+    )
 
 
 def _weigh(

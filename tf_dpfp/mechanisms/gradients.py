@@ -328,7 +328,7 @@ class Gradients(Mechanism):
         # Once the number of bands is known.
         if correlated.applies(self.optimizer, pipeline):
             batches = correlated.batches(
-                self.optimizer, pipeline, batches, padded
+                self.optimizer, pipeline, arguments, padded
             )
             args, kwargs = state_lib.replaced(ordinary, args, kwargs, x=batches)
         drawn = fit_batches.handed_on(ordinary, args, kwargs, pipeline)

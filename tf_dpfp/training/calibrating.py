@@ -18,10 +18,10 @@ from typing import Any
 from tf_dpfp import accounting
 from tf_dpfp import counting
 from tf_dpfp import mechanisms
+from tf_dpfp.sampling import lengths
 from tf_dpfp.sampling import pipelines
 from tf_dpfp.training import callbacks as callbacks_lib
 from tf_dpfp.training import choosing_bands
-from tf_dpfp.training import lengths
 
 # Epsilon of a calibrated training, over its budget, is at least 1 less this.
 PRECISION = 1e-3

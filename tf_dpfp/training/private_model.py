@@ -25,13 +25,13 @@ from tf_dpfp.mechanisms import fit_steps
 from tf_dpfp.mechanisms import ordinary_steps
 from tf_dpfp.mechanisms import state as state_lib
 from tf_dpfp.mechanisms import trained_apart
+from tf_dpfp.sampling import lengths
 from tf_dpfp.sampling import pipelines
 from tf_dpfp.training import calibrating
 from tf_dpfp.training import callbacks as callbacks_lib
 from tf_dpfp.training import compiling
 from tf_dpfp.training import explained
 from tf_dpfp.training import fallback
-from tf_dpfp.training import lengths
 
 
 def _compile(self, *args, **kwargs) -> None:

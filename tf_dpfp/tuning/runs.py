@@ -17,7 +17,7 @@ from tf_dpfp import mechanisms
 from tf_dpfp import training
 from tf_dpfp.keras_private import names as keras_names
 from tf_dpfp.mechanisms import state as state_lib
-from tf_dpfp.training import lengths
+from tf_dpfp.sampling import lengths
 from tf_dpfp.tuning import cost
 
 Candidate = Mapping[str, Any]
