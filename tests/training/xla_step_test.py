@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from tensorflow.python.framework import kernels
 
 import tf_dpfp
+from tests import xla_kernels
 
 pytestmark = pytest.mark.usefixtures("without_trial")
 
@@ -72,36 +72,6 @@ def _step(clipping, rank=None, microbatch_size=None):
     return function, next(iter(batches))
 
 
-def _operations(function, data):
-    """Every operation of the step, those of functions inside it included."""
-    graph = function.get_concrete_function(*data).graph.as_graph_def()
-    yield from graph.node
-    for inner in graph.library.function:
-        yield from inner.node_def
-
-
-def _compilers():
-    """The kinds of device that this TensorFlow's XLA compiles for."""
-    tf.function(lambda: tf.zeros([]), jit_compile=True)()  # Registers them.
-    found = kernels.get_registered_kernels_for_op("MatMul").kernel
-    known = {kernel.device_type for kernel in found}
-    return {"XLA_CPU_JIT"} | (known & {"XLA_GPU_JIT"})
-
-
-def _compiles(node, device):
-    """Whether XLA has a kernel for an operation and its types."""
-    return any(
-        all(
-            node.attr[constraint.name].type
-            in constraint.allowed_values.list.type
-            for constraint in kernel.constraint
-            if node.attr[constraint.name].type
-        )
-        for kernel in kernels.get_registered_kernels_for_op(node.op).kernel
-        if kernel.device_type == device
-    )
-
-
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -113,11 +83,7 @@ def _compiles(node, device):
 )
 def test_the_step_is_xlas_own_from_end_to_end(kwargs):
     function, data = _step(**kwargs)
-    operations = list(_operations(function, data))
-    devices = _compilers()
-    for device in devices:
-        lacking = {n.op for n in operations if not _compiles(n, device)}
-        assert lacking <= {"Placeholder"}, device  # Where the batch comes in.
+    xla_kernels.assert_compiles(function.get_concrete_function(*data).graph)
     program = function.experimental_get_compiler_ir(*data)(stage="hlo")
     called = set(re.findall(r'custom_call_target="([^"]+)"', program))
     assert called == (EXPANDED if "rank" in kwargs else set())
@@ -135,8 +101,6 @@ def test_the_step_is_xlas_own_from_end_to_end(kwargs):
 )
 def test_an_operation_that_xla_lacks_would_be_seen(operation, argument):
     function = tf.function(lambda x: operation(x))
-    nodes = list(_operations(function, (argument,)))
-    for device in _compilers():
-        assert any(
-            not _compiles(n, device) for n in nodes if n.op != "Placeholder"
-        )
+    graph = function.get_concrete_function(argument).graph
+    with pytest.raises(AssertionError, match="XLA_.PU_JIT"):
+        xla_kernels.assert_compiles(graph)

@@ -40,11 +40,11 @@ _ENOUGH = 1.15
 # Candidates begin where this part of the draws is smaller.
 _BELOW = 0.05
 _CANDIDATES = 32
-# Steps that take the time of one compilation. On CPUs: measured, 36 to 100 for
-# an MLP, a CNN and transformers, and more where batches are small. On
-# accelerators: of compilations of about ten seconds, and steps of 3 to 70 ms,
-# on one GPU.
-_COMPILATION_ON_CPUS = 100
+# Steps that take the time of one compilation. On CPUs: measured, 25 to 100 for
+# transformers, a CNN and an MLP; that of the heavy ones, for whose steps there
+# is most to lose. On accelerators: of compilations of about ten seconds, and
+# steps of 3 to 70 ms, on one GPU.
+_COMPILATION_ON_CPUS = 30
 _COMPILATION_ON_ACCELERATORS = 500
 
 
