@@ -396,6 +396,31 @@ def test_convolution_of_unknown_image_size(padding, channels):
     np.testing.assert_allclose(total, truth[0].sum(0), atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("channels", [2, 16])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 3), (2, 4), (3, 5)])
+def test_sums_are_of_what_norms_are_taken_of(channels, kernel, stride):
+    """Of strides longer than the kernel TensorFlow's kernels disagree."""
+    size = 2 * stride
+    geometry = convolution.Geometry(
+        (kernel,) * 3, (stride,) * 3, (1,) * 3, "same"
+    )
+    shape = (*geometry.kernel_size, channels, 200)
+    rng = np.random.default_rng(0)
+    inputs = tf.constant(
+        rng.normal(size=(1, *[size] * 3, channels)), tf.float32
+    )
+    outputs = tf.constant(rng.normal(size=(1, 2, 2, 2, 200)), tf.float32)
+    gradient = convolution._ConvolutionKernel(inputs, outputs, geometry, shape)
+    assert not gradient.writes_matrix or kernel == 1
+    total = gradient.weighted_sum(tf.ones([1]))
+    np.testing.assert_allclose(
+        total, gradient.materialize()[0], rtol=1e-3, atol=1e-3
+    )
+    np.testing.assert_allclose(
+        tf.reduce_sum(tf.square(total)), gradient.squared_norms()[0], rtol=1e-3
+    )
+
+
 def test_normalization_across_the_batch_is_refused():
     layer = L.LayerNormalization(axis=0)
     layer.build((3, 4))

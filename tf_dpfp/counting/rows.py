@@ -47,23 +47,49 @@ def row_of(values: np.ndarray, entry: accounting.LedgerEntry) -> int:
 
 
 def lacking(table: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
-    """Returns what a table lacks of another one, row by row; for a graph.
+    """Returns what a table lacks of another one; for a graph.
 
     Args:
         table: The table, of `TABLE_SHAPE`.
-        other: The other one, of the same type.
+        other: The other one, of the same type. Its kinds of steps may stand in
+            any rows.
 
     Returns:
-        What to add to it. A row of another kind of step stays as it is.
+        What to add to it: counts of kinds that it has, and in free rows those
+        that it has not. Where there are too few of them a count becomes
+        infinite, which whoever reads the table refuses.
     """
-    kinds = table[:, :COUNT]
-    same = tf.reduce_all(kinds == other[:, :COUNT], axis=1, keepdims=True)
-    free = tf.reduce_all(kinds == 0.0, axis=1, keepdims=True)
-    missing = other - table
-    missing = tf.where(tf.math.is_finite(missing), missing, 0.0)
-    return tf.where(
-        same, tf.maximum(missing, 0.0), tf.where(free, missing, 0.0)
+    kinds, counts = other[:, :COUNT], other[:, COUNT]
+    same = _same_kinds(table[:, :COUNT], kinds)
+    is_known = tf.reduce_any(same, axis=0)
+    row = tf.argmax(same, axis=0, output_type=tf.int32)
+    # NaN is more than nothing as little as zero is.
+    is_new = ~is_known & (counts > 0.0) & tf.math.is_finite(counts)
+    is_free = tf.reduce_all(table[:, :COUNT] == 0.0, axis=1)
+    free = tf.argsort(tf.cast(~is_free, tf.int32), stable=True)
+    order = tf.maximum(tf.cumsum(tf.cast(is_new, tf.int32)) - 1, 0)
+    has_place = order < tf.reduce_sum(tf.cast(is_free, tf.int32))
+    row = tf.where(is_new & has_place, tf.gather(free, order), row)
+
+    more = counts - tf.where(is_known, tf.gather(table[:, COUNT], row), 0.0)
+    is_more = (is_known | is_new) & (more > 0.0) & tf.math.is_finite(more)
+    more = tf.where(is_more, more, 0.0)
+    more = tf.where(is_new & ~has_place, tf.cast(np.inf, more.dtype), more)
+    written = tf.where((is_new & has_place)[:, None], kinds, 0.0)
+    return tf.math.unsorted_segment_sum(
+        tf.concat([written, more[:, None]], axis=1), row, table.shape[0]
     )
+
+
+def _same_kinds(kinds: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
+    """Tells for every row of one table if every row of another is the same."""
+    same = tf.ones([kinds.shape[0], others.shape[0]], tf.bool)
+    # Column by column: all at once would take as many times the memory.
+    for mine, other in zip(
+        tf.unstack(kinds, axis=1), tf.unstack(others, axis=1), strict=True
+    ):
+        same &= mine[:, None] == other[None, :]
+    return same
 
 
 def decoded(values: np.ndarray) -> list[accounting.LedgerEntry]:

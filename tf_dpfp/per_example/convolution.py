@@ -10,6 +10,7 @@ import abc
 import dataclasses
 import itertools
 import math
+import operator
 from typing import Any
 
 import keras
@@ -102,14 +103,14 @@ def _pad_before(geometry: Geometry, sizes: list, counts: list) -> list:
     ]
 
 
-def _phases(inputs: tf.Tensor, geometry: Geometry, counts: list) -> tf.Tensor:
-    """Pads the input and splits every spatial axis by its stride.
-
-    A slice with a stride is many times slower than one without; after this
-    split every window is a slice without.
+def _padded(
+    inputs: tf.Tensor, geometry: Geometry, counts: list
+) -> tuple[tf.Tensor, list]:
+    """Pads the input, and cuts off what the convolution never sees.
 
     Returns:
-        Tensor of shape `(batch, n_1, stride_1, ..., n_r, stride_r, channels)`.
+        An input of which a convolution without padding gives the same, and how
+        many strides it has on every spatial axis.
     """
     sizes = _sizes(inputs)
     before = _pad_before(geometry, sizes, counts)
@@ -134,6 +135,19 @@ def _phases(inputs: tf.Tensor, geometry: Geometry, counts: list) -> tf.Tensor:
         inputs = tf.pad(
             inputs, [[0, 0], *zip(before, after, strict=True), [0, 0]]
         )
+    return inputs, lengths
+
+
+def _phases(inputs: tf.Tensor, geometry: Geometry, counts: list) -> tf.Tensor:
+    """Pads the input and splits every spatial axis by its stride.
+
+    A slice with a stride is many times slower than one without; after this
+    split every window is a slice without.
+
+    Returns:
+        Tensor of shape `(batch, n_1, stride_1, ..., n_r, stride_r, channels)`.
+    """
+    inputs, lengths = _padded(inputs, geometry, counts)
     split = itertools.chain(*zip(lengths, geometry.strides, strict=True))
     batch = inputs.shape[0]
     batch = tf.shape(inputs)[0] if batch is None else batch
@@ -156,16 +170,11 @@ def windows(
     """
     counts = _sizes(outputs)
     split = _phases(inputs, geometry, counts)
+    walk = (counts, geometry.strides, geometry.dilation_rate)
     result = []
     for offsets in itertools.product(*map(range, geometry.kernel_size)):
         index: list[slice | int] = [slice(None)]
-        for offset, count, stride, rate in zip(
-            offsets,
-            counts,
-            geometry.strides,
-            geometry.dilation_rate,
-            strict=True,
-        ):
+        for offset, count, stride, rate in zip(offsets, *walk, strict=True):
             start, phase = divmod(offset * rate, stride)
             index += [slice(start, start + count), phase]
         result.append(split[tuple(index)])
@@ -264,9 +273,18 @@ class _ConvolutionKernel(gradients.OuterProduct):
         inputs = gradients.scale_examples(self._inputs, present)
         right = gradients.scale_examples(self._output_gradient, factors)
         kernel = tf.zeros(self._kernel_shape, inputs.dtype)
+        geometry = self._geometry
+        strides = geometry.strides
+        if len(strides) == 3 and any(
+            map(operator.gt, strides, geometry.extents)
+        ):
+            # With "same", some of TensorFlow's kernels begin amid the first
+            # stride. Sums of other inputs than norms have no bound.
+            inputs, _ = _padded(inputs, geometry, _sizes(right))
+            geometry = dataclasses.replace(geometry, padding="valid")
         with tf.GradientTape() as tape:
             tape.watch(kernel)
-            outputs = convolve(inputs, kernel, self._geometry)
+            outputs = convolve(inputs, kernel, geometry)
         return tape.gradient(outputs, kernel, output_gradients=right)
 
 
