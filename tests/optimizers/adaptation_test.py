@@ -111,6 +111,36 @@ def test_restored_state_goes_on_as_if_nothing_had_happened(
     np.testing.assert_array_equal(_run(other, 3), _run(model, 3))
 
 
+@pytest.mark.parametrize("estimate", [1e-20, 1e20, float("inf")])
+def test_estimates_of_files_leave_the_noise_as_it_is(estimate):
+    thresholds = tf_dpfp.clipping.Adaptive(rescale=False)
+    optimizer = tf_dpfp.DPSGD(
+        1.0,
+        noise_multiplier=1.0,
+        clipping=tf_dpfp.PerLayer(thresholds=thresholds),
+        expected_batch_size=8.0,
+    )
+    model = _model(optimizer)
+    optimizer.build(model.trainable_variables)
+    (stored,) = (v for v in optimizer.variables if "estimates" in v.path)
+
+    def released():
+        stored.assign(tf.fill(stored.shape, estimate))
+        for variable in model.trainable_variables:
+            variable.assign(tf.zeros(variable.shape))
+        model.train_on_batch(X, Y)
+        return np.concatenate(
+            [v.numpy().ravel() for v in model.trainable_variables]
+        )
+
+    first, second = released(), released()
+    assert np.all(np.isfinite(first) & np.isfinite(second))
+    # The least and the greatest estimate, over the expected batch size.
+    clip_norm = np.clip(estimate, 1e-10, 1e10)
+    deviation = np.std(first - second) / np.sqrt(2.0) * 8.0
+    assert 0.5 < deviation / (clip_norm * np.sqrt(3.0)) < 2.0
+
+
 def test_a_compiled_step_finds_restored_estimates(tmp_path):
     model = _model()
     model.compile(model.optimizer, loss="mse", run_eagerly=False)

@@ -1,6 +1,7 @@
 """Groupings, thresholds, clip factors and clipped sums."""
 
 from tf_dpfp.clipping.adaptive import Adaptive
+from tf_dpfp.clipping.adaptive import bounded as bounded_estimates
 from tf_dpfp.clipping.adaptive import updated as updated_estimates
 from tf_dpfp.clipping.automatic import Automatic
 from tf_dpfp.clipping.clipped_sum import ClippedSums

@@ -187,7 +187,21 @@ def updated(
     factors = tf.exp(
         -adaptive.learning_rate * (fractions - adaptive.target_quantile)
     )
-    return tf.clip_by_value(estimates * factors, _LEAST, _GREATEST)
+    return bounded(estimates * factors)
+
+
+def bounded(estimates: tf.Tensor) -> tf.Tensor:
+    """Brings estimates into the range of those that steps find.
+
+    Args:
+        estimates: Estimates, also such as files bring. Noise in proportion to
+            one of 1e-20 would be zero, for its variance is below all float32
+            numbers.
+
+    Returns:
+        The estimates that are used.
+    """
+    return tf.clip_by_value(estimates, _LEAST, _GREATEST)
 
 
 def clip_norms_of(

@@ -86,7 +86,8 @@ class Adaptation:
         estimates = []
         for group in groups:
             stored = values[self._position(variables, group.members[0])]
-            estimates.append(tf.where(stored > 0.0, stored, group.estimate))
+            known = clipping_lib.bounded_estimates(stored)
+            estimates.append(tf.where(stored > 0.0, known, group.estimate))
         return estimates
 
     def noised_counts(
