@@ -191,7 +191,7 @@ def test_examples_are_taken_out_of_batches(batched):
         # What a map does to a batch may mix its examples.
         (lambda d: d.batch(8).map(lambda x, y: (x, y)), "batched already"),
         (lambda d: d.batch(8).take(2), "batched already"),
-        (lambda d: _batches(X, Y).prefetch(1), "unknown"),
+        (lambda d: _batches(X, Y).prefetch(1), "was made of drawn batches"),
     ],
 )
 def test_other_batches_stay_refused(dataset, message):
