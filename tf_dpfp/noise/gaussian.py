@@ -218,11 +218,11 @@ def gaussians(
 
 
 def _bits(
-    shape: list[int | tf.Tensor], key: tf.Tensor, algorithm: int, counter
+    half: int | tf.Tensor, key: tf.Tensor, algorithm: int, counter
 ) -> tf.Tensor:
-    """Draws int32 bits."""
+    """Draws int32 bits of shape `(2, half)`."""
     return tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=shape,
+        shape=[2, half],
         key=tf.reshape(key, [1]),
         counter=counter,
         alg=algorithm,
@@ -231,7 +231,7 @@ def _bits(
 
 
 def _kernel_normals(half: int | tf.Tensor, deviation, key) -> tf.Tensor:
-    bits = _bits([2, half], key, _PHILOX, tf.zeros([2], tf.uint64))
+    bits = _bits(half, key, _PHILOX, tf.zeros([2], tf.uint64))
     return tf.concat(box_muller.by_kernels(bits, deviation), axis=0)
 
 
@@ -254,7 +254,7 @@ def _fused_pairs(
     """
     start = tf.cast(piece, tf.int64) * 2**32
     counter = tf.bitcast(tf.reshape(start, [1]), tf.uint64)
-    bits = _bits([2, half], key, _THREEFRY, counter)
+    bits = _bits(half, key, _THREEFRY, counter)
     return box_muller.by_polynomials(bits, deviation)
 
 

@@ -2,13 +2,13 @@
 
 A key is the base key of its source, of 64 bits from the operating system, plus
 a counter of steps, tensors and replicas, so no two draws of one process share a
-stream. The counter is read
-and moved on by one operation, so that steps in several threads differ, too. The
-base key and the counter live in a variable that no checkpoint sees: a restored
-run draws new noise, and noise that was released can't be regenerated from a
-checkpoint. A process that is forked takes a key of its own: at its next eager
-step, and when a ledger is opened for data. A step that was compiled before
-the fork and runs in no `fit`, `train_on_batch` or `sampled_steps` can't.
+stream. The counter is read and moved on by one operation, so that steps in
+several threads differ, too. The base key and the counter live in a variable
+that no checkpoint sees: a restored run draws new noise, and noise that was
+released can't be regenerated from a checkpoint. A process that is forked takes
+a key of its own: at its next eager step, and when a ledger is opened for data.
+A step that was compiled before the fork and runs in no `fit`, `train_on_batch`
+or `sampled_steps` can't.
 """
 
 import hashlib
